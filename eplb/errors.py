@@ -1,0 +1,39 @@
+"""Errors of the planner. All are `EplbError`; `eplb_cli.status` maps them to exit codes."""
+
+from collections.abc import Iterable
+
+from eplb_traces.errors import EplbError, InputError, MissingExtraError
+
+__all__ = [
+    "EplbError",
+    "FormatError",
+    "InfeasibleError",
+    "InputError",
+    "MissingExtraError",
+    "PlacementError",
+    "UnknownNameError",
+    "VerificationError",
+]
+
+
+class PlacementError(InputError):
+    """A placement or topology that cannot exist: an expert without a slot, an id out of range, uneven ranks."""
+
+
+class FormatError(InputError):
+    """A file that is not in the dialect it claims, or a placement that the dialect cannot say."""
+
+
+class UnknownNameError(InputError):
+    """A name that no table holds. The message lists the names there are."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}: expected one of {', '.join(sorted(known))}")
+
+
+class InfeasibleError(EplbError):
+    """No placement meets the constraints, or none was found within the limit."""
+
+
+class VerificationError(EplbError):
+    """A runtime did something else than the plan says."""

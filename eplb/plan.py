@@ -1,0 +1,179 @@
+"""Knows what a strategy is asked (Problem) and what it answers (Plan, with a certificate a layer)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, final
+
+from eplb.dispatch_rule import DispatchRule
+from eplb.errors import InputError
+from eplb.placement import Placement
+from eplb.topology import Topology
+from eplb_traces import ExpertLoad, ModelShape
+
+
+class SolveStatus(StrEnum):
+    """How much is known about a plan's distance from the optimum. Infeasible is an exception, not a status."""
+
+    OPTIMAL = "optimal"
+    """The bound is met or the optimum is proven."""
+    FEASIBLE = "feasible"
+    """A search ended at its limit; the gap is known."""
+    HEURISTIC = "heuristic"
+    """No search for a proof was made; the gap to the lower bound is known all the same."""
+
+
+class BindingBound(StrEnum):
+    """Which lower bound is the largest one; see `eplb.bounds`."""
+
+    MEAN = "mean"
+    REPLICATION = "replication"
+    FULL_SLOT = "full_slot"
+
+
+class GroupMode(StrEnum):
+    """How expert groups bind experts to nodes."""
+
+    FREE = "free"
+    """Any expert on any node."""
+    PINNED = "pinned"
+    """All copies of a group's experts on one node, so that group-limited routing limits nodes too."""
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """What every strategy is asked.
+
+    Parameters
+    ----------
+    load
+        The traffic to plan for; strategies of one load vector plan for `load.total`.
+    topology
+        The machine; it must have at least one slot an expert.
+    num_groups
+        Expert groups of the model; a divisor of the number of experts.
+    group_mode
+        Whether groups are pinned to nodes.
+    dispatch
+        How the runtime will split an expert's tokens over its replicas.
+
+    Raises
+    ------
+    InputError
+        For an all-zero load, too few slots, groups that do not divide the experts, or pinned groups that do not
+        divide by the nodes.
+    """
+
+    load: ExpertLoad
+    topology: Topology
+    num_groups: int = 1
+    group_mode: GroupMode = GroupMode.FREE
+    dispatch: DispatchRule = DispatchRule.EVEN
+
+    def __post_init__(self) -> None:
+        num_experts = self.load.num_experts
+        if not self.load.tokens.any():
+            raise InputError("load: every count is zero, nothing to plan for")
+        if self.topology.num_slots < num_experts:
+            raise InputError(f"{self.topology.num_slots} slots: expected at least one for each of {num_experts} experts")
+        if self.num_groups < 1 or num_experts % self.num_groups:
+            raise InputError(f"groups = {self.num_groups}: expected a divisor of {num_experts} experts")
+        if self.group_mode is GroupMode.PINNED and self.num_groups % self.topology.num_nodes:
+            raise InputError(
+                f"groups = {self.num_groups}: pinned groups need a multiple of {self.topology.num_nodes} nodes"
+            )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LayerCertificate:
+    """What a plan claims about one layer, for the planned load.
+
+    `objective` and `lower_bound` are tokens on the busiest rank (tokens over relative speed where ranks differ).
+    """
+
+    objective: float
+    lower_bound: float
+    binding_bound: BindingBound
+    status: SolveStatus
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the objective from the bound; 0 for a layer without load."""
+        return self.objective / self.lower_bound - 1 if self.lower_bound > 0 else 0.0
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A placement with everything needed to trust it and to write it for an engine.
+
+    Parameters
+    ----------
+    placement
+        The placement itself.
+    shape
+        The model it is for.
+    strategy
+        Name of the strategy, or of the format that a foreign file came in.
+    status
+        The weakest status of its layers.
+    seconds
+        Wall time of planning.
+    seed
+        Seed of a randomised strategy; the same inputs and seed give the same bytes.
+    layers
+        One certificate a layer; empty for a placement read from a file that carries none.
+    notes
+        Sentences for the user: what was chosen and why.
+    load_digest
+        Digest of the load planned for; empty where unknown.
+    """
+
+    placement: Placement
+    shape: ModelShape
+    strategy: str
+    status: SolveStatus = SolveStatus.HEURISTIC
+    seconds: float = 0.0
+    seed: int = 0
+    layers: tuple[LayerCertificate, ...] = ()
+    notes: tuple[str, ...] = ()
+    load_digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.layers and len(self.layers) != self.placement.num_layers:
+            raise InputError(f"{len(self.layers)} certificates: expected one for each of {self.placement.num_layers} layers")
+        found = (self.placement.num_layers, self.placement.num_experts)
+        if found != (self.shape.num_layers, self.shape.num_experts):
+            raise InputError(
+                f"placement of {found[0]} layers x {found[1]} experts: "
+                f"the model has {self.shape.num_layers} x {self.shape.num_experts}"
+            )
+
+    @property
+    def gap_mean(self) -> float:
+        """Mean over layers of the gap to the proven bound."""
+        return sum(layer.gap for layer in self.layers) / max(1, len(self.layers))
+
+    @property
+    def gap_worst(self) -> float:
+        """Largest gap of a layer."""
+        return max((layer.gap for layer in self.layers), default=0.0)
+
+
+class Strategy(Protocol):
+    """A named way to make a plan. Its fields are its parameters; equal fields, problem and seed give an equal plan."""
+
+    @property
+    def name(self) -> str:
+        """The name in the table and on the command line."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for `eplb strategies`."""
+        ...
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
+        """Make a plan; `seconds` is filled in by the planner."""
+        ...

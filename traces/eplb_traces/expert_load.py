@@ -1,0 +1,155 @@
+"""Knows how many tokens each expert of each layer got, window by window; knows no placement."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eplb_traces.errors import InputError
+from eplb_traces.model_shape import ModelShape
+
+
+@final
+class ExpertLoad:
+    """Tokens per logical expert, frozen and checked at birth.
+
+    Parameters
+    ----------
+    tokens
+        [W, L, E] or [L, E] (one window): tokens routed to an expert. Finite and >= 0; all-zero layers are legal.
+    weights
+        [W] > 0: how much each window counts in `total`; 1 each by default.
+    labels
+        [W] names of the windows ("prefill", "step 12"); none by default.
+    shape
+        The model behind the load. By default only L and E are known.
+
+    Raises
+    ------
+    InputError
+        Naming the first value that is NaN, infinite or negative, or the dimension that does not fit.
+    """
+
+    tokens: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    labels: tuple[str, ...]
+    shape: ModelShape
+
+    def __init__(
+        self,
+        tokens: ArrayLike,
+        weights: ArrayLike | None = None,
+        labels: Sequence[str] | None = None,
+        shape: ModelShape | None = None,
+    ) -> None:
+        set_field = object.__setattr__
+        set_field(self, "tokens", _checked_tokens(tokens))
+        num_windows, num_layers, num_experts = self.tokens.shape
+        set_field(self, "weights", _checked_weights(weights, num_windows))
+        set_field(self, "labels", tuple(labels) if labels is not None else ())
+        set_field(self, "shape", shape if shape is not None else ModelShape(num_layers, num_experts))
+        if self.labels and len(self.labels) != num_windows:
+            raise InputError(f"labels has {len(self.labels)} entries: expected one for each of {num_windows} windows")
+        if (self.shape.num_layers, self.shape.num_experts) != (num_layers, num_experts):
+            raise InputError(
+                f"load of {num_layers} layers x {num_experts} experts: "
+                f"the model has {self.shape.num_layers} x {self.shape.num_experts}"
+            )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"ExpertLoad is frozen: {name} cannot be set")
+
+    @property
+    def num_windows(self) -> int:
+        """W."""
+        return int(self.tokens.shape[0])
+
+    @property
+    def num_layers(self) -> int:
+        """L, MoE layers."""
+        return int(self.tokens.shape[1])
+
+    @property
+    def num_experts(self) -> int:
+        """E, logical experts of a layer."""
+        return int(self.tokens.shape[2])
+
+    @cached_property
+    def total(self) -> NDArray[np.float64]:
+        """[L, E] tokens summed over windows, each times its weight; read-only."""
+        if self.num_windows == 1 and self.weights[0] == 1.0:
+            first: NDArray[np.float64] = self.tokens[0]
+            return first
+        total: NDArray[np.float64] = np.einsum("w,wle->le", self.weights, self.tokens)
+        total.setflags(write=False)
+        return total
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over shape, tokens and weights: equal loads have equal digests on every machine."""
+        sha = hashlib.sha256(repr(self.tokens.shape).encode())
+        sha.update(self.tokens.astype("<f8", copy=False).tobytes())
+        sha.update(self.weights.astype("<f8", copy=False).tobytes())
+        return f"sha256:{sha.hexdigest()}"
+
+    def select(self, windows: slice) -> "ExpertLoad":
+        """Return the load of some windows, in order, with their weights and labels."""
+        return ExpertLoad(self.tokens[windows], self.weights[windows], self.labels[windows] or None, self.shape)
+
+    def merged(self, windows_per_merge: int) -> "ExpertLoad":
+        """Return the same traffic in coarser windows: sums of `windows_per_merge` neighbours, the last maybe of fewer."""
+        if windows_per_merge < 1:
+            raise InputError(f"windows_per_merge = {windows_per_merge}: expected >= 1")
+        starts = np.arange(0, self.num_windows, windows_per_merge)
+        return ExpertLoad(np.add.reduceat(self.tokens * self.weights[:, None, None], starts, axis=0), shape=self.shape)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ExpertLoad):
+            return NotImplemented
+        return (
+            self.shape == other.shape
+            and self.labels == other.labels
+            and np.array_equal(self.weights, other.weights)
+            and np.array_equal(self.tokens, other.tokens)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __reduce__(self) -> tuple[type["ExpertLoad"], tuple[object, ...]]:
+        return ExpertLoad, (self.tokens, self.weights, self.labels or None, self.shape)
+
+    def __repr__(self) -> str:
+        return f"ExpertLoad({self.num_windows} windows x {self.num_layers} layers x {self.num_experts} experts)"
+
+
+def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
+    """Return a read-only float64 [W, L, E] that nobody else can write to."""
+    try:
+        array = np.array(tokens, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"tokens is not a rectangular array of numbers: {error}") from error
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise InputError(f"tokens has shape {array.shape}: expected [windows, layers, experts] or [layers, experts]")
+    # One pass: a NaN, an infinity or a negative number fails at least one of the two comparisons on the extremes.
+    if not (array.min() >= 0.0 and array.max() < np.inf):
+        window, layer, expert = (int(i) for i in np.argwhere(~((array >= 0.0) & (array < np.inf)))[0])
+        value = array[window, layer, expert]
+        raise InputError(f"tokens[window {window}, layer {layer}, expert {expert}] = {value}: expected finite and >= 0")
+    array.setflags(write=False)
+    return array
+
+
+def _checked_weights(weights: ArrayLike | None, num_windows: int) -> NDArray[np.float64]:
+    array = np.ones(num_windows) if weights is None else np.array(weights, dtype=np.float64)
+    if array.shape != (num_windows,):
+        raise InputError(f"weights has shape {array.shape}: expected one for each of {num_windows} windows")
+    if not (np.isfinite(array) & (array > 0)).all():
+        raise InputError(f"weights = {array}: expected finite and > 0")
+    array.setflags(write=False)
+    return array

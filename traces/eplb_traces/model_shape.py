@@ -1,0 +1,96 @@
+"""Knows the shape of a Mixture-of-Experts model as its router sees it; knows no weights and no machines."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import final
+
+from eplb_traces.errors import InputError
+
+
+@final
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a model that a trace, a plan and an engine must agree on.
+
+    Parameters
+    ----------
+    num_layers
+        Number of MoE layers. Dense layers do not count.
+    num_experts
+        Logical routed experts of a layer, shared experts left out.
+    top_k
+        Experts a token selects; None where the source recorded only loads and does not say.
+    num_expert_groups
+        Routing groups of group-limited gating; 1 without groups. Group g holds the contiguous experts
+        ``[g * E / G, (g + 1) * E / G)``.
+    top_k_groups
+        Groups a token may select from; None without a limit.
+    moe_layer_ids
+        Absolute index of each MoE layer in the model, ascending; None where unknown.
+    num_hidden_layers
+        Layers of the model, dense ones included; None where unknown.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range or two numbers contradict each other.
+    """
+
+    num_layers: int
+    num_experts: int
+    top_k: int | None = None
+    num_expert_groups: int = 1
+    top_k_groups: int | None = None
+    moe_layer_ids: tuple[int, ...] | None = None
+    num_hidden_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_experts", "num_expert_groups"):
+            _check_positive(name, getattr(self, name))
+        if self.top_k is not None:
+            _check_positive("top_k", self.top_k)
+            if self.top_k > self.num_experts:
+                raise InputError(f"top_k = {self.top_k}: expected at most num_experts = {self.num_experts}")
+        if self.num_experts % self.num_expert_groups:
+            raise InputError(
+                f"num_expert_groups = {self.num_expert_groups}: expected a divisor of num_experts = {self.num_experts}"
+            )
+        self._check_groups()
+        self._check_layer_ids()
+
+    def _check_groups(self) -> None:
+        if self.top_k_groups is None:
+            return
+        if not 1 <= self.top_k_groups <= self.num_expert_groups:
+            raise InputError(f"top_k_groups = {self.top_k_groups}: expected 1 to {self.num_expert_groups}")
+        reachable = self.top_k_groups * (self.num_experts // self.num_expert_groups)
+        if self.top_k is not None and self.top_k > reachable:
+            raise InputError(f"top_k = {self.top_k}: {self.top_k_groups} groups hold only {reachable} experts")
+
+    def _check_layer_ids(self) -> None:
+        if self.num_hidden_layers is not None and self.num_hidden_layers < self.num_layers:
+            raise InputError(
+                f"num_hidden_layers = {self.num_hidden_layers}: expected at least num_layers = {self.num_layers}"
+            )
+        if self.moe_layer_ids is None:
+            return
+        ids = tuple(int(i) for i in self.moe_layer_ids)
+        object.__setattr__(self, "moe_layer_ids", ids)
+        if len(ids) != self.num_layers:
+            raise InputError(f"moe_layer_ids has {len(ids)} entries: expected num_layers = {self.num_layers}")
+        if ids[0] < 0 or any(a >= b for a, b in pairwise(ids)):
+            raise InputError(f"moe_layer_ids = {ids}: expected ascending ids >= 0")
+        if self.num_hidden_layers is not None and ids[-1] >= self.num_hidden_layers:
+            raise InputError(
+                f"moe_layer_ids[{len(ids) - 1}] = {ids[-1]}: expected < num_hidden_layers = {self.num_hidden_layers}"
+            )
+
+    @property
+    def experts_per_group(self) -> int:
+        """Logical experts of one routing group."""
+        return self.num_experts // self.num_expert_groups
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} = {value!r}: expected an integer >= 1")
