@@ -5,7 +5,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import InputError
+from eplb.errors import InputError, UnknownNameError
 from eplb.placement import EMPTY_SLOT, Placement
 
 
@@ -16,6 +16,14 @@ class DispatchRule(StrEnum):
     """The same share for every replica."""
     WEIGHTED = "weighted"
     """The shares that the placement carries in `replica_weights`."""
+
+    @classmethod
+    def named(cls, name: str) -> "DispatchRule":
+        """The rule of that name; UnknownNameError with the list if there is none."""
+        try:
+            return cls(name)
+        except ValueError:
+            raise UnknownNameError("dispatch rule", name, cls) from None
 
 
 def slot_shares(placement: Placement, dispatch: DispatchRule) -> NDArray[np.float64]:

@@ -88,7 +88,9 @@ class Placement:
         occupied = self.physical_to_logical_map != EMPTY_SLOT
         if not ((weights >= 0) & (weights <= 1)).all() or weights[~occupied].any():
             raise PlacementError("replica_weights: expected shares from 0 to 1, and 0 in empty slots")
-        sums = np.bincount(self._flat_expert_ids, weights=weights[occupied], minlength=self.num_layers * self.num_experts)
+        sums = np.bincount(
+            self._flat_expert_ids, weights=weights[occupied], minlength=self.num_layers * self.num_experts
+        )
         if (np.abs(sums - 1) > 1e-6).any():
             layer, expert = divmod(int(np.argmax(np.abs(sums - 1))), self.num_experts)
             raise PlacementError(
@@ -119,9 +121,9 @@ class Placement:
     def logical_replica_count(self) -> NDArray[np.int32]:
         """[L, E] slots of each logical expert."""
         counts = np.bincount(self._flat_expert_ids, minlength=self.num_layers * self.num_experts)
-        counts = counts.astype(np.int32).reshape(self.num_layers, self.num_experts)
-        counts.setflags(write=False)
-        return counts
+        by_layer = counts.astype(np.int32).reshape(self.num_layers, self.num_experts)
+        by_layer.setflags(write=False)
+        return by_layer
 
     @cached_property
     def logical_to_physical_map(self) -> NDArray[np.int32]:
@@ -141,7 +143,9 @@ class Placement:
         """[L, P] whether an earlier slot of the same rank already holds the slot's expert."""
         rank_of_slot = self.topology.rank_of_slot.astype(np.int64)
         layer = np.arange(self.num_layers, dtype=np.int64)[:, None]
-        key = (layer * self.topology.num_ranks + rank_of_slot) * (self.num_experts + 1) + self.physical_to_logical_map + 1
+        key = (
+            (layer * self.topology.num_ranks + rank_of_slot) * (self.num_experts + 1) + self.physical_to_logical_map + 1
+        )
         _, first = np.unique(key.reshape(-1), return_index=True)
         duplicate = np.ones(key.size, dtype=np.bool_)
         duplicate[first] = False

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Protocol, final
 
 from eplb.dispatch_rule import DispatchRule
-from eplb.errors import InputError
+from eplb.errors import InputError, UnknownNameError
 from eplb.placement import Placement
 from eplb.topology import Topology
 from eplb_traces import ExpertLoad, ModelShape
@@ -37,6 +37,14 @@ class GroupMode(StrEnum):
     """Any expert on any node."""
     PINNED = "pinned"
     """All copies of a group's experts on one node, so that group-limited routing limits nodes too."""
+
+    @classmethod
+    def named(cls, name: str) -> "GroupMode":
+        """The mode of that name; UnknownNameError with the list if there is none."""
+        try:
+            return cls(name)
+        except ValueError:
+            raise UnknownNameError("group mode", name, cls) from None
 
 
 @final
@@ -72,10 +80,15 @@ class Problem:
 
     def __post_init__(self) -> None:
         num_experts = self.load.num_experts
-        if not self.load.tokens.any():
+        if self.load.tokens.max() == 0:
             raise InputError("load: every count is zero, nothing to plan for")
         if self.topology.num_slots < num_experts:
-            raise InputError(f"{self.topology.num_slots} slots: expected at least one for each of {num_experts} experts")
+            raise InputError(
+                f"{self.topology.num_slots} slots: expected at least one for each of {num_experts} experts"
+            )
+        most_slots = int(self.topology.rank_num_slots.max())
+        if most_slots > num_experts:
+            raise InputError(f"slots_per_rank = {most_slots}: a rank can hold each of {num_experts} experts only once")
         if self.num_groups < 1 or num_experts % self.num_groups:
             raise InputError(f"groups = {self.num_groups}: expected a divisor of {num_experts} experts")
         if self.group_mode is GroupMode.PINNED and self.num_groups % self.topology.num_nodes:
@@ -142,7 +155,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.layers and len(self.layers) != self.placement.num_layers:
-            raise InputError(f"{len(self.layers)} certificates: expected one for each of {self.placement.num_layers} layers")
+            raise InputError(
+                f"{len(self.layers)} certificates: expected one for each of {self.placement.num_layers} layers"
+            )
         found = (self.placement.num_layers, self.placement.num_experts)
         if found != (self.shape.num_layers, self.shape.num_experts):
             raise InputError(

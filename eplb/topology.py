@@ -12,6 +12,7 @@ from eplb.errors import PlacementError
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
+
 @final
 @dataclass(frozen=True)
 class Topology:

@@ -1,0 +1,34 @@
+"""Where the experts of a Mixture-of-Experts model live: plan it, judge it, write it for an engine, prove it.
+
+Importing this package loads neither torch nor a solver nor a plotting library.
+"""
+
+from importlib.metadata import version
+
+from eplb.dispatch_rule import DispatchRule
+from eplb.engines.deepseek import rebalance_experts
+from eplb.metrics import Evaluation, evaluate
+from eplb.placement import Placement
+from eplb.plan import GroupMode, LayerCertificate, Plan, SolveStatus
+from eplb.planner import compare, plan
+from eplb.topology import Topology
+from eplb_traces import ExpertLoad, ModelShape
+
+__all__ = [
+    "DispatchRule",
+    "Evaluation",
+    "ExpertLoad",
+    "GroupMode",
+    "LayerCertificate",
+    "ModelShape",
+    "Placement",
+    "Plan",
+    "SolveStatus",
+    "Topology",
+    "compare",
+    "evaluate",
+    "plan",
+    "rebalance_experts",
+]
+
+__version__ = version("eplb")

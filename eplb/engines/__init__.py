@@ -1,0 +1,1 @@
+"""Drop-ins with the engines' own signatures."""

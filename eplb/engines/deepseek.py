@@ -1,0 +1,112 @@
+"""DeepSeek's `rebalance_experts`: same name, same arguments, same answer; torch tensors in, torch tensors out."""
+
+import sys
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eplb.errors import InputError
+from eplb.plan import GroupMode
+from eplb.strategies.deepseek import deepseek_maps
+
+if TYPE_CHECKING:
+    import torch
+
+_Array = TypeVar("_Array", "torch.Tensor", NDArray[np.int64])
+
+
+def rebalance_experts(  # noqa: PLR0913  # the published signature
+    weight: _Array,
+    num_replicas: int,
+    num_groups: int,
+    num_nodes: int,
+    num_gpus: int,
+    *,
+    strategy: str = "deepseek",
+) -> tuple[_Array, _Array, _Array]:
+    """Plan every layer as DeepSeek's EPLB does, or with another strategy.
+
+    Parameters
+    ----------
+    weight
+        [layers, num_logical_experts] load of each expert.
+    num_replicas
+        Physical experts; a multiple of `num_gpus`.
+    num_groups
+        Expert groups. If `num_nodes` divides it the policy is hierarchical, else global, as published.
+    num_nodes, num_gpus
+        Nodes, and GPUs of all nodes together.
+    strategy
+        "deepseek" is the published algorithm slot by slot; any name of `eplb.strategies` else, "greedy" for ours.
+
+    Returns
+    -------
+    tuple
+        `physical_to_logical_map` [layers, num_replicas], `logical_to_physical_map`
+        [layers, num_logical_experts, X] padded with -1, `expert_count` [layers, num_logical_experts]; int64.
+
+    Raises
+    ------
+    InputError
+        Where the published function asserts, and for a load that is not finite and >= 0.
+    """
+    load: NDArray[np.float64] = _as_load(weight)
+    _check_counts(load.shape[1], num_replicas, num_groups, num_nodes, num_gpus)
+    hierarchical = num_groups % num_nodes == 0
+    if strategy == "deepseek":
+        groups, nodes = (num_groups, num_nodes) if hierarchical else (1, 1)
+        phy2log, replica, logcnt = deepseek_maps(
+            load, num_replicas, num_groups=groups, num_nodes=nodes, num_ranks=num_gpus
+        )
+        log2phy = np.full((*load.shape, int(logcnt.max())), -1, dtype=np.int64)
+        log2phy[np.arange(load.shape[0])[:, None], phy2log, replica] = np.arange(num_replicas)
+    else:
+        phy2log, log2phy, logcnt = _planned(load, num_replicas, num_groups, num_nodes, num_gpus, strategy)
+    return _like(weight, phy2log), _like(weight, log2phy), _like(weight, logcnt)
+
+
+def _planned(  # noqa: PLR0913  # the published signature
+    load: NDArray[np.float64], num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, strategy: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    from eplb.planner import plan
+    from eplb.topology import Topology
+    from eplb_traces import ExpertLoad
+
+    topology = Topology(num_nodes, num_gpus // num_nodes, num_replicas // num_gpus)
+    mode = GroupMode.PINNED if num_groups > 1 and num_groups % num_nodes == 0 else GroupMode.FREE
+    return plan(ExpertLoad(load), topology, strategy, groups=num_groups, group_mode=mode).placement.maps()
+
+
+def _check_counts(num_experts: int, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> None:
+    """Refuse what the published function asserts, in its order."""
+    for name, count in (("num_groups", num_groups), ("num_nodes", num_nodes), ("num_gpus", num_gpus)):
+        if count < 1:
+            raise InputError(f"{name} = {count}: expected >= 1")
+    if num_groups % num_nodes == 0 and num_experts % num_groups:
+        raise InputError(f"{num_experts} experts: expected a multiple of num_groups = {num_groups}")
+    if num_gpus % num_nodes:
+        raise InputError(f"num_gpus = {num_gpus}: expected a multiple of num_nodes = {num_nodes}")
+    if num_replicas % num_gpus:
+        raise InputError(f"num_replicas = {num_replicas}: expected a multiple of num_gpus = {num_gpus}")
+    if num_replicas < num_experts:
+        raise InputError(f"num_replicas = {num_replicas}: expected at least {num_experts} experts")
+
+
+def _as_load(weight: object) -> NDArray[np.float64]:
+    torch = sys.modules.get("torch")  # whoever passes a tensor has imported it
+    if torch is not None and isinstance(weight, torch.Tensor):
+        weight = weight.detach().cpu().double().numpy()
+    load = np.asarray(cast(ArrayLike, weight), dtype=np.float64)
+    if load.ndim != 2 or 0 in load.shape:
+        raise InputError(f"weight has shape {load.shape}: expected [layers, experts]")
+    if not (np.isfinite(load).all() and (load >= 0).all()):
+        raise InputError("weight: expected finite values >= 0")
+    return load
+
+
+def _like(weight: _Array, array: NDArray[np.int64]) -> _Array:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(weight, torch.Tensor):
+        return cast(_Array, torch.from_numpy(array))
+    return array

@@ -1,0 +1,131 @@
+"""The three arrays that DeepSeek's function returns, in a .npz file.
+
+From deepseek-ai/EPLB@d52c72d5, ``eplb.py``: ``phy2log`` [L, P], ``log2phy`` [L, E, X] padded with -1, ``logcnt``
+[L, E], all int64; slot j is on GPU ``j // (P / num_gpus)``, GPU g on node ``g // (num_gpus / num_nodes)``. DeepSeek
+has no file; the names of the arrays are its variables. ``num_nodes`` and ``num_gpus``, the function's own
+arguments, are stored beside them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import FormatError
+from eplb.formats.array_file import load_npz, npz_bytes
+from eplb.formats.foreign import FileFacts, make_plan, open_foreign
+from eplb.formats.limits import check_equal_ranks, check_no_empty_slots, check_suffix
+from eplb.formats.protocol import ReadHints
+from eplb.formats.sidecar import write_with_sidecar
+from eplb.plan import Plan
+
+_MAPS = {"phy2log": 2, "log2phy": 3, "logcnt": 2}
+_SCALARS = ("num_nodes", "num_gpus")
+_PADDING = np.iinfo(np.int64).max  # sorts behind every slot
+
+
+@final
+@dataclass(frozen=True)
+class Deepseek:
+    """DeepSeek's phy2log, log2phy and logcnt."""
+
+    name: ClassVar[str] = "deepseek"
+    summary: ClassVar[str] = "phy2log, log2phy, logcnt as DeepSeek's rebalance_experts returns them, .npz"
+    suffixes: ClassVar[tuple[str, ...]] = (".npz",)
+
+    def read(self, path: Path, hints: ReadHints) -> Plan:
+        """The plan, after a check that the three arrays say the same."""
+        arrays = _integer_arrays(path)
+        phy2log, log2phy, logcnt = (arrays[name] for name in _MAPS)
+        file = open_foreign(path, self.name, phy2log, hints)
+        num_nodes, num_gpus = (_scalar(path, arrays, name) for name in _SCALARS)
+        facts = FileFacts(num_ranks=num_gpus, num_nodes=num_nodes, num_experts=logcnt.shape[1])
+        plan = make_plan(file, phy2log, facts)
+        _check_agreement(path, plan, log2phy, logcnt)
+        return plan
+
+    def check(self, plan: Plan) -> None:
+        """Refuse empty slots and uneven ranks."""
+        check_no_empty_slots(self.name, plan.placement)
+        check_equal_ranks(self.name, plan.placement)
+
+    def write(self, plan: Plan, path: Path) -> None:
+        """Write the archive and the sidecar."""
+        check_suffix(self.name, path, self.suffixes)
+        self.check(plan)
+        topology, maps = plan.placement.topology, plan.placement.maps()
+        arrays: dict[str, NDArray[np.int64]] = {
+            "phy2log": maps.physical_to_logical_map,
+            "log2phy": maps.logical_to_physical_map,
+            "logcnt": maps.logical_replica_count,
+            "num_nodes": np.array(topology.num_nodes, dtype=np.int64),
+            "num_gpus": np.array(topology.num_ranks, dtype=np.int64),
+        }
+        write_with_sidecar(path, npz_bytes(arrays), arrays["phy2log"], self.name, plan)
+
+    def server_flags(self, path: Path, plan: Plan) -> str:
+        """There is no engine behind the file; say how code gets the arrays."""
+        return (
+            "# no server loads it; in Python, for code written around deepseek-ai/EPLB's rebalance_experts:\n"
+            f"""phy2log, log2phy, logcnt = (numpy.load("{path}")[k] for k in ("phy2log", "log2phy", "logcnt"))"""
+        )
+
+
+def _integer_arrays(path: Path) -> dict[str, NDArray[np.int64]]:
+    """The arrays of the file as int64, names, dimensions and types checked."""
+    loaded = load_npz(path)
+    for name in _MAPS:
+        if name not in loaded:
+            raise FormatError(f"{path}: array {name!r} is missing")
+    for name, array in loaded.items():
+        if name not in _MAPS and name not in _SCALARS:
+            raise FormatError(f"{path}: unknown array {name!r}: expected {', '.join([*_MAPS, *_SCALARS])}")
+        if not np.issubdtype(array.dtype, np.integer) or array.ndim != _MAPS.get(name, 0) or array.size == 0:
+            raise FormatError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}: expected integers of "
+                f"{_MAPS.get(name, 0)} dimensions"
+            )
+    return {name: array.astype(np.int64) for name, array in loaded.items()}
+
+
+def _scalar(path: Path, arrays: Mapping[str, NDArray[np.int64]], name: str) -> int | None:
+    if name not in arrays:
+        return None
+    value = int(arrays[name])
+    if value < 1:
+        raise FormatError(f"{path}: {name} = {value}: expected >= 1")
+    return value
+
+
+def _check_agreement(path: Path, plan: Plan, log2phy: NDArray[np.int64], logcnt: NDArray[np.int64]) -> None:
+    """Refuse counts or slots that phy2log does not have; the order of an expert's slots is free."""
+    counts = plan.placement.logical_replica_count
+    if logcnt.shape != counts.shape or (logcnt != counts).any():
+        layer, expert = _first(logcnt != counts) if logcnt.shape == counts.shape else (0, 0)
+        raise FormatError(f"{path}: logcnt[layer {layer}, expert {expert}] does not count the slots of phy2log")
+    own = plan.placement.logical_to_physical_map.astype(np.int64)
+    width = max(own.shape[2], log2phy.shape[2])
+    if log2phy.shape[:2] != own.shape[:2]:
+        raise FormatError(f"{path}: log2phy has shape {log2phy.shape}: expected {own.shape[:2]} lists of slots")
+    differs = (_sorted_slots(log2phy, width) != _sorted_slots(own, width)).any(axis=2)
+    if differs.any():
+        layer, expert = _first(differs)
+        raise FormatError(
+            f"{path}: log2phy[layer {layer}, expert {expert}] = {log2phy[layer, expert][:8].tolist()}: phy2log has it "
+            f"in {own[layer, expert][own[layer, expert] >= 0][:8].tolist()}"
+        )
+
+
+def _sorted_slots(slots: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """[L, E, width] ascending, -1 moved behind the slots."""
+    padded = np.full((*slots.shape[:2], width), _PADDING, dtype=np.int64)
+    padded[:, :, : slots.shape[2]] = np.where(slots == -1, _PADDING, slots)
+    return np.sort(padded, axis=2)
+
+
+def _first(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    layer, expert = np.argwhere(mask)[0]
+    return int(layer), int(expert)

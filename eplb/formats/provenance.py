@@ -1,0 +1,207 @@
+"""Knows all of a plan but its map, as JSON fields and back; knows no file.
+
+The native format carries these fields beside the map, the sidecar of a foreign file without it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import FormatError
+from eplb.formats.json_fields import (
+    as_fields,
+    as_int,
+    as_list,
+    as_number,
+    as_number_row,
+    as_text,
+    located,
+    stack_rows,
+)
+from eplb.placement import Placement
+from eplb.plan import BindingBound, LayerCertificate, Plan, SolveStatus
+from eplb.topology import Topology
+from eplb_traces import ModelShape
+from eplb_traces.shape_json import shape_from_json, shape_to_json
+
+PROVENANCE_KEYS = (
+    "eplb_version",
+    "strategy",
+    "status",
+    "seed",
+    "seconds",
+    "load_digest",
+    "notes",
+    "shape",
+    "topology",
+    "replica_weights",
+    "layers",
+)
+_TOPOLOGY_KEYS = (
+    "num_nodes",
+    "ranks_per_node",
+    "slots_per_rank",
+    "rank_speed",
+    "intra_node_gbps",
+    "inter_node_gbps",
+)
+_CERTIFICATE_KEYS = ("objective", "lower_bound", "binding_bound", "status")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """A plan without its map: every field as in `Plan`, `Placement` and `Topology`."""
+
+    shape: ModelShape
+    topology: Topology
+    replica_weights: NDArray[np.float64] | None
+    strategy: str
+    status: SolveStatus
+    seconds: float
+    seed: int
+    layers: tuple[LayerCertificate, ...]
+    notes: tuple[str, ...]
+    load_digest: str
+
+    def with_map(self, phy2log: NDArray[np.int64], shape: ModelShape) -> Plan:
+        """The whole plan again; `shape` may know more of the model than the record does."""
+        placement = Placement(phy2log, shape.num_experts, self.topology, self.replica_weights)
+        return Plan(
+            placement=placement,
+            shape=shape,
+            strategy=self.strategy,
+            status=self.status,
+            seconds=self.seconds,
+            seed=self.seed,
+            layers=self.layers,
+            notes=self.notes,
+            load_digest=self.load_digest,
+        )
+
+
+@cache
+def eplb_version() -> str:
+    """The version of the installed package, "unknown" in a bare checkout."""
+    try:
+        return metadata.version("eplb")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def provenance_fields(plan: Plan) -> dict[str, object]:
+    """The JSON fields of `plan`, with the keys PROVENANCE_KEYS in this order."""
+    weights = plan.placement.replica_weights
+    return {
+        "eplb_version": eplb_version(),
+        "strategy": plan.strategy,
+        "status": plan.status.value,
+        "seed": int(plan.seed),
+        "seconds": float(plan.seconds),
+        "load_digest": plan.load_digest,
+        "notes": list(plan.notes),
+        "shape": shape_to_json(plan.shape),
+        "topology": _topology_fields(plan.placement.topology),
+        "replica_weights": None if weights is None else weights.tolist(),
+        "layers": [_certificate_fields(layer) for layer in plan.layers],
+    }
+
+
+def _topology_fields(topology: Topology) -> dict[str, object]:
+    slots: list[int] = topology.rank_num_slots.tolist()
+    speed = topology.rank_speed
+    return {
+        "num_nodes": int(topology.num_nodes),
+        "ranks_per_node": int(topology.ranks_per_node),
+        "slots_per_rank": slots[0] if topology.has_equal_slots else slots,
+        "rank_speed": None if speed is None else [float(s) for s in speed],
+        "intra_node_gbps": float(topology.intra_node_gbps),
+        "inter_node_gbps": float(topology.inter_node_gbps),
+    }
+
+
+def _certificate_fields(layer: LayerCertificate) -> dict[str, object]:
+    return {
+        "objective": float(layer.objective),
+        "lower_bound": float(layer.lower_bound),
+        "binding_bound": layer.binding_bound.value,
+        "status": layer.status.value,
+    }
+
+
+def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
+    """Check and rebuild what `provenance_fields` gave; other keys of `fields` are the caller's.
+
+    Raises
+    ------
+    FormatError
+        With the JSON path of the first field that is not what it has to be.
+    """
+    as_text(fields["eplb_version"], f"{place}.eplb_version")
+    layers = as_list(fields["layers"], f"{place}.layers")
+    notes = as_list(fields["notes"], f"{place}.notes")
+    with located(place):
+        shape = shape_from_json(fields["shape"], "shape")
+    return Provenance(
+        shape=shape,
+        topology=_topology_from_json(fields["topology"], f"{place}.topology"),
+        replica_weights=_weights_from_json(fields["replica_weights"], f"{place}.replica_weights"),
+        strategy=as_text(fields["strategy"], f"{place}.strategy"),
+        status=_status_from_json(fields["status"], f"{place}.status"),
+        seconds=as_number(fields["seconds"], f"{place}.seconds"),
+        seed=as_int(fields["seed"], f"{place}.seed"),
+        layers=tuple(_certificate_from_json(layer, f"{place}.layers[{i}]") for i, layer in enumerate(layers)),
+        notes=tuple(as_text(note, f"{place}.notes[{i}]") for i, note in enumerate(notes)),
+        load_digest=as_text(fields["load_digest"], f"{place}.load_digest"),
+    )
+
+
+def _topology_from_json(value: object, place: str) -> Topology:
+    fields = as_fields(value, place, _TOPOLOGY_KEYS)
+    slots, speed = fields["slots_per_rank"], fields["rank_speed"]
+    with located(place):
+        return Topology(
+            num_nodes=as_int(fields["num_nodes"], f"{place}.num_nodes", 1),
+            ranks_per_node=as_int(fields["ranks_per_node"], f"{place}.ranks_per_node", 1),
+            slots_per_rank=(
+                [as_int(item, f"{place}.slots_per_rank[{i}]", 1) for i, item in enumerate(slots)]
+                if isinstance(slots, list)
+                else as_int(slots, f"{place}.slots_per_rank", 1)
+            ),
+            rank_speed=None if speed is None else as_number_row(speed, f"{place}.rank_speed").tolist(),
+            intra_node_gbps=as_number(fields["intra_node_gbps"], f"{place}.intra_node_gbps"),
+            inter_node_gbps=as_number(fields["inter_node_gbps"], f"{place}.inter_node_gbps"),
+        )
+
+
+def _weights_from_json(value: object, place: str) -> NDArray[np.float64] | None:
+    if value is None:
+        return None
+    rows = [as_number_row(row, f"{place}[{i}]") for i, row in enumerate(as_list(value, place))]
+    if not rows:
+        raise FormatError(f"{place} is empty: expected one list of shares a layer, or null")
+    return stack_rows({f"{place}[{i}]": row for i, row in enumerate(rows)})
+
+
+def _status_from_json(value: object, place: str) -> SolveStatus:
+    try:
+        return SolveStatus(as_text(value, place))
+    except ValueError:
+        raise FormatError(f"{place} = {value!r}: expected one of {', '.join(SolveStatus)}") from None
+
+
+def _certificate_from_json(value: object, place: str) -> LayerCertificate:
+    fields = as_fields(value, place, _CERTIFICATE_KEYS)
+    objective = as_number(fields["objective"], f"{place}.objective")
+    lower_bound = as_number(fields["lower_bound"], f"{place}.lower_bound")
+    if objective < lower_bound * (1 - 1e-9):  # equal up to rounding is legal: the bound is met
+        raise FormatError(f"{place}.objective = {objective}: expected at least lower_bound = {lower_bound}")
+    bound = as_text(fields["binding_bound"], f"{place}.binding_bound")
+    if bound not in set(BindingBound):
+        raise FormatError(f"{place}.binding_bound = {bound!r}: expected one of {', '.join(BindingBound)}")
+    status = _status_from_json(fields["status"], f"{place}.status")
+    return LayerCertificate(objective, lower_bound, BindingBound(bound), status)

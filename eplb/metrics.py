@@ -1,0 +1,150 @@
+"""The judge: what a placement does to a load. Knows no strategy; every number is recomputed from the map itself."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.bounds import lower_bounds
+from eplb.dispatch_rule import DispatchRule, slot_shares
+from eplb.errors import InputError
+from eplb.placement import EMPTY_SLOT, Placement
+from eplb_traces import ExpertLoad
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Rank loads of every window and layer, and every engine's metric by its own name.
+
+    A layer without load in a window counts as perfectly balanced there. Where ranks differ in speed, max_over_mean
+    compares times: load over relative speed.
+    """
+
+    placement: Placement
+    load: ExpertLoad
+    rank_load: NDArray[np.float64]
+    """[W, L, R] tokens; each row sums to the load's."""
+
+    @cached_property
+    def max_over_mean_by_window(self) -> NDArray[np.float64]:
+        """[W, L] busiest over mean rank; 1 is perfect."""
+        return _max_over_mean(self.rank_load / self.placement.topology.relative_speed)
+
+    @cached_property
+    def max_over_mean(self) -> NDArray[np.float64]:
+        """[L] mean over windows, by their weights, of `max_over_mean_by_window`."""
+        return np.average(self.max_over_mean_by_window, axis=0, weights=self.load.weights)
+
+    @cached_property
+    def max_over_mean_of_total(self) -> NDArray[np.float64]:
+        """[L] of the load summed over windows: what one long window would show."""
+        total = np.einsum("w,wlr->lr", self.load.weights, self.rank_load)
+        return _max_over_mean(total / self.placement.topology.relative_speed)
+
+    @cached_property
+    def gap(self) -> NDArray[np.float64]:
+        """[L] relative distance of the summed load's busiest rank from the proven lower bound."""
+        empty = bool((self.placement.physical_to_logical_map == EMPTY_SLOT).any())
+        distinct = not (empty or self.placement.duplicate_slots.any())
+        bound = lower_bounds(self.load.total, self.placement.topology, full_and_distinct=distinct).value
+        mean = self.load.total.sum(axis=1) / self.placement.topology.num_ranks
+        loaded = mean > 0
+        gap = np.zeros_like(mean)
+        gap[loaded] = self.max_over_mean_of_total[loaded] * mean[loaded] / bound[loaded] - 1
+        return gap
+
+    @property
+    def balancedness_vllm(self) -> float:
+        """vLLM's: sum over layers of the mean rank load over the sum of the busiest rank's, mean over windows."""
+        busiest = self.rank_load.max(axis=2).sum(axis=1)
+        loaded = busiest > 0
+        mean = self.rank_load.mean(axis=2).sum(axis=1)
+        return self._window_mean(np.where(loaded, mean / np.where(loaded, busiest, 1.0), 1.0))
+
+    @property
+    def balancedness_sglang(self) -> float:
+        """SGLang's: mean over layers of mean / busiest rank load, mean over windows."""
+        return self._window_mean((1 / _max_over_mean(self.rank_load)).mean(axis=1))
+
+    @property
+    def imbalance_ratio_trtllm(self) -> float:
+        """TensorRT-LLM's: max / mean - 1, mean over layers and windows."""
+        return self._window_mean(_max_over_mean(self.rank_load).mean(axis=1)) - 1
+
+    @property
+    def par_ascend(self) -> float:
+        """vllm-ascend's peak-to-average ratio: max / mean, mean over layers and windows."""
+        return self.imbalance_ratio_trtllm + 1
+
+    def _window_mean(self, per_window: NDArray[np.float64]) -> float:
+        return float(np.average(per_window, weights=self.load.weights))
+
+    def summary(self) -> dict[str, float | int]:
+        """The metrics by name, as `--json` prints them.
+
+        `max_over_mean_p95` is over windows and layers; keys that end in `_of_total` and the gaps are of the load
+        summed over windows.
+        """
+        placement = self.placement
+        return {
+            "max_over_mean_mean": float(self.max_over_mean.mean()),
+            "max_over_mean_worst": float(self.max_over_mean_by_window.max()),
+            "max_over_mean_p95": float(np.percentile(self.max_over_mean_by_window, 95)),
+            "max_over_mean_mean_of_total": float(self.max_over_mean_of_total.mean()),
+            "max_over_mean_worst_of_total": float(self.max_over_mean_of_total.max()),
+            "balancedness_vllm": self.balancedness_vllm,
+            "balancedness_sglang": self.balancedness_sglang,
+            "imbalance_ratio_trtllm": self.imbalance_ratio_trtllm,
+            "par_ascend": self.par_ascend,
+            "gap_mean": float(self.gap.mean()),
+            "gap_worst": float(self.gap.max()),
+            "duplicate_slots": int(placement.duplicate_slots.sum()),
+            "num_windows": self.load.num_windows,
+            "num_layers": placement.num_layers,
+            "num_ranks": placement.topology.num_ranks,
+            "num_slots": placement.num_slots,
+        }
+
+
+def evaluate(placement: Placement, load: ExpertLoad, dispatch: DispatchRule | str = DispatchRule.EVEN) -> Evaluation:
+    """Compute what every rank gets of every window.
+
+    Parameters
+    ----------
+    placement
+        Where the experts live.
+    load
+        The traffic; it need not be the traffic that was planned for.
+    dispatch
+        How the runtime splits an expert's tokens over its replicas.
+
+    Raises
+    ------
+    InputError
+        If placement and load are of different models, or the placement lacks what the dispatch rule needs.
+    """
+    found, expected = (load.num_layers, load.num_experts), (placement.num_layers, placement.num_experts)
+    if found != expected:
+        raise InputError(
+            f"load of {found[0]} layers x {found[1]} experts: "
+            f"the placement is for {expected[0]} layers x {expected[1]} experts, another model"
+        )
+    shares = slot_shares(placement, DispatchRule.named(dispatch))
+    first_slot = placement.topology.rank_first_slot[:-1]
+    expert_of_slot = np.maximum(placement.physical_to_logical_map, 0)
+    rank_load = np.empty((load.num_windows, placement.num_layers, placement.topology.num_ranks))
+    for window in range(load.num_windows):
+        slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
+        np.add.reduceat(slot_load, first_slot, axis=1, out=rank_load[window])
+    rank_load.setflags(write=False)
+    return Evaluation(placement, load, rank_load)
+
+
+def _max_over_mean(rank_time: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Busiest over mean along the last axis; 1 where there is no load."""
+    mean = rank_time.mean(axis=-1)
+    loaded = mean > 0
+    return np.where(loaded, rank_time.max(axis=-1) / np.where(loaded, mean, 1.0), 1.0)

@@ -1,0 +1,62 @@
+"""Knows how to turn a strategy's map and its claim into a Plan with one certificate a layer."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.bounds import lower_bounds
+from eplb.placement import Placement
+from eplb.plan import LayerCertificate, Plan, Problem, SolveStatus
+
+MET = 1e-9  # relative distance at which an objective has met its bound: rounding of sums over a rank's slots
+
+
+def certified_plan(  # noqa: PLR0913  # a plan has these parts
+    problem: Problem,
+    physical_to_logical_map: NDArray[np.int32],
+    *,
+    strategy: str,
+    objective: NDArray[np.float64] | None = None,
+    seed: int = 0,
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """Wrap a map up as a Plan.
+
+    Parameters
+    ----------
+    problem
+        What was asked; certificates are for its total load.
+    physical_to_logical_map
+        [L, P] the answer.
+    strategy
+        Name of the strategy.
+    objective
+        [L] tokens on the busiest rank that the strategy claims; computed from the map when it keeps no such count.
+    seed, notes
+        Go into the plan as they are.
+    """
+    load, topology = problem.load.total, problem.topology
+    placement = Placement(physical_to_logical_map, problem.load.num_experts, topology)
+    if objective is None:
+        unit = load / placement.logical_replica_count
+        rank_load = np.add.reduceat(
+            np.take_along_axis(unit, placement.physical_to_logical_map, axis=1), topology.rank_first_slot[:-1], axis=1
+        )
+        objective = (rank_load / topology.relative_speed).max(axis=1)
+    bounds = lower_bounds(load, topology)
+    layers = tuple(
+        LayerCertificate(
+            claim, bound, name, SolveStatus.OPTIMAL if claim <= bound * (1 + MET) else SolveStatus.HEURISTIC
+        )
+        for claim, bound, name in zip(objective.tolist(), bounds.value.tolist(), bounds.binding, strict=True)
+    )
+    optimal = all(layer.status is SolveStatus.OPTIMAL for layer in layers)
+    return Plan(
+        placement,
+        problem.load.shape,
+        strategy,
+        status=SolveStatus.OPTIMAL if optimal else SolveStatus.HEURISTIC,
+        seed=seed,
+        layers=layers,
+        notes=notes,
+        load_digest=problem.load.digest,
+    )
