@@ -109,4 +109,4 @@ def _like(weight: _Array, array: NDArray[np.int64]) -> _Array:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(weight, torch.Tensor):
         return cast(_Array, torch.from_numpy(array))
-    return array
+    return cast(_Array, array)  # type: ignore[redundant-cast]  # not redundant for the tensor case

@@ -50,7 +50,7 @@ class Omni:
         facts = FileFacts(
             num_ranks=pattern.shape[0], num_experts=pattern.shape[2], slots_per_rank=tuple(int(s) for s in slots)
         )
-        return make_plan(file, _lay_out(pattern, slots), facts)
+        return make_plan(file, lay_out(pattern, slots), facts)
 
     def check(self, plan: Plan) -> None:
         """Refuse doubled experts, and layers in which one rank holds more experts than another."""
@@ -132,7 +132,7 @@ def _pattern(placement: Placement) -> NDArray[np.int32]:
     return pattern
 
 
-def _lay_out(pattern: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+def lay_out(pattern: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
     """[L, P] slots of a pattern: rank r has slots[r] of them, filled in ascending order."""
     rank, layer, expert = np.nonzero(pattern)
     position = (np.cumsum(pattern, axis=2) - 1)[rank, layer, expert]

@@ -98,7 +98,9 @@ def moe_rows(num_rows: int, shape: ModelShape, place: str) -> NDArray[np.int64]:
     num_hidden = shape.num_hidden_layers
     if shape.moe_layer_ids is None:
         if num_rows != shape.num_layers and num_rows == num_hidden:
-            raise FormatError(f"{place}: {num_rows} rows for {shape.num_layers} MoE layers: give --moe-layers")
+            raise FormatError(
+                f"{place}: {num_rows} rows for {shape.num_layers} MoE layers: give --moe-layers and --experts"
+            )
         ids = np.arange(shape.num_layers)
         num_hidden = shape.num_layers if num_hidden is None else num_hidden
     else:

@@ -64,7 +64,9 @@ class Vllm:
         rows = raw.rows
         if rows.ndim == 1:
             if file.hints.shape is None:
-                raise FormatError(f"{path}: one list for all layers does not say how many there are: give --layers")
+                raise FormatError(
+                    f"{path}: one list for all layers does not say how many there are: give --layers and --experts"
+                )
             rows = np.repeat(rows[None], file.hints.shape.num_layers, axis=0)
         return make_plan(file, rows, FileFacts(num_experts=raw.num_experts))
 

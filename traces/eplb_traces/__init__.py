@@ -3,5 +3,27 @@
 from eplb_traces.errors import EplbError, InputError, MissingExtraError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
+from eplb_traces.readers import READERS, read_load, read_trace
+from eplb_traces.routing_trace import RoutingTrace, TokenBatch
+from eplb_traces.synthetic import synthesize_load, synthesize_trace
+from eplb_traces.synthetic_presets import PRESETS
+from eplb_traces.writers import LOAD_WRITERS, write_load, write_trace
 
-__all__ = ["EplbError", "ExpertLoad", "InputError", "MissingExtraError", "ModelShape"]
+__all__ = [
+    "LOAD_WRITERS",
+    "PRESETS",
+    "READERS",
+    "EplbError",
+    "ExpertLoad",
+    "InputError",
+    "MissingExtraError",
+    "ModelShape",
+    "RoutingTrace",
+    "TokenBatch",
+    "read_load",
+    "read_trace",
+    "synthesize_load",
+    "synthesize_trace",
+    "write_load",
+    "write_trace",
+]

@@ -3,6 +3,10 @@
 The classes say what went wrong; `eplb_cli.status` alone knows which exit code that is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class EplbError(Exception):
     """Anything eplb refuses or fails to do on purpose. A bug is never an EplbError."""
@@ -26,3 +30,14 @@ class MissingExtraError(EplbError, ImportError):
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs the extra '{extra}': pip install 'eplb[{extra}]'")
         self.extra = extra
+
+
+@contextmanager
+def naming_place(place: str | Path) -> Iterator[None]:
+    """Put `place`, a file or a part of one, before the message of an InputError from inside, unless it stands there."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(f"{place}: "):
+            raise
+        raise InputError(f"{place}: {error}") from error
