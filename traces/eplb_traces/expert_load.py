@@ -141,6 +141,7 @@ def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
         window, layer, expert = (int(i) for i in np.argwhere(~((array >= 0.0) & (array < np.inf)))[0])
         value = array[window, layer, expert]
         raise InputError(f"tokens[window {window}, layer {layer}, expert {expert}] = {value}: expected finite and >= 0")
+    array += 0.0  # -0.0 becomes 0.0: equal loads then have equal bytes
     array.setflags(write=False)
     return array
 

@@ -1,0 +1,91 @@
+# Every target sets up what it needs, on a machine with python3 (3.11 or later), make and gcc. Stamp files keep the
+# second call quick. PYTHON=python3.12 picks another interpreter for new environments.
+PYTHON ?= python3
+VENV := .venv
+LOWEST := .venv-lowest
+WHEEL := .venv-wheel
+BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+
+SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
+
+.PHONY: help demo test test-long test-lowest check bench wheel-test clean
+
+help:
+	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
+	@echo "make test         the whole test suite"
+	@echo "make check        ruff and mypy"
+	@echo "make bench        quality and speed, as ratios within one run"
+	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
+	@echo "make test-long    the whole test suite with many more generated cases"
+	@echo "make wheel-test   build the wheel, install it into an empty environment and use it"
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+# $(call new_environment,FOLDER): pip is brought up to date first, because pip before 25.1 knows no dependency groups.
+define new_environment
+	@$(PYTHON) -c 'import sys; sys.exit("eplb needs Python 3.11 or later, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	@test -x $(1)/bin/python || { echo "creating $(1)"; $(PYTHON) -m venv $(1); }
+	@$(1)/bin/python $(PIP) --upgrade 'pip>=25.1'
+endef
+
+$(VENV)/stamp-pip:
+	$(call new_environment,$(VENV))
+	@touch $@
+
+$(VENV)/stamp-demo: pyproject.toml | $(VENV)/stamp-pip
+	@echo "installing eplb into $(VENV)"
+	@$(BIN)/python $(PIP) --editable '.[trace]'
+	@touch $@
+
+$(VENV)/stamp-dev: pyproject.toml | $(VENV)/stamp-pip
+	@echo "installing eplb and the tools of its tests into $(VENV)"
+	@$(BIN)/python $(PIP) --editable . --group dev
+	@touch $@ $(VENV)/stamp-demo
+
+# The lower bounds of pyproject.toml, pinned.
+LOWEST_PINS = $$($(LOWEST)/bin/python -c "import re, tomllib; print(*(re.sub(r'>=([0-9.]+).*', r'==\1', d) \
+	for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
+
+$(LOWEST)/stamp: pyproject.toml
+	$(call new_environment,$(LOWEST))
+	@echo "installing eplb with" $(LOWEST_PINS) "into $(LOWEST)"
+	@$(LOWEST)/bin/python $(PIP) --editable . $(LOWEST_PINS) 'pytest>=9' 'hypothesis>=6.100'
+	@touch $@
+
+# --- what a user wants ------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/stamp-demo
+	@PATH="$(BIN):$$PATH" SAMPLE=$(SAMPLE) OUT=demo-out sh tests/tools/demo.sh
+
+# --- what a developer wants -------------------------------------------------------------------------------------------
+
+test: $(VENV)/stamp-dev
+	$(BIN)/python -m pytest
+
+test-long: $(VENV)/stamp-dev
+	EPLB_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest
+
+test-lowest: $(LOWEST)/stamp
+	$(LOWEST)/bin/python -m pytest -m "not slow"
+
+check: $(VENV)/stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/stamp-dev
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# -I and a folder of its own: what is imported is the wheel, not the checkout.
+wheel-test: $(VENV)/stamp-dev
+	rm -rf dist $(WHEEL)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m zipfile --list dist/eplb-*.whl
+	$(BIN)/python -m pytest tests/test_packaging.py
+	$(call new_environment,$(WHEEL))
+	@$(WHEEL)/bin/python $(PIP) dist/eplb-*.whl
+	cd $(WHEEL) && bin/eplb --version && bin/python -I -c "import eplb, eplb_traces, eplb_cli; print('imports work')"
+
+clean:
+	rm -rf demo-out dist build $(LOWEST) $(WHEEL)

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from eplb_traces import InputError, read_load, read_trace
+from tests.traces.examples import SMALL, random_ids
+
+
+def test_loads_of_one_and_more_windows(tmp_path):
+    for tokens in (np.arange(6).reshape(2, 3), np.arange(12.0).reshape(2, 2, 3)):
+        np.save(tmp_path / "load.npy", tokens)
+        np.testing.assert_array_equal(read_load(tmp_path / "load.npy").tokens, tokens.reshape(-1, 2, 3))
+
+
+def test_the_ids_that_vllm_returns(tmp_path):
+    ids = random_ids(np.random.default_rng(0), 5, SMALL)
+    np.save(tmp_path / "routed.npy", ids)
+    trace = read_trace(tmp_path / "routed.npy", num_experts=SMALL.num_experts)
+    (batch,) = trace.batches()
+    np.testing.assert_array_equal(batch.expert_ids, ids)
+    assert batch.step.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="give num_experts"):
+        read_trace(tmp_path / "routed.npy")
+
+
+def test_wrong_arrays_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1.0, np.inf]]))
+    with pytest.raises(InputError, match=r"a.npy: tokens\[window 0, layer 0, expert 1\] = inf"):
+        read_load(tmp_path / "a.npy")
+    with pytest.raises(InputError, match=r"float64 of shape \(1, 2\): expected integers \[tokens, layers, top-k\]"):
+        read_trace(tmp_path / "a.npy", num_experts=4)
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\0")
+    with pytest.raises(InputError, match=r"not a plain .npy file"):
+        read_load(tmp_path / "a.npy")
+    np.savez(tmp_path / "b.npz", a=np.ones((2, 2)))
+    with pytest.raises(InputError, match="an archive of several arrays"):
+        read_load(tmp_path / "b.npz", format="npy")

@@ -1,0 +1,174 @@
+import datetime
+
+import numpy as np
+import pytest
+
+from eplb_traces import InputError, MissingExtraError, read_load, read_trace
+from tests.traces.examples import RECORDINGS, joined, needs_recordings
+
+torch = pytest.importorskip("torch")
+
+# One dense layer, then two MoE layers of 4 experts in 6 slots: experts 0 and 2 twice.
+MAP = torch.tensor([[0, 1, 2, 3, 0, 2], [0, 1, 2, 3, 0, 2], [2, 0, 1, 3, 2, 0]])
+
+
+def saved(path, document):
+    torch.save(document, path)
+    return path
+
+
+def record(pass_id, rank, chosen, **more):
+    """One pass with the physical ids `chosen` [MoE layers, T, K], as the recorder writes it: padded to top-8."""
+    chosen = torch.tensor(chosen, dtype=torch.int32)
+    padded = torch.full((3, chosen.shape[1], 8), -1, dtype=torch.int32)
+    padded[1:, :, : chosen.shape[2]] = chosen
+    count = torch.stack([torch.bincount(layer[layer >= 0], minlength=6) for layer in padded.reshape(3, -1)])
+    return {
+        "forward_pass_id": pass_id,
+        "rank": rank,
+        "gatherer_key": "primary",
+        "global_physical_count": count.int(),
+        "topk_ids_of_layer": padded,
+        **more,
+    }
+
+
+def recording(*records, physical_to_logical=MAP):
+    return {"records": list(records), "last_physical_to_logical_map": physical_to_logical}
+
+
+# Layer 1: slots 0, 4 are expert 0; 1 is 1; 2, 5 are 2; 3 is 3. Layer 2: slots 1, 5 are 0; 2 is 1; 0, 4 are 2; 3 is 3.
+FIRST = record(7, 0, [[[0, 1], [4, 5]], [[1, 2], [0, 5]]], extend_seq_lens=[2])
+OTHER_RANK = record(7, 1, [[[3, 2]], [[3, 4]]], extend_seq_lens=[1])
+LATER = record(8, 0, [[[0, 3], [1, 2]], [[1, 3], [1, 3]]], extend_seq_lens=None)
+
+
+def test_stat_mode_drops_unused_steps_and_dense_layers(tmp_path):
+    counts = torch.zeros(4, 3, 2, dtype=torch.int32)
+    counts[1, 1:] = torch.tensor([[1, 2], [3, 4]])
+    path = saved(
+        tmp_path / "stat.pt", {"rank": 0, "logical_count": counts, "average_utilization_rate_over_window": None}
+    )
+    load = read_load(path)
+    np.testing.assert_array_equal(load.tokens, [[[1, 2], [3, 4]]])
+    assert load.shape.moe_layer_ids == (1, 2)
+    with pytest.raises(InputError, match="expected 'logical_count' or 'records'"):
+        read_trace(path)
+
+
+def test_per_pass_counts_are_made_logical_and_summed_over_ranks(tmp_path):
+    saved(tmp_path / "recorder_1.0_0.pt", recording(LATER, FIRST))
+    saved(tmp_path / "recorder_1.1_1.pt", recording(OTHER_RANK))
+    load = read_load(tmp_path)
+    # Pass 7 chose slots 0 1 4 5 3 2 in layer 1 and 1 2 0 5 3 4 in layer 2: experts 0 1 0 2 3 2 and 0 1 2 0 3 2.
+    np.testing.assert_array_equal(load.tokens[0], [[2, 1, 2, 1], [2, 1, 2, 1]])
+    np.testing.assert_array_equal(load.tokens[1], [[1, 1, 1, 1], [2, 0, 0, 2]])
+    assert load.shape.moe_layer_ids == (1, 2)
+    np.testing.assert_array_equal(read_load(tmp_path, window=10).tokens[0], load.total)
+
+
+def test_per_token_mode_becomes_a_trace(tmp_path):
+    saved(tmp_path / "recorder_1.0_0.pt", recording(LATER, FIRST))
+    saved(tmp_path / "recorder_1.1_1.pt", recording(OTHER_RANK))
+    trace = read_trace(tmp_path, num_experts=4)
+    columns = joined(trace)
+    assert (trace.shape.num_experts, trace.shape.top_k, trace.shape.moe_layer_ids) == (4, 2, (1, 2))
+    assert columns["step"].tolist() == [7, 7, 7, 8, 8]
+    assert columns["source_rank"].tolist() == [0, 0, 1, 0, 0]
+    assert columns["request"].tolist() == [0, 0, 1, 2, 3]  # the last pass is decoding: every token a sequence
+    assert columns["expert_ids"][:, 0].tolist() == [[0, 1], [0, 2], [3, 2], [0, 3], [1, 2]]
+    np.testing.assert_array_equal(trace.load(1).tokens, read_load(tmp_path).tokens)
+    with pytest.raises(InputError, match="num_experts = 5: the recording has 4"):
+        read_trace(tmp_path, num_experts=5)
+
+
+def test_tokens_that_only_pad_a_batch_are_dropped(tmp_path):
+    path = saved(tmp_path / "a.pt", recording(record(1, 0, [[[0, 1], [-1, -1]], [[0, 1], [-1, -1]]])))
+    assert read_trace(path).num_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([record(1, 0, [[[0, 1]], [[-1, -1]]]), FIRST], "token 0 has ids in some layers and -1 in others"),
+        ([record(1, 0, [[[0, 4]], [[0, 1]]])], r"expert_ids\[token 0, layer 0\] = \[0, 0\]: expert 0 is there twice"),
+        (
+            [{**FIRST, "topk_ids_of_layer": FIRST["topk_ids_of_layer"] + 6}],
+            r"= 6: expected a physical id below 6, or -1",
+        ),
+        ([{**FIRST, "topk_ids_of_layer": torch.zeros(2, 1, 8)}], r"shape \(2, 1, 8\): expected \[3 layers, tokens"),
+        (
+            [{k: v for k, v in FIRST.items() if k != "topk_ids_of_layer"}],
+            r"records\[0\]: no 'topk_ids_of_layer': a per",
+        ),
+        ([{**FIRST, "forward_pass_id": "7"}], "forward_pass_id = '7': expected an integer >= 0"),
+        ([], "no record has a token: an empty recording"),
+    ],
+)
+def test_wrong_tokens_are_named(tmp_path, records, message):
+    path = saved(tmp_path / "a.pt", recording(*records))
+    with pytest.raises(InputError, match=rf"a\.pt: .*{message}"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"logical_count": torch.zeros(3, 4)}, "every count is zero: an empty recording"),
+        ({"logical_count": torch.tensor([[1.0, float("nan")]])}, "= nan: expected finite and >= 0"),
+        ({"logical_count": torch.tensor([[1, -1]])}, "= -1.0: expected finite and >= 0"),
+        ({"logical_count": "many"}, "logical_count is a str: expected a tensor of numbers"),
+        ({"logical_count": [[1, 2], [3]]}, "logical_count: .*inhomogeneous"),
+        ({"physical_to_logical_map": MAP}, "expected 'logical_count' or 'records'"),
+        (torch.ones(2, 2), "holds a Tensor: expected a dictionary"),
+        (recording(), "records is empty: an empty recording"),
+        (recording({"forward_pass_id": 1}), r"records\[0\]: global_physical_count is a NoneType"),
+        (recording({**FIRST, "global_physical_count": torch.ones(3, 5)}), r"shape \(3, 5\): expected \(3, 6\)"),
+        (recording(FIRST, physical_to_logical=MAP - 1), "expected .layers, slots. of ids >= 0"),
+        ({"records": [3], "last_physical_to_logical_map": MAP}, "records: expected a list of dictionaries"),
+    ],
+)
+def test_wrong_counts_are_named(tmp_path, document, message):
+    path = saved(tmp_path / "a.pt", document)
+    with pytest.raises(InputError, match=rf"a\.pt: .*{message}"):
+        read_load(path)
+
+
+def test_ranks_with_different_maps_are_not_one_recording(tmp_path):
+    saved(tmp_path / "a_0.pt", recording(FIRST))
+    saved(tmp_path / "a_1.pt", recording(OTHER_RANK, physical_to_logical=MAP.flip(0)))
+    with pytest.raises(InputError, match="last_physical_to_logical_map differs between the ranks"):
+        read_load(tmp_path)
+
+
+def test_a_file_that_needs_unpickling_is_refused_unrun(tmp_path):
+    path = saved(tmp_path / "evil.pt", {"logical_count": torch.ones(1, 2), "when": datetime.datetime(2025, 1, 1)})
+    with pytest.raises(InputError, match=r"evil.pt: .*needs unpickling, which can run any code.*datetime"):
+        read_load(path)
+
+
+def test_a_cut_file_is_refused(tmp_path):
+    path = saved(tmp_path / "a.pt", {"logical_count": torch.ones(40, 40)})
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"a\.pt: not a whole file of torch.save"):
+        read_load(path)
+    saved(tmp_path / "b.pt", {"logical_count": torch.ones(2, 2)})
+    with pytest.raises(InputError, match=r"a\.pt: not a whole file"):
+        read_load(tmp_path)
+
+
+def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.pt", {"logical_count": torch.ones(2, 2)})
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'eplb\[runtime\]'"):
+        read_load(path)
+
+
+@needs_recordings
+def test_real_files():
+    for name in ("fp4_1k1k", "fp4_1k8k"):
+        load = read_load(RECORDINGS / "deepseek-r1" / f"expert_distribution_{name}_compressed.pt")
+        assert load.tokens.shape == (1, 58, 256)
+        assert load.shape.moe_layer_ids == tuple(range(3, 61))
+    with pytest.raises(InputError, match="every count is zero: an empty recording"):
+        read_load(RECORDINGS / "deepseek-r1" / "expert_distribution_fp8_1k1k_compressed.pt")

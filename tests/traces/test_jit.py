@@ -1,0 +1,74 @@
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from eplb_traces import jit
+
+
+def half(x: float) -> float:
+    return x / 2
+
+
+def test_every_signature_is_compiled_and_the_python_function_stays():
+    doubled = jit.njit("float64(float64)", "int64(int64)")(lambda x: x + x)
+    assert doubled(1.5) == 3.0
+    assert isinstance(doubled(2), int)
+    assert doubled.py_func(4) == 8
+    with pytest.raises(TypeError, match="No matching definition"):
+        doubled("text")
+
+
+def test_read_only_arrays_fit_where_the_signature_says_so():
+    total = jit.njit("float64(Array(float64, 1, 'C', readonly=True))")(lambda array: array.sum())
+    array = np.ones(3)
+    assert total(array) == 3
+    array.setflags(write=False)
+    assert total(array) == 3
+
+
+def test_no_signature_is_an_error():
+    with pytest.raises(ValueError, match="expected at least one"):
+        jit.njit()
+
+
+def test_without_a_place_for_the_cache_it_compiles_all_the_same_and_says_so_once(caplog):
+    jit._announce_compilation.cache_clear()
+    namespace = {}
+    exec("def third(x):\n    return x / 3", namespace)  # numba finds no file and so no place for a cache
+    with caplog.at_level(logging.INFO, logger="eplb"):
+        assert jit.njit("float64(float64)")(namespace["third"])(3.0) == 1.0
+        assert jit.njit("float32(float32)")(namespace["third"])(3.0) == 1.0
+    assert [record.message for record in caplog.records] == [
+        "compiling kernels (once for this installation, a few seconds)"
+    ]
+
+
+def test_a_cached_kernel_is_loaded_in_silence(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
+    jit.njit("float64(float64)")(half)
+    assert list(tmp_path.rglob("*.nbi"))
+    jit._announce_compilation.cache_clear()
+    with caplog.at_level(logging.INFO, logger="eplb"):
+        assert jit.njit("float64(float64)")(half)(3.0) == 1.5
+    assert not caplog.records
+
+
+def test_other_runtime_errors_are_not_taken_for_a_missing_cache(monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("out of registers")
+
+    monkeypatch.setattr("numba.njit", fail)
+    with pytest.raises(RuntimeError, match="out of registers"):
+        jit.njit("float64(float64)")(half)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = "{'numba', 'pyarrow', 'pandas', 'torch', 'scipy'}"
+    code = f"import sys, eplb_traces, eplb_traces.samples; sys.exit(str({heavy} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
+    assert result.stderr.strip() == "set()"

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given
+
+from eplb_traces import LOAD_WRITERS, ExpertLoad, InputError, ModelShape, read_load, write_load, write_trace
+from tests.traces.examples import loads, random_load, small_trace
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+@given(load=loads())
+def test_npz_and_parquet_lose_nothing(tmp_path_factory, suffix, load):
+    path = tmp_path_factory.mktemp("load") / f"load{suffix}"
+    write_load(load, path)
+    assert read_load(path) == load
+
+
+@given(load=loads())
+def test_csv_keeps_every_count_and_the_size(tmp_path_factory, load):
+    path = tmp_path_factory.mktemp("load") / "load.csv"
+    write_load(load, path)
+    np.testing.assert_array_equal(read_load(path).tokens, load.tokens)
+
+
+@given(load=loads())
+def test_sglang_json_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, load):
+    path = tmp_path_factory.mktemp("load") / "load.json"
+    if load.tokens.any(axis=(0, 2)).all() and load.tokens.any(axis=(1, 2)).all():
+        write_load(load, path)
+        back = read_load(path)
+        np.testing.assert_array_equal(back.tokens, load.tokens)
+        if load.shape.moe_layer_ids is not None:
+            assert back.shape.moe_layer_ids == load.shape.moe_layer_ids
+            assert back.shape.num_hidden_layers == load.shape.num_hidden_layers
+    else:
+        with pytest.raises(InputError, match="has no tokens: SGLang's format would"):
+            write_load(load, path)
+
+
+def test_sglang_json_is_written_as_sglang_reads_it(tmp_path):
+    shape = ModelShape(2, 2, moe_layer_ids=(1, 3), num_hidden_layers=5)
+    write_load(ExpertLoad([[1, 2.5], [3, 4]], shape=shape), tmp_path / "load.json")
+    text = (tmp_path / "load.json").read_text()
+    assert text == '{"logical_count":[[0,0],[1,2.5],[0,0],[3,4],[0,0]]}'
+
+
+def test_csv_is_the_long_form(tmp_path):
+    write_load(ExpertLoad([[[0, 2], [3.5, 0]]]), tmp_path / "load.csv")
+    text = (tmp_path / "load.csv").read_text()
+    assert text == "window,layer,expert,tokens\n0,0,1,2\n0,1,0,3.5\n0,1,1,0\n"
+
+
+@pytest.mark.parametrize("suffix", LOAD_WRITERS)
+def test_the_same_load_gives_the_same_bytes(tmp_path, suffix):
+    for name in "ab":
+        write_load(random_load(), tmp_path / f"{name}{suffix}")
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_unknown_suffixes_are_refused_with_the_list(tmp_path):
+    with pytest.raises(InputError, match=r"suffix '.xls' is unknown: expected one of .npz, .csv, .json, .parquet"):
+        write_load(random_load(), tmp_path / "load.xls")
+    with pytest.raises(InputError, match=r"trace.csv: a trace is written as .parquet"):
+        write_trace(small_trace(), tmp_path / "trace.csv")

@@ -1,0 +1,96 @@
+"""Knows a load as a table of (window, layer, expert, tokens), as CSV and Parquet hold it; knows no file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError
+from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.model_shape import ModelShape
+
+LONG_FORM_COLUMNS = ("window", "layer", "expert", "tokens")
+_INDEX_COLUMNS = LONG_FORM_COLUMNS[:3]
+_LARGEST_CELL_COUNT = 1 << 30  # 8 GiB of float64: a table that asks for more has a wrong index, not a large model
+
+
+@final
+@dataclass(frozen=True)
+class LoadFrame:
+    """What the rows of a long form do not say: the size of the load they fill."""
+
+    shape: ModelShape
+    weights: tuple[float, ...]
+    labels: tuple[str, ...]
+
+
+def long_form(load: ExpertLoad) -> dict[str, NDArray[Any]]:
+    """Return the entries above zero as columns, in the order window, layer, expert."""
+    window, layer, expert = np.nonzero(load.tokens)
+    return {
+        "window": window.astype(np.int64),
+        "layer": layer.astype(np.int64),
+        "expert": expert.astype(np.int64),
+        "tokens": load.tokens[window, layer, expert],
+    }
+
+
+def load_from_long_form(columns: Mapping[str, NDArray[Any]], frame: LoadFrame | None) -> ExpertLoad:
+    """Build a load from columns of equal length; what no row names is zero.
+
+    Parameters
+    ----------
+    columns
+        The four columns of LONG_FORM_COLUMNS.
+    frame
+        How large the load is; None: as large as the largest indices say.
+
+    Raises
+    ------
+    InputError
+        Naming the first row whose index or count is out of place, or that repeats an earlier row.
+    """
+    if frame is None and not len(columns["tokens"]):
+        raise InputError("the table has no rows")
+    index = [_checked_index(columns[name], name) for name in _INDEX_COLUMNS]
+    if frame is None:
+        size = tuple(int(column.max()) + 1 for column in index)
+    else:
+        size = (len(frame.weights), frame.shape.num_layers, frame.shape.num_experts)
+        _check_limits(index, size)
+    if np.prod(np.array(size, dtype=np.float64)) > _LARGEST_CELL_COUNT:
+        raise InputError(f"the indices ask for {size[0]} windows x {size[1]} layers x {size[2]} experts")
+    _check_no_repetition(index, size)
+    tokens = np.zeros(size)
+    tokens[tuple(index)] = columns["tokens"]
+    if frame is None:
+        return ExpertLoad(tokens)
+    return ExpertLoad(tokens, np.array(frame.weights), frame.labels or None, frame.shape)
+
+
+def _checked_index(column: NDArray[Any], name: str) -> NDArray[np.int64]:
+    wrong = ~(np.isfinite(column) & (column >= 0) & (column == np.floor(column)))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"row {row}: {name} = {column[row]}: expected an integer >= 0")
+    return column.astype(np.int64)
+
+
+def _check_limits(index: list[NDArray[np.int64]], size: tuple[int, ...]) -> None:
+    for name, column, limit in zip(_INDEX_COLUMNS, index, size, strict=True):
+        beyond = column >= limit
+        if beyond.any():
+            row = int(np.argmax(beyond))
+            raise InputError(f"row {row}: {name} = {column[row]}: expected 0 to {limit - 1}")
+
+
+def _check_no_repetition(index: list[NDArray[np.int64]], size: tuple[int, ...]) -> None:
+    flat = np.ravel_multi_index(tuple(index), size)
+    _, first_rows = np.unique(flat, return_index=True)
+    if len(first_rows) == len(flat):
+        return
+    row = int(np.setdiff1d(np.arange(len(flat)), first_rows)[0])
+    place = ", ".join(f"{name} {column[row]}" for name, column in zip(_INDEX_COLUMNS, index, strict=True))
+    raise InputError(f"row {row}: {place} is there twice")

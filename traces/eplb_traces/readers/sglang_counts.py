@@ -1,0 +1,65 @@
+"""Knows what SGLang's counts mean: one row a hidden layer, dense ones included; knows no file format."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError
+from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.model_shape import ModelShape
+
+
+def load_from_counts(logical_count: NDArray[np.float64]) -> ExpertLoad:
+    """Build a load from SGLang's ``logical_count``.
+
+    A layer in which no expert ever got a token is a dense one: it is dropped, and the shape says which are left. A step
+    without any token is an unused place of the recorder's ring buffer: it is dropped as well.
+
+    Parameters
+    ----------
+    logical_count
+        [num_hidden_layers, E] or [steps, num_hidden_layers, E]
+
+    Raises
+    ------
+    InputError
+        If there is a NaN, an infinity or a negative count, or if every count is zero.
+    """
+    counts = ExpertLoad(logical_count).tokens
+    moe_layers: NDArray[np.bool_] = np.any(counts > 0, axis=(0, 2))
+    steps: NDArray[np.bool_] = np.any(counts > 0, axis=(1, 2))
+    if not moe_layers.any():
+        raise InputError(
+            f"every count is zero: an empty recording ({counts.shape[1]} layers, all of them dense, "
+            f"x {counts.shape[2]} experts)"
+        )
+    return ExpertLoad(counts[steps][:, moe_layers], shape=shape_of_moe_layers(moe_layers, counts.shape[2]))
+
+
+def shape_of_moe_layers(moe_layers: NDArray[np.bool_], num_experts: int, *, top_k: int | None = None) -> ModelShape:
+    """Describe a model from the mask [num_hidden_layers] of its MoE layers."""
+    layer_ids = tuple(int(layer) for layer in np.flatnonzero(moe_layers))
+    return ModelShape(len(layer_ids), num_experts, top_k, moe_layer_ids=layer_ids, num_hidden_layers=len(moe_layers))
+
+
+def numbers(values: object, place: str) -> NDArray[Any]:
+    """Return a tensor, or what else stood for one, as a numpy array of integers or floats."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{place}: {error}") from error
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{place} is a {type(values).__name__}: expected a tensor of numbers")
+    return array
+
+
+def with_dense_layers(load: ExpertLoad) -> NDArray[np.float64]:
+    """Return [W, num_hidden_layers, E], a zero row for every dense layer; without layer ids there are none."""
+    shape = load.shape
+    if shape.moe_layer_ids is None:
+        return load.tokens
+    num_hidden_layers = shape.num_hidden_layers or shape.moe_layer_ids[-1] + 1
+    counts = np.zeros((load.num_windows, num_hidden_layers, load.num_experts))
+    counts[:, list(shape.moe_layer_ids)] = load.tokens
+    return counts

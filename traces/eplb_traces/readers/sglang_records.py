@@ -1,0 +1,171 @@
+"""Knows what the records of SGLang's per_pass and per_token recordings mean; knows no file format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError, naming_place
+from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.model_shape import ModelShape
+from eplb_traces.readers.sglang_counts import load_from_counts, numbers, shape_of_moe_layers
+from eplb_traces.routing_trace import RoutingTrace, TokenBatch
+
+_PADDING = -1
+
+
+@final
+@dataclass(frozen=True)
+class RankRecording:
+    """What one rank recorded.
+
+    Parameters
+    ----------
+    records
+        One dictionary a forward pass.
+    physical_to_logical_map
+        [num_hidden_layers, P]
+    """
+
+    records: Sequence[Mapping[str, object]]
+    physical_to_logical_map: NDArray[Any]
+
+
+@final
+@dataclass(frozen=True)
+class _PassTokens:
+    """The tokens of one rank in one pass.
+
+    Parameters
+    ----------
+    chosen_physical
+        [num_hidden_layers, T, K or more], padded with -1.
+    """
+
+    pass_id: int
+    rank: int
+    chosen_physical: NDArray[np.int64]
+    sequence_lengths: tuple[int, ...]
+
+
+def load_of_passes(recordings: Sequence[RankRecording], window: int | None) -> ExpertLoad:
+    """Sum the ranks' counts of each pass; passes in ascending order, `window` passes a window, one by default."""
+    logical_of_slot = _common_map(recordings)
+    num_experts = int(logical_of_slot.max()) + 1
+    counts: dict[int, NDArray[np.float64]] = {}
+    for place, record in _placed_records(recordings):
+        with naming_place(place):
+            physical = numbers(record.get("global_physical_count"), "global_physical_count")
+            if physical.shape != logical_of_slot.shape:
+                raise InputError(f"global_physical_count has shape {physical.shape}: expected {logical_of_slot.shape}")
+            key = _integer(record, "forward_pass_id") // (window or 1)
+            logical = _logical_counts(physical.astype(np.float64), logical_of_slot, num_experts)
+        counts[key] = counts[key] + logical if key in counts else logical
+    if not counts:
+        raise InputError("records is empty: an empty recording")
+    return load_from_counts(np.stack([counts[key] for key in sorted(counts)]))
+
+
+def trace_of_tokens(recordings: Sequence[RankRecording]) -> RoutingTrace:
+    """Put the ranks' tokens in one trace: step = forward pass, source_rank = the recording rank.
+
+    The recorder names no requests: each sequence of each pass counts as a request of its own.
+    """
+    logical_of_slot = _common_map(recordings)
+    passes = []
+    for place, record in _placed_records(recordings):
+        with naming_place(place):
+            passes.append(_pass_tokens(record, logical_of_slot.shape))
+    passes = [tokens for tokens in passes if (tokens.chosen_physical != _PADDING).any()]
+    if not passes:
+        raise InputError("no record has a token: an empty recording")
+    passes.sort(key=lambda tokens: (tokens.pass_id, tokens.rank))
+    moe_layers = np.logical_or.reduce([(p.chosen_physical != _PADDING).any(axis=(1, 2)) for p in passes])
+    top_k = int(np.logical_or.reduce([(p.chosen_physical != _PADDING).any(axis=(0, 1)) for p in passes]).sum())
+    shape = shape_of_moe_layers(moe_layers, int(logical_of_slot.max()) + 1, top_k=top_k)
+    batches = []
+    first_request = 0
+    for tokens in passes:
+        with naming_place(f"forward_pass_id {tokens.pass_id}, rank {tokens.rank}"):
+            batches.append(_batch(tokens, shape, logical_of_slot, first_request))
+        first_request += len(tokens.sequence_lengths)
+    return RoutingTrace(shape, batches)
+
+
+def _common_map(recordings: Sequence[RankRecording]) -> NDArray[np.int64]:
+    """Return the map [num_hidden_layers, P] that all ranks share."""
+    first = recordings[0].physical_to_logical_map
+    if first.ndim != 2 or first.dtype.kind not in "iu" or not first.size or first.min() < 0:
+        raise InputError(f"last_physical_to_logical_map of shape {first.shape}: expected [layers, slots] of ids >= 0")
+    if not all(np.array_equal(first, recording.physical_to_logical_map) for recording in recordings):
+        raise InputError("last_physical_to_logical_map differs between the ranks: not one recording")
+    return first.astype(np.int64)
+
+
+def _placed_records(recordings: Sequence[RankRecording]) -> list[tuple[str, Mapping[str, object]]]:
+    return [(f"records[{i}]", record) for recording in recordings for i, record in enumerate(recording.records)]
+
+
+def _integer(record: Mapping[str, object], key: str) -> int:
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{key} = {value!r}: expected an integer >= 0")
+    return value
+
+
+def _logical_counts(
+    physical: NDArray[np.float64], logical_of_slot: NDArray[np.int64], num_experts: int
+) -> NDArray[np.float64]:
+    """Add up the slots of each expert: [L, P] -> [L, E]."""
+    layers = zip(physical, logical_of_slot, strict=True)
+    return np.stack([np.bincount(logical, weights=count, minlength=num_experts) for count, logical in layers])
+
+
+def _pass_tokens(record: Mapping[str, object], map_shape: tuple[int, ...]) -> _PassTokens:
+    if "topk_ids_of_layer" not in record:
+        raise InputError("no 'topk_ids_of_layer': a per_pass recording holds counts, only a per_token one has tokens")
+    num_layers, num_slots = map_shape
+    chosen = numbers(record["topk_ids_of_layer"], "topk_ids_of_layer")
+    if chosen.ndim != 3 or chosen.shape[0] != num_layers or chosen.dtype.kind not in "iu":
+        raise InputError(f"topk_ids_of_layer has shape {chosen.shape}: expected [{num_layers} layers, tokens, top-k]")
+    wrong = (chosen < _PADDING) | (chosen >= num_slots)
+    if wrong.any():
+        layer, token, k = (int(i) for i in np.argwhere(wrong)[0])
+        raise InputError(
+            f"topk_ids_of_layer[layer {layer}, token {token}] = {chosen[layer, token, k]}: "
+            f"expected a physical id below {num_slots}, or -1"
+        )
+    lengths = record.get("extend_seq_lens")
+    num_tokens = int(chosen.shape[1])
+    if not isinstance(lengths, list) or sum(lengths) != num_tokens:
+        lengths = [1] * num_tokens  # decoding: one token of each sequence
+    return _PassTokens(
+        _integer(record, "forward_pass_id"), _integer(record, "rank"), chosen.astype(np.int64), tuple(lengths)
+    )
+
+
+def _batch(
+    tokens: _PassTokens, shape: ModelShape, logical_of_slot: NDArray[np.int64], first_request: int
+) -> TokenBatch:
+    """Translate to logical ids; drop tokens that are padding in every layer."""
+    layers = np.array(shape.moe_layer_ids)
+    chosen = tokens.chosen_physical[layers, :, : shape.top_k]
+    is_padding = chosen == _PADDING
+    kept = ~is_padding.all(axis=(0, 2))
+    half_padded = is_padding.any(axis=(0, 2)) & kept
+    if half_padded.any():
+        raise InputError(
+            f"topk_ids_of_layer: token {int(np.argmax(half_padded))} has ids in some layers and -1 in others"
+        )
+    logical = logical_of_slot[layers[:, None, None], chosen[:, kept]]
+    num_sequences = len(tokens.sequence_lengths)
+    request = np.repeat(np.arange(first_request, first_request + num_sequences), tokens.sequence_lengths)[kept]
+    return TokenBatch(
+        shape,
+        logical.transpose(1, 0, 2),
+        np.full(len(request), tokens.pass_id),
+        request,
+        np.full(len(request), tokens.rank, dtype=np.int32),
+    )
