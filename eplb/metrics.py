@@ -27,6 +27,12 @@ class Evaluation:
     load: ExpertLoad
     rank_load: NDArray[np.float64]
     """[W, L, R] tokens; each row sums to the load's."""
+    dispatch: DispatchRule = DispatchRule.EVEN
+    """How the tokens of an expert were split over its replicas."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Arrays come back writeable from pickle: judge again.
+        return evaluate, (self.placement, self.load, self.dispatch)
 
     @cached_property
     def max_over_mean_by_window(self) -> NDArray[np.float64]:
@@ -49,12 +55,11 @@ class Evaluation:
         """[L] relative distance of the summed load's busiest rank from the proven lower bound."""
         empty = bool((self.placement.physical_to_logical_map == EMPTY_SLOT).any())
         distinct = not (empty or self.placement.duplicate_slots.any())
-        bound = lower_bounds(self.load.total, self.placement.topology, full_and_distinct=distinct).value
-        mean = self.load.total.sum(axis=1) / self.placement.topology.num_ranks
-        loaded = mean > 0
-        gap = np.zeros_like(mean)
-        gap[loaded] = self.max_over_mean_of_total[loaded] * mean[loaded] / bound[loaded] - 1
-        return gap
+        even = self.dispatch is DispatchRule.EVEN  # other rules may send nothing to a copy: no full-slot bound
+        topology = self.placement.topology
+        bound = lower_bounds(self.load.total, topology, full_and_distinct=distinct and even).value
+        busiest = (np.einsum("w,wlr->lr", self.load.weights, self.rank_load) / topology.relative_speed).max(axis=1)
+        return np.divide(busiest, bound, out=np.ones_like(bound), where=bound > 0) - 1
 
     @property
     def balancedness_vllm(self) -> float:
@@ -132,7 +137,8 @@ def evaluate(placement: Placement, load: ExpertLoad, dispatch: DispatchRule | st
             f"load of {found[0]} layers x {found[1]} experts: "
             f"the placement is for {expected[0]} layers x {expected[1]} experts, another model"
         )
-    shares = slot_shares(placement, DispatchRule.named(dispatch))
+    rule = DispatchRule.named(dispatch)
+    shares = slot_shares(placement, rule)
     first_slot = placement.topology.rank_first_slot[:-1]
     expert_of_slot = np.maximum(placement.physical_to_logical_map, 0)
     rank_load = np.empty((load.num_windows, placement.num_layers, placement.topology.num_ranks))
@@ -140,7 +146,7 @@ def evaluate(placement: Placement, load: ExpertLoad, dispatch: DispatchRule | st
         slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
         np.add.reduceat(slot_load, first_slot, axis=1, out=rank_load[window])
     rank_load.setflags(write=False)
-    return Evaluation(placement, load, rank_load)
+    return Evaluation(placement, load, rank_load, rule)
 
 
 def _max_over_mean(rank_time: NDArray[np.float64]) -> NDArray[np.float64]:

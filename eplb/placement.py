@@ -80,7 +80,10 @@ class Placement:
             )
 
     def _checked_weights(self, replica_weights: ArrayLike) -> NDArray[np.float64]:
-        weights = np.array(replica_weights, dtype=np.float64)
+        try:
+            weights = np.array(replica_weights, dtype=np.float64)
+        except (ValueError, TypeError) as error:
+            raise PlacementError(f"replica_weights is not a rectangular array of numbers: {error}") from error
         if weights.shape != self.physical_to_logical_map.shape:
             raise PlacementError(
                 f"replica_weights has shape {weights.shape}: expected {self.physical_to_logical_map.shape}"

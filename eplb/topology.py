@@ -1,7 +1,7 @@
 """Knows nodes, ranks and slots and how fast they are; knows no experts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TypeVar, final
 
@@ -50,15 +50,17 @@ class Topology:
     def __post_init__(self) -> None:
         for name in ("num_nodes", "ranks_per_node"):
             _check_count(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))
         if isinstance(self.slots_per_rank, Sequence | np.ndarray):
-            slots = tuple(int(s) for s in self.slots_per_rank)
-            self._check_length("slots_per_rank", len(slots))
-            for rank, count in enumerate(slots):
+            self._check_length("slots_per_rank", len(self.slots_per_rank))
+            for rank, count in enumerate(self.slots_per_rank):
                 _check_count(f"slots_per_rank[{rank}]", count)
+            slots = tuple(int(s) for s in self.slots_per_rank)
             equal = len(set(slots)) == 1
             object.__setattr__(self, "slots_per_rank", slots[0] if equal else slots)
         else:
             _check_count("slots_per_rank", self.slots_per_rank)
+            object.__setattr__(self, "slots_per_rank", int(self.slots_per_rank))
         if self.rank_speed is not None:
             speeds = tuple(float(s) for s in self.rank_speed)
             self._check_length("rank_speed", len(speeds))
@@ -68,6 +70,10 @@ class Topology:
         for name in ("intra_node_gbps", "inter_node_gbps"):
             if not getattr(self, name) > 0:
                 raise PlacementError(f"{name} = {getattr(self, name)}: expected > 0")
+
+    def __reduce__(self) -> tuple[type["Topology"], tuple[object, ...]]:
+        # Cached arrays stay behind: they would come back writeable.
+        return Topology, tuple(getattr(self, field.name) for field in fields(self))
 
     def _check_length(self, name: str, length: int) -> None:
         if length != self.num_ranks:

@@ -97,7 +97,10 @@ def _as_load(weight: object) -> NDArray[np.float64]:
     torch = sys.modules.get("torch")  # whoever passes a tensor has imported it
     if torch is not None and isinstance(weight, torch.Tensor):
         weight = weight.detach().cpu().double().numpy()
-    load = np.asarray(cast(ArrayLike, weight), dtype=np.float64)
+    try:
+        load = np.asarray(cast(ArrayLike, weight), dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"weight is not a rectangular array of numbers: {error}") from error
     if load.ndim != 2 or 0 in load.shape:
         raise InputError(f"weight has shape {load.shape}: expected [layers, experts]")
     if not (np.isfinite(load).all() and (load >= 0).all()):

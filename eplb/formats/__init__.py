@@ -57,10 +57,6 @@ def detect_format(path: str | Path) -> Format:
         If neither tells, or the file is no placement at all.
     """
     path = Path(path)
-    if path.name.endswith(SIDECAR_SUFFIX):
-        raise FormatError(
-            f"{path}: the record beside a placement, not the placement: give {path.name.removesuffix(SIDECAR_SUFFIX)}"
-        )
     if path.suffix in _FORMAT_OF_SUFFIX:
         return FORMATS[_FORMAT_OF_SUFFIX[path.suffix]]
     if path.suffix != ".json":
@@ -73,7 +69,8 @@ def _detect_json(path: Path, value: object) -> str:
         return "vllm"
     fields = value if isinstance(value, dict) else {}
     if fields.get("format") == SIDECAR_KIND:
-        raise FormatError(f"{path}: the record beside a placement, not the placement")
+        placement = path.name.removesuffix(SIDECAR_SUFFIX)
+        raise FormatError(f"{path}: the record beside a placement, not the placement: give {placement}")
     found = {
         "native": fields.get("format") == NATIVE_KIND,
         "vllm": fields.get("record_type") == RECORD_TYPE,

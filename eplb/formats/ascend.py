@@ -65,7 +65,7 @@ class Ascend:
     def server_flags(self, path: Path, plan: Plan) -> str:
         """vllm-ascend's configuration for the file."""
         return (
-            "# vllm-ascend 0.23; static maps are announced to go in 0.25.1\n"
+            "# vllm-ascend at 182b75ea; loading a file is announced to go in 0.25.1\n"
             f"""--enable-expert-parallel --additional-config '{{"eplb_config": {{"expert_map_path": "{path}"}}}}'"""
         )
 

@@ -1,7 +1,9 @@
 """Knows what engines do with maps that they cannot hold, and refuses these; knows no file.
 
-Every sentence was seen on the engines' own loaders: SGLang 0.5.23, vLLM 0.32.0 and 0.33.0, vllm-ascend 0.23.0 and
-182b75ea, the configuration class of TensorRT-LLM 1.2.1, omni-infer's ExpertMapping.
+What a missing expert, a duplicate, an id too large, -1 and a number of slots that does not divide do to SGLang 0.5.23,
+vLLM 0.32.0, vllm-ascend 0.23.0 and the configuration class of TensorRT-LLM 1.2.1 was tried on their own loaders, except
+that vLLM's answer to slots that do not divide was read from its source. Everything on omni-infer was read from its
+ExpertMapping and not run; uneven ranks follow from how each file is cut into ranks.
 """
 
 from enum import StrEnum
@@ -34,14 +36,14 @@ EFFECTS: dict[str, dict[Fault, str]] = {
         Fault.UNEVEN_RANKS: "SGLang cuts the list into equal parts, so slots land on other ranks",
     },
     "vllm": {
-        Fault.MISSING_EXPERT: "vLLM accepts it and has nowhere to send the expert's tokens",
-        Fault.ID_TOO_LARGE: "vLLM refuses it after the start has begun",
+        Fault.MISSING_EXPERT: "vLLM accepts it, with no place for the expert's tokens",
+        Fault.ID_TOO_LARGE: "vLLM refuses it",
         Fault.EMPTY_SLOT: "vLLM skips the slot, which the file has no word for",
         Fault.INDIVISIBLE: "vLLM accepts it until weights move",
         Fault.UNEVEN_RANKS: "vLLM cuts the list into equal parts, so slots land on other ranks",
     },
     "ascend": {
-        Fault.MISSING_EXPERT: "vllm-ascend accepts it and has nowhere to send the expert's tokens",
+        Fault.MISSING_EXPERT: "vllm-ascend accepts it, with no place for the expert's tokens",
         Fault.DUPLICATE: "vllm-ascend keeps one of the two and hides the other",
         Fault.ID_TOO_LARGE: "vllm-ascend dies of an IndexError",
         Fault.EMPTY_SLOT: "vllm-ascend takes -1 for the last expert",
@@ -49,14 +51,14 @@ EFFECTS: dict[str, dict[Fault, str]] = {
         Fault.UNEVEN_RANKS: "vllm-ascend dies of a ValueError",
     },
     "trtllm": {
-        Fault.MISSING_EXPERT: "TensorRT-LLM's configuration accepts it and the start fails later",
-        Fault.ID_TOO_LARGE: "TensorRT-LLM's configuration accepts it and reads beyond its tables",
+        Fault.MISSING_EXPERT: "TensorRT-LLM's configuration accepts it",
+        Fault.ID_TOO_LARGE: "TensorRT-LLM's configuration accepts it",
         Fault.EMPTY_SLOT: "TensorRT-LLM's configuration accepts -1 as an id",
         Fault.INDIVISIBLE: "TensorRT-LLM refuses it with a ValueError",
         Fault.UNEVEN_RANKS: "TensorRT-LLM cuts the list into equal parts, so slots land on other ranks",
     },
     "omni": {
-        Fault.MISSING_EXPERT: "omni-infer accepts it and has nowhere to send the expert's tokens",
+        Fault.MISSING_EXPERT: "omni-infer accepts it, with no place for the expert's tokens",
         Fault.DUPLICATE: "omni-infer has one bit for an expert on a rank and loses the second copy",
         Fault.ID_TOO_LARGE: "omni-infer refuses a pattern of another shape",
         Fault.UNEVEN_RANKS: "omni-infer sizes every rank by the layer's mean and the fuller rank overflows",

@@ -55,7 +55,7 @@ class Omni:
     def check(self, plan: Plan) -> None:
         """Refuse doubled experts, and layers in which one rank holds more experts than another."""
         check_no_duplicates(self.name, plan.placement)
-        check_equal_experts(_pattern(plan.placement).astype(np.int64))
+        check_equal_experts("the plan", _pattern(plan.placement).astype(np.int64))
 
     def write(self, plan: Plan, path: Path) -> None:
         """Write the pattern as int32, and a sidecar for the plan as the pattern has it, in ascending order."""
@@ -95,14 +95,14 @@ def read_pattern(path: Path) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def check_equal_experts(pattern: NDArray[np.int64]) -> None:
+def check_equal_experts(place: str, pattern: NDArray[np.int64]) -> None:
     """Refuse a layer in which ranks hold different numbers of experts."""
     held = pattern.sum(axis=2)  # [R, L]
     uneven = held != held[0]
     if uneven.any():
         layer, rank = (int(i) for i in np.argwhere(uneven.T)[0])
         raise FormatError(
-            f"layer {layer}: rank {rank} holds {held[rank, layer]} experts and rank 0 holds {held[0, layer]}: "
+            f"{place}: layer {layer}: rank {rank} holds {held[rank, layer]} experts and rank 0 holds {held[0, layer]}: "
             f"{EFFECTS['omni'][Fault.UNEVEN_RANKS]}; expected the same number on every rank of a layer"
         )
 

@@ -60,7 +60,7 @@ class Trtllm:
             f"with --ep_size {plan.placement.topology.num_ranks}\n"
             "enable_attention_dp: true\n"
             "moe_config:\n"
-            "  backend: WIDEEP\n"
+            "  backend: WideEP\n"
             f"  load_balancer: {path}"
         )
 
