@@ -16,6 +16,8 @@ class DispatchRule(StrEnum):
     """The same share for every replica."""
     WEIGHTED = "weighted"
     """The shares that the placement carries in `replica_weights`."""
+    ONLINE = "online"
+    """Each batch anew by its own counts, as well as the placement allows: LPLB-class engines and our runtime."""
 
     @classmethod
     def named(cls, name: str) -> "DispatchRule":

@@ -1,18 +1,29 @@
 """The only place that picks and runs strategies."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
+from eplb.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
 from eplb.dispatch_rule import DispatchRule
 from eplb.metrics import Evaluation, evaluate
 from eplb.plan import GroupMode, Plan, Problem, Strategy
 from eplb.strategies import STRATEGIES, find_strategy
+from eplb.strategies.scenario import Scenario
 from eplb.topology import Topology
 from eplb_traces import ExpertLoad
 
 AUTO = "auto"
+
+CANDIDATES = (
+    Candidate("greedy on the sum", STRATEGIES["greedy"], whole),
+    Candidate("greedy on the last quarter", STRATEGIES["greedy"], recent),
+    Candidate("scenario", STRATEGIES["scenario"], whole),
+    Candidate("scenario, deviations as they were", Scenario(amplification=1.0), whole),
+    Candidate("scenario on the last quarter", STRATEGIES["scenario"], recent),
+)
+"""What `auto` tries on a history that is long enough to hold windows out."""
 
 
 def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, by keyword
@@ -59,20 +70,34 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
         group_mode=GroupMode.named(group_mode),
         dispatch=DispatchRule.named(dispatch),
     )
-    chosen, notes = _choose(strategy, problem)
+    chosen, problem, notes = _choose(strategy, problem, seed)
     made = chosen(problem, seed=seed)
-    return dataclasses.replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
+    return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
 
 
-def _choose(name: str, problem: Problem) -> tuple[Strategy, tuple[str, ...]]:
+def _choose(name: str, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
+    """Look the strategy up, or choose one by what the load shows; the problem may come back with less history."""
     if name != AUTO:
-        return find_strategy(name), ()
-    note = f"auto: greedy, planned for the sum of {problem.load.num_windows} window(s)"
-    return STRATEGIES["greedy"], (note,)
+        return find_strategy(name), problem, ()
+    num_windows = problem.load.num_windows
+    if num_windows == 1:
+        return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)
+    if num_windows < LEAST_WINDOWS:
+        return STRATEGIES["scenario"], problem, (f"auto: scenario, one plan for all {num_windows} windows",)
+    scores = backtest(problem, CANDIDATES, seed=seed)
+    notes = tuple(
+        f"backtest: {score.candidate.name}: max/mean {score.planned:.3f} as planned, {score.mean:.3f} "
+        f"(p95 {score.p95:.3f}) on the held-out end"
+        for score in scores
+    )
+    best = scores[0]
+    chosen = f"auto: {best.candidate.name}, the best of {len(scores)}; expect {best.predicted_loss:+.3f} by drift"
+    history = best.candidate.history(problem.load)
+    return best.candidate.strategy, replace(problem, load=history), (chosen, *notes)
 
 
 @final
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """One strategy's plan beside what the judge says of it."""
 

@@ -8,11 +8,12 @@ from eplb.strategies.deepseek import DeepSeek
 from eplb.strategies.greedy import Greedy
 from eplb.strategies.linear import Linear
 from eplb.strategies.round_robin import RoundRobin
+from eplb.strategies.scenario import Scenario
 from eplb.strategies.zigzag import Zigzag
 
 __all__ = ["STRATEGIES", "find_strategy"]
 
-_ALL: tuple[Strategy, ...] = (Linear(), RoundRobin(), Zigzag(), DeepSeek(), Greedy())
+_ALL: tuple[Strategy, ...] = (Linear(), RoundRobin(), Zigzag(), DeepSeek(), Greedy(), Scenario())
 
 STRATEGIES: MappingProxyType[str, Strategy] = MappingProxyType({strategy.name: strategy for strategy in _ALL})
 

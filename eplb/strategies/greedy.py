@@ -15,6 +15,7 @@ from eplb.errors import InfeasibleError
 from eplb.layer_threads import for_layer_chunks
 from eplb.plan import GroupMode, Plan, Problem
 from eplb.strategies.certify import certified_plan
+from eplb.strategies.pinned import place_pinned
 
 Floats = NDArray[np.float64]
 Map = NDArray[np.int32]
@@ -44,9 +45,9 @@ class Greedy:
         load = even_where_idle(problem.load.total)
         first_slot = problem.topology.rank_first_slot
         if problem.group_mode is GroupMode.PINNED:
-            phy2log, rank_load = self._pack_pinned(load, problem)
-        else:
-            phy2log, rank_load = self.pack(load, first_slot)
+            phy2log = place_pinned(load, problem, lambda part, first, _: self.pack(part, first)[0])
+            return certified_plan(problem, phy2log, strategy=self.name, seed=seed)
+        phy2log, rank_load = self.pack(load, first_slot)
         idle = ~problem.load.total.any(axis=1)
         objective = np.where(idle, 0.0, (rank_load / problem.topology.relative_speed).max(axis=1))
         return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed)
@@ -99,23 +100,6 @@ class Greedy:
 
         for_layer_chunks(work, num_layers)
         return phy2log, rank_load
-
-    def _pack_pinned(self, load: Floats, problem: Problem) -> tuple[Map, Floats]:
-        """Groups to nodes by load, then each node's experts to its ranks."""
-        topology, num_layers = problem.topology, problem.load.num_layers
-        num_nodes, per_node = topology.num_nodes, problem.num_groups // topology.num_nodes
-        group_load = load.reshape(num_layers, problem.num_groups, -1).sum(axis=2)
-        groups, _ = self.pack(group_load, np.arange(num_nodes + 1) * per_node)
-        experts_by_group = np.arange(load.shape[1], dtype=np.int32).reshape(problem.num_groups, -1)
-        maps, loads = [], []
-        for node in range(num_nodes):
-            ranks = slice(node * topology.ranks_per_node, (node + 1) * topology.ranks_per_node)
-            first_slot = topology.rank_first_slot[ranks.start : ranks.stop + 1]
-            experts = experts_by_group[groups[:, node * per_node : (node + 1) * per_node]].reshape(num_layers, -1)
-            local, rank_load = self.pack(np.take_along_axis(load, experts, axis=1), first_slot - first_slot[0])
-            maps.append(np.take_along_axis(experts, local, axis=1))
-            loads.append(rank_load)
-        return np.concatenate(maps, axis=1), np.concatenate(loads, axis=1)
 
 
 def even_where_idle(load: Floats) -> Floats:
