@@ -9,10 +9,11 @@ from eplb.dispatch_rule import DispatchRule
 from eplb.engines.deepseek import rebalance_experts
 from eplb.metrics import Evaluation, evaluate
 from eplb.placement import Placement
+from eplb.placement_files import read_placement, write_placement
 from eplb.plan import GroupMode, LayerCertificate, Plan, SolveStatus
 from eplb.planner import compare, plan
 from eplb.topology import Topology
-from eplb_traces import ExpertLoad, ModelShape
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, read_load, read_trace
 
 __all__ = [
     "DispatchRule",
@@ -23,12 +24,17 @@ __all__ = [
     "ModelShape",
     "Placement",
     "Plan",
+    "RoutingTrace",
     "SolveStatus",
     "Topology",
     "compare",
     "evaluate",
     "plan",
+    "read_load",
+    "read_placement",
+    "read_trace",
     "rebalance_experts",
+    "write_placement",
 ]
 
 __version__ = version("eplb")

@@ -1,7 +1,8 @@
 """Knows how low the busiest rank of a layer can possibly go, with a proof each; knows no solver and no placement.
 
 All bounds are in tokens on the busiest rank, divided by its relative speed where ranks differ. T is the busiest rank's
-load, w_e an expert's load, c_e its copies, W the layer's load, R ranks, P slots, s the fewest slots a rank has.
+load, w_e an expert's load, c_e its copies, W the layer's load, R ranks, P slots, s the fewest slots a rank has. A layer
+without load has the bound 0.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,18 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.layer_threads import for_layer_chunks
 from eplb.plan import BindingBound
 from eplb.topology import Topology
+
+Floats = NDArray[np.float64]
+
+MOST_SLOTS_FOR_COMPANIONS = 8
+"""With more slots a rank the companions of a large copy are many and small, and the mean binds long before."""
+COMPANION_TOLERANCE = 5e-5
+"""Relative width at which the search for the largest refuted load ends."""
+PAIRING_TOLERANCE = 2e-3
+"""Relative gap that is small enough not to look for a better mixture of thresholds."""
 
 
 @final
@@ -19,13 +30,15 @@ from eplb.topology import Topology
 class LowerBounds:
     """The best bound of each layer and which one it is."""
 
-    value: NDArray[np.float64]
+    value: Floats
     """[L] tokens on the busiest rank that no placement can go below."""
     binding: tuple[BindingBound, ...]
     """[L] the largest of the bounds; ties to the simplest one."""
 
 
-def lower_bounds(load: NDArray[np.float64], topology: Topology, *, full_and_distinct: bool = True) -> LowerBounds:
+def lower_bounds(
+    load: Floats, topology: Topology, *, full_and_distinct: bool = True, reached: Floats | None = None
+) -> LowerBounds:
     """Bound every layer under even dispatch.
 
     Parameters
@@ -36,24 +49,33 @@ def lower_bounds(load: NDArray[np.float64], topology: Topology, *, full_and_dist
         The machine.
     full_and_distinct
         Whether to bound only placements that fill every slot and hold no expert twice on a rank, as our solvers make
-        and engines ask. Other placements can beat `full_slot_bound`, so it is then left out.
+        and engines ask. Other placements can beat the bounds that count companions, which are then left out.
+    reached
+        [L] a load of the busiest rank that some such placement reaches. Where given, the slow `pairing_bound` is
+        tried on layers that are still further from their bound than `PAIRING_TOLERANCE`.
     """
-    candidates = [mean_bound(load, topology), replication_bound(load, topology)]
+    found: list[tuple[BindingBound, Floats]] = [
+        (BindingBound.MEAN, mean_bound(load, topology)),
+        (BindingBound.REPLICATION, replication_bound(load, topology, distinct=full_and_distinct)),
+    ]
     if full_and_distinct:
-        candidates.append(full_slot_bound(load, topology, candidates[1]))
-    stacked = np.stack(candidates)
+        found.append((BindingBound.FULL_SLOT, full_slot_bound(load, topology, found[1][1])))
+        best = np.maximum(found[0][1], found[2][1])
+        found.append((BindingBound.COMPANION, companion_bound(load, topology, best)))
+        if reached is not None:
+            best = np.maximum(best, found[-1][1])
+            found.append((BindingBound.PAIRING, pairing_bound(load, topology, best, reached)))
     # A later bound binds only where it is truly larger: rounding must not name it.
-    names = list(BindingBound)
-    best = stacked[0].copy()
+    best = found[0][1].copy()
     which = np.zeros(load.shape[0], dtype=np.int64)
-    for i in range(1, len(candidates)):
-        larger = stacked[i] > best * (1 + 1e-12)
-        best[larger] = stacked[i][larger]
+    for i in range(1, len(found)):
+        larger = found[i][1] > best * (1 + 1e-12)
+        best[larger] = found[i][1][larger]
         which[larger] = i
-    return LowerBounds(best, tuple(names[i] for i in which))
+    return LowerBounds(best, tuple(found[i][0] for i in which))
 
 
-def mean_bound(load: NDArray[np.float64], topology: Topology) -> NDArray[np.float64]:
+def mean_bound(load: Floats, topology: Topology) -> Floats:
     """[L] the mean rank load.
 
     Proof. The ranks carry W together; with speeds v_r of mean 1, T >= (load of r) / v_r for every r, and summing
@@ -62,26 +84,33 @@ def mean_bound(load: NDArray[np.float64], topology: Topology) -> NDArray[np.floa
     return load.sum(axis=1) / topology.num_ranks
 
 
-def replication_bound(load: NDArray[np.float64], topology: Topology) -> NDArray[np.float64]:
+def replication_bound(load: Floats, topology: Topology, *, distinct: bool = False) -> Floats:
     """[L] the least load that the most loaded copy can have, with P copies and at most R of an expert.
 
-    Proof. Every copy lies on one rank, so T times the fastest relative speed is at least the largest copy, under even
-    dispatch max_e w_e / c_e. With sum_e c_e <= P and c_e <= R this is at least the smallest t that satisfies
-    sum_e max(1, ceil(w_e / t)) <= P and ceil(w_e / t) <= R. A placement with more than R copies of an expert has
-    two on some rank and by the pigeonhole principle ceil(c_e / R) w_e / c_e >= w_e / R there: counting it as R copies
-    changes nothing in the proof. Splitting an expert unevenly only raises its largest share, so the bound holds under
-    every fixed split as well.
+    Let v_1 >= v_2 >= ... be the speeds. The bound is the smallest t such that counts c_e with sum P exist for which
+    every expert can be carried within t: w_e <= t V(c_e), with the capacity V(c) below. It is found by bisection.
+
+    Proof. An expert with c copies lies on at most min(c, R) ranks, which take at most T (v_1 + ... + v_c) together:
+    V(c) = v_1 + ... + v_c. This holds under every dispatch rule, even or not, and for copies that share a rank.
+    Under even dispatch with no expert twice on a rank (`distinct`) each copy carries w_e / c, and the slowest of its c
+    ranks has at most the speed v_c, so that w_e <= T c v_c: V(c) = max over b <= c of b v_b, as more copies than needed
+    may be held idle in the proof. With equal speeds both are c.
     """
-    from eplb.kernels.replication_bound import smallest_largest_copy
+    from eplb.kernels.replication_bound import smallest_largest_copy, smallest_largest_share
 
     bound = np.empty(load.shape[0])
-    smallest_largest_copy(np.ascontiguousarray(load), topology.num_slots, topology.num_ranks, bound)
-    return bound / topology.relative_speed.max()
+    load = np.ascontiguousarray(load)
+    if topology.rank_speed is None:
+        smallest_largest_copy(load, topology.num_slots, topology.num_ranks, bound)
+        return bound
+    speed = np.sort(topology.relative_speed)[::-1]
+    num_copies = np.arange(1, speed.size + 1)
+    capacity = np.maximum.accumulate(speed * num_copies) if distinct else np.cumsum(speed)
+    smallest_largest_share(load, topology.num_slots, capacity, bound)
+    return bound
 
 
-def full_slot_bound(
-    load: NDArray[np.float64], topology: Topology, replication: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def full_slot_bound(load: Floats, topology: Topology, replication: Floats) -> Floats:
     """[L] the largest copy plus the least that can share its rank, for full ranks without an expert twice.
 
     Proof. The rank with the largest copy, which `replication` bounds, holds at least s - 1 copies of other, different
@@ -96,3 +125,75 @@ def full_slot_bound(
         return replication
     smallest = np.partition(load, num_others - 1, axis=1)[:, :num_others].sum(axis=1) / most_copies
     return replication + smallest / topology.relative_speed.max()
+
+
+def companion_bound(load: Floats, topology: Topology, known: Floats) -> Floats:
+    """[L] the largest T that is refuted by counting the small copies that large ones need beside them.
+
+    At least `known`. For equal ranks with s slots, all taken; elsewhere `known` is returned.
+
+    Proof. Suppose T is kept. Then c_e >= ceil(w_e / T), and P less the sum of these is the number of free copies. Give
+    every copy of size x a potential u(x), such that no s copies with sum <= T have a positive sum of potentials: then
+    all potentials sum to at most 0, and T is refuted if every choice of counts makes the sum positive. Two families,
+    for a threshold t > T / 2, so that a rank holds at most one large copy (x >= t):
+
+    - counting, s = 2: u = 1 from t on, -1 up to T - t, else 0. A large copy's partner is at most T - t.
+    - summing, any b: u = x - T + (s - 1) b from t on, -max(0, b - x) below. On a rank with a large copy the sum is at
+      most x - T + the sum of min(b, y) over its companions y, hence at most the rank's load less T.
+
+    The least sum over counts is itself bounded by Lagrange: for any price of a copy, the sum over experts of the least
+    of c u(w_e / c) + price (c - ceil(w_e / T)), less the price of all free copies. Whatever threshold, b and price the
+    search picks, a positive value refutes T. The mean bound is the family u = x - T / s.
+    """
+    num_slots = int(topology.rank_num_slots.min())
+    if (
+        not topology.has_equal_slots
+        or topology.rank_speed is not None
+        or not 2 <= num_slots <= MOST_SLOTS_FOR_COMPANIONS
+    ):
+        return known
+    from eplb.kernels.companion_bound import largest_infeasible
+
+    load = np.ascontiguousarray(load)
+    bound = np.empty_like(known)
+
+    def work(layers: slice) -> None:
+        largest_infeasible(
+            load[layers], topology.num_ranks, num_slots, known[layers], COMPANION_TOLERANCE, bound[layers]
+        )
+
+    for_layer_chunks(work, load.shape[0])
+    return bound
+
+
+def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floats) -> Floats:
+    """[L] as `companion_bound`, refuting with many thresholds at once; for equal ranks with two slots.
+
+    Proof. The potentials of the counting family for several thresholds t, added with weights >= 0, again have no
+    positive sum on any pair with sum <= T: each of them has none. Strong duality says that the best weights and price
+    give the linear relaxation of choosing counts with a fractional mixture for each expert; multiplicative weights
+    come near to it in a few dozen steps.
+
+    Parameters
+    ----------
+    load, topology
+        As in `lower_bounds`.
+    known
+        [L] a bound.
+    reached
+        [L] what a placement reaches; layers within `PAIRING_TOLERANCE` of `known` keep it.
+    """
+    if not topology.has_equal_slots or topology.rank_speed is not None or topology.slots_per_rank != 2:
+        return known
+    from eplb.kernels.pairing_bound import largest_refuted_pairing
+
+    load = np.ascontiguousarray(load)
+    bound = np.empty_like(known)
+
+    def work(layers: slice) -> None:
+        largest_refuted_pairing(
+            load[layers], topology.num_ranks, known[layers], reached[layers], PAIRING_TOLERANCE, bound[layers]
+        )
+
+    for_layer_chunks(work, load.shape[0])
+    return bound

@@ -28,6 +28,8 @@ class BindingBound(StrEnum):
     MEAN = "mean"
     REPLICATION = "replication"
     FULL_SLOT = "full_slot"
+    COMPANION = "companion"
+    PAIRING = "pairing"
 
 
 class GroupMode(StrEnum):

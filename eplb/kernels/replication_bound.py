@@ -81,3 +81,58 @@ def smallest_largest_copy(load: Floats, num_slots: int, max_copies: int, smalles
             for expert in range(layer_load.size):
                 high = max(high, layer_load[expert] / max(1, math.ceil(layer_load[expert] / middle)))
         smallest[layer] = high
+
+
+@njit("int64(float64[::1], float64, float64[::1])")
+def _copies_for_capacity(load: Floats, limit: float, capacity: Floats) -> int:
+    """How many copies bring every expert within `limit` times the capacity of its copies; very many if none do."""
+    total = 0
+    for expert in range(load.size):
+        low, high = 0, capacity.size
+        while low < high:
+            middle = (low + high) // 2
+            if capacity[middle] * limit >= load[expert]:
+                high = middle
+            else:
+                low = middle + 1
+        total += low + 1 if low < capacity.size else TOO_MANY
+    return total
+
+
+@njit("void(Array(float64, 2, 'C', readonly=True), int64, float64[::1], float64[::1])")
+def smallest_largest_share(load: Floats, num_slots: int, capacity: Floats, smallest: Floats) -> None:
+    """Find for each layer the least load at which the copies suffice to carry every expert.
+
+    That is the smallest t with ``sum_e min{c : capacity[c - 1] t >= load_e} <= num_slots``. Bisection to 1e-13, then
+    the largest load over capacity that the counts found really have.
+
+    Parameters
+    ----------
+    load
+        [L, E]
+    num_slots
+        Copies of a layer in all.
+    capacity
+        [R] what c copies carry at t = 1, for c from 1; non-decreasing.
+    smallest
+        [L] out; 0 for a layer without load.
+    """
+    layer_load = np.empty(load.shape[1], dtype=np.float64)
+    for layer in range(load.shape[0]):
+        layer_load[:] = load[layer]
+        high = layer_load.max() / capacity[0]
+        low = layer_load.max() / capacity[capacity.size - 1] * (1 - 1e-12)
+        while high > low * (1 + 1e-13):
+            middle = 0.5 * (low + high)
+            if middle <= low or middle >= high:
+                break
+            if _copies_for_capacity(layer_load, middle, capacity) > num_slots:
+                low = middle
+            else:
+                high = middle
+        smallest[layer] = 0.0
+        for expert in range(load.shape[1]):
+            copies = 0
+            while capacity[copies] * high < layer_load[expert]:
+                copies += 1
+            smallest[layer] = max(smallest[layer], layer_load[expert] / capacity[copies])
