@@ -3,8 +3,6 @@
 Importing this package loads neither torch nor a solver nor a plotting library.
 """
 
-from importlib.metadata import version
-
 from eplb.dispatch_rule import DispatchRule
 from eplb.engines.deepseek import rebalance_experts
 from eplb.metrics import Evaluation, evaluate
@@ -13,6 +11,7 @@ from eplb.placement_files import read_placement, write_placement
 from eplb.plan import GroupMode, LayerCertificate, Plan, SolveStatus
 from eplb.planner import compare, plan
 from eplb.topology import Topology
+from eplb.version import eplb_version
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, read_load, read_trace
 
 __all__ = [
@@ -37,4 +36,9 @@ __all__ = [
     "write_placement",
 ]
 
-__version__ = version("eplb")
+
+def __getattr__(name: str) -> str:
+    """Look `__version__` up when somebody asks, not at import."""
+    if name == "__version__":
+        return eplb_version()
+    raise AttributeError(f"module 'eplb' has no attribute {name!r}")

@@ -4,8 +4,6 @@ The native format carries these fields beside the map, the sidecar of a foreign 
 """
 
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from typing import final
 
 import numpy as np
@@ -25,6 +23,7 @@ from eplb.formats.json_fields import (
 from eplb.placement import Placement
 from eplb.plan import BindingBound, LayerCertificate, Plan, SolveStatus
 from eplb.topology import Topology
+from eplb.version import eplb_version
 from eplb_traces import ModelShape
 from eplb_traces.shape_json import shape_from_json, shape_to_json
 
@@ -82,15 +81,6 @@ class Provenance:
             notes=self.notes,
             load_digest=self.load_digest,
         )
-
-
-@cache
-def eplb_version() -> str:
-    """The version of the installed package, "unknown" in a bare checkout."""
-    try:
-        return metadata.version("eplb")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def provenance_fields(plan: Plan) -> dict[str, object]:
