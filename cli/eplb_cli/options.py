@@ -1,0 +1,88 @@
+"""Knows the words that more than one command takes. Names are checked by the libraries, which list what there is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _complete_strategy(incomplete: str) -> list[str]:
+    from eplb.strategies import STRATEGIES
+
+    return [name for name in ("auto", *STRATEGIES) if name.startswith(incomplete)]
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """The names of formats that begin like this."""
+    from eplb.formats import FORMATS
+
+    return [name for name in FORMATS if name.startswith(incomplete)]
+
+
+LoadArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="LOAD",
+        help="What the router did: a load or a token-level trace, in any dialect of `eplb trace`.",
+        show_default=False,
+    ),
+]
+PlanArg = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A placement file, in any dialect of `eplb formats`.", show_default=False)
+]
+
+RanksOpt = Annotated[
+    int, typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False)
+]
+NodesOpt = Annotated[int, typer.Option("--nodes", "-n", metavar="N", help="Nodes that hold the ranks.")]
+RedundantOpt = Annotated[
+    int, typer.Option("--redundant", "-k", metavar="K", help="Redundant experts of a layer, over all ranks.")
+]
+GroupsOpt = Annotated[
+    int | None,
+    typer.Option("--groups", "-g", metavar="G", help="Expert groups of the router.", show_default="as the load says"),
+]
+SeedOpt = Annotated[int, typer.Option("--seed", metavar="I", help="Seed of randomised strategies.")]
+NumExpertsOpt = Annotated[
+    int | None,
+    typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not say (.npz)."),
+]
+StrategyOpt = Annotated[
+    str,
+    typer.Option(
+        "--strategy", "-s", metavar="S", help="See `eplb strategies`; auto picks.", autocompletion=_complete_strategy
+    ),
+]
+WriteFormatOpt = Annotated[
+    str,
+    typer.Option(
+        "--format", "-f", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=complete_format
+    ),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+# What a placement file of an engine may not say.
+FromOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="F",
+        help="Dialect of the file.",
+        show_default="by its content",
+        autocompletion=complete_format,
+    ),
+]
+PlanFormatOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        "--from",
+        metavar="F",
+        help="Dialect of PLAN.",
+        show_default="by its content",
+        autocompletion=complete_format,
+    ),
+]
+HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if the file is silent.")]
+HintNodesOpt = Annotated[int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes, if the file is silent.")]

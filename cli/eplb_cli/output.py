@@ -1,0 +1,157 @@
+"""Alone prints. The result goes to stdout, talk and progress to stderr; rich is loaded when a table or a bar is due."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Cell = str | int | float
+
+
+def line(text: str) -> None:
+    """Print a line of the result, never wrapped: it may be a path or a command to copy."""
+    sys.stdout.write(f"{text}\n")
+
+
+def json_object(fields: Mapping[str, object]) -> None:
+    """Print the whole result as one JSON object."""
+    sys.stdout.write(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+
+
+def note(text: str) -> None:
+    """Say something to the user, at once, that is not the result."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def error(sentence: str) -> None:
+    """Say why the command ended."""
+    note(f"error: {sentence}")
+
+
+def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print rows under headings, at most as wide as the terminal (80 columns where there is none).
+
+    A column of numbers is aligned right. Integers get no separators, floats four decimals; other wishes come as text
+    that is ready to print, which counts as a number if it begins like one.
+    """
+    from rich import box
+    from rich.table import Column, Table
+
+    numeric = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(headings))]
+    columns = [
+        Column(heading, justify="right" if number else "left", no_wrap=number or i == 0)
+        for i, (heading, number) in enumerate(zip(headings, numeric, strict=True))
+    ]
+    rich_table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        rich_table.add_row(*(_text(cell) for cell in row))
+    _print_titled(title, rich_table)
+
+
+def facts(title: str, pairs: Sequence[tuple[str, Cell]]) -> None:
+    """Print name and value pairs, one a line."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    for name, value in pairs:
+        grid.add_row(name, _text(value))
+    _print_titled(title, grid)
+
+
+def _print_titled(title: str, body: "Table") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(title, style="bold", soft_wrap=True)
+        console.print(body)
+    for text in captured.get().splitlines():
+        line(text.rstrip())
+    line("")
+
+
+def written(path: Path, format: str, server_flags: str) -> None:
+    """Say which file is there now, and below it what makes its engine load it."""
+    line(f"wrote {path} ({format})")
+    for text in server_flags.splitlines():
+        line(f"  {text}")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 node", "4 nodes"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def percentage(fraction: float) -> str:
+    """A fraction in percent, without the sign: 0.0003 is "0.03"."""
+    return f"{100 * fraction:.2f}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration in milliseconds: 0.00512 is "5.1"."""
+    return f"{1000 * seconds:.1f}"
+
+
+@contextmanager
+def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """A bar on stderr while the block runs, gone afterwards; nothing where stderr is no terminal.
+
+    Parameters
+    ----------
+    doing
+        What the user waits for: "planning".
+    total
+        Steps of the block; None where nobody knows, which gives a bar that only moves.
+
+    Yields
+    ------
+    Callable
+        To be called after each step.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def library_log_on_stderr() -> Iterator[None]:
+    """Show what the libraries log (from INFO on) as plain lines on stderr while the block runs."""
+    logger = logging.getLogger("eplb")
+    handler, level = _NoteHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@final
+class _NoteHandler(logging.Handler):
+    """Every record is a note."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.format(record))
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+
+def _looks_numeric(cell: Cell) -> bool:
+    return not isinstance(cell, str) or cell[:1].isdigit() or cell in ("", "-")

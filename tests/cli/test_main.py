@@ -1,0 +1,197 @@
+"""The frame of the command line: version, help, errors, exit codes, and the exact set of words it takes."""
+
+import errno
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+import typer.main
+
+from eplb.errors import (
+    EplbError,
+    FormatError,
+    InfeasibleError,
+    InputError,
+    MissingExtraError,
+    PlacementError,
+    UnknownNameError,
+    VerificationError,
+)
+from eplb_cli import output
+from eplb_cli.main import app
+from eplb_cli.status import ExitCode, exit_code_of, sentence_of
+
+_READ_HINTS = {"--from", "--ranks", "-r", "--nodes", "-n"}
+_PROBLEM = {
+    "--ranks",
+    "-r",
+    "--nodes",
+    "-n",
+    "--redundant",
+    "-k",
+    "--groups",
+    "-g",
+    "--seed",
+    "--num-experts",
+    "--json",
+}
+# Every word that a script may rely on. A change here changes the public command line: it belongs in the changelog.
+_COMMANDS = {
+    "plan": {
+        *("load_path", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f"),
+        *_PROBLEM,
+    },
+    "compare": {"load_path", "--strategies", *_PROBLEM},
+    "evaluate": {"plan_path", "load_path", "--format", "-f", "--num-experts", "--json", *_READ_HINTS},
+    "convert": {"source", "target", "--to", "--experts", "--layers", "--moe-layers", "--hidden-layers", *_READ_HINTS},
+    "check": {"path", "--engine", "-e", "--ranks", "-r", "--experts"},
+    "formats": {"--json"},
+    "strategies": {"--json"},
+    "trace info": {"path", "--num-experts", "--json"},
+    "trace convert": {"path", "out", "--num-experts", "--load", "--window"},
+    "trace synth": {
+        *("out", "--preset", "-p", "--layers", "--experts", "--top-k", "--groups"),
+        *("--tokens", "--windows", "--load", "--seed"),
+    },
+}
+
+
+def _commands():
+    """{name: command} of the whole tree, groups left out."""
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        nested = getattr(command, "commands", None)
+        if nested is None:
+            found[name] = command
+        else:
+            found |= {f"{name} {inner}": of for inner, of in nested.items()}
+    return found
+
+
+def test_the_words_of_the_command_line_are_exactly_these():
+    found = {
+        name: {word for param in of.params for word in param.opts} - {"--help", "-h"}
+        for name, of in _commands().items()
+    }
+    assert found == _COMMANDS
+
+
+def test_every_command_and_every_word_is_explained(run):
+    for name, command in _commands().items():
+        result = run(*name.split(), "--help")
+        assert result.exit_code == 0
+        assert command.help
+        assert all(param.help for param in command.params), name
+
+
+def test_version(run):
+    result = run("--version")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"eplb \d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_no_words_show_the_help(run):
+    result = run()
+    assert "Usage" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["plan"], ["plan", "x.npz", "--ranks", "many"], ["formats", "--what"]])
+def test_wrong_words_are_usage_errors(run, words):
+    result = run(*words)
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (EplbError("x"), 3),
+        (InputError("x"), 3),
+        (PlacementError("x"), 3),
+        (FormatError("x"), 3),
+        (UnknownNameError("strategy", "x", ["y"]), 3),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 3),
+        (MissingExtraError("reading Parquet", "trace"), 2),
+        (InfeasibleError("x"), 4),
+        (VerificationError("x"), 5),
+        (BrokenPipeError(), None),
+        (ValueError("x"), None),
+        (ImportError("x"), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_error_made_for_the_user_has_its_code_and_a_bug_has_none(error, code):
+    assert exit_code_of(error) == code
+
+
+def test_messages_are_one_line():
+    assert sentence_of(InputError("first\n  second")) == "first second"
+    assert sentence_of(InputError()) == "InputError"
+    assert sentence_of(PermissionError(errno.EACCES, "Permission denied", "x.json")) == "x.json: Permission denied"
+
+
+def test_an_error_of_any_command_ends_with_its_code_and_one_line(run, monkeypatch, load_path):
+    def refuse(*_args, **_words):
+        raise InfeasibleError("no placement\nfits")
+
+    monkeypatch.setattr("eplb.plan", refuse)
+    result = run("plan", load_path, "--ranks", 4)
+    assert result.exit_code == ExitCode.INFEASIBLE
+    assert result.stderr == "error: no placement fits\n"
+    assert result.stdout == ""
+
+
+def test_a_bug_is_not_dressed_up(run, monkeypatch, load_path):
+    def crash(*_args, **_words):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("eplb.plan", crash)
+    result = run("plan", load_path, "--ranks", 4)
+    assert result.exit_code == ExitCode.BUG
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_missing_extra_says_in_one_line_what_to_install(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = run("trace", "synth", tmp_path / "x.parquet", "--layers", 1, "--experts", 8, "--top-k", 2, "--tokens", 4)
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stderr == "error: Parquet needs the extra 'trace': pip install 'eplb[trace]'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_library_logs_is_shown_on_stderr_while_a_command_runs(capsys):
+    logger = logging.getLogger("eplb")
+    with output.library_log_on_stderr():
+        logger.info("compiling %s", "kernels")
+        logger.debug("nobody wants this")
+    logger.info("too late")
+    assert capsys.readouterr() == ("", "compiling kernels\n")
+
+
+def test_help_loads_neither_the_library_nor_numpy_nor_what_draws_tables():
+    heavy = {"numpy", "numba", "eplb", "eplb_traces", "rich"}
+    code = f"before = set(sys.modules); import eplb_cli.main; print(sorted({heavy!r} & (set(sys.modules) - before)))"
+    script = f"import sys, typer.core; sys.path[:0] = {[path for path in sys.path if path]!r}; {code}"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(load_path):
+    command = f"{sys.executable} -c 'from eplb_cli.main import main; main()' plan {load_path} --ranks 4 --json"
+    path = ":".join(p for p in sys.path if p)
+    result = subprocess.run(
+        ["/bin/sh", "-c", f"{command} | true"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": path, "HOME": "/"},
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_no_color_is_honoured(run, load_path):
+    colours = re.compile("\x1b\\[(3|4|9)")
+    forced = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    assert not colours.search(run("compare", load_path, "--ranks", 4, env=forced | {"NO_COLOR": "1"}).stdout)

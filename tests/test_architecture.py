@@ -1,0 +1,155 @@
+"""The shape of the code: who may import whom, what `import eplb` costs, who prints, how long a file may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ROOMS = {
+    "eplb_traces": REPOSITORY / "traces" / "eplb_traces",
+    "eplb": REPOSITORY / "eplb",
+    "eplb_cli": REPOSITORY / "cli" / "eplb_cli",
+}
+MAY_IMPORT = {"eplb_traces": set(), "eplb": {"eplb_traces"}, "eplb_cli": {"eplb_traces", "eplb"}}
+# Inside eplb: a module or package may import from earlier lines, a package also from itself. Enter new files here.
+LEVELS = (
+    ("errors", "version"),
+    ("topology",),
+    ("layer_threads", "kernels"),
+    ("placement", "parallel_layout", "constraints"),
+    ("dispatch_rule", "dispatch_weights", "migration"),
+    ("plan",),
+    ("bounds",),
+    # The judge, the solvers and the dialects are peers and know nothing of each other.
+    ("metrics", "strategies", "formats"),
+    ("backtest",),
+    ("planner", "placement_files", "engine_check"),
+    ("engines",),
+    ("__init__",),
+)
+HEAVY = {"torch", "ortools", "matplotlib", "plotly", "pandas", "ray", "pyarrow", "transformers"}
+MAY_LOAD_AT_IMPORT = {("eplb", "runtime"): {"torch"}, ("eplb", "report"): {"matplotlib", "plotly", "pandas"}}
+MOST_LINES = 400
+
+
+def _python_files(room: str) -> list[Path]:
+    return sorted(ROOMS[room].rglob("*.py"))
+
+
+def _all_files() -> list[Path]:
+    return [path for room in ROOMS for path in _python_files(room)]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def _unit(module: str) -> str:
+    """The module or package right below `eplb` that a dotted name belongs to; `__init__` for eplb itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """Dotted names of what an import statement imports, `from eplb import formats` as eplb.formats."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module is not None:
+        if node.module in ROOMS:
+            return [_submodule(node.module, alias.name) for alias in node.names]
+        return [node.module]
+    return []
+
+
+def _submodule(room: str, name: str) -> str:
+    is_module = (ROOMS[room] / f"{name}.py").exists() or (ROOMS[room] / name).is_dir()
+    return f"{room}.{name}" if is_module else room
+
+
+def _imports(path: Path) -> list[str]:
+    return [name for node in ast.walk(ast.parse(path.read_text())) for name in _imported(node)]
+
+
+def _module_level(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that runs when the module is imported: no function bodies, no `if TYPE_CHECKING` blocks."""
+    for node in ast.iter_child_nodes(tree):
+        is_guard = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not is_guard:
+            yield node
+            yield from _module_level(node)
+
+
+@pytest.mark.parametrize("room", list(ROOMS))
+def test_rooms_import_in_one_direction(room):
+    for path in _python_files(room):
+        for name in _imports(path):
+            top = name.split(".")[0]
+            assert top not in set(ROOMS) - MAY_IMPORT[room] - {room}, f"{_name(path)} imports {name}"
+
+
+def test_every_file_of_eplb_has_a_level():
+    known = {unit for level in LEVELS for unit in level}
+    found = {path.relative_to(ROOMS["eplb"]).parts[0].removesuffix(".py") for path in _python_files("eplb")}
+    assert found - known == set(), "a new file or folder: enter its level in LEVELS"
+
+
+def test_eplb_imports_only_from_lower_levels():
+    level_of = {unit: number for number, level in enumerate(LEVELS) for unit in level}
+    for path in _python_files("eplb"):
+        own = path.relative_to(ROOMS["eplb"]).parts[0].removesuffix(".py")
+        for name in _imports(path):
+            if name.split(".")[0] == "eplb" and _unit(name) != own:
+                assert level_of[_unit(name)] < level_of[own], f"{_name(path)} imports {name}"
+
+
+@pytest.mark.parametrize("room", list(ROOMS))
+def test_heavy_packages_are_imported_inside_functions(room):
+    for path in _python_files(room):
+        folder = (room, path.relative_to(ROOMS[room]).parts[0])
+        for node in _module_level(ast.parse(path.read_text())):
+            for name in _imported(node):
+                top = name.split(".")[0]
+                assert top not in HEAVY - MAY_LOAD_AT_IMPORT.get(folder, set()), f"{_name(path)} imports {name}"
+
+
+def test_the_check_for_heavy_imports_can_fail():
+    source = (
+        "import os\nclass A:\n    import torch.nn\ndef f():\n    import ray\nif TYPE_CHECKING:\n    import pandas\n"
+    )
+    found = {name for node in _module_level(ast.parse(source)) for name in _imported(node)}
+    assert found == {"os", "torch.nn"}
+
+
+def test_import_eplb_loads_nothing_heavy():
+    code = f"import sys, eplb; print(sorted({HEAVY | {'numba', 'scipy', 'rich', 'typer'}!r} & set(sys.modules)))"
+    script = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; {code}"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_only_output_prints():
+    for path in _all_files():
+        if path == ROOMS["eplb_cli"] / "output.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+            assert text not in {"print", "sys.stdout", "sys.stderr"}, f"{_name(path)}: {text}"
+            assert not any(name.split(".")[0] == "rich" for name in _imported(node)), f"{_name(path)} imports rich"
+
+
+def test_torch_files_are_never_unpickled():
+    for path in _all_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                words = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert words.get("weights_only") == "True", f"{_name(path)}, line {node.lineno}"
+
+
+def test_files_are_short_enough_to_read():
+    for path in [*_all_files(), *sorted((REPOSITORY / "tests").rglob("*.py"))]:
+        num_lines = len(path.read_text().splitlines())
+        assert num_lines <= MOST_LINES, f"{_name(path)}: {num_lines} lines"
