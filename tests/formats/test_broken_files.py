@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from eplb.errors import InputError
 from eplb.formats import ReadHints, read_plan, write_plan
@@ -14,6 +13,8 @@ from eplb.placement import Placement
 from eplb.plan import BindingBound, LayerCertificate, Plan, SolveStatus
 from eplb.topology import Topology
 from eplb_traces import ModelShape
+
+torch = pytest.importorskip("torch")
 
 HINTS = ReadHints(num_ranks=2)
 GOOD_MAP = [[0, 1, 2, 0], [2, 1, 0, 1]]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from hypothesis import given
 
 from eplb.formats import write_plan
 from tests.strategies import formats_examples, plans
+
+torch = pytest.importorskip("torch")
+yaml = pytest.importorskip("yaml")
 
 engine_plans = plans(layer_ids=True, equal=True, duplicates=False)
 with_duplicates = plans(layer_ids=True, equal=True)

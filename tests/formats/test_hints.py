@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
-import yaml
 
 from eplb.errors import FormatError
 from eplb.formats import ReadHints, detect_format, read_plan
 from eplb_traces import ModelShape
+
+torch = pytest.importorskip("torch")
+yaml = pytest.importorskip("yaml")
 
 TWO_RANKS = ReadHints(num_ranks=2)
 
