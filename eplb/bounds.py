@@ -51,8 +51,8 @@ def lower_bounds(
         Whether to bound only placements that fill every slot and hold no expert twice on a rank, as our solvers make
         and engines ask. Other placements can beat the bounds that count companions, which are then left out.
     reached
-        [L] a load of the busiest rank that some such placement reaches. Where given, the slow `pairing_bound` is
-        tried on layers that are still further from their bound than `PAIRING_TOLERANCE`.
+        [L] a load of the busiest rank that some such placement reaches. Where given, a search for a bound ends there,
+        and the slow `pairing_bound` is tried on layers still further from their bound than `PAIRING_TOLERANCE`.
     """
     found: list[tuple[BindingBound, Floats]] = [
         (BindingBound.MEAN, mean_bound(load, topology)),
@@ -61,7 +61,7 @@ def lower_bounds(
     if full_and_distinct:
         found.append((BindingBound.FULL_SLOT, full_slot_bound(load, topology, found[1][1])))
         best = np.maximum(found[0][1], found[2][1])
-        found.append((BindingBound.COMPANION, companion_bound(load, topology, best)))
+        found.append((BindingBound.COMPANION, companion_bound(load, topology, best, reached)))
         if reached is not None:
             best = np.maximum(best, found[-1][1])
             found.append((BindingBound.PAIRING, pairing_bound(load, topology, best, reached)))
@@ -127,10 +127,10 @@ def full_slot_bound(load: Floats, topology: Topology, replication: Floats) -> Fl
     return replication + smallest / topology.relative_speed.max()
 
 
-def companion_bound(load: Floats, topology: Topology, known: Floats) -> Floats:
+def companion_bound(load: Floats, topology: Topology, known: Floats, reached: Floats | None = None) -> Floats:
     """[L] the largest T that is refuted by counting the small copies that large ones need beside them.
 
-    At least `known`. For equal ranks with s slots, all taken; elsewhere `known` is returned.
+    At least `known`, at most what is `reached`. For equal ranks with s slots, all taken; elsewhere `known` is returned.
 
     Proof. Suppose T is kept. Then c_e >= ceil(w_e / T), and P less the sum of these is the number of free copies. Give
     every copy of size x a potential u(x), such that no s copies with sum <= T have a positive sum of potentials: then
@@ -155,12 +155,12 @@ def companion_bound(load: Floats, topology: Topology, known: Floats) -> Floats:
     from eplb.kernels.companion_bound import largest_infeasible
 
     load = np.ascontiguousarray(load)
+    upper = np.full_like(known, np.inf) if reached is None else reached
     bound = np.empty_like(known)
 
     def work(layers: slice) -> None:
-        largest_infeasible(
-            load[layers], topology.num_ranks, num_slots, known[layers], COMPANION_TOLERANCE, bound[layers]
-        )
+        equal, tolerance = (topology.num_ranks, num_slots), COMPANION_TOLERANCE
+        largest_infeasible(load[layers], *equal, known[layers], upper[layers], tolerance, bound[layers])
 
     for_layer_chunks(work, load.shape[0])
     return bound

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, final
 
+from eplb.constraints import Constraints
 from eplb.dispatch_rule import DispatchRule
 from eplb.errors import InputError, UnknownNameError
+from eplb.migration import Migration
 from eplb.placement import Placement
 from eplb.topology import Topology
 from eplb_traces import ExpertLoad, ModelShape
+
+NO_CONSTRAINTS = Constraints()
 
 
 class SolveStatus(StrEnum):
@@ -66,12 +70,18 @@ class Problem:
         Whether groups are pinned to nodes.
     dispatch
         How the runtime will split an expert's tokens over its replicas.
+    constraints
+        What every layer's placement must meet; only `ilp` takes any.
+    time_limit_s
+        Wall time for all layers together, for strategies that search until they have a proof; None for their default.
 
     Raises
     ------
     InputError
-        For an all-zero load, too few slots, groups that do not divide the experts, or pinned groups that do not
-        divide by the nodes.
+        For an all-zero load, too few slots, groups that do not divide the experts, pinned groups that do not divide by
+        the nodes, constraints that do not fit the problem, or a time limit that is not above 0.
+    InfeasibleError
+        For constraints that contradict each other or the machine at sight.
     """
 
     load: ExpertLoad
@@ -79,6 +89,8 @@ class Problem:
     num_groups: int = 1
     group_mode: GroupMode = GroupMode.FREE
     dispatch: DispatchRule = DispatchRule.EVEN
+    constraints: Constraints = NO_CONSTRAINTS
+    time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
         num_experts = self.load.num_experts
@@ -93,6 +105,9 @@ class Problem:
             raise InputError(f"slots_per_rank = {most_slots}: a rank can hold each of {num_experts} experts only once")
         if self.num_groups < 1 or num_experts % self.num_groups:
             raise InputError(f"groups = {self.num_groups}: expected a divisor of {num_experts} experts")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise InputError(f"time_limit_s = {self.time_limit_s}: expected > 0")
+        self.constraints.check(num_experts, self.topology)
         if self.group_mode is GroupMode.PINNED and self.num_groups % self.topology.num_nodes:
             raise InputError(
                 f"groups = {self.num_groups}: pinned groups need a multiple of {self.topology.num_nodes} nodes"
@@ -143,6 +158,8 @@ class Plan:
         Sentences for the user: what was chosen and why.
     load_digest
         Digest of the load planned for; empty where unknown.
+    migration
+        What must move from the placement that was live, for a plan that was made from one.
     """
 
     placement: Placement
@@ -154,6 +171,7 @@ class Plan:
     layers: tuple[LayerCertificate, ...] = ()
     notes: tuple[str, ...] = ()
     load_digest: str = ""
+    migration: Migration | None = None
 
     def __post_init__(self) -> None:
         if self.layers and len(self.layers) != self.placement.num_layers:

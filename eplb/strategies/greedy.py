@@ -42,18 +42,17 @@ class Greedy:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for the summed load; deterministic, so the seed changes nothing."""
-        load = even_where_idle(problem.load.total)
+        load = problem.load.total
         first_slot = problem.topology.rank_first_slot
         if problem.group_mode is GroupMode.PINNED:
             phy2log = place_pinned(load, problem, lambda part, first, _: self.pack(part, first)[0])
             return certified_plan(problem, phy2log, strategy=self.name, seed=seed)
         phy2log, rank_load = self.pack(load, first_slot)
-        idle = ~problem.load.total.any(axis=1)
-        objective = np.where(idle, 0.0, (rank_load / problem.topology.relative_speed).max(axis=1))
+        objective = (rank_load / problem.topology.relative_speed).max(axis=1)
         return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed)
 
     def pack(self, load: Floats, first_slot: NDArray[np.int64]) -> tuple[Map, Floats]:
-        """Place experts on ranks.
+        """Place experts on ranks; a layer without load gets an even layout: counts differ by at most one.
 
         Parameters
         ----------
@@ -75,6 +74,9 @@ class Greedy:
         from eplb.kernels.largest_first import place_layers
         from eplb.kernels.swap_descent import descend_layers
 
+        idle = load.max(axis=1) == 0
+        if idle.any():
+            load = np.where(idle[:, None], 1.0, load)
         num_layers, num_experts = load.shape
         num_ranks, num_slots = first_slot.size - 1, int(first_slot[-1])
         first_slot = np.array(first_slot)
@@ -95,17 +97,13 @@ class Greedy:
                 )
             # A copy is never split: no rank that holds the largest one can go below it.
             target = np.maximum(mean[layers] * (1 + self.tolerance), slots.max(axis=1))
+            target[idle[layers]] = np.inf
             limits = self.most_slots_for_doubles, self.most_slots_for_count_moves
             descend_layers(part, first_slot, rank_of_slot, target, *limits, counts, maps, slots, ranks)
 
         for_layer_chunks(work, num_layers)
+        rank_load[idle] = 0.0
         return phy2log, rank_load
-
-
-def even_where_idle(load: Floats) -> Floats:
-    """Give a layer without any load one token an expert: the even layout is then what every greedy finds."""
-    idle = load.max(axis=1) == 0
-    return np.where(idle[:, None], 1.0, load) if idle.any() else load
 
 
 def descending_order(load: Floats) -> NDArray[np.int64]:

@@ -173,7 +173,9 @@ def _numbers(array: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  # pyarrow 
     if dtype.kind not in "iuf":
         raise InputError(f"column {name} is {array.type}: expected numbers")
     # Not array.to_numpy(): that imports pandas, a quarter of a second.
-    return np.frombuffer(array.buffers()[1], dtype=dtype)[array.offset : array.offset + len(array)]
+    numbers = np.frombuffer(array.buffers()[1], dtype=dtype)[array.offset : array.offset + len(array)]
+    numbers.setflags(write=False)
+    return numbers
 
 
 @contextmanager
