@@ -34,6 +34,7 @@ class BindingBound(StrEnum):
     FULL_SLOT = "full_slot"
     COMPANION = "companion"
     PAIRING = "pairing"
+    SEARCH = "search"
 
 
 class GroupMode(StrEnum):

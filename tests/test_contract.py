@@ -1,0 +1,133 @@
+"""What every strategy owes, whatever it is: the same generated problems for each name in the table."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import eplb
+from eplb import layer_threads
+from eplb.errors import InfeasibleError
+from eplb.plan import Problem, SolveStatus
+from eplb.strategies import STRATEGIES
+from eplb_traces import ExpertLoad
+from tests.oracles import busiest_time, hands_of, has_doubles
+from tests.strategies import problems
+
+MAY_DOUBLE = {"deepseek"}
+NEEDS_EQUAL_SLOTS = {"deepseek"}
+
+every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
+cases = settings(max_examples=settings.default.max_examples * 3 // 2)
+
+
+def planned(name: str, problem: Problem) -> eplb.Plan:
+    """The plan, for problems that the strategy accepts; ranks of unequal slots may be refused, equal ones never."""
+    if not problem.topology.has_equal_slots:
+        assume(name not in NEEDS_EQUAL_SLOTS)
+        try:
+            return STRATEGIES[name](problem)
+        except InfeasibleError:
+            assume(False)
+    return STRATEGIES[name](problem)
+
+
+def scaled(problem: Problem, factor: float) -> Problem:
+    load = ExpertLoad(problem.load.tokens * factor, problem.load.weights)
+    return dataclasses.replace(problem, load=load)
+
+
+@every_strategy
+@cases
+@given(problem=problems())
+def test_every_expert_lives_every_slot_is_filled_and_no_rank_holds_an_expert_twice(name, problem):
+    made = planned(name, problem)
+    assert made.placement.topology == problem.topology
+    for layer in range(problem.load.num_layers):
+        hands = hands_of(made.placement, layer)
+        held = [expert for hand in hands for expert in hand]
+        assert set(held) == set(range(problem.load.num_experts))
+        assert [len(hand) for hand in hands] == problem.topology.rank_num_slots.tolist()
+        if name not in MAY_DOUBLE:
+            assert not has_doubles(hands)
+
+
+@every_strategy
+@cases
+@given(problem=problems())
+def test_the_claim_is_what_the_judge_and_plain_loops_find_and_not_below_the_bound(name, problem):
+    made = planned(name, problem)
+    total = np.einsum("w,wle->le", problem.load.weights, problem.load.tokens)
+    evaluation = eplb.evaluate(made.placement, problem.load)
+    weighted = np.einsum("w,wlr->lr", problem.load.weights, evaluation.rank_load)
+    judged = (weighted / problem.topology.relative_speed).max(axis=1)
+    assert len(made.layers) == problem.load.num_layers
+    for layer, certificate in enumerate(made.layers):
+        by_loops = busiest_time(hands_of(made.placement, layer), total[layer], problem.topology.rank_speed)
+        assert certificate.objective == pytest.approx(by_loops, rel=1e-9)
+        assert certificate.objective == pytest.approx(judged[layer], rel=1e-9)
+        assert certificate.objective >= certificate.lower_bound * (1 - 1e-12)
+        assert certificate.gap >= -1e-12
+        met = certificate.objective <= certificate.lower_bound * (1 + 1e-9)
+        assert certificate.status is (SolveStatus.OPTIMAL if met else SolveStatus.HEURISTIC)
+    assert made.gap_mean == pytest.approx(np.mean([layer.gap for layer in made.layers]))
+    assert made.load_digest == problem.load.digest
+
+
+@every_strategy
+@cases
+@given(problem=problems(), num_threads=st.integers(2, 5))
+def test_repetition_the_unit_of_load_and_the_number_of_threads_change_nothing(name, problem, num_threads):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer_threads.os, "sched_getaffinity", lambda _: {0})
+        first = planned(name, problem)
+        assert planned(name, problem) == first
+        in_eighths = planned(name, scaled(problem, 8.0))
+        patch.setattr(layer_threads.os, "sched_getaffinity", lambda _: set(range(num_threads)))
+        threaded = planned(name, problem)
+    assert threaded == first
+    expected = first.placement.physical_to_logical_map.tobytes()
+    assert threaded.placement.physical_to_logical_map.tobytes() == expected
+    assert in_eighths.placement.physical_to_logical_map.tobytes() == expected
+    assert [layer.objective for layer in in_eighths.layers] == [8 * layer.objective for layer in first.layers]
+
+
+@every_strategy
+def test_the_table_says_the_name_that_the_plan_carries(name):
+    load = ExpertLoad([[1.0, 2.0, 3.0, 4.0]])
+    assert STRATEGIES[name].name == name
+    assert STRATEGIES[name].summary
+    assert eplb.plan(load, eplb.Topology(1, 2, 3), name).strategy == name
+
+
+@cases
+@given(
+    num_ranks=st.sampled_from([4, 8, 16]),
+    slots=st.integers(2, 9),
+    sigma=st.sampled_from([0.1, 0.3, 1.0, 2.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_greedy_is_no_worse_than_deepseek_where_deepseek_doubles_nothing(num_ranks, slots, sigma, seed):
+    # On loads without ties. Two copies on one rank can pay where a single expert outweighs the others; we never do it.
+    rng = np.random.default_rng(seed)
+    num_experts = num_ranks * slots - int(rng.integers(0, num_ranks * (slots - 1) // 2 + 1))
+    load = ExpertLoad(rng.lognormal(0, sigma, (4, num_experts)) * 1000)
+    problem = Problem(load, eplb.Topology(1, num_ranks, slots))
+    greedy, published = STRATEGIES["greedy"], STRATEGIES["deepseek"]
+    theirs = published(problem)
+    doubled = theirs.placement.duplicate_slots.any(axis=1)
+    for layer, ours in enumerate(greedy(problem).layers):
+        assert doubled[layer] or ours.objective <= theirs.layers[layer].objective * (1 + greedy.tolerance)
+
+
+def test_a_strategy_that_claims_too_much_would_be_caught():
+    load = ExpertLoad([[6.0, 2.0, 2.0, 2.0]])
+    made = eplb.plan(load, eplb.Topology(1, 2, 2), "linear")
+    # Ranks {0, 1} and {2, 3}: 8 and 4 tokens, bound 6 (mean) and 6 + 2 / 1 = 8 (full slot).
+    assert [layer.objective for layer in made.layers] == [8.0]
+    claim = dataclasses.replace(made.layers[0], objective=6.0)
+    with pytest.raises(AssertionError):
+        assert claim.objective == pytest.approx(busiest_time(hands_of(made.placement, 0), load.total[0]), rel=1e-9)
+    assert claim.gap < 0
