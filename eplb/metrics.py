@@ -5,10 +5,12 @@ from functools import cached_property
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from eplb.bounds import lower_bounds
-from eplb.dispatch_rule import DispatchRule, slot_shares
+from eplb.dispatch_rule import EVEN_RULES, DispatchRule, slot_shares
+from eplb.dispatch_weights import best_split
+from eplb.engine_dispatch import ReplicaRule, expected_slot_load
 from eplb.errors import InputError
 from eplb.placement import EMPTY_SLOT, Placement
 from eplb_traces import ExpertLoad
@@ -30,9 +32,11 @@ class Evaluation:
     dispatch: DispatchRule = DispatchRule.EVEN
     """How the tokens of an expert were split over its replicas."""
 
+    def __post_init__(self) -> None:
+        self.rank_load.setflags(write=False)
+
     def __reduce__(self) -> tuple[object, ...]:
-        # Arrays come back writeable from pickle: judge again.
-        return evaluate, (self.placement, self.load, self.dispatch)
+        return Evaluation, (self.placement, self.load, self.rank_load, self.dispatch)
 
     @cached_property
     def max_over_mean_by_window(self) -> NDArray[np.float64]:
@@ -114,7 +118,13 @@ class Evaluation:
         }
 
 
-def evaluate(placement: Placement, load: ExpertLoad, dispatch: DispatchRule | str = DispatchRule.EVEN) -> Evaluation:
+def evaluate(
+    placement: Placement,
+    load: ExpertLoad,
+    dispatch: DispatchRule | str = DispatchRule.EVEN,
+    *,
+    source_share: ArrayLike | None = None,
+) -> Evaluation:
     """Compute what every rank gets of every window.
 
     Parameters
@@ -124,12 +134,15 @@ def evaluate(placement: Placement, load: ExpertLoad, dispatch: DispatchRule | st
     load
         The traffic; it need not be the traffic that was planned for.
     dispatch
-        How the runtime splits an expert's tokens over its replicas.
+        How the runtime splits an expert's tokens over its replicas; for `online` every window is split at its best.
+    source_share
+        [R] share of the tokens that each rank sends, for rules that prefer near replicas; even by default.
 
     Raises
     ------
     InputError
-        If placement and load are of different models, or the placement lacks what the dispatch rule needs.
+        If placement and load are of different models, the placement lacks what the dispatch rule needs, or
+        `source_share` is not one share a rank, summing to 1.
     """
     found, expected = (load.num_layers, load.num_experts), (placement.num_layers, placement.num_experts)
     if found != expected:
@@ -138,15 +151,34 @@ def evaluate(placement: Placement, load: ExpertLoad, dispatch: DispatchRule | st
             f"the placement is for {expected[0]} layers x {expected[1]} experts, another model"
         )
     rule = DispatchRule.named(dispatch)
-    shares = slot_shares(placement, rule)
+    shares = _shares(placement, rule, source_share)
     first_slot = placement.topology.rank_first_slot[:-1]
     expert_of_slot = np.maximum(placement.physical_to_logical_map, 0)
     rank_load = np.empty((load.num_windows, placement.num_layers, placement.topology.num_ranks))
     for window in range(load.num_windows):
-        slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
+        if shares is None:
+            slot_load = best_split(placement, load.tokens[window]).slot_load
+        else:
+            slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
         np.add.reduceat(slot_load, first_slot, axis=1, out=rank_load[window])
-    rank_load.setflags(write=False)
     return Evaluation(placement, load, rank_load, rule)
+
+
+def _shares(placement: Placement, rule: DispatchRule, source_share: ArrayLike | None) -> NDArray[np.float64] | None:
+    """[L, P] share of its expert's tokens that each slot gets; None where every window is split anew."""
+    if rule is DispatchRule.ONLINE:
+        return None
+    if rule in EVEN_RULES or rule is DispatchRule.WEIGHTED:
+        return slot_shares(placement, rule)
+    num_ranks = placement.topology.num_ranks
+    source = np.full(num_ranks, 1 / num_ranks) if source_share is None else np.asarray(source_share, dtype=np.float64)
+    if source.shape != (num_ranks,) or not (source >= 0).all() or abs(source.sum() - 1) > 1e-6:
+        raise InputError(
+            f"source_share = {source}: expected one share >= 0 for each of {num_ranks} ranks, summing to 1"
+        )
+    one_token_each = np.outer(source, np.ones(placement.num_experts))
+    layers = range(placement.num_layers)
+    return np.stack([expected_slot_load(placement, layer, one_token_each, ReplicaRule(rule)) for layer in layers])
 
 
 def _max_over_mean(rank_time: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -118,7 +118,7 @@ def test_a_load_of_another_model_is_refused(shape):
 
 
 def test_an_unknown_dispatch_rule_is_refused_with_the_list():
-    with pytest.raises(UnknownNameError, match=r"unknown dispatch rule 'random': expected one of even, .*weighted"):
+    with pytest.raises(UnknownNameError, match=r"dispatch rule 'random': expected one of ascend, even, .*weighted"):
         evaluate(PLACEMENT, LOAD, "random")
 
 

@@ -25,7 +25,7 @@ class Zigzag:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Deal group by group; the load is only certified, never looked at.
 
-        The experts of a group differ by at most one in number between any two ranks.
+        Without copies the experts of a group differ by at most one in number between any two ranks.
         """
         num_groups, num_experts = problem.num_groups, problem.load.num_experts
         hands: list[Hand] = [[] for _ in range(problem.topology.num_ranks)]
@@ -34,25 +34,28 @@ class Zigzag:
             for first in range(0, num_experts, num_experts // num_groups)
         ]
         deal(hands, _group_rounds(hands, groups), problem.topology)
-        # Copies: the first expert of every group, then the second: each group gets its share of the copies too.
-        by_place = [group[place] for place in range(num_experts // num_groups) for group in groups]
-        num_copies = problem.topology.num_slots - num_experts
-        copies = [by_place[i % num_experts] for i in range(num_copies)]
-        deal(hands, _rounds(hands, copies, group=num_groups), problem.topology)
+        copies = [i % num_experts for i in range(problem.topology.num_slots - num_experts)]
+        for first in range(0, len(copies), num_experts):
+            lap = copies[first : first + num_experts]
+            deal(hands, _rounds(hands, lap, shift=len(hands) // 2, first_turn=0), problem.topology)
         return certified_plan(problem, map_of_hands(hands, problem.load.num_layers), strategy=self.name, seed=seed)
 
 
 def _group_rounds(hands: list[Hand], groups: list[range]) -> Iterator[tuple[int, list[int]]]:
+    rounds_per_group = -(-len(groups[0]) // len(hands))
     for group, experts in enumerate(groups):
-        yield from _rounds(hands, list(experts), group=group * len(hands) // len(groups))
+        first_turn = group * rounds_per_group
+        # The start moves once a there-and-back: an expert's place in one round is made up for in the other.
+        shift = first_turn // 2 * 2 * len(hands) // (len(groups) * rounds_per_group)
+        yield from _rounds(hands, list(experts), shift=shift, first_turn=first_turn)
 
 
-def _rounds(hands: list[Hand], experts: list[int], *, group: int) -> Iterator[tuple[int, list[int]]]:
-    """Rounds over all ranks; a last round that is not full goes to the ranks that hold least."""
+def _rounds(hands: list[Hand], experts: list[int], *, shift: int, first_turn: int) -> Iterator[tuple[int, list[int]]]:
+    """Rounds over all ranks, every second one backwards; a round that is not full goes to the ranks that hold least."""
     num_ranks = len(hands)
-    for turn, first in enumerate(range(0, len(experts), num_ranks)):
+    for turn, first in enumerate(range(0, len(experts), num_ranks), start=first_turn):
         dealt = experts[first : first + num_ranks]
-        ranks = [(group + i) % num_ranks for i in range(num_ranks)]
+        ranks = [(shift + i) % num_ranks for i in range(num_ranks)]
         if turn % 2:
             ranks.reverse()
         if len(dealt) < num_ranks:
