@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from eplb.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
+from eplb.constraints import Constraints
 from eplb.dispatch_rule import DispatchRule
+from eplb.dispatch_weights import weighted_placement
 from eplb.metrics import Evaluation, evaluate
-from eplb.plan import GroupMode, Plan, Problem, Strategy
+from eplb.plan import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy
 from eplb.strategies import STRATEGIES, find_strategy
 from eplb.strategies.scenario import Scenario
 from eplb.topology import Topology
@@ -34,6 +36,8 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
     dispatch: str = DispatchRule.EVEN,
+    constraints: Constraints = NO_CONSTRAINTS,
+    time_limit_s: float | None = None,
     seed: int = 0,
 ) -> Plan:
     """Decide where every expert lives.
@@ -51,7 +55,12 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
     group_mode
         "free" or "pinned": whether each group stays on one node.
     dispatch
-        How the runtime splits an expert's tokens over its replicas.
+        How the runtime splits an expert's tokens over its replicas. With "weighted" the plan carries the shares that are
+        best for the load.
+    constraints
+        What every layer must meet; only `ilp` takes any.
+    time_limit_s
+        Wall time for strategies that search until they have a proof, all layers together; None for their own default.
     seed
         For randomised strategies; the same inputs and seed give the same plan.
 
@@ -69,9 +78,13 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
         dispatch=DispatchRule.named(dispatch),
+        constraints=constraints,
+        time_limit_s=time_limit_s,
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
     made = chosen(problem, seed=seed)
+    if problem.dispatch is DispatchRule.WEIGHTED:
+        made = replace(made, placement=weighted_placement(made.placement, problem.load))
     return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, final
 import typer
 import typer.core
 
-from eplb_cli import check, compare, convert, evaluate, output, plan, tables, trace
+from eplb_cli import check, compare, convert, evaluate, output, plan, tables, trace, verify
 from eplb_cli.status import exit_code_of, sentence_of
 
 
@@ -68,6 +68,7 @@ app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("convert")(convert.convert)
 app.command("check")(check.check)
+app.command("verify")(verify.verify)
 app.command("formats")(tables.formats)
 app.command("strategies")(tables.strategies)
 app.add_typer(trace.app, name="trace")

@@ -21,6 +21,8 @@ STEP_LIMIT_S = 0.25
 MOST_FAILURES = 25
 """Steps in a row without gain before the search gives up."""
 MIN_RELATIVE_GAIN = 1e-9
+SECONDS_PER_VARIABLE = 1e-4
+"""What building and presolving a model takes, which the deterministic clock does not count."""
 GOOD_ENOUGH = 1e-6
 """Relative distance from the lower bound at which the search ends."""
 
@@ -69,12 +71,14 @@ def polish(whole: Region, hands: Hands, lower: float, *, limit_s: float, seed: i
         ranks = _choose_ranks(whole, times, generator, FEWEST_RANKS + turn % (MOST_RANKS - FEWEST_RANKS + 1))
         turn += 1
         count = np.bincount([expert for hand in hands for expert in hand], minlength=whole.load.size)
-        model = RegionModel(some_ranks(whole, hands, ranks, count), scale, weighted=False)
+        region = some_ranks(whole, hands, ranks, count, free_counts=turn % 2 == 0)
+        model = RegionModel(region, scale, weighted=False)
         model.order_ranks()
-        model.minimise_busiest(lower, float(times[list(ranks)].max()))
+        goal = lower if turn % 2 == 0 else max(lower, _mean_time(whole, times, ranks))
+        model.minimise_busiest(goal * (1 + GOOD_ENOUGH), float(times[list(ranks)].max()))
         model.hint([hands[rank] for rank in ranks])
         answer, found = model.run(limit_s=min(STEP_LIMIT_S, limit_s - spent), seed=seed)
-        spent += max(answer.spent_s, 1e-3)
+        spent += answer.spent_s + SECONDS_PER_VARIABLE * region.num_variables
         failures += 1
         if found is None:
             continue
@@ -85,6 +89,12 @@ def polish(whole: Region, hands: Hands, lower: float, *, limit_s: float, seed: i
         if after < before * (1 - MIN_RELATIVE_GAIN):
             hands, failures = trial, 0
     return Polished(hands, spent)
+
+
+def _mean_time(whole: Region, times: Floats, ranks: tuple[int, ...]) -> float:
+    """Tokens on the ranks over their speed: what they cannot go below while the counts stay."""
+    speed = np.array([whole.speed[rank] for rank in ranks])
+    return float(times[list(ranks)] @ speed / speed.sum())
 
 
 def _choose_ranks(whole: Region, times: Floats, generator: np.random.Generator, size: int) -> tuple[int, ...]:

@@ -112,8 +112,10 @@ def whole_layer(  # noqa: PLR0913  # a layer has these parts
     return Region(load, slots, speed, tuple(range(num_ranks)), choices, constraints)
 
 
-def some_ranks(whole: Region, hands: Hands, ranks: tuple[int, ...], count: NDArray[np.int64]) -> Region:
-    """The given ranks with what they hold; an expert that lives nowhere else may gain or lose a copy.
+def some_ranks(
+    whole: Region, hands: Hands, ranks: tuple[int, ...], count: NDArray[np.int64], *, free_counts: bool
+) -> Region:
+    """The given ranks with what they hold.
 
     Parameters
     ----------
@@ -125,14 +127,15 @@ def some_ranks(whole: Region, hands: Hands, ranks: tuple[int, ...], count: NDArr
         Ranks to arrange anew.
     count
         [E] copies in the layer.
+    free_counts
+        Whether an expert that lives nowhere else may gain or lose a copy.
     """
     inside = Counter(expert for rank in ranks for expert in hands[rank])
-    fixed_counts = whole.constraints.replica_counts is not None
     choices = {}
     for expert, held in sorted(inside.items()):
         total = int(count[expert])
         counts = {held}
-        if held == total and not fixed_counts:
+        if held == total and free_counts:
             allowed = {ways.total for ways in whole.choices[expert]}
             counts |= {c for c in (held - 1, held + 1) if c in allowed and c <= len(ranks)}
         choices[expert] = tuple(Copies(c, c if held == total else total) for c in sorted(counts))

@@ -66,7 +66,7 @@ def _best_single(
     return best
 
 
-@njit("UniTuple(int64, 4)(int32[::1], float64[::1], int64[::1], int64[::1], int64, int64, float64, float64)")
+@njit("UniTuple(int64, 4)(int32[::1], float64[::1], int64[::1], int64[::1], int64, int64, float64, float64, float64)")
 def _best_double(
     phy2log: Map,
     slot_load: Floats,
@@ -76,8 +76,12 @@ def _best_double(
     partner: int,
     wanted: float,
     tolerance: float,
+    enough: float,
 ) -> tuple[int, int, int, int]:
-    """Find the exchange of two experts that moves closest to `wanted` load, closer than `tolerance`; -1s if none."""
+    """Find an exchange of two experts that moves as close to `wanted` load as `enough`, the first one in slot order.
+
+    If there is none, the closest one that is closer than `tolerance`; -1s if there is none either.
+    """
     begin, end = first_slot[rank], first_slot[rank + 1]
     partner_begin, partner_end = first_slot[partner], first_slot[partner + 1]
     best = (-1, -1, -1, -1)
@@ -100,6 +104,8 @@ def _best_double(
                             continue
                         tolerance = distance
                         best = (slot, slot2, partner_slot, partner_slot2)
+                        if distance <= enough:
+                            return best
     return best
 
 
@@ -139,7 +145,15 @@ def _exchange_with_best_partner(
             moved = slot_load[slot] - slot_load[partner_slot]
         else:
             found, found2, found_partner, found_partner2 = _best_double(
-                phy2log, slot_load, count, first_slot, busiest, partner, wanted, reached - half_sum
+                phy2log,
+                slot_load,
+                count,
+                first_slot,
+                busiest,
+                partner,
+                wanted,
+                reached - half_sum,
+                target - half_sum,
             )
             if found < 0:
                 continue

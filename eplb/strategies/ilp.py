@@ -32,6 +32,9 @@ NUM_THREADS = 2
 FIRST_ROUND = 0.4
 """Of the time: every layer gets its share of this first, and what is not needed goes to the layers left open."""
 
+START_TOLERANCE = 1e-6
+"""Of greedy: finer than its default, since a model takes longer than its exchanges."""
+
 _logger = logging.getLogger("eplb")
 
 
@@ -138,7 +141,7 @@ def _is_open(state: LayerState, bound: float) -> bool:
 def _starts(problem: Problem, searches: list[LayerSearch], seed: int) -> list[LayerState]:
     """Greedy's placement, or the nearest one to it that meets the constraints."""
     free = replace(problem, constraints=Constraints(), dispatch=DispatchRule.EVEN)
-    greedy = np.array(Greedy()(free, seed=seed).placement.physical_to_logical_map)
+    greedy = np.array(Greedy(tolerance=START_TOLERANCE)(free, seed=seed).placement.physical_to_logical_map)
     if pairs_apply(problem.topology) and problem.group_mode is GroupMode.FREE:
         greedy = _paired(problem, greedy)
     states = []
