@@ -55,8 +55,8 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
     group_mode
         "free" or "pinned": whether each group stays on one node.
     dispatch
-        How the runtime splits an expert's tokens over its replicas. With "weighted" the plan carries the shares that are
-        best for the load.
+        How the runtime splits an expert's tokens over its replicas. With "weighted" the plan carries the shares that
+        are best for the load.
     constraints
         What every layer must meet; only `ilp` takes any.
     time_limit_s
