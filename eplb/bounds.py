@@ -6,6 +6,7 @@ without load has the bound 0.
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import final
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from eplb.layer_threads import for_layer_chunks
 from eplb.plan import BindingBound
 from eplb.topology import Topology
+from eplb_traces import ExpertLoad
 
 Floats = NDArray[np.float64]
 
@@ -21,6 +23,8 @@ MOST_SLOTS_FOR_COMPANIONS = 8
 """With more slots a rank the companions of a large copy are many and small, and the mean binds long before."""
 COMPANION_TOLERANCE = 5e-5
 """Relative width at which the search for the largest refuted load ends."""
+MOST_GROUPS_TO_PARTITION = 8
+"""Ways to share more groups out over nodes are not gone through."""
 PAIRING_TOLERANCE = 2e-3
 """Relative gap that is small enough not to look for a better mixture of thresholds."""
 
@@ -197,3 +201,95 @@ def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floa
 
     for_layer_chunks(work, load.shape[0])
     return bound
+
+
+def scenario_bound(load: ExpertLoad, topology: Topology, *, full_and_distinct: bool = True) -> Floats:
+    """[L] the least mean over windows, by their weights, of busiest over mean rank that one plan can have.
+
+    Mean here is the load over the number of ranks; a window without load counts as 1.
+
+    Proof. One placement has to serve every window, and in none of them its busiest rank is below that window's bound.
+    """
+    num_windows, num_layers, _ = load.tokens.shape
+    rows = load.tokens.reshape(num_windows * num_layers, -1)
+    bound = lower_bounds(rows, topology, full_and_distinct=full_and_distinct).value
+    mean = rows.sum(axis=1) / topology.num_ranks
+    ratio = np.where(mean > 0, bound / np.where(mean > 0, mean, 1.0), 1.0)
+    return np.average(ratio.reshape(num_windows, num_layers), axis=0, weights=load.weights)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PinnedBounds:
+    """Bounds where every expert group lives on one node, and what that costs."""
+
+    value: Floats
+    """[L] tokens on the busiest rank that no placement with pinned groups can go below."""
+    free: Floats
+    """[L] the same where any expert may lie on any node."""
+
+    @property
+    def price_of_locality(self) -> Floats:
+        """[L] relative distance of the two: what pinning is proven to cost, apart from any solver's gap."""
+        return np.where(self.free > 0, self.value / np.where(self.free > 0, self.free, 1.0) - 1, 0.0)
+
+
+def pinned_bounds(load: Floats, topology: Topology, num_groups: int) -> PinnedBounds:
+    """Bound every layer when each group is on one node and each node has equally many.
+
+    Proof. A node with a set of groups is a machine of its own, for which `lower_bounds` holds with the experts of these
+    groups; the layer is at least its worst node. Up to `MOST_GROUPS_TO_PARTITION` groups, the least worst node over all
+    ways to share the groups out is found by dynamic programming over sets. With more groups or unequal nodes only the
+    node with the heaviest group is bounded: beside it lie at least the lightest others, and the node's ranks carry
+    their mean.
+
+    Parameters
+    ----------
+    load, topology
+        As in `lower_bounds`.
+    num_groups
+        Groups of equally many experts in order of their ids; a multiple of the nodes.
+    """
+    num_layers, num_experts = load.shape
+    num_nodes = topology.num_nodes
+    per_node = num_groups // num_nodes
+    free = lower_bounds(load, topology).value
+    group_load = np.sort(load.reshape(num_layers, num_groups, -1).sum(axis=2), axis=1)
+    node_speed = topology.relative_speed.reshape(num_nodes, -1).sum(axis=1)
+    heaviest = (group_load[:, -1] + group_load[:, : per_node - 1].sum(axis=1)) / node_speed.max()
+    value = np.maximum(free, heaviest)
+    slots = topology.rank_num_slots.reshape(num_nodes, -1)
+    speeds = topology.relative_speed.reshape(num_nodes, -1)
+    alike = bool((slots == slots[0]).all() and (speeds == speeds[0]).all())
+    if num_groups > MOST_GROUPS_TO_PARTITION or not alike:
+        return PinnedBounds(value, free)
+    node = Topology(1, topology.ranks_per_node, tuple(slots[0].tolist()), tuple(speeds[0].tolist()))
+    by_group = load.reshape(num_layers, num_groups, num_experts // num_groups)
+    bound_of = {
+        sum(1 << group for group in chosen): lower_bounds(by_group[:, chosen].reshape(num_layers, -1), node).value
+        for chosen in combinations(range(num_groups), per_node)
+    }
+    return PinnedBounds(np.maximum(value, _least_worst_node(bound_of, num_groups)), free)
+
+
+def _least_worst_node(bound_of: dict[int, Floats], num_groups: int) -> Floats:
+    """[L] least over partitions of the groups into sets of the table of the largest bound of a set.
+
+    O(sets of groups x sets of the table): the lowest group that is left goes with every possible company.
+    """
+    best: dict[int, Floats] = {0: np.zeros_like(next(iter(bound_of.values())))}
+    everything = (1 << num_groups) - 1
+    open_sets = [0]
+    for placed in open_sets:  # grows while it is walked: each set of groups once, smaller ones first
+        lowest = ~placed & (placed + 1)
+        for chosen, bound in bound_of.items():
+            if not chosen & lowest or chosen & placed:
+                continue
+            worst = np.maximum(best[placed], bound)
+            union = placed | chosen
+            if union not in best:
+                open_sets.append(union)
+                best[union] = worst
+            else:
+                best[union] = np.minimum(best[union], worst)
+    return best[everything]

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from eplb_cli import output
-from eplb_cli.options import RanksOpt
+from eplb_cli import model_shape, output
+from eplb_cli.options import HiddenLayersOpt, MoeLayersOpt, RanksOpt
 
 
 def _complete_engine(incomplete: str) -> list[str]:
@@ -27,8 +27,16 @@ def check(
     experts: Annotated[
         int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, to find missing ones at the end.")
     ] = None,
+    moe_layers: MoeLayersOpt = None,
+    hidden_layers: HiddenLayersOpt = None,
 ) -> None:
     """Refuse what the engine would swallow or die of; exit code 3 and a sentence if it is refused."""
     from eplb.engine_check import check_file
 
-    output.line(str(check_file(path, engine, ranks, experts)))
+    if moe_layers is None and hidden_layers is not None:
+        raise typer.BadParameter("needs --moe-layers too", param_hint="--hidden-layers")
+    if experts is None and moe_layers is not None:
+        raise typer.BadParameter("needs --experts too", param_hint="--moe-layers")
+    ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
+    shape = model_shape.from_flags(None, experts, ids, hidden_layers)
+    output.line(str(check_file(path, engine, ranks, experts, shape)))

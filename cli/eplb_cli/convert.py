@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eplb_cli import output
-from eplb_cli.options import FromOpt, HintNodesOpt, HintRanksOpt, complete_format
+from eplb_cli import model_shape, output
+from eplb_cli.options import (
+    ExpertsOpt,
+    FromOpt,
+    HiddenLayersOpt,
+    HintNodesOpt,
+    HintRanksOpt,
+    MoeLayersOpt,
+    complete_format,
+)
 
 if TYPE_CHECKING:
     from eplb.plan import Plan
-    from eplb_traces import ModelShape
 
 
 def convert(  # noqa: PLR0913  # one parameter a word of the command line
@@ -24,56 +31,24 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     from_: FromOpt = None,
     ranks: HintRanksOpt = None,
     nodes: HintNodesOpt = None,
-    experts: Annotated[
-        int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, if the file is silent.")
-    ] = None,
+    experts: ExpertsOpt = None,
     layers: Annotated[
         int | None, typer.Option("--layers", metavar="L", help="MoE layers, if the file is silent.")
     ] = None,
-    moe_layers: Annotated[
-        str | None,
-        typer.Option("--moe-layers", metavar="IDS", help="Ids of the MoE layers in the model: 3-60 or 1,3,5."),
-    ] = None,
-    hidden_layers: Annotated[
-        int | None, typer.Option("--hidden-layers", metavar="H", help="Layers of the model, dense ones included.")
-    ] = None,
+    moe_layers: MoeLayersOpt = None,
+    hidden_layers: HiddenLayersOpt = None,
 ) -> None:
     """Rewrite the placement in IN for another engine."""
     from eplb.formats import FORMATS, ReadHints, read_plan, write_plan
 
-    ids = None if moe_layers is None else _layer_ids(moe_layers)
-    shape = _shape(layers, experts, ids, hidden_layers)
+    ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
+    shape = model_shape.from_flags(layers, experts, ids, hidden_layers)
     hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts, shape=shape)
     plan = _with_layers(read_plan(source, from_, hints), ids, hidden_layers)
     write_plan(plan, target, to)
     for text in plan.notes:
         output.note(f"note: {text}")
     output.written(target, to, FORMATS[to].server_flags(target, plan))
-
-
-def _layer_ids(text: str) -> tuple[int, ...]:
-    """The ids in "3-60", "1,3,5" or a mix of both."""
-    ids: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise typer.BadParameter(f"{text!r}: expected ids as in 3-60 or 1,3,5", param_hint="--moe-layers")
-        ids.extend(range(int(first), int(last if dash else first) + 1))
-    return tuple(ids)
-
-
-def _shape(
-    layers: int | None, experts: int | None, ids: tuple[int, ...] | None, hidden_layers: int | None
-) -> "ModelShape | None":
-    """The model as the flags alone say it; None where they do not say enough, so that the file has to."""
-    from eplb_traces import ModelShape
-
-    if layers is not None and experts is None:
-        raise typer.BadParameter("needs --experts too", param_hint="--layers")
-    num_layers = len(ids) if layers is None and ids is not None else layers
-    if num_layers is None or experts is None:
-        return None
-    return ModelShape(num_layers, experts, moe_layer_ids=ids, num_hidden_layers=hidden_layers)
 
 
 def _with_layers(plan: "Plan", ids: tuple[int, ...] | None, hidden_layers: int | None) -> "Plan":

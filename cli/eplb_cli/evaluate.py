@@ -2,7 +2,17 @@
 
 from eplb_cli import inputs, output
 from eplb_cli.metric_rows import metric_facts, window_objects, window_table
-from eplb_cli.options import HintNodesOpt, HintRanksOpt, JsonOpt, LoadArg, NumExpertsOpt, PlanArg, PlanFormatOpt
+from eplb_cli.options import (
+    DispatchOpt,
+    HintNodesOpt,
+    HintRanksOpt,
+    JsonOpt,
+    LoadArg,
+    NumExpertsOpt,
+    PlanArg,
+    PlanFormatOpt,
+    WindowOpt,
+)
 
 
 def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
@@ -11,6 +21,8 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     format: PlanFormatOpt = None,
     ranks: HintRanksOpt = None,
     nodes: HintNodesOpt = None,
+    dispatch: DispatchOpt = "even",
+    window: WindowOpt = None,
     num_experts: NumExpertsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -18,13 +30,14 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     import eplb
     from eplb.formats import ReadHints
 
-    load = inputs.read_load(load_path, num_experts)
+    load = inputs.read_load(load_path, num_experts, window)
     plan = inputs.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
     with output.progress("evaluating"):
-        evaluation = eplb.evaluate(plan.placement, load)
+        evaluation = eplb.evaluate(plan.placement, load, dispatch)
     if as_json:
-        windows = window_objects(evaluation)
-        output.json_object({"strategy": plan.strategy, **evaluation.summary(), "windows": windows})
+        head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value}
+        output.json_object({**head, **evaluation.summary(), "windows": window_objects(evaluation)})
         return
-    output.facts(f"{plan_path.name} ({plan.strategy}) under {load_path.name}", metric_facts(evaluation.summary()))
+    title = f"{plan_path.name} ({plan.strategy}) under {load_path.name}, {evaluation.dispatch} dispatch"
+    output.facts(title, metric_facts(evaluation.summary()))
     window_table(evaluation)

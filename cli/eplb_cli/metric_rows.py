@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from eplb_cli import output
+from eplb_cli.inputs import window_name
 
 if TYPE_CHECKING:
     from eplb.metrics import Evaluation
-    from eplb_traces import ExpertLoad
 
 Summary = Mapping[str, float | int]
 
@@ -24,7 +24,8 @@ def metric_facts(summary: Summary) -> list[tuple[str, output.Cell]]:
     ]
     if summary["num_windows"] > 1:
         of_total = f"{summary['max_over_mean_mean_of_total']:.4f} / {summary['max_over_mean_worst_of_total']:.4f}"
-        rows.append((f"the same, {summary['num_windows']} windows summed", of_total))
+        rows.append(("busiest / mean rank, p95 of windows and layers", summary["max_over_mean_p95"]))
+        rows.append((f"mean / worst, {summary['num_windows']} windows summed", of_total))
     return [
         *rows,
         ("above the lower bound, mean / worst", gaps),
@@ -40,7 +41,7 @@ def window_table(evaluation: "Evaluation") -> None:
     if load.num_windows == 1:
         return
     by_window = evaluation.max_over_mean_by_window
-    rows = [(_window_name(load, w), float(of.mean()), float(of.max())) for w, of in enumerate(by_window)]
+    rows = [(window_name(load, w), float(of.mean()), float(of.max())) for w, of in enumerate(by_window)]
     title = "Windows"
     if len(rows) > _MOST_WINDOWS:
         title = f"Windows, the worst {_MOST_WINDOWS} of {len(rows)}"
@@ -52,13 +53,10 @@ def window_objects(evaluation: "Evaluation") -> list[dict[str, object]]:
     """The metrics of each window, for `--json`."""
     return [
         {
-            "window": _window_name(evaluation.load, w),
+            "window": window_name(evaluation.load, w),
             "max_over_mean_mean": float(of.mean()),
             "max_over_mean_worst": float(of.max()),
         }
         for w, of in enumerate(evaluation.max_over_mean_by_window)
     ]
 
-
-def _window_name(load: "ExpertLoad", window: int) -> str:
-    return load.labels[window] if load.labels else f"window {window}"

@@ -12,6 +12,12 @@ def _complete_strategy(incomplete: str) -> list[str]:
     return [name for name in ("auto", *STRATEGIES) if name.startswith(incomplete)]
 
 
+def _complete_dispatch(incomplete: str) -> list[str]:
+    from eplb.dispatch_rule import DispatchRule
+
+    return [rule.value for rule in DispatchRule if rule.value.startswith(incomplete)]
+
+
 def complete_format(incomplete: str) -> list[str]:
     """The names of formats that begin like this."""
     from eplb.formats import FORMATS
@@ -27,6 +33,15 @@ LoadArg = Annotated[
         show_default=False,
     ),
 ]
+LoadsArg = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="LOAD...",
+        help="What the router did: a load or a token-level trace, in any dialect of `eplb trace`; several loads of one "
+        "model are planned for together.",
+        show_default=False,
+    ),
+]
 PlanArg = Annotated[
     Path, typer.Argument(metavar="PLAN", help="A placement file, in any dialect of `eplb formats`.", show_default=False)
 ]
@@ -38,6 +53,10 @@ NodesOpt = Annotated[int, typer.Option("--nodes", "-n", metavar="N", help="Nodes
 RedundantOpt = Annotated[
     int, typer.Option("--redundant", "-k", metavar="K", help="Redundant experts of a layer, over all ranks.")
 ]
+GroupModeOpt = Annotated[
+    str,
+    typer.Option("--group-mode", metavar="M", help="free: any expert on any node; pinned: a group on one node."),
+]
 GroupsOpt = Annotated[
     int | None,
     typer.Option("--groups", "-g", metavar="G", help="Expert groups of the router.", show_default="as the load says"),
@@ -46,6 +65,34 @@ SeedOpt = Annotated[int, typer.Option("--seed", metavar="I", help="Seed of rando
 NumExpertsOpt = Annotated[
     int | None,
     typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not say (.npz)."),
+]
+WindowOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        metavar="STEPS",
+        help="Steps of a window of a trace; of a load, windows to sum into one.",
+        show_default="a trace is one window, a load keeps its own",
+    ),
+]
+DispatchOpt = Annotated[
+    str,
+    typer.Option(
+        "--dispatch",
+        metavar="RULE",
+        help="How the runtime splits an expert's tokens over its copies: even, weighted, online, local_first, or an "
+        "engine's own rule: vllm, sglang_static, sglang_dynamic, ascend, trtllm.",
+        autocompletion=_complete_dispatch,
+    ),
+]
+ExpertBytesOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--expert-bytes",
+        metavar="B",
+        help="Bytes of one expert of one layer.",
+        show_default="44040192, DeepSeek-V3's in FP8",
+    ),
 ]
 StrategyOpt = Annotated[
     str,
@@ -60,6 +107,17 @@ WriteFormatOpt = Annotated[
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+# The model, for files that know layers by another number or not at all.
+ExpertsOpt = Annotated[
+    int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, if the file is silent.")
+]
+MoeLayersOpt = Annotated[
+    str | None, typer.Option("--moe-layers", metavar="IDS", help="Ids of the MoE layers in the model: 3-60 or 1,3,5.")
+]
+HiddenLayersOpt = Annotated[
+    int | None, typer.Option("--hidden-layers", metavar="H", help="Layers of the model, dense ones included.")
+]
 
 # What a placement file of an engine may not say.
 FromOpt = Annotated[

@@ -99,6 +99,11 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f}"
 
 
+def gigabytes(count: float) -> str:
+    """A number of bytes: 2598371328 is "2.598 GB"."""
+    return f"{count / 1e9:.3f} GB"
+
+
 @contextmanager
 def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None]]:
     """A bar on stderr while the block runs, gone afterwards; nothing where stderr is no terminal.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import inputs, output
-from eplb_cli.options import JsonOpt, NumExpertsOpt, SeedOpt
+from eplb_cli.options import JsonOpt, NumExpertsOpt, SeedOpt, WindowOpt
 
 if TYPE_CHECKING:
     from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
@@ -32,7 +32,7 @@ def info(path: TraceArg, num_experts: NumExpertsOpt = None, as_json: JsonOpt = F
     """Say what FILE holds and how uneven it is where experts lie in order and without redundancy."""
     source = inputs.read_load_or_trace(path, num_experts)
     with output.progress(f"counting {path.name}"):
-        load = _load_of(source)
+        load = inputs.load_of(source, None)
         imbalance = _linear_imbalance(load)
     fields = _fields(source, load)
     if as_json:
@@ -51,10 +51,7 @@ def convert(
     as_load: Annotated[
         bool, typer.Option("--load", help="Write tokens per expert, not the choices of each token.")
     ] = False,
-    window: Annotated[
-        int | None,
-        typer.Option("--window", metavar="STEPS", help="Steps of a window of the load.", show_default="one"),
-    ] = None,
+    window: WindowOpt = None,
 ) -> None:
     """Rewrite a trace or load in another format; a trace stays a trace where OUT is .parquet."""
     import eplb_traces
@@ -65,7 +62,7 @@ def convert(
         if isinstance(source, eplb_traces.RoutingTrace) and not counted:
             eplb_traces.write_trace(source, out)
         else:
-            eplb_traces.write_load(_load_of(source, window), out)
+            eplb_traces.write_load(inputs.load_of(source, window), out)
     output.line(f"wrote {out}")
 
 
@@ -108,17 +105,6 @@ def synth(  # noqa: PLR0913  # one parameter a word of the command line
             )
             eplb_traces.write_trace(trace, out)
     output.line(f"wrote {out}")
-
-
-def _load_of(source: "ExpertLoad | RoutingTrace", window: int | None = None) -> "ExpertLoad":
-    """The load itself, or the counted tokens of a trace."""
-    import eplb_traces
-
-    if isinstance(source, eplb_traces.RoutingTrace):
-        return source.load(window)
-    if window is not None:
-        raise eplb_traces.InputError(f"window = {window}: the file holds loads, which have no steps to count")
-    return source
 
 
 def _linear_imbalance(load: "ExpertLoad") -> list[dict[str, float | int]]:

@@ -1,6 +1,6 @@
 """Knows how to improve a layer that is too large for one model: a few ranks at a time, each time to proven optimality.
 
-Large neighbourhood search (Shaw 1998): the busiest rank and two to five others are arranged anew by an integer model,
+Large neighbourhood search (Shaw 1998): the busiest rank and three to five others are arranged anew by an integer model,
 everything else staying as it is. A step is kept only if it lowers the busiest of these ranks.
 """
 
@@ -15,7 +15,7 @@ from eplb.ilp.region import Hands, Region, scale_of, some_ranks
 
 Floats = NDArray[np.float64]
 
-FEWEST_RANKS, MOST_RANKS = 3, 6
+FEWEST_RANKS, MOST_RANKS = 4, 6
 STEP_LIMIT_S = 0.25
 """Deterministic seconds of one step."""
 MOST_FAILURES = 25

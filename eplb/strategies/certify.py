@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.bounds import lower_bounds
+from eplb.errors import InputError
 from eplb.placement import Placement
 from eplb.plan import LayerCertificate, Plan, Problem, SolveStatus
 
@@ -33,7 +34,14 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         [L] tokens on the busiest rank that the strategy claims; computed from the map when it keeps no such count.
     seed, notes
         Go into the plan as they are.
+
+    Raises
+    ------
+    InputError
+        If the problem has hard side constraints: only `ilp`, which wraps up its own plans, knows them.
     """
+    if not problem.constraints.is_empty:
+        raise InputError(f"constraints: {strategy} knows none, expected strategy ilp")
     load, topology = problem.load.total, problem.topology
     placement = Placement(physical_to_logical_map, problem.load.num_experts, topology)
     if objective is None:
@@ -42,7 +50,8 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
             np.take_along_axis(unit, placement.physical_to_logical_map, axis=1), topology.rank_first_slot[:-1], axis=1
         )
         objective = (rank_load / topology.relative_speed).max(axis=1)
-    bounds = lower_bounds(load, topology)
+    distinct = not placement.duplicate_slots.any()
+    bounds = lower_bounds(load, topology, full_and_distinct=distinct, reached=objective)
     layers = tuple(
         LayerCertificate(
             claim, bound, name, SolveStatus.OPTIMAL if claim <= bound * (1 + MET) else SolveStatus.HEURISTIC

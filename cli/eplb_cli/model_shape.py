@@ -1,0 +1,33 @@
+"""Knows how the flags that describe a model become its shape."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from eplb_traces import ModelShape
+
+
+def layer_ids(text: str) -> tuple[int, ...]:
+    """The ids in "3-60", "1,3,5" or a mix of both."""
+    ids: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise typer.BadParameter(f"{text!r}: expected ids as in 3-60 or 1,3,5", param_hint="--moe-layers")
+        ids.extend(range(int(first), int(last if dash else first) + 1))
+    return tuple(ids)
+
+
+def from_flags(
+    layers: int | None, experts: int | None, ids: tuple[int, ...] | None, hidden_layers: int | None
+) -> "ModelShape | None":
+    """The model as the flags alone say it; None where they do not say enough, so that the file has to."""
+    from eplb_traces import ModelShape
+
+    if layers is not None and experts is None:
+        raise typer.BadParameter("needs --experts too", param_hint="--layers")
+    num_layers = len(ids) if layers is None and ids is not None else layers
+    if num_layers is None or experts is None:
+        return None
+    return ModelShape(num_layers, experts, moe_layer_ids=ids, num_hidden_layers=hidden_layers)

@@ -1,0 +1,221 @@
+"""Knows where checkpoints keep experts and how to read single tensors of them; knows no bank and no placement.
+
+Names are those of Hugging Face files: Mixtral, Qwen-MoE (one tensor a matrix, or all experts of a layer in one 3-D
+tensor, as `transformers` 5 keeps them) and DeepSeek, whose FP8 matrices have a `weight_scale_inv` beside them.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, final
+
+from torch import Tensor
+
+from eplb.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SCALE_SUFFIX = "_scale_inv"
+
+
+class CheckpointError(InputError):
+    """A checkpoint that does not hold the experts it should: a tensor missing, left over, or of a wrong shape."""
+
+
+@final
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """Names of the experts' matrices; `{layer}` and `{expert}` stand for numbers.
+
+    With `{expert}` in the names there is one [I, H] gate, [I, H] up and [H, I] down matrix an expert. Without, `gate`
+    names the [E, 2 I, H] tensor of all gates and ups of a layer, `up` is empty, and `down` names [E, H, I].
+    """
+
+    name: str
+    gate: str
+    up: str
+    down: str
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether one tensor holds all experts of a layer."""
+        return not self.up
+
+    @property
+    def prefix(self) -> str:
+        """What all names of a layer's experts begin with, `{layer}` still in it."""
+        return self.gate.split("experts.")[0] + "experts."
+
+
+def _per_expert(name: str, block: str, gate: str, up: str, down: str) -> CheckpointLayout:
+    stem = f"model.layers.{{layer}}.{block}.experts.{{expert}}"
+    return CheckpointLayout(name, *(f"{stem}.{matrix}.weight" for matrix in (gate, up, down)))
+
+
+_FUSED = "model.layers.{layer}.mlp.experts"
+CHECKPOINT_LAYOUTS: Mapping[str, CheckpointLayout] = {
+    layout.name: layout
+    for layout in (
+        _per_expert("mixtral", "block_sparse_moe", "w1", "w3", "w2"),
+        _per_expert("qwen_moe", "mlp", "gate_proj", "up_proj", "down_proj"),
+        _per_expert("deepseek", "mlp", "gate_proj", "up_proj", "down_proj"),
+        CheckpointLayout("qwen_moe_fused", f"{_FUSED}.gate_up_proj", "", f"{_FUSED}.down_proj"),
+    )
+}
+
+
+class TensorSource(Protocol):
+    """Tensors by name, read one at a time."""
+
+    @property
+    def place(self) -> str:
+        """What errors call it."""
+        ...
+
+    def names(self) -> Collection[str]:
+        """All names it holds."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A whole tensor."""
+        ...
+
+    def read_entry(self, name: str, index: int) -> Tensor:
+        """Entry `index` of a tensor's first dimension, without reading the others."""
+        ...
+
+    def length(self, name: str) -> int:
+        """The first dimension of a tensor, without reading it."""
+        ...
+
+
+@final
+class StateDict:
+    """Tensors of a state dict in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    @property
+    def place(self) -> str:
+        """See `TensorSource`."""
+        return "state dict"
+
+    def names(self) -> Collection[str]:
+        """See `TensorSource`."""
+        return self._tensors.keys()
+
+    def read(self, name: str) -> Tensor:
+        """See `TensorSource`."""
+        return self._tensors[name]
+
+    def read_entry(self, name: str, index: int) -> Tensor:
+        """See `TensorSource`."""
+        return self._tensors[name][index]
+
+    def length(self, name: str) -> int:
+        """See `TensorSource`."""
+        return int(self._tensors[name].shape[0])
+
+
+@final
+class SafetensorsCheckpoint:
+    """Tensors of one safetensors file, or of a folder of them; opens a file only for the tensor that is asked for.
+
+    A folder is read through its `model.safetensors.index.json`, or file by file where it has none.
+
+    Raises
+    ------
+    CheckpointError
+        For a path without safetensors, an index that is none, or one that names files which are not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._safetensors = _safetensors()
+        self._file_of_name = self._index()
+
+    @property
+    def place(self) -> str:
+        """See `TensorSource`."""
+        return str(self._path)
+
+    def names(self) -> Collection[str]:
+        """See `TensorSource`."""
+        return self._file_of_name.keys()
+
+    def read(self, name: str) -> Tensor:
+        """See `TensorSource`."""
+        with self._safetensors.safe_open(self._file_of_name[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def read_entry(self, name: str, index: int) -> Tensor:
+        """See `TensorSource`."""
+        with self._safetensors.safe_open(self._file_of_name[name], framework="pt") as file:
+            entry: Tensor = file.get_slice(name)[index]
+        return entry
+
+    def length(self, name: str) -> int:
+        """See `TensorSource`."""
+        with self._safetensors.safe_open(self._file_of_name[name], framework="pt") as file:
+            return int(file.get_slice(name).get_shape()[0])
+
+    def _index(self) -> dict[str, Path]:
+        if self._path.is_file():
+            return self._names_in(self._path)
+        index = self._path / "model.safetensors.index.json"
+        if index.is_file():
+            return _weight_map(index)
+        files = sorted(self._path.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{self._path}: expected a safetensors file, or a folder with some")
+        return {name: file for path in files for name, file in self._names_in(path).items()}
+
+    def _names_in(self, path: Path) -> dict[str, Path]:
+        try:
+            with self._safetensors.safe_open(path, framework="pt") as file:
+                return dict.fromkeys(file.keys(), path)
+        except (OSError, self._safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+
+
+def detect_layout(source: TensorSource) -> CheckpointLayout:
+    """The layout whose names a checkpoint uses; DeepSeek's where it has FP8 scales.
+
+    Raises
+    ------
+    CheckpointError
+        If it holds experts of no known layout.
+    """
+    names = source.names()
+    if any(".block_sparse_moe.experts." in name for name in names):
+        return CHECKPOINT_LAYOUTS["mixtral"]
+    if any(name.endswith(".mlp.experts.gate_up_proj") for name in names):
+        return CHECKPOINT_LAYOUTS["qwen_moe_fused"]
+    experts = [name for name in names if ".mlp.experts." in name]
+    if not experts:
+        raise CheckpointError(f"{source.place}: no experts found, expected names of {', '.join(CHECKPOINT_LAYOUTS)}")
+    return CHECKPOINT_LAYOUTS["deepseek" if any(n.endswith(SCALE_SUFFIX) for n in experts) else "qwen_moe"]
+
+
+def _weight_map(index: Path) -> dict[str, Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): index.parent / str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{index}: expected an object weight_map of tensor names and files: {error}") from error
+    for file in sorted(set(files.values())):
+        if not file.is_file():
+            raise CheckpointError(f"{index}: names {file.name}, which is not there")
+    return files
+
+
+def _safetensors() -> "ModuleType":
+    try:
+        import safetensors
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("reading safetensors", "runtime") from error
+    return safetensors

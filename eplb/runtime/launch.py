@@ -1,0 +1,148 @@
+"""Knows how to start processes on this machine that form one communicator; knows not what they do.
+
+They meet through a file in a temporary folder, so that no port has to be free.
+"""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Generic, TypeVar, final
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessRaisedException, spawn
+
+from eplb.errors import EplbError, InputError
+
+_Argument = TypeVar("_Argument")
+_Answer = TypeVar("_Answer")
+
+COMMUNICATORS = {"gloo": "cpu", "nccl": "cuda"}
+"""Communicator and the device whose memory it moves."""
+
+
+@final
+@dataclass(frozen=True)
+class Launch:
+    """How the processes are started.
+
+    Parameters
+    ----------
+    num_processes
+        How many.
+    communicator
+        gloo (CPU) or nccl (one GPU a process).
+    timeout_s
+        How long one of them waits for another.
+
+    Raises
+    ------
+    InputError
+        For an unknown communicator, or fewer GPUs than processes.
+    """
+
+    num_processes: int
+    communicator: str = "gloo"
+    timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.num_processes < 1:
+            raise InputError(f"processes = {self.num_processes}: expected >= 1")
+        if self.communicator not in COMMUNICATORS:
+            raise InputError(f"unknown communicator {self.communicator!r}: expected one of {', '.join(COMMUNICATORS)}")
+        num_gpus = torch.cuda.device_count()
+        if self.communicator == "nccl" and num_gpus < self.num_processes:
+            raise InputError(f"nccl with {self.num_processes} processes: expected a GPU for each, found {num_gpus}")
+
+
+@final
+@dataclass(frozen=True)
+class Member:
+    """What a started process knows of its place."""
+
+    process: int
+    device: torch.device
+    process_group: dist.ProcessGroup
+    """Moves tensors of `device`."""
+    control_group: dist.ProcessGroup
+    """Moves Python objects and CPU tensors."""
+
+
+@final
+@dataclass(frozen=True)
+class _Job(Generic[_Argument, _Answer]):
+    worker: Callable[[Member, _Argument], _Answer]
+    argument: _Argument
+    launch: Launch
+    folder: Path
+
+
+def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer], argument: _Argument) -> list[_Answer]:
+    """Start processes, let each work, collect their answers.
+
+    Parameters
+    ----------
+    launch
+        How many, and on what.
+    worker
+        A function of a module (it is found again by name in the new process).
+    argument
+        What each gets; pickled.
+
+    Returns
+    -------
+    list
+        The answers in the order of processes.
+
+    Raises
+    ------
+    EplbError
+        What a process raised of ours, with its message.
+    """
+    with tempfile.TemporaryDirectory(prefix="eplb-") as name:
+        job = _Job(worker, argument, launch, Path(name))
+        try:
+            spawn(_member, args=(job,), nprocs=launch.num_processes)  # type: ignore[no-untyped-call]  # torch has no types here
+        except ProcessRaisedException:
+            for path in sorted(job.folder.glob("error-*")):
+                kind, message = pickle.loads(path.read_bytes())
+                error = kind.__new__(kind)
+                error.args = (message,)
+                raise error from None
+            raise
+        return [pickle.loads((job.folder / f"answer-{i}").read_bytes()) for i in range(launch.num_processes)]
+
+
+def _member(process: int, job: _Job[_Argument, _Answer]) -> None:
+    """Join the communicator, work, leave the answer in the folder."""
+    launch = job.launch
+    torch.set_num_threads(1)
+    if os.path.isdir("/sys/class/net/lo"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
+    device = torch.device("cpu")
+    if COMMUNICATORS[launch.communicator] == "cuda":
+        device = torch.device("cuda", process)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        launch.communicator,
+        init_method=f"file://{job.folder / 'store'}",
+        rank=process,
+        world_size=launch.num_processes,
+        timeout=timedelta(seconds=launch.timeout_s),
+    )
+    world = dist.group.WORLD
+    if world is None:
+        raise EplbError("the communicator did not start")
+    control = world if launch.communicator == "gloo" else dist.new_group(backend="gloo")
+    try:
+        answer = job.worker(Member(process, device, world, control), job.argument)
+        (job.folder / f"answer-{process}").write_bytes(pickle.dumps(answer))
+    except EplbError as error:
+        (job.folder / f"error-{process}").write_bytes(pickle.dumps((type(error), str(error))))
+        raise
+    finally:
+        dist.destroy_process_group()
