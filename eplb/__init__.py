@@ -6,10 +6,12 @@ Importing this package loads neither torch nor a solver nor a plotting library.
 from eplb.dispatch_rule import DispatchRule
 from eplb.engines.deepseek import rebalance_experts
 from eplb.metrics import Evaluation, evaluate
+from eplb.migration import Migration
 from eplb.placement import Placement
 from eplb.placement_files import read_placement, write_placement
 from eplb.plan import GroupMode, LayerCertificate, Plan, SolveStatus
 from eplb.planner import compare, plan
+from eplb.rebalancer import Horizon, rebalance
 from eplb.topology import Topology
 from eplb.version import eplb_version
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, read_load, read_trace
@@ -19,7 +21,9 @@ __all__ = [
     "Evaluation",
     "ExpertLoad",
     "GroupMode",
+    "Horizon",
     "LayerCertificate",
+    "Migration",
     "ModelShape",
     "Placement",
     "Plan",
@@ -32,6 +36,7 @@ __all__ = [
     "read_load",
     "read_placement",
     "read_trace",
+    "rebalance",
     "rebalance_experts",
     "write_placement",
 ]

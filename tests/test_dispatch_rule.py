@@ -42,5 +42,5 @@ def test_weighted_dispatch_of_a_placement_without_weights_is_refused():
 
 def test_a_rule_is_found_by_name_and_an_unknown_one_refused_with_the_list():
     assert DispatchRule.named("weighted") is DispatchRule.WEIGHTED
-    with pytest.raises(UnknownNameError, match=r"unknown dispatch rule 'odd': expected one of ascend, even, .*weighted"):
+    with pytest.raises(UnknownNameError, match=r"dispatch rule 'odd': expected one of ascend, even, .*weighted"):
         DispatchRule.named("odd")

@@ -83,9 +83,8 @@ def main() -> int:
     rows = run_processes(Launch(processes, "nccl"), _measure, None)
     print(f"\nhidden {HIDDEN}, {NUM_EXPERTS} experts, top-{TOP_K}, bf16, uniform routing; measured in", end=" ")
     print(f"{time.perf_counter() - started:.0f} s")
-    print(
-        f"{'backend':32} {'tokens':>6} {'step':>8} {'us':>9} {'wire MB':>8} {'wire GB/s':>9} {'logical':>8} {'waits':>5}"
-    )
+    print(f"{'backend':32} {'tokens':>6} {'step':>8}", end=" ")
+    print(f"{'us':>9} {'wire MB':>8} {'wire GB/s':>9} {'logical':>8} {'waits':>5}")
     for of_ranks in zip(*rows, strict=True):
         slowest = max(of_ranks, key=lambda row: row.microseconds)
         seconds = slowest.microseconds * 1e-6
@@ -139,22 +138,22 @@ def _measure(member: Member, _: None) -> list[Row]:
     return rows
 
 
-def _steps(name: str, backend: Backend, routing: RoutingPlan, x_TH: torch.Tensor, flush: torch.Tensor) -> list[Row]:
+def _steps(name: str, backend: Backend, routing: RoutingPlan, x: torch.Tensor, flush: torch.Tensor) -> list[Row]:
     """Arrange, dispatch and combine of one backend; the experts between them give back what they got."""
     handle = backend.arrange(routing)
-    x_MH = backend.dispatch(x_TH, handle)
+    x_MH = backend.dispatch(x, handle)
     wire = backend.wire_rows(handle)
-    row_bytes = x_TH.shape[1] * x_TH.element_size()
+    row_bytes = x.shape[1] * x.element_size()
     steps: list[tuple[str, Callable[[], object], torch.Tensor]] = [
         ("arrange", lambda: backend.arrange(routing), torch.zeros_like(wire.dispatch_RR)),
-        ("dispatch", lambda: backend.dispatch(x_TH, handle), wire.dispatch_RR),
+        ("dispatch", lambda: backend.dispatch(x, handle), wire.dispatch_RR),
         ("combine", lambda: backend.combine(x_MH, handle), wire.combine_RR),
     ]
     rows = []
     for step, call, copies_RR in steps:  # copies of this process; with uniform routing as many arrive
         logical = int(copies_RR.sum()) * row_bytes
         remote = logical - int(copies_RR.diagonal().sum()) * row_bytes
-        rows.append(Row(name, len(x_TH), step, _median_us(call, flush), remote, logical, _host_waits(call)))
+        rows.append(Row(name, len(x), step, _median_us(call, flush), remote, logical, _host_waits(call)))
     return rows
 
 
