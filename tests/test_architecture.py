@@ -17,8 +17,8 @@ ROOMS = {
 MAY_IMPORT = {"eplb_traces": set(), "eplb": {"eplb_traces"}, "eplb_cli": {"eplb_traces", "eplb"}}
 # Inside eplb: a module or package may import from earlier lines, a package also from itself. Enter new files here.
 LEVELS = (
-    ("errors", "version", "water_filling"),
-    ("topology",),
+    ("errors", "version"),
+    ("topology", "water_filling"),
     ("layer_threads", "kernels"),
     ("placement", "parallel_layout", "constraints"),
     ("dispatch_rule", "dispatch_weights", "migration"),

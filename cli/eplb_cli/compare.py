@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import inputs, output
-from eplb_cli.options import GroupsOpt, JsonOpt, LoadArg, NodesOpt, NumExpertsOpt, RanksOpt, RedundantOpt, SeedOpt
+from eplb_cli.options import (
+    GroupsOpt,
+    JsonOpt,
+    LoadArg,
+    NodesOpt,
+    NumExpertsOpt,
+    RanksOpt,
+    RedundantOpt,
+    SeedOpt,
+    WindowOpt,
+)
 
 if TYPE_CHECKING:
     from eplb.planner import Comparison
@@ -26,6 +36,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         str | None, typer.Option("--strategies", metavar="A,B", help="Names, with commas.", show_default="all")
     ] = None,
     groups: GroupsOpt = None,
+    window: WindowOpt = None,
     seed: SeedOpt = 0,
     num_experts: NumExpertsOpt = None,
     as_json: JsonOpt = False,
@@ -34,7 +45,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     import eplb
     from eplb.strategies import STRATEGIES
 
-    load = inputs.read_load(load_path, num_experts)
+    load = inputs.read_load(load_path, num_experts, window)
     topology = eplb.Topology.for_experts(load.num_experts, num_ranks=ranks, num_nodes=nodes, num_redundant=redundant)
     names = list(STRATEGIES) if strategies is None else strategies.split(",")
     results: list[Comparison] = []

@@ -2,13 +2,13 @@
 
 ::
 
-    pin = [[3, 0]]              # [expert, rank]: a copy of the expert lies on the rank
-    forbid = [[5, 2], [5, 3]]   # [expert, rank]: no copy of it lies there
-    apart = [[0, 1, 2]]         # a rank holds at most one of these experts
-    together = [[8, 9]]         # a rank holds all of these experts or none
+    pin = [[3, 0]]  # [expert, rank]: a copy of the expert lies on the rank
+    forbid = [[5, 2], [5, 3]]  # [expert, rank]: no copy of it lies there
+    apart = [[0, 1, 2]]  # a rank holds at most one of these experts
+    together = [[8, 9]]  # a rank holds all of these experts or none
     replica_counts = [2, 1, 1]  # copies of each expert
-    expert_bytes = 44040192     # bytes of one copy: one number, or one for each expert
-    rank_bytes = 400e6          # room of a rank for one layer: one number, or one for each rank
+    expert_bytes = 44040192  # bytes of one copy: one number, or one for each expert
+    rank_bytes = 400e6  # room of a rank for one layer: one number, or one for each rank
 """
 
 import dataclasses

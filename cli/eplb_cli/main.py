@@ -9,7 +9,7 @@ from typing import Annotated, Any, final
 import typer
 import typer.core
 
-from eplb_cli import check, compare, convert, evaluate, output, plan, tables, trace, verify
+from eplb_cli import backtest, check, compare, convert, diff, evaluate, output, plan, tables, trace, verify
 from eplb_cli.status import exit_code_of, sentence_of
 
 
@@ -66,6 +66,8 @@ def _root(
 app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
+app.command("backtest")(backtest.backtest)
+app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("check")(check.check)
 app.command("verify")(verify.verify)

@@ -59,4 +59,3 @@ def window_objects(evaluation: "Evaluation") -> list[dict[str, object]]:
         }
         for w, of in enumerate(evaluation.max_over_mean_by_window)
     ]
-

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from eplb_cli import inputs, output, plan_report
+from eplb_cli import inputs, output, plan_options, plan_report
 from eplb_cli.machine import machine
 from eplb_cli.options import (
     DispatchOpt,
@@ -21,58 +21,31 @@ from eplb_cli.options import (
     WindowOpt,
     WriteFormatOpt,
 )
-from eplb_cli.replan import ONLY_WITH_PREVIOUS, ONLY_WITHOUT_PREVIOUS, Replan, replan
-from eplb_cli.words import refuse_typed
+from eplb_cli.replan import Replan, replan
 
 if TYPE_CHECKING:
     from eplb.plan import Plan
+
+_SEVERAL_LOADS = (
+    "several loads: `scenario` plans for each alike; other strategies plan for their sum, tokens as they are"
+)
 
 
 def plan(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     load_paths: LoadsArg,
-    ranks: Annotated[
-        int | None,
-        typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="Placement file to write; without it nothing is written."),
-    ] = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option("--nodes", "-n", metavar="N", help="Nodes that hold the ranks.", show_default="1"),
-    ] = None,
-    redundant: Annotated[
-        int | None,
-        typer.Option(
-            "--redundant",
-            "-k",
-            metavar="K",
-            help="Redundant experts of a layer, over all ranks.",
-            show_default="0",
-        ),
-    ] = None,
-    mindie_config: Annotated[
-        Path | None,
-        typer.Option("--mindie-config", metavar="FILE", help="config.json of MindIE that says ranks and nodes."),
-    ] = None,
+    ranks: plan_options.RanksOpt = None,
+    out: plan_options.OutOpt = None,
+    nodes: plan_options.NodesOpt = None,
+    redundant: plan_options.RedundantOpt = None,
+    mindie_config: plan_options.MindieConfigOpt = None,
     strategy: StrategyOpt = "auto",
     groups: GroupsOpt = None,
     group_mode: GroupModeOpt = "free",
     dispatch: DispatchOpt = "even",
-    previous: Annotated[
-        Path | None,
-        typer.Option("--previous", metavar="PLAN", help="The live placement: move few of its copies."),
-    ] = None,
-    target: Annotated[
-        float,
-        typer.Option("--target", metavar="X", help="With --previous: busiest over mean rank to reach in each layer."),
-    ] = 1.05,
-    max_moves: Annotated[
-        int | None,
-        typer.Option("--max-moves", metavar="M", help="With --previous: most copies to move.", show_default="any"),
-    ] = None,
+    previous: plan_options.PreviousOpt = None,
+    target: plan_options.TargetOpt = 1.05,
+    max_moves: plan_options.MaxMovesOpt = None,
     expert_bytes: ExpertBytesOpt = None,
     window: WindowOpt = None,
     format: WriteFormatOpt = "native",
@@ -84,25 +57,21 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     import eplb
     from eplb.formats import ReadHints
 
-    if previous is None:
-        refuse_typed(context, ONLY_WITH_PREVIOUS, "means nothing without --previous")
-    else:
-        refuse_typed(context, ONLY_WITHOUT_PREVIOUS, "means nothing with --previous: the machine and its rule stay")
+    plan_options.check_words(context, previous)
     load = inputs.read_loads(load_paths, num_experts, window)
-    if previous is not None:
+    several = len(load_paths) > 1
+    if previous is None:
+        topology = machine(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config)
+        name = "scenario" if several and strategy == "auto" else strategy  # files are no history to test back on
+        with output.progress("planning"):
+            made = eplb.plan(load, topology, name, groups=groups, group_mode=group_mode, dispatch=dispatch, seed=seed)
+    else:
         hints = ReadHints(num_ranks=ranks, num_nodes=nodes)
         made = replan(load, Replan(previous, hints, target, max_moves, expert_bytes), seed=seed)
-    else:
-        topology = machine(
-            load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config
-        )
-        name = inputs.SEVERAL if strategy == "auto" and len(load_paths) > 1 else strategy
-        with output.progress("planning"):
-            made = eplb.plan(
-                load, topology, name, groups=groups, group_mode=group_mode, dispatch=dispatch, seed=seed
-            )
-    made = replace(made, notes=(*_about(load_paths), *made.notes))
-    evaluation = eplb.evaluate(made.placement, load, dispatch)
+    if several:
+        made = replace(made, notes=(_SEVERAL_LOADS, *made.notes))
+    with output.progress("evaluating"):
+        evaluation = eplb.evaluate(made.placement, load, dispatch)
     flags = "" if out is None else _write(made, out, format)
     if as_json:
         written = None if out is None else {"path": str(out), "format": format, "server_flags": flags}
@@ -111,3 +80,12 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     plan_report.show(made, evaluation)
     if out is not None:
         output.written(out, format, flags)
+
+
+def _write(made: "Plan", out: Path, format: str) -> str:
+    """Write the file and return the server flags that load it."""
+    from eplb.formats import FORMATS, write_plan
+
+    with output.progress(f"writing {out.name}"):
+        write_plan(made, out, format)
+    return FORMATS[format].server_flags(out, made)

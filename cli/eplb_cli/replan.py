@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
 from eplb_cli import inputs, output
 
@@ -10,11 +10,6 @@ if TYPE_CHECKING:
     from eplb.formats import ReadHints
     from eplb.plan import Plan
     from eplb_traces import ExpertLoad
-
-ONLY_WITH_PREVIOUS: Final = ("--target", "--max-moves", "--expert-bytes")
-ONLY_WITHOUT_PREVIOUS: Final = (
-    *("--redundant", "--strategy", "--groups", "--group-mode", "--dispatch", "--mindie-config"),
-)
 
 
 @final
