@@ -44,7 +44,7 @@ def test_groups_are_those_of_the_model_unless_the_caller_says_other_ones():
     [
         ({"strategy": "best"}, "unknown strategy 'best': expected one of auto, deepseek, greedy, .*linear.*zigzag"),
         ({"group_mode": "tight"}, "unknown group mode 'tight': expected one of free, pinned"),
-        ({"dispatch": "odd"}, "unknown dispatch rule 'odd': expected one of even, .*weighted"),
+        ({"dispatch": "odd"}, "unknown dispatch rule 'odd': expected one of ascend, even, .*weighted"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_list(options, message):

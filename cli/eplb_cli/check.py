@@ -15,7 +15,7 @@ def _complete_engine(incomplete: str) -> list[str]:
     return [name for name in ENGINES if name.startswith(incomplete)]
 
 
-def check(
+def check(  # noqa: PLR0913  # one parameter a word of the command line
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A placement file of the engine.", show_default=False)],
     engine: Annotated[
         str,

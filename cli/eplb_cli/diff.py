@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eplb_cli import inputs, output
+from eplb_cli import output
 from eplb_cli.migration_rows import layer_objects, layer_table, migration_facts
 from eplb_cli.options import ExpertBytesOpt, ExpertsOpt, HintNodesOpt, HintRanksOpt, JsonOpt
 

@@ -36,7 +36,7 @@ LoadArg = Annotated[
 LoadsArg = Annotated[
     list[Path],
     typer.Argument(
-        metavar="LOAD...",
+        metavar="LOAD",
         help="What the router did: a load or a token-level trace, in any dialect of `eplb trace`; several loads of one "
         "model are planned for together.",
         show_default=False,

@@ -59,7 +59,12 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         str, typer.Option("--overflow", metavar="O", help="raise, or drop: count what a buffer has no room for.")
     ] = "raise",
     inject: Annotated[
-        str, typer.Option("--inject", metavar="FAULT", help="Break something, to see a check fail; see the docs.")
+        str,
+        typer.Option(
+            "--inject",
+            metavar="FAULT",
+            help="Break something to see a check fail: swap-weights, drop-row, stale-map, ...",
+        ),
     ] = "none",
     record: Annotated[
         Path | None, typer.Option("--record", metavar="OUT", help="Write the measured choices as a trace (.parquet).")

@@ -23,6 +23,7 @@ from eplb.runtime.exchange import (
     RoutingPlan,
     read_buffer_scale_factors,
 )
+from eplb.runtime.expert_bank import BankShape, ExpertBank
 from eplb.runtime.gate import (
     Gate,
     GateChoice,
@@ -34,6 +35,7 @@ from eplb.runtime.gate import (
     rank_limited_top_k,
 )
 from eplb.runtime.launch import Launch, Member, run_processes
+from eplb.runtime.migrate import LiveMigration, MigrationError, migrate
 from eplb.runtime.moe_layer import MoeLayer, MoeResult, SlotExperts, route
 from eplb.runtime.rank_group import RankGroup
 from eplb.runtime.reference import Reference
@@ -47,17 +49,21 @@ __all__ = [
     "AllGather",
     "AllToAll",
     "Backend",
+    "BankShape",
     "ExchangeEpochError",
     "ExchangeHandle",
     "ExchangeLimits",
     "ExchangeOverflowError",
+    "ExpertBank",
     "Fault",
     "Gate",
     "GateChoice",
     "GroupLimit",
     "HashGate",
     "Launch",
+    "LiveMigration",
     "Member",
+    "MigrationError",
     "MoeLayer",
     "MoeResult",
     "Overflow",
@@ -76,6 +82,7 @@ __all__ = [
     "exchange_bytes",
     "hash_table",
     "make_backend",
+    "migrate",
     "online_quotas",
     "rank_limited_top_k",
     "read_buffer_scale_factors",

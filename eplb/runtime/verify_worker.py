@@ -276,11 +276,12 @@ class _LayerRun:
             return ""
         ids_TK, quota_REX = choice.expert_ids_TK.clone(), no_quotas(tables.device)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             choose_slots(ids_TK, source, tables, layer, quota_REX)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the communicator has threads of its own
             slot_TK = choose_slots(ids_TK, source, tables, layer, quota_REX)
         placement = job.placement
         planned = placement.physical_to_logical_map[layer]

@@ -1,6 +1,6 @@
 """The verifier on two GPUs, then dispatch and combine of each backend at DeepSeek-V3's shapes.
 
-    python tests/benchmarks/bench_runtime_gpu.py [--processes 2]
+    PYTHONPATH=.:traces python tests/benchmarks/bench_runtime_gpu.py [--processes 2]
 
 Times are CUDA events around one call, a barrier before each, L2 flushed, median of 30 after 10 warm-ups, the slowest
 rank's. "cached" reuses the handle; "arrange" is what makes it: counts, slots, weights, sorting. Wire GB/s counts what
