@@ -170,14 +170,18 @@ def print_parts(load: eplb.ExpertLoad, topology: eplb.Topology) -> None:
     rank_load = np.empty((NUM_LAYERS, num_ranks))
     order = descending_order(total)
 
+    rank_scale, room = np.ones(num_ranks), np.empty(0, np.int64)
+
     def place() -> None:
-        place_layers(total, order, first_slot, num_ranks, count, phy2log, slot_load, rank_load)
+        state = count, phy2log, slot_load, rank_load
+        place_layers(total, order, first_slot, rank_scale, room, 1, num_ranks, *state)
 
     def place_and_descend() -> None:
         place()
         target = np.maximum(total.sum(axis=1) / num_ranks * (1 + greedy.tolerance), slot_load.max(axis=1))
-        limits = greedy.most_slots_for_doubles, greedy.most_slots_for_count_moves
-        descend_layers(total, first_slot, rank_of_slot, target, *limits, count, phy2log, slot_load, rank_load)
+        limits = 1, greedy.most_slots_for_doubles, greedy.most_slots_for_count_moves
+        state = count, phy2log, slot_load, rank_load
+        descend_layers(total, first_slot, rank_of_slot, rank_scale, target, *limits, *state)
 
     problem = Problem(load, topology)
     placing, _ = milliseconds(place)
