@@ -5,56 +5,20 @@ a map can be judged under the rule of the engine that will run it.
 """
 
 import random
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.dispatch_rule import DispatchRule, slot_shares
-from eplb.errors import InputError, UnknownNameError
+from eplb.dispatch_rule import EVEN_RULES, DispatchRule, slot_shares
+from eplb.errors import InputError
 from eplb.placement import Placement
 from eplb.water_filling import split_counts
 
 _SGLANG_SEED = 42
 
 
-class ReplicaRule(StrEnum):
-    """How a token's replica is chosen."""
-
-    EVEN = "even"
-    """A hash of token, choice, rank and epoch: the same share for every replica."""
-    WEIGHTED = "weighted"
-    """The same hash against the cumulative `replica_weights` of the placement."""
-    LOCAL_FIRST = "local_first"
-    """The first replica on the token's own rank, else a hash among those on its node, else among all."""
-    ONLINE = "online"
-    """Each batch anew by its own counts, filling the emptiest ranks first."""
-    VLLM = "vllm"
-    """Knuth's hash of the token's index modulo the count; all choices of a token share the index."""
-    SGLANG_STATIC = "sglang_static"
-    """One replica per rank and expert: on the rank, else on the node, else a seeded fair draw."""
-    SGLANG_DYNAMIC = "sglang_dynamic"
-    """Uniformly random for every token and choice; here by a counter hash, so that it can be replayed."""
-    ASCEND = "ascend"
-    """vllm-ascend: the rank's number modulo the count."""
-    TRTLLM = "trtllm"
-    """TensorRT-LLM: round robin by arrival, the start shifted by rank."""
-
-    @classmethod
-    def named(cls, name: str) -> "ReplicaRule":
-        """The rule of that name; UnknownNameError with the list if there is none."""
-        try:
-            return cls(name)
-        except ValueError:
-            raise UnknownNameError("replica rule", name, cls) from None
-
-
-_EVEN_RULES = (ReplicaRule.EVEN, ReplicaRule.VLLM, ReplicaRule.SGLANG_DYNAMIC, ReplicaRule.TRTLLM)
-"""Rules under which the replicas of an expert expect the same share."""
-
-
 def expected_slot_load(
-    placement: Placement, layer: int, source_tokens: ArrayLike, rule: ReplicaRule
+    placement: Placement, layer: int, source_tokens: ArrayLike, rule: DispatchRule
 ) -> NDArray[np.float64]:
     """What every slot of a layer gets, in expectation over the hash where the rule has one.
 
@@ -86,15 +50,14 @@ def expected_slot_load(
             f"source_tokens has shape {tokens.shape}: expected {(topology.num_ranks, placement.num_experts)}"
         )
     phy2log = placement.physical_to_logical_map[layer]
-    if rule in _EVEN_RULES or rule is ReplicaRule.WEIGHTED:
-        dispatch = DispatchRule.WEIGHTED if rule is ReplicaRule.WEIGHTED else DispatchRule.EVEN
-        return tokens.sum(axis=0)[np.maximum(phy2log, 0)] * slot_shares(placement, dispatch)[layer]
+    if rule in EVEN_RULES or rule is DispatchRule.WEIGHTED:
+        return tokens.sum(axis=0)[np.maximum(phy2log, 0)] * slot_shares(placement, rule)[layer]
     slot_load = np.zeros(placement.num_slots)
     log2phy = placement.logical_to_physical_map[layer]
-    if rule is ReplicaRule.ONLINE:
+    if rule is DispatchRule.ONLINE:
         split = split_counts(tokens.sum(axis=0).round().astype(np.int64), log2phy, topology.rank_of_slot)
         slot_load[log2phy[log2phy >= 0]] = split[log2phy >= 0]
-    elif rule is ReplicaRule.LOCAL_FIRST:
+    elif rule is DispatchRule.LOCAL_FIRST:
         share = _local_first_shares(placement, layer)
         np.add.at(slot_load, log2phy, np.einsum("re,rex->ex", tokens, share) * (log2phy >= 0))
     else:
@@ -106,7 +69,7 @@ def expected_rank_load(
     placement: Placement,
     layer: int,
     load: ArrayLike,
-    rule: ReplicaRule,
+    rule: DispatchRule,
     source_tokens: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """What every rank of a layer gets.
@@ -151,7 +114,7 @@ def expected_rank_load(
 
 
 def rank_slot_map(
-    placement: Placement, layer: int, rule: ReplicaRule, *, seed_layer: int | None = None
+    placement: Placement, layer: int, rule: DispatchRule, *, seed_layer: int | None = None
 ) -> NDArray[np.int32]:
     """Which one slot each rank sends each expert's tokens to, under `ascend` or `sglang_static`.
 
@@ -179,9 +142,9 @@ def rank_slot_map(
     count = placement.logical_replica_count[layer]
     ranks = np.arange(placement.topology.num_ranks)
     slots = log2phy[np.arange(placement.num_experts), ranks[:, None] % count]
-    if rule is ReplicaRule.ASCEND:
+    if rule is DispatchRule.ASCEND:
         return slots
-    if rule is not ReplicaRule.SGLANG_STATIC:
+    if rule is not DispatchRule.SGLANG_STATIC:
         raise InputError(f"{rule}: the slot is not fixed by rank and expert")
     draw = random.Random(f"{_SGLANG_SEED}/{layer if seed_layer is None else seed_layer}")
     for expert in np.flatnonzero(count > 1):

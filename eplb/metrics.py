@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from eplb.bounds import lower_bounds
 from eplb.dispatch_rule import EVEN_RULES, DispatchRule, slot_shares
 from eplb.dispatch_weights import best_split
-from eplb.engine_dispatch import ReplicaRule, expected_slot_load
+from eplb.engine_dispatch import expected_slot_load
 from eplb.errors import InputError
 from eplb.placement import EMPTY_SLOT, Placement
 from eplb_traces import ExpertLoad
@@ -178,7 +178,7 @@ def _shares(placement: Placement, rule: DispatchRule, source_share: ArrayLike | 
         )
     one_token_each = np.outer(source, np.ones(placement.num_experts))
     layers = range(placement.num_layers)
-    return np.stack([expected_slot_load(placement, layer, one_token_each, ReplicaRule(rule)) for layer in layers])
+    return np.stack([expected_slot_load(placement, layer, one_token_each, rule) for layer in layers])
 
 
 def _max_over_mean(rank_time: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb.engine_dispatch import ReplicaRule, expected_rank_load, expected_slot_load, rank_slot_map
+from eplb.dispatch_rule import DispatchRule
+from eplb.engine_dispatch import expected_rank_load, expected_slot_load, rank_slot_map
 from eplb.errors import InputError, UnknownNameError
 from eplb.placement import Placement
 from eplb.topology import Topology
@@ -23,16 +24,16 @@ _SOURCE[:, 1] = [6, 0, 0, 12]
     ("rule", "expected"),
     [
         # Expert 0: 100 tokens over slots 0 and 6; expert 1: 18 tokens over slots 2, 4 and 5.
-        (ReplicaRule.EVEN, [50, 0, 6, 0, 6, 6, 50, 0]),
-        (ReplicaRule.VLLM, [50, 0, 6, 0, 6, 6, 50, 0]),
-        (ReplicaRule.TRTLLM, [50, 0, 6, 0, 6, 6, 50, 0]),
-        (ReplicaRule.WEIGHTED, [75, 0, 9, 0, 9, 0, 25, 0]),
+        (DispatchRule.EVEN, [50, 0, 6, 0, 6, 6, 50, 0]),
+        (DispatchRule.VLLM, [50, 0, 6, 0, 6, 6, 50, 0]),
+        (DispatchRule.TRTLLM, [50, 0, 6, 0, 6, 6, 50, 0]),
+        (DispatchRule.WEIGHTED, [75, 0, 9, 0, 9, 0, 25, 0]),
         # Rank r takes replica r % 2 of expert 0 (10 + 30 and 20 + 40), r % 3 of expert 1 (ranks 0 and 3: the first).
-        (ReplicaRule.ASCEND, [40, 0, 18, 0, 0, 0, 60, 0]),
+        (DispatchRule.ASCEND, [40, 0, 18, 0, 0, 0, 60, 0]),
         # Expert 0: ranks 0 and 1 share a node with slot 0, ranks 2 and 3 with slot 6. Expert 1: rank 0 is near slot 2,
         # rank 3 near slots 4 and 5, of which SGLang takes the first and `local_first` both alike.
-        (ReplicaRule.SGLANG_STATIC, [30, 0, 6, 0, 12, 0, 70, 0]),
-        (ReplicaRule.LOCAL_FIRST, [30, 0, 6, 0, 6, 6, 70, 0]),
+        (DispatchRule.SGLANG_STATIC, [30, 0, 6, 0, 12, 0, 70, 0]),
+        (DispatchRule.LOCAL_FIRST, [30, 0, 6, 0, 6, 6, 70, 0]),
     ],
 )
 def test_slot_loads_by_hand(rule, expected):
@@ -41,21 +42,21 @@ def test_slot_loads_by_hand(rule, expected):
 
 def test_online_fills_the_emptiest_ranks():
     # 100 tokens of expert 0 on ranks 0 and 3, 18 of expert 1 on ranks 1 and 2: nothing to trade, 50, 9, 9, 50.
-    assert expected_rank_load(_PLACEMENT, 0, [100, 18, 0, 0], ReplicaRule.ONLINE).tolist() == [50, 9, 9, 50]
+    assert expected_rank_load(_PLACEMENT, 0, [100, 18, 0, 0], DispatchRule.ONLINE).tolist() == [50, 9, 9, 50]
 
 
 def test_without_source_counts_every_rank_holds_its_share():
     load = [100.0, 12.0, 5.0, 7.0]
-    expected = expected_rank_load(_PLACEMENT, 0, load, ReplicaRule.ASCEND)
+    expected = expected_rank_load(_PLACEMENT, 0, load, DispatchRule.ASCEND)
     by_source = np.broadcast_to(np.array(load) / 4, (4, 4))
-    assert expected.tolist() == expected_rank_load(_PLACEMENT, 0, load, ReplicaRule.ASCEND, by_source).tolist()
+    assert expected.tolist() == expected_rank_load(_PLACEMENT, 0, load, DispatchRule.ASCEND, by_source).tolist()
     assert expected.tolist() == [50 + 5, 6 + 7, 3 + 3, 50]
 
 
 def test_static_draws_are_fair_and_the_same_again():
     placement = Placement([[0, 1, 0, 1, 0, 1] + [2] * 18], 3, Topology(12, 1, 2))
-    first = rank_slot_map(placement, 0, ReplicaRule.SGLANG_STATIC)
-    assert np.array_equal(first, rank_slot_map(placement, 0, ReplicaRule.SGLANG_STATIC))
+    first = rank_slot_map(placement, 0, DispatchRule.SGLANG_STATIC)
+    assert np.array_equal(first, rank_slot_map(placement, 0, DispatchRule.SGLANG_STATIC))
     # Ranks 0, 1 and 2 hold expert 0; the other nine draw three times each of its slots.
     assert np.bincount(first[3:, 0]).tolist() == [3, 0, 3, 0, 3]
     assert first[:3, 0].tolist() == [0, 2, 4]
@@ -66,7 +67,7 @@ def test_no_rule_loses_or_invents_tokens(placement, data):
     num_ranks, num_experts = placement.topology.num_ranks, placement.num_experts
     seed = data.draw(st.integers(0, 1000))
     source = np.random.default_rng(seed).integers(0, 50, (num_ranks, num_experts))
-    for rule in set(ReplicaRule) - {ReplicaRule.WEIGHTED}:
+    for rule in set(DispatchRule) - {DispatchRule.WEIGHTED}:
         slots = expected_slot_load(placement, 0, source, rule)
         by_expert = np.zeros(num_experts)
         np.add.at(by_expert, placement.physical_to_logical_map[0].clip(0), slots)
@@ -76,13 +77,13 @@ def test_no_rule_loses_or_invents_tokens(placement, data):
 
 def test_counts_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"source_tokens has shape \(4, 3\)"):
-        expected_slot_load(_PLACEMENT, 0, np.zeros((4, 3)), ReplicaRule.EVEN)
+        expected_slot_load(_PLACEMENT, 0, np.zeros((4, 3)), DispatchRule.EVEN)
     with pytest.raises(InputError, match="expert 0 sum to 100"):
-        expected_rank_load(_PLACEMENT, 0, [99, 18, 0, 0], ReplicaRule.EVEN, _SOURCE)
+        expected_rank_load(_PLACEMENT, 0, [99, 18, 0, 0], DispatchRule.EVEN, _SOURCE)
     with pytest.raises(InputError, match="even: the slot is not fixed"):
-        rank_slot_map(_PLACEMENT, 0, ReplicaRule.EVEN)
-    with pytest.raises(UnknownNameError, match="unknown replica rule 'odd'"):
-        ReplicaRule.named("odd")
+        rank_slot_map(_PLACEMENT, 0, DispatchRule.EVEN)
+    with pytest.raises(UnknownNameError, match="unknown dispatch rule 'odd'"):
+        DispatchRule.named("odd")
 
 
 def test_pouring_by_hand():

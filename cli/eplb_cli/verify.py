@@ -74,7 +74,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Start processes, let them execute PLAN, and recount everything they did; exit code 5 if anything is wrong."""
     from eplb import runtime
-    from eplb.engine_dispatch import ReplicaRule
+    from eplb.dispatch_rule import DispatchRule
     from eplb.formats import ReadHints, read_plan
     from eplb_traces import write_trace
 
@@ -83,7 +83,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         launch=runtime.Launch(processes, backend),
         tokens_per_rank=tokens,
         layers=runtime.read_layers("all" if record else layers, plan.placement.num_layers),
-        rule=ReplicaRule.named(dispatch),
+        rule=DispatchRule.named(dispatch),
         exchange=exchange,
         limits=runtime.ExchangeLimits(
             runtime.read_buffer_scale_factors(buffer_scale_factors),

@@ -13,7 +13,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.runtime.exchange import Backend, ExchangeHandle, RoutingPlan
 from eplb.runtime.gate import Gate, GateChoice
 from eplb.runtime.rank_group import RankGroup
@@ -119,7 +119,7 @@ def route(
         For an expert without a replica.
     """
     quota_REX = no_quotas(choice.weight_TK.device)
-    if tables.rule is ReplicaRule.ONLINE:
+    if tables.rule is DispatchRule.ONLINE:
         counts_RE = group.all_gather(source_counts(choice.expert_ids_TK, source, tables)).sum(dim=0)
         quota_REX = online_quotas(counts_RE, tables, layer)
     slot_TK = choose_slots(choice.expert_ids_TK, source, tables, layer, quota_REX)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.errors import InputError
 from eplb.runtime.tables import PlacementTables
 from eplb.water_filling import source_quotas, split_counts
@@ -82,7 +82,7 @@ def choose_slots(
         raise InputError(f"layer {layer}, expert {expert}: selected, and the tables hold no replica of it")
     if tables.rank_slot_LRE.shape[1]:  # ascend and sglang_static
         slot_TK = tables.rank_slot_LRE[layer][source.rank_T[:, None], expert_TK]
-    elif tables.rule is ReplicaRule.LOCAL_FIRST:
+    elif tables.rule is DispatchRule.LOCAL_FIRST:
         slot_TK = _nearest_slot(expert_TK, source, tables, layer)
     else:
         replica_TK = _replica(expert_TK, valid_TK, count_TK, source, tables, layer, quota_REX)
@@ -101,17 +101,17 @@ def _replica(  # noqa: PLR0913  # one argument a thing that a rule may depend on
 ) -> Tensor:
     """[T, K] which of its expert's replicas each selection gets, under the rules that count replicas."""
     match tables.rule:
-        case ReplicaRule.EVEN | ReplicaRule.SGLANG_DYNAMIC:
+        case DispatchRule.EVEN | DispatchRule.SGLANG_DYNAMIC:
             hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
             return (hash_TK * count_TK) >> 32
-        case ReplicaRule.WEIGHTED:
+        case DispatchRule.WEIGHTED:
             hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
             return (hash_TK[..., None] >= tables.weight_bound_LEX[layer][expert_TK]).sum(dim=2)
-        case ReplicaRule.VLLM:
+        case DispatchRule.VLLM:
             return ((source.index_T * _KNUTH) & _MASK)[:, None] % count_TK
-        case ReplicaRule.TRTLLM:
+        case DispatchRule.TRTLLM:
             return _round_robin(expert_TK, valid_TK, source, tables.num_experts) % count_TK
-        case ReplicaRule.ONLINE:
+        case DispatchRule.ONLINE:
             arrival_TK = arrival(expert_TK, valid_TK, source.rank_T, tables.num_experts)
             bound_TKX = quota_REX.cumsum(dim=2)[source.rank_T[:, None], expert_TK]
             return (arrival_TK[..., None] >= bound_TKX).sum(dim=2).clamp(max=quota_REX.shape[2] - 1)

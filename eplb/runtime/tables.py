@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.engine_dispatch import ReplicaRule, rank_slot_map
+from eplb.dispatch_rule import DispatchRule
+from eplb.engine_dispatch import rank_slot_map
 from eplb.errors import InputError
 from eplb.placement import EMPTY_SLOT, Placement
 from eplb.topology import Topology
@@ -18,7 +19,7 @@ from eplb.topology import Topology
 WEIGHT_ONE = 1 << 32
 """A share of 1 in `weight_bound_LEX`: hashes are 32-bit numbers and lie below it."""
 
-_TABLE_RULES = (ReplicaRule.ASCEND, ReplicaRule.SGLANG_STATIC)
+_TABLE_RULES = (DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC)
 
 
 @final
@@ -44,7 +45,7 @@ class PlacementTables:
 
     topology: Topology
     num_experts: int
-    rule: ReplicaRule
+    rule: DispatchRule
     phy2log_LP: torch.Tensor
     """[L, P] int64 logical expert of each slot, -1 for an empty slot."""
     log2phy_LEX: torch.Tensor
@@ -65,7 +66,7 @@ class PlacementTables:
     def __init__(
         self,
         placement: Placement,
-        rule: ReplicaRule = ReplicaRule.EVEN,
+        rule: DispatchRule = DispatchRule.EVEN,
         device: torch.device | str = "cpu",
         max_replicas: int | None = None,
     ) -> None:
@@ -135,7 +136,7 @@ class PlacementTables:
                 f"expert {expert} of layer {layer} has {most} replicas: "
                 f"the tables have room for max_replicas = {self.log2phy_LEX.shape[2]}"
             )
-        if self.rule is ReplicaRule.WEIGHTED and placement.replica_weights is None:
+        if self.rule is DispatchRule.WEIGHTED and placement.replica_weights is None:
             raise InputError("replica rule = weighted: the placement carries no replica_weights")
 
     def _write(self, layer: int, placement: Placement, placed_layer: int) -> None:

@@ -6,7 +6,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.errors import InputError, UnknownNameError, VerificationError
 from eplb.plan import Plan
 from eplb.runtime.backend_choice import BACKENDS, ExchangeBytes, auto_backend, exchange_bytes
@@ -56,7 +56,7 @@ class VerifyRequest:
     launch: Launch = field(default_factory=lambda: Launch(2))
     tokens_per_rank: int = 64
     layers: tuple[int, ...] = ()
-    rule: ReplicaRule = ReplicaRule.EVEN
+    rule: DispatchRule = DispatchRule.EVEN
     exchange: str = "all"
     limits: ExchangeLimits = field(default_factory=ExchangeLimits)
     hidden: int = 32

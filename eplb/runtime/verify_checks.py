@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eplb.engine_dispatch import ReplicaRule, expected_rank_load
+from eplb.dispatch_rule import DispatchRule
+from eplb.engine_dispatch import expected_rank_load
 from eplb.placement import Placement
 from eplb.runtime.fingerprint import fingerprint
 from eplb.runtime.probe_experts import probe_weight
@@ -102,7 +103,7 @@ class LayerCase:
 
     placement: Placement
     layer: int
-    rule: ReplicaRule
+    rule: DispatchRule
     seen: list[LayerSeen]
     may_drop: bool
 
@@ -181,7 +182,7 @@ def check_replicas(case: LayerCase) -> str:
     tables = PlacementTables(case.placement, case.rule)
     tables.epoch_L[case.layer] = case.seen[0].epoch
     quota_REX = no_quotas("cpu")
-    if case.rule is ReplicaRule.ONLINE:
+    if case.rule is DispatchRule.ONLINE:
         quota_REX = online_quotas(torch.from_numpy(case.source_tokens), tables, case.layer)
     replayed_TK = choose_slots(case.expert_ids_TK, case.source, tables, case.layer, quota_REX)
     if torch.equal(replayed_TK, case.slot_TK):
@@ -373,7 +374,7 @@ def _noise(case: LayerCase) -> NDArray[np.float64]:
     """
     placement, topology = case.placement, case.placement.topology
     num_ranks = topology.num_ranks
-    if case.rule in (ReplicaRule.ONLINE, ReplicaRule.ASCEND, ReplicaRule.SGLANG_STATIC):
+    if case.rule in (DispatchRule.ONLINE, DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC):
         return np.zeros(num_ranks)
     count = placement.logical_replica_count[case.layer]
     expert_P = placement.physical_to_logical_map[case.layer]
@@ -382,8 +383,8 @@ def _noise(case: LayerCase) -> NDArray[np.float64]:
     variance_P = np.where(copied_P, load[expert_P] / 4, 0.0)  # p (1 - p) is at most 1/4
     per_rank = np.add.reduceat(variance_P, topology.rank_first_slot[:-1])
     copies = np.add.reduceat(copied_P.astype(np.float64), topology.rank_first_slot[:-1])
-    if case.rule is ReplicaRule.TRTLLM:
+    if case.rule is DispatchRule.TRTLLM:
         blocks = -(-case.expert_ids_TK.numel() // 1024)
         return copies * (num_ranks + blocks)
-    alike = num_ranks if case.rule is ReplicaRule.VLLM else 1
+    alike = num_ranks if case.rule is DispatchRule.VLLM else 1
     return 6 * np.sqrt(per_rank * alike) + copies

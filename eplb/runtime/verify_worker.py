@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.placement import Placement
 from eplb.runtime.allgather import AllGather
 from eplb.runtime.alltoall import AllToAll
@@ -45,7 +45,7 @@ class VerifyJob:
     """What every process is told."""
 
     placement: Placement
-    rule: ReplicaRule
+    rule: DispatchRule
     layers: tuple[int, ...]
     tokens_of_rank: tuple[int, ...]
     expert_ids: NDArray[np.uint16] | None
@@ -272,7 +272,7 @@ class _LayerRun:
     def _graph_error(self, choice: GateChoice, source: TokenSource) -> str:
         """Capture the replica choice, change choices and maps in place, replay, compare; CUDA only."""
         job, tables, layer = self.job, self.tables, self.layer
-        if tables.device.type != "cuda" or tables.rule is ReplicaRule.ONLINE or not choice.expert_ids_TK.numel():
+        if tables.device.type != "cuda" or tables.rule is DispatchRule.ONLINE or not choice.expert_ids_TK.numel():
             return ""
         ids_TK, quota_REX = choice.expert_ids_TK.clone(), no_quotas(tables.device)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.placement import Placement
 from eplb.plan import Plan
 from eplb.runtime import (
@@ -77,7 +77,7 @@ def main() -> int:
         f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}, Python {platform.python_version()}"
     )
     passed = True
-    for rule in (ReplicaRule.EVEN, ReplicaRule.ONLINE, ReplicaRule.VLLM):
+    for rule in (DispatchRule.EVEN, DispatchRule.ONLINE, DispatchRule.VLLM):
         passed = _verified(processes, rule) and passed
     started = time.perf_counter()
     rows = run_processes(Launch(processes, "nccl"), _measure, None)
@@ -97,7 +97,7 @@ def main() -> int:
     return 0 if passed else 5
 
 
-def _verified(processes: int, rule: ReplicaRule) -> bool:
+def _verified(processes: int, rule: DispatchRule) -> bool:
     """Run the verifier on an EP8 plan with 32 redundant experts folded onto the GPUs."""
     rng = np.random.default_rng(0)
     extra = rng.permutation(NUM_EXPERTS)[:32]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.placement import Placement
 from eplb.runtime import (
     AllGather,
@@ -23,13 +23,13 @@ from eplb.runtime import (
 )
 from eplb.topology import Topology
 
-RULES = tuple(ReplicaRule)
+RULES = tuple(DispatchRule)
 
 
 @dataclass(frozen=True)
 class Case:
     placement: Placement
-    rule: ReplicaRule
+    rule: DispatchRule
     tokens_of_rank: list[int]
     ids_TK: torch.Tensor
     weight_TK: torch.Tensor
@@ -88,7 +88,7 @@ def crowded_case() -> Case:
     T = sum(tokens_of_rank)
     return Case(
         Placement([range(E)], E, Topology(1, 4, 4)),
-        ReplicaRule.EVEN,
+        DispatchRule.EVEN,
         tokens_of_rank,
         torch.arange(K).repeat(T, 1),
         torch.ones((T, K)),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.placement import Placement
 from eplb.runtime import (
     AllGather,
@@ -26,7 +26,7 @@ _PLACEMENT = Placement([[0, 1, 2, 3, 4, 0, 1, 5], [5, 4, 3, 2, 1, 0, 0, -1]], 6,
 _HIDDEN = 8
 
 
-def _layer(backend, layer=0, rule=ReplicaRule.EVEN, **parts):
+def _layer(backend, layer=0, rule=DispatchRule.EVEN, **parts):
     group = RankGroup(_PLACEMENT.topology)
     experts = ProbeExperts(8, _HIDDEN, "cpu")
     experts.load(layer, _PLACEMENT.physical_to_logical_map[layer].tolist())
@@ -42,7 +42,7 @@ def _batch():
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("backend", [Reference, AllGather, AllToAll])
-@pytest.mark.parametrize("rule", [ReplicaRule.EVEN, ReplicaRule.ONLINE])
+@pytest.mark.parametrize("rule", [DispatchRule.EVEN, DispatchRule.ONLINE])
 def test_a_layer_is_the_weighted_sum_of_its_logical_experts(backend, layer, rule):
     x, token_ids, source = _batch()
     result = _layer(backend, layer, rule)(x, token_ids, source)

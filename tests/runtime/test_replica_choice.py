@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from eplb.engine_dispatch import ReplicaRule, expected_slot_load, rank_slot_map
+from eplb.dispatch_rule import DispatchRule
+from eplb.engine_dispatch import expected_slot_load, rank_slot_map
 from eplb.errors import InputError
 from eplb.placement import Placement
 from eplb.runtime import PlacementTables, TokenSource, choose_slots, online_quotas
@@ -32,7 +33,7 @@ def _loop(case, epoch):  # noqa: C901  # one branch a rule
     placement, topology = case.placement, case.placement.topology
     chosen = []
     arrived, online_left = {}, None
-    if case.rule is ReplicaRule.ONLINE:
+    if case.rule is DispatchRule.ONLINE:
         online_left = _online_queues(case)
     for rank, num_tokens in enumerate(case.tokens_of_rank):
         first = sum(case.tokens_of_rank[:rank])
@@ -45,30 +46,30 @@ def _loop(case, epoch):  # noqa: C901  # one branch a rule
                 slots = [s for s in placement.logical_to_physical_map[0, expert].tolist() if s >= 0]
                 number = _hash(index, rank, epoch, k)
                 match case.rule:
-                    case ReplicaRule.EVEN | ReplicaRule.SGLANG_DYNAMIC:
+                    case DispatchRule.EVEN | DispatchRule.SGLANG_DYNAMIC:
                         slot = slots[number * len(slots) >> 32]
-                    case ReplicaRule.WEIGHTED:
+                    case DispatchRule.WEIGHTED:
                         bounds = np.floor(np.cumsum(placement.replica_weights[0, slots]) * 2**32)
                         bounds[max(i for i, s in enumerate(slots) if placement.replica_weights[0, s] > 0) :] = 2**32
                         slot = slots[int((number >= bounds).sum())]
-                    case ReplicaRule.LOCAL_FIRST:
+                    case DispatchRule.LOCAL_FIRST:
                         own = [s for s in slots if topology.rank_of_slot[s] == rank][:1]
                         node = topology.node_of_rank
                         near = [s for s in slots if node[topology.rank_of_slot[s]] == node[rank]]
                         among = own or near or slots
                         slot = among[number * len(among) >> 32]
-                    case ReplicaRule.VLLM:
+                    case DispatchRule.VLLM:
                         slot = slots[(index * 2654435761 & _M32) % len(slots)]
-                    case ReplicaRule.ASCEND:
+                    case DispatchRule.ASCEND:
                         slot = slots[rank % len(slots)]
-                    case ReplicaRule.SGLANG_STATIC:
+                    case DispatchRule.SGLANG_STATIC:
                         slot = rank_slot_map(placement, 0, case.rule)[rank, expert]
-                    case ReplicaRule.TRTLLM:
+                    case DispatchRule.TRTLLM:
                         block = (index * case.ids_TK.shape[1] + k) // 1024
                         place = arrived.get((rank, block, expert), 0)
                         arrived[rank, block, expert] = place + 1
                         slot = slots[(rank + block + place) % len(slots)]
-                    case ReplicaRule.ONLINE:
+                    case DispatchRule.ONLINE:
                         slot = online_left[rank, expert].pop(0)
                 row.append(int(slot))
             chosen.append(row)
@@ -98,14 +99,14 @@ def _chosen(case, epoch=0):
     tables = PlacementTables(case.placement, case.rule)
     tables.epoch_L += epoch
     quota = no_quotas("cpu")
-    if case.rule is ReplicaRule.ONLINE:
+    if case.rule is DispatchRule.ONLINE:
         quota = online_quotas(source_counts(case.ids_TK, _source(case), tables), tables, 0)
     return choose_slots(case.ids_TK, _source(case), tables, 0, quota)
 
 
-@pytest.mark.parametrize("rule", list(ReplicaRule))
+@pytest.mark.parametrize("rule", list(DispatchRule))
 def test_each_rule_is_its_plain_loop(rule):
-    for seed in range(list(ReplicaRule).index(rule), 180, len(ReplicaRule)):
+    for seed in range(list(DispatchRule).index(rule), 180, len(DispatchRule)):
         case = cases.make_case(seed)
         assert case.rule is rule
         assert torch.equal(_chosen(case, epoch=seed % 3), _loop(case, seed % 3)), seed
@@ -122,7 +123,7 @@ def _big_case(rule, tokens=4000):
     return cases.Case(placement, rule, counts, ids, nothing, nothing, nothing)
 
 
-@pytest.mark.parametrize("rule", list(ReplicaRule))
+@pytest.mark.parametrize("rule", list(DispatchRule))
 def test_slots_get_what_the_judge_expects_of_the_rule(rule):
     case = _big_case(rule)
     tables = PlacementTables(case.placement, rule)
@@ -130,31 +131,31 @@ def test_slots_get_what_the_judge_expects_of_the_rule(rule):
     found = torch.bincount(_chosen(case).reshape(-1), minlength=8).numpy()
     expected = expected_slot_load(case.placement, 0, counts, rule)
     assert found.sum() == pytest.approx(expected.sum()) == 8000
-    exact = rule in (ReplicaRule.ONLINE, ReplicaRule.ASCEND, ReplicaRule.SGLANG_STATIC)
+    exact = rule in (DispatchRule.ONLINE, DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC)
     assert np.abs(found - expected).max() <= (0 if exact else 200)  # five standard deviations of 1600 fair coins: 100
 
 
 def test_a_round_robin_that_crosses_blocks_of_the_kernel_is_its_loop():
-    case = _big_case(ReplicaRule.TRTLLM, tokens=3000)
+    case = _big_case(DispatchRule.TRTLLM, tokens=3000)
     assert torch.equal(_chosen(case), _loop(case, 0))
 
 
 def test_online_levels_ranks_that_even_shares_leave_uneven():
     even, online = (
         torch.bincount(_chosen(_big_case(rule)).reshape(-1), minlength=8).view(4, 2).sum(dim=1)
-        for rule in (ReplicaRule.EVEN, ReplicaRule.ONLINE)
+        for rule in (DispatchRule.EVEN, DispatchRule.ONLINE)
     )
     assert online.max() < even.max()
     assert online.max() - online.min() <= 1600  # experts 2, 3, 4 stay where they are
 
 
 def test_another_epoch_draws_anew():
-    case = _big_case(ReplicaRule.EVEN)
+    case = _big_case(DispatchRule.EVEN)
     assert not torch.equal(_chosen(case), _chosen(case, epoch=1))
 
 
 def test_an_expert_without_a_replica_raises():
-    case = _big_case(ReplicaRule.EVEN)
+    case = _big_case(DispatchRule.EVEN)
     tables = PlacementTables(case.placement)
     tables.logcnt_LE[0, 2] = 0
     with pytest.raises(InputError, match="layer 0, expert 2: selected"):

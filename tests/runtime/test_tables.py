@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from eplb.engine_dispatch import ReplicaRule, rank_slot_map
+from eplb.dispatch_rule import DispatchRule
+from eplb.engine_dispatch import rank_slot_map
 from eplb.errors import InputError, PlacementError
 from eplb.placement import Placement
 from eplb.runtime import PlacementTables
@@ -28,7 +29,7 @@ def test_tables_are_the_placement():
 
 def test_publishing_keeps_every_address_and_leaves_what_a_fresh_start_would_have():
     new = Placement([[3, 2, 1, 0, 3, 3], [0, 1, 2, 3, 3, -1]], 4, _TOPOLOGY)
-    for rule in (ReplicaRule.EVEN, ReplicaRule.ASCEND, ReplicaRule.SGLANG_STATIC):
+    for rule in (DispatchRule.EVEN, DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC):
         tables = PlacementTables(_PLACEMENT, rule)
         before = {name: tensor.data_ptr() for name, tensor in _tensors(tables).items()}
         tables.publish(0, new.physical_to_logical_map[0])
@@ -40,14 +41,14 @@ def test_publishing_keeps_every_address_and_leaves_what_a_fresh_start_would_have
 
 def test_the_draw_of_a_layer_published_alone_is_the_layer_s_own():
     placement = Placement([[0, 0, 1, 0]] * 3, 2, Topology(4, 1, 1))
-    tables = PlacementTables(placement, ReplicaRule.SGLANG_STATIC)
+    tables = PlacementTables(placement, DispatchRule.SGLANG_STATIC)
     tables.publish(2, placement.physical_to_logical_map[2])
-    assert tables.rank_slot_LRE[2].tolist() == rank_slot_map(placement, 2, ReplicaRule.SGLANG_STATIC).tolist()
+    assert tables.rank_slot_LRE[2].tolist() == rank_slot_map(placement, 2, DispatchRule.SGLANG_STATIC).tolist()
 
 
 def test_cumulative_weights_end_at_one_and_skip_replicas_without_share():
     placement = Placement([[0, 0, 0, 1]], 2, Topology(1, 2, 2), [[0.0, 1.0, 0.0, 1.0]])
-    tables = PlacementTables(placement, ReplicaRule.WEIGHTED)
+    tables = PlacementTables(placement, DispatchRule.WEIGHTED)
     assert tables.weight_bound_LEX[0].tolist() == [[0, 2**32, 2**32], [2**32] * 3]
 
 
@@ -72,4 +73,4 @@ def test_more_replicas_than_room_and_missing_weights_are_refused():
     with pytest.raises(InputError, match="has 2 replicas: the tables have room for max_replicas = 1"):
         PlacementTables(_PLACEMENT, max_replicas=1)
     with pytest.raises(InputError, match="no replica_weights"):
-        PlacementTables(_PLACEMENT, ReplicaRule.WEIGHTED)
+        PlacementTables(_PLACEMENT, DispatchRule.WEIGHTED)

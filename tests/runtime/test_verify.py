@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from eplb.engine_dispatch import ReplicaRule
+from eplb.dispatch_rule import DispatchRule
 from eplb.errors import InputError, UnknownNameError, VerificationError
 from eplb.placement import Placement
 from eplb.placement_files import write_placement
@@ -47,7 +47,7 @@ def _job(**changes):
     plan = _plan()
     job = VerifyJob(
         placement=plan.placement,
-        rule=ReplicaRule.EVEN,
+        rule=DispatchRule.EVEN,
         layers=(1,),
         tokens_of_rank=(9, 0, 1, 12, 7, 3, 15, 8),
         expert_ids=None,
@@ -70,7 +70,7 @@ def _jobs():
     ids = np.broadcast_to(crowded.astype(np.uint16), (55, 1, 4))
     return {
         **{fault.value: _job(fault=fault) for fault in Fault},
-        **{f"rule {rule}": _job(rule=rule, exchange="allgather") for rule in ReplicaRule},
+        **{f"rule {rule}": _job(rule=rule, exchange="allgather") for rule in DispatchRule},
         "all modes": _job(exchange="all", layers=(0, 1)),
         "groups": _job(limit=GroupLimit(4, 2)),
         "drop": _job(limits=drop, exchange="all", expert_ids=ids),
@@ -92,7 +92,7 @@ def _failed(verdicts):
     return {finding.check for one in verdicts for finding in one.findings if finding.failure}
 
 
-@pytest.mark.parametrize("name", ["none", "all modes", "groups", *(f"rule {rule}" for rule in ReplicaRule)])
+@pytest.mark.parametrize("name", ["none", "all modes", "groups", *(f"rule {rule}" for rule in DispatchRule)])
 def test_a_sound_runtime_passes_every_check(verdicts, name):
     assert _failed(verdicts[name]) == set()
     assert all(one.measured_R.sum() == 55 * 4 == one.load_E.sum() for one in verdicts[name])
