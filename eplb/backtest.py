@@ -6,6 +6,8 @@ from typing import final
 
 import numpy as np
 
+from eplb.dispatch_rule import DispatchRule
+from eplb.dispatch_weights import weighted_placement
 from eplb.errors import InputError
 from eplb.metrics import evaluate
 from eplb.plan import Problem, Strategy
@@ -83,6 +85,8 @@ def backtest(
     for candidate in candidates:
         asked = replace(problem, load=candidate.history(past))
         placement = candidate.strategy(asked, seed=seed).placement
+        if problem.dispatch is DispatchRule.WEIGHTED:
+            placement = weighted_placement(placement, asked.load)
         later = evaluate(placement, future, problem.dispatch).max_over_mean_by_window
         planned = evaluate(placement, past, problem.dispatch).max_over_mean_by_window
         scores.append(Score(candidate, float(later.mean()), float(np.percentile(later, 95)), float(planned.mean())))

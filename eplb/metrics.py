@@ -61,8 +61,8 @@ class Evaluation:
         distinct = not (empty or self.placement.duplicate_slots.any())
         even = self.dispatch is DispatchRule.EVEN  # other rules may send nothing to a copy: no full-slot bound
         topology = self.placement.topology
-        bound = lower_bounds(self.load.total, topology, full_and_distinct=distinct and even).value
         busiest = (np.einsum("w,wlr->lr", self.load.weights, self.rank_load) / topology.relative_speed).max(axis=1)
+        bound = lower_bounds(self.load.total, topology, full_and_distinct=distinct and even, reached=busiest).value
         return np.divide(busiest, bound, out=np.ones_like(bound), where=bound > 0) - 1
 
     @property

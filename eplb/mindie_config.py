@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import final
 
-from eplb.errors import FormatError
+from eplb.errors import FormatError, InputError
 from eplb.formats.json_fields import as_int, as_list, as_number, as_object, as_text, load_json, located
 from eplb.parallel_layout import ParallelLayout
 from eplb.topology import Topology
@@ -52,6 +52,22 @@ class MindieConfig:
     def num_servers(self) -> int:
         """Servers of the deployment."""
         return self.layout.world_size // self.ranks_per_server
+
+    @property
+    def exchange(self) -> str:
+        """The runtime's backend for the level: "allgather" or "alltoall"."""
+        return "alltoall" if self.ep_level is EpLevel.ALLTOALL else "allgather"
+
+    def check_ranks(self, num_ranks: int) -> None:
+        """Refuse a placement for another number of ranks.
+
+        Raises
+        ------
+        InputError
+            If `num_ranks` is not moe_ep.
+        """
+        if num_ranks != self.layout.moe_ep:
+            raise InputError(f"a placement for {num_ranks} ranks: the MindIE config has moe_ep = {self.layout.moe_ep}")
 
     def topology(self, num_experts: int, num_redundant: int) -> Topology:
         """The machine to plan for: moe_ep ranks, on nodes where each server holds a whole number of them.

@@ -6,7 +6,7 @@ from typing import Protocol, final
 
 from eplb.constraints import Constraints
 from eplb.dispatch_rule import DispatchRule
-from eplb.errors import InputError, UnknownNameError
+from eplb.errors import InfeasibleError, InputError, UnknownNameError
 from eplb.migration import Migration
 from eplb.placement import Placement
 from eplb.topology import Topology
@@ -54,6 +54,24 @@ class GroupMode(StrEnum):
             raise UnknownNameError("group mode", name, cls) from None
 
 
+class Survive(StrEnum):
+    """What may be lost at once without losing an expert."""
+
+    NOTHING = "nothing"
+    RANK = "rank"
+    """Any one rank: every expert has copies on two ranks."""
+    NODE = "node"
+    """Any one node: every expert has copies on two nodes."""
+
+    @classmethod
+    def named(cls, name: str) -> "Survive":
+        """The unit of that name; UnknownNameError with the list if there is none."""
+        try:
+            return cls(name)
+        except ValueError:
+            raise UnknownNameError("unit to survive the loss of", name, cls) from None
+
+
 @final
 @dataclass(frozen=True)
 class Problem:
@@ -75,6 +93,8 @@ class Problem:
         What every layer's placement must meet; only `ilp` takes any.
     time_limit_s
         Wall time for all layers together, for strategies that search until they have a proof; None for their default.
+    survive
+        What may be lost without losing an expert; only `greedy` plans for that.
 
     Raises
     ------
@@ -82,7 +102,8 @@ class Problem:
         For an all-zero load, too few slots, groups that do not divide the experts, pinned groups that do not divide by
         the nodes, constraints that do not fit the problem, or a time limit that is not above 0.
     InfeasibleError
-        For constraints that contradict each other or the machine at sight.
+        For constraints that contradict each other or the machine at sight, pinned groups with more experts than their
+        node has slots, or too few slots to survive a loss.
     """
 
     load: ExpertLoad
@@ -92,6 +113,7 @@ class Problem:
     dispatch: DispatchRule = DispatchRule.EVEN
     constraints: Constraints = NO_CONSTRAINTS
     time_limit_s: float | None = None
+    survive: Survive = Survive.NOTHING
 
     def __post_init__(self) -> None:
         num_experts = self.load.num_experts
@@ -113,6 +135,39 @@ class Problem:
             raise InputError(
                 f"groups = {self.num_groups}: pinned groups need a multiple of {self.topology.num_nodes} nodes"
             )
+        self._check_nodes()
+
+    @property
+    def least_copies(self) -> int:
+        """Copies that every expert must have."""
+        return 1 if self.survive is Survive.NOTHING else 2
+
+    def _check_nodes(self) -> None:
+        """Whether the copies that every expert must have fit the machine, or the node its group is pinned to."""
+        num_experts, num_copies = self.load.num_experts, self.least_copies * self.load.num_experts
+        if self.topology.num_slots < num_copies:
+            raise InfeasibleError(
+                f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 copies of each of "
+                f"{num_experts} experts, {num_copies} slots ({num_copies - num_experts} redundant ones)"
+            )
+        node_slots = self.topology.rank_num_slots.reshape(self.topology.num_nodes, -1).sum(axis=1)
+        if self.survive is Survive.NODE:
+            if self.group_mode is GroupMode.PINNED or self.topology.num_nodes == 1:
+                raise InfeasibleError("surviving the loss of a node takes two nodes for each expert, not pinned to one")
+            usable = int(node_slots.clip(max=num_experts).sum())
+            if usable < num_copies:
+                raise InfeasibleError(
+                    f"nodes of {node_slots.tolist()} slots: 2 copies of each of {num_experts} experts on different "
+                    f"nodes take {num_copies} slots, not counting more than {num_experts} of a node: there are {usable}"
+                )
+        elif self.group_mode is GroupMode.PINNED:
+            needed = num_copies // self.topology.num_nodes
+            if (node_slots < needed).any():
+                node = int((node_slots < needed).argmax())
+                raise InfeasibleError(
+                    f"node {node} has {node_slots[node]} slots: its pinned groups take {needed}, at least "
+                    f"{self.least_copies} for each of {num_experts // self.topology.num_nodes} experts"
+                )
 
 
 @final

@@ -27,8 +27,9 @@ LEVELS = (
     ("bounds", "ilp", "runtime"),
     # The judge, the solvers and the dialects are peers and know nothing of each other.
     ("metrics", "strategies", "formats"),
-    ("backtest", "mindie_config", "faults", "layer_budget", "sweeps"),
-    ("planner", "rebalancer", "placement_files", "engine_check"),
+    ("backtest", "rebalancer", "mindie_config", "layer_budget", "sweeps"),
+    ("faults",),
+    ("planner", "placement_files", "engine_check"),
     ("engines",),
     ("__init__",),
 )

@@ -5,6 +5,7 @@ import pytest
 
 import eplb
 from eplb.backtest import Candidate, backtest, recent, whole
+from eplb.dispatch_rule import DispatchRule
 from eplb.errors import InputError
 from eplb.plan import Problem
 from eplb.strategies import STRATEGIES
@@ -37,6 +38,16 @@ def test_predicted_loss_is_later_minus_planned():
     (score,) = backtest(Problem(load, MACHINE), [Candidate("linear", STRATEGIES["linear"], whole)])
 
     assert score.predicted_loss == pytest.approx(2.0 - 9 / 5.25)
+
+
+def test_under_weighted_dispatch_candidates_are_judged_with_the_weights_of_what_they_saw():
+    # 3 experts in 4 slots: expert 0 twice. Even split leaves 5 + 4 and 5 + 1; weights move a token and a half.
+    load = history(*[[10.0, 4.0, 1.0]] * 8)
+    problem = Problem(load, MACHINE, dispatch=DispatchRule.WEIGHTED)
+
+    (score,) = backtest(problem, [Candidate("greedy", STRATEGIES["greedy"], whole)])
+
+    assert score.mean == pytest.approx(1.0)
 
 
 def test_recent_is_the_last_quarter():

@@ -19,7 +19,8 @@ from tests.strategies import problems
 MAY_DOUBLE = {"deepseek"}
 NEEDS_EQUAL_SLOTS = {"deepseek"}
 
-every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
+# ilp searches until it has a proof: its generated cases, fewer and small, are in planning/test_ilp.py.
+every_strategy = pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ilp"])
 cases = settings(max_examples=settings.default.max_examples * 3 // 2)
 
 

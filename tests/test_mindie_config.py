@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eplb.errors import FormatError
+from eplb.errors import FormatError, InputError
 from eplb.mindie_config import EpLevel, read_mindie_config
 from eplb.parallel_layout import ParallelLayout
 
@@ -143,3 +143,12 @@ def test_files_of_another_kind_are_refused(tmp_path, text, message):
     with pytest.raises(FormatError) as caught:
         read_mindie_config(path)
     assert message in str(caught.value)
+
+
+def test_a_placement_for_other_ranks_is_refused_and_the_level_names_the_exchange(write):
+    config = read_mindie_config(write(worldSize=8, moe_ep=8, models={"deepseekv2": {"ep_level": 2}}))
+
+    config.check_ranks(8)
+    assert config.exchange == "alltoall"
+    with pytest.raises(InputError, match="4 ranks: the MindIE config has moe_ep = 8"):
+        config.check_ranks(4)

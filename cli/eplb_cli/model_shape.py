@@ -4,19 +4,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from eplb_cli.words import id_list
+
 if TYPE_CHECKING:
     from eplb_traces import ModelShape
 
 
 def layer_ids(text: str) -> tuple[int, ...]:
     """The ids in "3-60", "1,3,5" or a mix of both."""
-    ids: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise typer.BadParameter(f"{text!r}: expected ids as in 3-60 or 1,3,5", param_hint="--moe-layers")
-        ids.extend(range(int(first), int(last if dash else first) + 1))
-    return tuple(ids)
+    return id_list(text, "--moe-layers")
 
 
 def from_flags(

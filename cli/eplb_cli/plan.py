@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from eplb_cli import inputs, output, plan_options, plan_report
+from eplb_cli.constraints_file import read_constraints
 from eplb_cli.machine import machine
 from eplb_cli.options import (
     DispatchOpt,
@@ -22,8 +23,10 @@ from eplb_cli.options import (
     WriteFormatOpt,
 )
 from eplb_cli.replan import Replan, replan
+from eplb_cli.words import id_list
 
 if TYPE_CHECKING:
+    from eplb.metrics import Evaluation
     from eplb.plan import Plan
 
 _SEVERAL_LOADS = (
@@ -43,9 +46,13 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     groups: GroupsOpt = None,
     group_mode: GroupModeOpt = "free",
     dispatch: DispatchOpt = "even",
+    constraints: plan_options.ConstraintsOpt = None,
+    time_limit: plan_options.TimeLimitOpt = None,
+    survive: plan_options.SurviveOpt = None,
     previous: plan_options.PreviousOpt = None,
     target: plan_options.TargetOpt = 1.05,
     max_moves: plan_options.MaxMovesOpt = None,
+    lost_ranks: plan_options.LostRanksOpt = None,
     expert_bytes: ExpertBytesOpt = None,
     window: WindowOpt = None,
     format: WriteFormatOpt = "native",
@@ -55,23 +62,45 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Place the experts of LOAD on ranks, say how good the placement is, and write it for an engine."""
     import eplb
+    from eplb.constraints import Constraints
     from eplb.formats import ReadHints
 
-    plan_options.check_words(context, previous)
+    plan_options.check_words(context, previous, strategy)
     load = inputs.read_loads(load_paths, num_experts, window)
     several = len(load_paths) > 1
     if previous is None:
         topology = machine(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config)
-        name = "scenario" if several and strategy == "auto" else strategy  # files are no history to test back on
         with output.progress("planning"):
-            made = eplb.plan(load, topology, name, groups=groups, group_mode=group_mode, dispatch=dispatch, seed=seed)
+            made = eplb.plan(
+                load,
+                topology,
+                _strategy(strategy, several=several, survive=survive),
+                groups=groups,
+                group_mode=group_mode,
+                dispatch=dispatch,
+                constraints=Constraints() if constraints is None else read_constraints(constraints),
+                time_limit_s=time_limit,
+                survive=survive,
+                seed=seed,
+            )
     else:
         hints = ReadHints(num_ranks=ranks, num_nodes=nodes)
-        made = replan(load, Replan(previous, hints, target, max_moves, expert_bytes), seed=seed)
+        lost = () if lost_ranks is None else id_list(lost_ranks, "--lost-ranks")
+        made = replan(load, Replan(previous, hints, lost, target, max_moves, expert_bytes), seed=seed)
     if several:
         made = replace(made, notes=(_SEVERAL_LOADS, *made.notes))
     with output.progress("evaluating"):
         evaluation = eplb.evaluate(made.placement, load, dispatch)
+    _report(made, evaluation, out, format, as_json=as_json)
+
+
+def _strategy(name: str, *, several: bool, survive: str | None) -> str:
+    """`auto` would take several files for a history to test back on."""
+    return "scenario" if name == "auto" and several and survive is None else name
+
+
+def _report(made: "Plan", evaluation: "Evaluation", out: Path | None, format: str, *, as_json: bool) -> None:
+    """Write the file, if one is asked for, then say what is in it."""
     flags = "" if out is None else _write(made, out, format)
     if as_json:
         written = None if out is None else {"path": str(out), "format": format, "server_flags": flags}

@@ -19,6 +19,7 @@ class Replan:
 
     previous: Path
     hints: "ReadHints"
+    lost_ranks: tuple[int, ...]
     target: float
     max_moves: int | None
     expert_bytes: float | None
@@ -26,16 +27,16 @@ class Replan:
 
 def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> "Plan":
     """The plan that the live placement is changed to."""
+    from eplb.faults import replan_without
     from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.rebalancer import rebalance
 
-    previous = inputs.read_plan_for(load, asked.previous, None, asked.hints)
+    previous = inputs.read_plan_for(load, asked.previous, None, asked.hints).placement
+    size = DEEPSEEK_V3_EXPERT_BYTES if asked.expert_bytes is None else asked.expert_bytes
+    target, moves = asked.target, asked.max_moves
     with output.progress("replanning"):
-        return rebalance(
-            previous.placement,
-            load,
-            target=asked.target,
-            max_moves=asked.max_moves,
-            expert_bytes=DEEPSEEK_V3_EXPERT_BYTES if asked.expert_bytes is None else asked.expert_bytes,
-            seed=seed,
-        )
+        if asked.lost_ranks:
+            return replan_without(
+                previous, load, asked.lost_ranks, target=target, max_moves=moves, expert_bytes=size, seed=seed
+            )
+        return rebalance(previous, load, target=target, max_moves=moves, expert_bytes=size, seed=seed)

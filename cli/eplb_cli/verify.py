@@ -24,6 +24,10 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     backend: Annotated[
         str, typer.Option("--backend", "-b", metavar="B", help="gloo (CPU) or nccl (a GPU for each process).")
     ] = "gloo",
+    mindie_config: Annotated[
+        Path | None,
+        typer.Option("--mindie-config", metavar="FILE", help="Exchange and buffer sizes from MindIE's config.json."),
+    ] = None,
     exchange: Annotated[
         str, typer.Option("--exchange", metavar="X", help="all, auto (by bytes), allgather or alltoall.")
     ] = "all",
@@ -76,18 +80,23 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb import runtime
     from eplb.dispatch_rule import DispatchRule
     from eplb.formats import ReadHints, read_plan
+    from eplb.mindie_config import read_mindie_config
     from eplb_traces import write_trace
 
     plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
+    if mindie_config is not None:
+        config = read_mindie_config(mindie_config)
+        config.check_ranks(plan.placement.topology.num_ranks)
     request = runtime.VerifyRequest(
         launch=runtime.Launch(processes, backend),
         tokens_per_rank=tokens,
         layers=runtime.read_layers("all" if record else layers, plan.placement.num_layers),
         rule=DispatchRule.named(dispatch),
-        exchange=exchange,
+        exchange=exchange if config is None else config.exchange,
         limits=runtime.ExchangeLimits(
-            runtime.read_buffer_scale_factors(buffer_scale_factors),
-            topk_scaling_factor,
+            factors if config is None else config.buffer_scale_factors,
+            topk_scaling_factor if config is None else config.topk_scaling_factor,
             runtime.Overflow.named(overflow),
         ),
         hidden=hidden,

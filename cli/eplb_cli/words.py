@@ -1,4 +1,4 @@
-"""Knows which words of a command were typed, to refuse those that would be ignored."""
+"""Knows which words of a command were typed, and how lists of numbers are written; knows no command."""
 
 from collections.abc import Collection
 
@@ -17,3 +17,22 @@ def refuse_typed(context: typer.Context, names: Collection[str], reason: str) ->
         source = None if param.name is None else context.get_parameter_source(param.name)
         if param.opts[0] in names and source is not None and not source.name.startswith("DEFAULT"):
             raise typer.BadParameter(reason, param_hint=param.opts[0])
+
+
+def id_list(text: str, option: str) -> tuple[int, ...]:
+    """The ids in "3-60", "1,3,5" or a mix of both; `option` is blamed for what is none."""
+    ids: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
+            raise typer.BadParameter(f"{text!r}: expected ids as in 3-60 or 1,3,5", param_hint=option)
+        ids.extend(range(int(first), int(last if dash else first) + 1))
+    return tuple(ids)
+
+
+def number_range(text: str, option: str) -> range:
+    """The numbers "FIRST:LAST:STEP", both ends included; `option` is blamed for what is none."""
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts) or int(parts[2]) == 0:
+        raise typer.BadParameter(f"{text!r}: expected FIRST:LAST:STEP as in 0:64:8", param_hint=option)
+    return range(int(parts[0]), int(parts[1]) + 1, int(parts[2]))

@@ -7,8 +7,9 @@ from typing import Any
 
 from eplb.ilp.region import Region
 
-ROOM_UNITS = 1_000_000
-"""Integer units of a rank's memory; experts are rounded up to whole units, so that what the model accepts, fits."""
+ROOM_BITS = 30
+"""Bytes that are not whole become integers of so many bits, in units of a power of two; experts are rounded up."""
+MOST_EXACT_BYTES = 2.0**50
 
 Variable = Any  # CP-SAT's own objects are untyped
 
@@ -55,12 +56,12 @@ def add_side_constraints(
 def _add_memory(model: Variable, region: Region, holds: Callable[[int, int], Variable]) -> None:
     room = region.constraints.bytes_of_ranks(max(region.ranks) + 1)
     size = region.constraints.bytes_of_experts(region.load.size)
+    whole = bool((size == size.round()).all()) and size.sum() < MOST_EXACT_BYTES
     for place, rank in enumerate(region.ranks):
-        if room[rank] == 0:
-            model.add(sum(holds(expert, place) for expert in region.choices if size[expert] > 0) == 0)
-            continue
-        units = {expert: math.ceil(float(size[expert] / room[rank]) * ROOM_UNITS) for expert in region.choices}
-        model.add(sum(units[expert] * holds(expert, place) for expert in region.choices) <= ROOM_UNITS)
+        unit = 1.0 if whole else 2.0 ** (math.ceil(math.log2(max(room[rank], size.max()))) - ROOM_BITS)
+        units = {expert: math.ceil(float(size[expert]) / unit) for expert in region.choices}
+        most = math.floor(min(float(room[rank]), MOST_EXACT_BYTES) / unit)
+        model.add(sum(units[expert] * holds(expert, place) for expert in region.choices) <= most)
 
 
 def _add_homes(

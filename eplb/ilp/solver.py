@@ -9,7 +9,8 @@ from eplb.errors import MissingExtraError
 Model = Any  # CP-SAT's own objects are untyped
 
 WALL_PER_DETERMINISTIC_SECOND = 3.0
-"""A deterministic second of CP-SAT takes about one second; a search that lags more than this far behind is cut off."""
+WALL_GRACE_S = 3.0
+"""A deterministic second of CP-SAT takes about one second; a search that lags further behind than this is cut off."""
 
 
 def cp_sat() -> ModuleType:
@@ -46,8 +47,8 @@ def solve(model: Model, *, limit_s: float, seed: int) -> Answer:
         A `CpModel`. A hint is kept when it covers every variable, the objective is capped by the hint's value, and
         symmetries are not detected, which is therefore off: models break them themselves.
     limit_s
-        Deterministic seconds; the search is also cut off at `WALL_PER_DETERMINISTIC_SECOND` times that on the clock,
-        the one way in which two runs can differ.
+        Deterministic seconds; the search is also cut off at `WALL_PER_DETERMINISTIC_SECOND` times that plus
+        `WALL_GRACE_S` on the clock, the one way in which two runs can differ.
     seed
         Of CP-SAT's own choices.
     """
@@ -58,7 +59,7 @@ def solve(model: Model, *, limit_s: float, seed: int) -> Answer:
     parameters.symmetry_level = 0
     parameters.random_seed = seed % (1 << 31)
     parameters.max_deterministic_time = limit_s
-    parameters.max_time_in_seconds = limit_s * WALL_PER_DETERMINISTIC_SECOND
+    parameters.max_time_in_seconds = limit_s * WALL_PER_DETERMINISTIC_SECOND + WALL_GRACE_S
     status = solver.solve(model)
     has_solution = status in (module.OPTIMAL, module.FEASIBLE)
     is_proven = status in (module.OPTIMAL, module.INFEASIBLE)

@@ -14,7 +14,7 @@ from eplb_traces.jit import njit
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-NUM_OPTIONS = 8  # counts of an expert that are told apart, from the least one up; more copies are bounded by best case
+NUM_OPTIONS = 8  # counts of an expert that are told apart, from the least one up; more copies are taken as smallest
 NUM_STEPS = 40
 NUM_PRICES = 5  # prices of a free copy tried for a mixture
 PACE = 0.05  # of the weights: their logarithms move by this for each copy of violation
@@ -52,9 +52,10 @@ def _respond(
             here = count * (prefix[option[expert, k, 0]] - prefix[option[expert, k, 1]]) + price * k
             if here < best:
                 best, best_k = here, k
-        if num_free >= num_options:  # still more copies: each counts -1 at best
+        if num_free >= num_options:  # still more copies, each counted as if it were as small as with all the free ones
+            unit = prefix[option[expert, num_options, 0]] - prefix[option[expert, num_options, 1]]
             for k in (num_options, num_free):
-                here = -(least[expert] + k) + price * k
+                here = (least[expert] + k) * unit + price * k
                 if here < best:
                     best, best_k = here, k
         potential += best
@@ -64,18 +65,14 @@ def _respond(
     return used
 
 
-@njit("void(int64[:, :, ::1], int64[::1], int64, int64, int64[::1], float64, float64[::1])")
-def _add_violation(
-    option: Ints, least: Ints, num_options: int, num_thresholds: int, chosen: Ints, share: float, violation: Floats
-) -> None:
+@njit("void(int64[:, :, ::1], int64[::1], int64, int64[::1], float64, float64[::1])")
+def _add_violation(option: Ints, least: Ints, num_options: int, chosen: Ints, share: float, violation: Floats) -> None:
     """Add `share` times, for each threshold, how many copies are large less how many are small enough beside them."""
     for expert in range(least.size):
         count = share * (least[expert] + chosen[expert])
-        if chosen[expert] < num_options:
-            violation[option[expert, chosen[expert], 0]] += count
-            violation[option[expert, chosen[expert], 1]] -= count
-        else:
-            violation[num_thresholds] -= count
+        row = min(chosen[expert], num_options)
+        violation[option[expert, row, 0]] += count
+        violation[option[expert, row, 1]] -= count
 
 
 @njit("int64(float64[::1], int64, float64, float64[::1], int64[::1], int64[:, :, ::1], int64[::1])")
@@ -104,8 +101,9 @@ def _set_up(
     threshold[:num_thresholds] = threshold[:num_thresholds][order]
     owner[:num_thresholds] = owner[:num_thresholds][order]
     for expert in range(load.size):
-        for k in range(min(NUM_OPTIONS, num_free + 1)):
-            size = load[expert] / (least[expert] + k)
+        num_options = min(NUM_OPTIONS, num_free + 1)
+        for k in range(num_options + 1):
+            size = load[expert] / (least[expert] + (k if k < num_options else num_free))
             option[expert, k, 0] = _num_up_to(threshold, num_thresholds, size)
             option[expert, k, 1] = _num_up_to(threshold, num_thresholds, limit * (1 + ROUNDING) - size)
     return num_thresholds
@@ -167,9 +165,9 @@ def _is_refuted(
         if high == math.inf:
             share = 1.0
         if share > 0.0:
-            _add_violation(option, least, num_options, num_thresholds, chosen[1], share, violation)
+            _add_violation(option, least, num_options, chosen[1], share, violation)
         if share < 1.0:
-            _add_violation(option, least, num_options, num_thresholds, chosen[2], 1.0 - share, violation)
+            _add_violation(option, least, num_options, chosen[2], 1.0 - share, violation)
         after = 0.0
         pace = PACE / math.sqrt(1.0 + step / 50.0)
         for i in range(num_thresholds, 0, -1):
@@ -206,7 +204,7 @@ def largest_refuted_pairing(
     prefix = np.empty(num_experts + 1, dtype=np.float64)
     violation = np.empty(num_experts + 1, dtype=np.float64)
     price = np.empty(1, dtype=np.float64)
-    option = np.empty((num_experts, NUM_OPTIONS, 2), dtype=np.int64)
+    option = np.empty((num_experts, NUM_OPTIONS + 1, 2), dtype=np.int64)
     least = np.empty(num_experts, dtype=np.int64)
     chosen = np.empty((3, num_experts), dtype=np.int64)
     layer_load = np.empty(num_experts, dtype=np.float64)

@@ -6,6 +6,7 @@ from eplb.errors import UnknownNameError
 from eplb.plan import Strategy
 from eplb.strategies.deepseek import DeepSeek
 from eplb.strategies.greedy import Greedy
+from eplb.strategies.ilp import Ilp
 from eplb.strategies.linear import Linear
 from eplb.strategies.round_robin import RoundRobin
 from eplb.strategies.scenario import Scenario
@@ -13,7 +14,7 @@ from eplb.strategies.zigzag import Zigzag
 
 __all__ = ["STRATEGIES", "find_strategy"]
 
-_ALL: tuple[Strategy, ...] = (Linear(), RoundRobin(), Zigzag(), DeepSeek(), Greedy(), Scenario())
+_ALL: tuple[Strategy, ...] = (Linear(), RoundRobin(), Zigzag(), DeepSeek(), Greedy(), Scenario(), Ilp())
 
 STRATEGIES: MappingProxyType[str, Strategy] = MappingProxyType({strategy.name: strategy for strategy in _ALL})
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from eplb.bounds import lower_bounds
 from eplb.errors import InputError
 from eplb.placement import Placement
-from eplb.plan import LayerCertificate, Plan, Problem, SolveStatus
+from eplb.plan import LayerCertificate, Plan, Problem, SolveStatus, Survive
 
 MET = 1e-9  # relative distance at which an objective has met its bound: rounding of sums over a rank's slots
 
@@ -19,6 +19,7 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     objective: NDArray[np.float64] | None = None,
     seed: int = 0,
     notes: tuple[str, ...] = (),
+    keeps: Survive = Survive.NOTHING,
 ) -> Plan:
     """Wrap a map up as a Plan.
 
@@ -34,12 +35,17 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         [L] tokens on the busiest rank that the strategy claims; computed from the map when it keeps no such count.
     seed, notes
         Go into the plan as they are.
+    keeps
+        What the strategy made sure may be lost.
 
     Raises
     ------
     InputError
-        If the problem has hard side constraints: only `ilp`, which wraps up its own plans, knows them.
+        If the problem has hard side constraints: only `ilp`, which wraps up its own plans, knows them; or if it is to
+        survive a loss that the strategy does not plan for.
     """
+    if problem.survive is not keeps:
+        raise InputError(f"survive = {problem.survive}: {strategy} plans for no loss, expected strategy greedy")
     if not problem.constraints.is_empty:
         raise InputError(f"constraints: {strategy} knows none, expected strategy ilp")
     load, topology = problem.load.total, problem.topology

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from eplb.errors import InfeasibleError
 from eplb.layer_threads import for_layer_chunks
-from eplb.plan import GroupMode, Plan, Problem
+from eplb.plan import GroupMode, Plan, Problem, Survive
 from eplb.strategies.certify import certified_plan
+from eplb.strategies.pairing import improve_pairs, pairs_apply
 from eplb.strategies.pinned import place_pinned
+from eplb.strategies.spanning import busy_load, span_nodes
 
 Floats = NDArray[np.float64]
 Map = NDArray[np.int32]
@@ -31,7 +33,8 @@ class Greedy:
     tolerance
         Relative distance from the mean rank load at which a layer is good enough and the descent stops.
     most_slots_for_doubles, most_slots_for_count_moves
-        Slots a rank may have for the slower steps of the descent; see `kernels.swap_descent`.
+        Slots a rank may have for the slower steps of the descent; see `kernels.swap_descent`. Moves of copies are
+        always tried where ranks differ in speed: slow ranks need small copies, and these must be made.
     """
 
     name: ClassVar[str] = "greedy"
@@ -42,16 +45,26 @@ class Greedy:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for the summed load; deterministic, so the seed changes nothing."""
-        load = problem.load.total
-        first_slot = problem.topology.rank_first_slot
+        load, topology, least = problem.load.total, problem.topology, problem.least_copies
+        speed, survive = topology.relative_speed, problem.survive
         if problem.group_mode is GroupMode.PINNED:
-            phy2log = place_pinned(load, problem, lambda part, first, _: self.pack(part, first)[0])
-            return certified_plan(problem, phy2log, strategy=self.name, seed=seed)
-        phy2log, rank_load = self.pack(load, first_slot)
-        objective = (rank_load / problem.topology.relative_speed).max(axis=1)
-        return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed)
+            # Groups on nodes have one slot each; the experts of a node have the copies that are asked.
+            def place(part: Floats, first: NDArray[np.int64], part_speed: Floats) -> Map:
+                return self.pack(part, first, part_speed, least_copies=min(least, int(first[-1]) // part.shape[1]))[0]
 
-    def pack(self, load: Floats, first_slot: NDArray[np.int64]) -> tuple[Map, Floats]:
+            phy2log = place_pinned(load, problem, place)
+            return certified_plan(problem, phy2log, strategy=self.name, seed=seed, keeps=survive)
+        phy2log, rank_time = self.pack(load, topology.rank_first_slot, speed, least_copies=least)
+        if survive is Survive.NODE:
+            phy2log, rank_time = span_nodes(load, phy2log, topology, tolerance=self.tolerance)
+        elif survive is Survive.NOTHING and pairs_apply(topology):
+            phy2log, rank_time = improve_pairs(load, phy2log, rank_time, topology, tolerance=self.tolerance)
+        objective = rank_time.max(axis=1)
+        return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed, keeps=survive)
+
+    def pack(
+        self, load: Floats, first_slot: NDArray[np.int64], speed: Floats | None = None, *, least_copies: int = 1
+    ) -> tuple[Map, Floats]:
         """Place experts on ranks; a layer without load gets an even layout: counts differ by at most one.
 
         Parameters
@@ -60,11 +73,15 @@ class Greedy:
             [L, E] tokens.
         first_slot
             [R + 1] first slot of each rank, then P.
+        speed
+            [R] of each rank; None when all ranks are equally fast.
+        least_copies
+            Copies that each expert must have, 1 or 2.
 
         Returns
         -------
         tuple
-            The map [L, P] and the rank loads [L, R] it gives.
+            The map [L, P] and the rank times [L, R] it gives: tokens over speed.
 
         Raises
         ------
@@ -74,9 +91,7 @@ class Greedy:
         from eplb.kernels.largest_first import place_layers
         from eplb.kernels.swap_descent import descend_layers
 
-        idle = load.max(axis=1) == 0
-        if idle.any():
-            load = np.where(idle[:, None], 1.0, load)
+        load, idle = busy_load(load)
         num_layers, num_experts = load.shape
         num_ranks, num_slots = first_slot.size - 1, int(first_slot[-1])
         first_slot = np.array(first_slot)
@@ -84,26 +99,45 @@ class Greedy:
         count = np.empty((num_layers, num_experts), dtype=np.int64)
         phy2log = np.empty((num_layers, num_slots), dtype=np.int32)
         slot_load = np.empty((num_layers, num_slots))
-        rank_load = np.empty((num_layers, num_ranks))
-        mean = load.sum(axis=1) / num_ranks
+        rank_time = np.empty((num_layers, num_ranks))
+        speed = np.ones(num_ranks) if speed is None else speed
+        rank_scale = 1 / speed
+        alike = bool((speed == speed[0]).all())
+        most_for_count_moves = self.most_slots_for_count_moves if alike else num_slots
+        room = most_copies_together(first_slot, num_experts)
+        mean = load.sum(axis=1) / speed.sum()
 
         def work(layers: slice) -> None:
             part = np.ascontiguousarray(load[layers])
             order = descending_order(part)
-            counts, maps, slots, ranks = count[layers], phy2log[layers], slot_load[layers], rank_load[layers]
-            if not place_layers(part, order, first_slot, num_ranks, counts, maps, slots, ranks):
+            counts, maps, slots, times = count[layers], phy2log[layers], slot_load[layers], rank_time[layers]
+            most = num_ranks  # copies of an expert
+            if not place_layers(
+                part, order, first_slot, rank_scale, room, least_copies, most, counts, maps, slots, times
+            ):
                 raise InfeasibleError(
                     "the copies of an expert cannot be kept on different ranks: slots are too unequal"
                 )
             # A copy is never split: no rank that holds the largest one can go below it.
-            target = np.maximum(mean[layers] * (1 + self.tolerance), slots.max(axis=1))
+            target = np.maximum(mean[layers] * (1 + self.tolerance), slots.max(axis=1) * rank_scale.min())
             target[idle[layers]] = np.inf
-            limits = self.most_slots_for_doubles, self.most_slots_for_count_moves
-            descend_layers(part, first_slot, rank_of_slot, target, *limits, counts, maps, slots, ranks)
+            limits = least_copies, self.most_slots_for_doubles, most_for_count_moves
+            descend_layers(part, first_slot, rank_of_slot, rank_scale, target, *limits, counts, maps, slots, times)
 
         for_layer_chunks(work, num_layers)
-        rank_load[idle] = 0.0
-        return phy2log, rank_load
+        rank_time[idle] = 0.0
+        return phy2log, rank_time
+
+
+def most_copies_together(first_slot: NDArray[np.int64], num_experts: int) -> NDArray[np.int64]:
+    """[E + 1] most copies that k experts can have together with at most one a rank; empty where slots are equal.
+
+    With equal slots any counts that fill them, at most one a rank, can be kept apart.
+    """
+    num_slots = np.diff(first_slot)
+    if (num_slots == num_slots[0]).all() and num_slots[0] <= num_experts:
+        return np.empty(0, dtype=np.int64)
+    return np.minimum(num_slots, np.arange(num_experts + 1)[:, None]).sum(axis=1)
 
 
 def descending_order(load: Floats) -> NDArray[np.int64]:

@@ -245,7 +245,7 @@ def relieve(  # noqa: PLR0913  # the layers, and how to search
 def _fresh(load: Floats, old: Map, topology: Topology) -> Moved | None:
     """A greedy plan, its ranks renamed to keep what they can; None if copies cannot be kept apart."""
     try:
-        new, _ = Greedy().pack(load, topology.rank_first_slot)
+        new, _ = Greedy().pack(load, topology.rank_first_slot, topology.relative_speed)
     except InfeasibleError:
         return None
     num_experts = load.shape[1]

@@ -88,7 +88,7 @@ class Scenario:
         for_layer_chunks(work, num_layers)
         if not placed.all():
             left = np.nonzero(~placed)[0]
-            phy2log[left] = Greedy().pack(scenarios[left].sum(axis=2), first_slot)[0]
+            phy2log[left] = Greedy().pack(scenarios[left].sum(axis=2), first_slot, speed)[0]
         return phy2log
 
     def scenarios(self, load: ExpertLoad, *, num_ranks: int) -> Floats:

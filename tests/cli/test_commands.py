@@ -97,13 +97,14 @@ def test_compare_shows_every_strategy_in_80_columns(run, load_path):
     result = run("compare", load_path, *MACHINE)
     assert result.exit_code == 0
     rows = {line.split()[0] for line in result.stdout.splitlines() if line}
-    assert set(STRATEGIES) <= rows
+    assert set(STRATEGIES) - {"ilp"} <= rows
+    assert "ilp" not in rows  # it searches for seconds and needs an extra: only when named
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 def test_compare_as_json(run, load_path):
     found = _json(run("compare", load_path, *MACHINE, "--json"))
-    assert [of["strategy"] for of in found["strategies"]] == list(STRATEGIES)
+    assert [of["strategy"] for of in found["strategies"]] == [name for name in STRATEGIES if name != "ilp"]
     assert all(set(of) >= METRICS for of in found["strategies"])
 
 
@@ -164,7 +165,7 @@ def test_convert_with_flags_that_contradict_the_file_writes_nothing(run, plan_pa
         assert not (tmp_path / "second.json").exists()
 
 
-@pytest.mark.parametrize("text", ["", "3-", "-3", "a", "1,,2", "1-2-3"])
+@pytest.mark.parametrize("text", ["", "3-", "-3", "a", "1,,2", "1-2-3", "5-3"])
 def test_layer_ids_that_are_none_are_a_usage_error(run, plan_path, tmp_path, text):
     result = run("convert", plan_path, tmp_path / "x.json", "--to", "native", f"--moe-layers={text}")
     assert result.exit_code == 2

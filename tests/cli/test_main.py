@@ -40,17 +40,31 @@ _PROBLEM = {
 # Every word that a script may rely on. A change here changes the public command line: it belongs in the changelog.
 _COMMANDS = {
     "plan": {
-        *("load_path", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f"),
+        *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f", "--window"),
+        *("--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
+        *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes"),
         *_PROBLEM,
     },
-    "compare": {"load_path", "--strategies", *_PROBLEM},
-    "evaluate": {"plan_path", "load_path", "--format", "-f", "--num-experts", "--json", *_READ_HINTS},
+    "compare": {"load_path", "--strategies", "--window", *_PROBLEM},
+    "backtest": {"load_path", "--held-out", "--window", "--group-mode", "--dispatch", *_PROBLEM},
+    "sweep": {
+        *("load_path", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
+        *("--window", "--num-experts", "--json"),
+    },
+    "evaluate": {
+        *("plan_path", "load_path", "--format", "-f", "--dispatch", "--window", "--num-experts", "--json"),
+        *_READ_HINTS,
+    },
+    "diff": {
+        *("old_path", "new_path", "--ranks", "-r", "--nodes", "-n", "--experts", "--expert-bytes", "--json"),
+    },
     "convert": {"source", "target", "--to", "--experts", "--layers", "--moe-layers", "--hidden-layers", *_READ_HINTS},
-    "check": {"path", "--engine", "-e", "--ranks", "-r", "--experts"},
+    "check": {"path", "--engine", "-e", "--ranks", "-r", "--experts", "--moe-layers", "--hidden-layers"},
     "verify": {
         *("plan_path", "--format", "-f", "--processes", "-p", "--backend", "-b", "--exchange", "--dispatch"),
         *("--tokens", "-t", "--trace", "--num-experts", "--layers", "--hidden", "--top-k", "--overflow"),
         *("--buffer-scale-factors", "--topk-scaling-factor", "--inject", "--record", "--seed", "--json"),
+        "--mindie-config",
         *_READ_HINTS,
     },
     "formats": {"--json"},

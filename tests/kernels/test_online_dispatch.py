@@ -85,8 +85,8 @@ def test_windows_of_any_strides_and_an_idle_window():
 
 
 def test_tokens_travel_over_several_ranks():
-    # Experts: 0 on ranks 0, 1; 1 on 1, 2; 2 on 2, 3; 9 tokens of 3 only on rank 0. Loads 3, 3, 3: even split leaves rank
-    # 0 with 10.5 and it cannot go below 9; what leaves it lands behind: 9, 3, 3, 3 at best.
+    # Experts 0, 1, 2 of 3 tokens each join ranks 0-1, 1-2, 2-3; expert 3 has 9 tokens and only rank 0. Evenly split,
+    # rank 0 has 10.5; it cannot go below 9, so that expert 0 moves to rank 1, where there is room for it.
     row = np.array([3, 0, 0, 1, 1, 2, 2, 3], dtype=np.int32)[None]
     row[0, 7] = 4
     load = np.array([[3.0, 3, 3, 9, 0]])

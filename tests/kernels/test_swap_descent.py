@@ -1,6 +1,6 @@
 """The descent on the busiest rank: what it may never do, and that it leaves no step when it ends above its target."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -17,28 +17,32 @@ EVERY_STEP, NO_STEP = 99, 0
 class Descent:
     """One layer before and after."""
 
-    def __init__(self, load, hands, *, target=0.0, doubles=EVERY_STEP, count_moves=EVERY_STEP):
+    def __init__(self, load, hands, *, target=0.0, doubles=EVERY_STEP, count_moves=EVERY_STEP, scale=None, least=1):
         self.load, self.start = load.tolist(), hands
+        self.scale = [1.0] * len(hands) if scale is None else scale
         first_slot = np.cumsum([0] + [len(hand) for hand in hands])
         rank_of_slot = np.repeat(np.arange(len(hands)), np.diff(first_slot))
         flat = np.array([expert for hand in hands for expert in hand], dtype=np.int32)
         count = np.bincount(flat, minlength=load.size)[None]
         phy2log, slot_load = flat[None].copy(), (load / count[0])[flat][None]
-        rank_load = np.add.reduceat(slot_load, first_slot[:-1], axis=1)
+        rank_time = np.add.reduceat(slot_load, first_slot[:-1], axis=1) * self.scale
         descend_layers(
-            load[None], first_slot, rank_of_slot, np.array([target]), doubles, count_moves,
-            count, phy2log, slot_load, rank_load,
+            load[None], first_slot, rank_of_slot, np.array(self.scale), np.array([target]), least, doubles, count_moves,
+            count, phy2log, slot_load, rank_time,
         )  # fmt: skip
         self.hands = [phy2log[0, a:b].tolist() for a, b in pairwise(first_slot)]
-        self.count, self.slot_load, self.rank_load = count[0], slot_load[0], rank_load[0]
+        self.count, self.slot_load, self.rank_time = count[0], slot_load[0], rank_time[0]
+
+    def times(self, hands):
+        return [s * tokens for s, tokens in zip(self.scale, oracles.rank_loads(hands, self.load), strict=True)]
 
     @property
     def top_at_start(self):
-        return max(oracles.rank_loads(self.start, self.load))
+        return max(self.times(self.start))
 
     @property
     def top(self):
-        return max(oracles.rank_loads(self.hands, self.load))
+        return max(self.times(self.hands))
 
 
 @st.composite
@@ -56,7 +60,7 @@ def test_one_exchange_that_brings_both_ranks_to_the_mean():
     # 6 and 4 come equally close, 10 - 4 first: 10 and 12. Then nothing helps.
     descent = Descent(np.array([10.0, 6, 4, 2]), [[0, 1], [2, 3]], doubles=NO_STEP, count_moves=NO_STEP)
     assert descent.hands == [[2, 1], [0, 3]]
-    assert descent.rank_load.tolist() == [10, 12]
+    assert descent.rank_time.tolist() == [10, 12]
 
 
 def test_two_for_two_where_one_for_one_is_too_coarse():
@@ -64,7 +68,7 @@ def test_two_for_two_where_one_for_one_is_too_coarse():
     # moves 0, -9, -8, 5; 5, -4, -3, 10; 4, -5, -4, 9; 7, -2, -1, 12: none. 5 + 10 for 13 + 0 moves 2: both 34.
     load, hands = np.array([5.0, 10, 9, 12, 5, 14, 13, 0]), [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert Descent(load, hands, doubles=3, count_moves=NO_STEP).hands == hands
-    assert Descent(load, hands, doubles=4, count_moves=NO_STEP).rank_load.tolist() == [34, 34]
+    assert Descent(load, hands, doubles=4, count_moves=NO_STEP).rank_time.tolist() == [34, 34]
 
 
 def test_a_copy_moves_to_the_expert_that_needs_it():
@@ -72,19 +76,70 @@ def test_a_copy_moves_to_the_expert_that_needs_it():
     descent = Descent(np.array([10.0, 2, 1]), [[0, 1], [2, 1]], doubles=NO_STEP)
     assert descent.hands == [[0, 1], [2, 0]]
     assert descent.count.tolist() == [2, 1, 1]
-    assert descent.rank_load.tolist() == [7, 6]
+    assert descent.rank_time.tolist() == [7, 6]
 
 
-@given(layout=layouts(), doubles=st.sampled_from([0, 3, 99]), count_moves=st.sampled_from([0, 3, 99]))
-def test_books_are_kept_and_no_rank_gets_worse_than_the_start(layout, doubles, count_moves):
+def best_exchange_in_time(descent, size):
+    """The lowest that the later of two ranks can get when the busiest exchanges `size` experts with one other rank."""
+    hands, times = descent.hands, descent.times(descent.hands)
+    busiest, best = times.index(max(times)), max(times)
+    copies = [expert for hand in hands for expert in hand]
+    for partner in set(range(len(hands))) - {busiest}:
+        for give in combinations(hands[busiest], size):
+            for take in combinations(hands[partner], size):
+                if set(give) & set(hands[partner]) or set(take) & set(hands[busiest]):
+                    continue
+                moved = sum(descent.load[e] / copies.count(e) for e in give)
+                moved -= sum(descent.load[e] / copies.count(e) for e in take)
+                mine, theirs = descent.scale[busiest] * moved, descent.scale[partner] * moved
+                best = min(best, max(times[busiest] - mine, times[partner] + theirs))
+    return best
+
+
+def test_unequal_ranks_meet_where_their_times_are_equal():
+    # 8 and 1 tokens on a rank that takes 2 a token: 18; 2 and 1 on one that takes 1: 3. Moving 5 would make both 8;
+    # 8 for 2 moves 6: 6 and 9. 8 for 1 moves 7: 4 and 10. 1 for 2 or 1 does not help.
+    descent = Descent(np.array([8.0, 1, 2, 1]), [[0, 1], [2, 3]], doubles=0, count_moves=0, scale=[2.0, 1.0])
+    assert descent.hands == [[2, 1], [0, 3]]
+    assert descent.rank_time.tolist() == [6, 9]
+
+
+def test_no_copy_is_moved_below_the_least():
+    # As in the test above, but expert 1 must keep its two copies.
+    descent = Descent(np.array([10.0, 2, 1]), [[0, 1], [2, 1]], doubles=NO_STEP, least=2)
+    assert descent.hands == [[0, 1], [2, 1]]
+
+
+SCALES = st.lists(st.sampled_from([0.5, 0.8, 1.0, 2.0]), min_size=5, max_size=5)
+
+
+@settings(max_examples=settings.default.max_examples * 2)
+@given(layout=layouts(max_ranks=4, max_slots=4), scale=SCALES)
+def test_no_exchange_is_left_on_unequal_ranks_either(layout, scale):
     load, hands = layout
-    descent = Descent(load, hands, doubles=doubles, count_moves=count_moves)
+    descent = Descent(load, hands, scale=scale[: len(hands)])
+    least = descent.top * (1 - 2e-9)
+    if sorted(descent.times(descent.hands))[-2] < least:
+        assert best_exchange_in_time(descent, 1) >= least
+        assert best_exchange_in_time(descent, 2) >= least
+
+
+@given(
+    layout=layouts(),
+    doubles=st.sampled_from([0, 3, 99]),
+    count_moves=st.sampled_from([0, 3, 99]),
+    scale=st.none() | SCALES,
+)
+def test_books_are_kept_and_no_rank_gets_worse_than_the_start(layout, doubles, count_moves, scale):
+    load, hands = layout
+    scale = None if scale is None else scale[: len(hands)]
+    descent = Descent(load, hands, doubles=doubles, count_moves=count_moves, scale=scale)
     flat = [expert for hand in descent.hands for expert in hand]
     assert descent.count.tolist() == [flat.count(expert) for expert in range(load.size)]
     assert min(descent.count) >= 1
     assert not oracles.has_doubles(descent.hands)
-    expected = oracles.rank_loads(descent.hands, descent.load)
-    assert descent.rank_load == pytest.approx(expected, rel=1e-9, abs=1e-9 * max(expected))
+    expected = descent.times(descent.hands)
+    assert descent.rank_time == pytest.approx(expected, rel=1e-9, abs=1e-9 * max(expected))
     assert descent.slot_load.tolist() == [load[expert] / descent.count[expert] for expert in flat]
     assert descent.top <= descent.top_at_start * (1 + 1e-12)
     if count_moves == 0:

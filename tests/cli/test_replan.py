@@ -1,0 +1,188 @@
+"""`eplb plan --previous` and `eplb diff`: what moves, shown and written."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import eplb
+from eplb.faults import replan_without
+from eplb.formats import read_plan
+from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.rebalancer import rebalance
+
+SUMMARY = {"moved_copies", "moved_fraction", "moved_bytes", "moved_between_nodes", "num_batches", "transfer_s"}
+
+
+@pytest.fixture
+def later_path(tmp_path, counts):
+    """The same experts, but in another order of heat: the live plan is far from its target."""
+    path = tmp_path / "later.npz"
+    np.savez(path, tokens=np.roll(counts, 5, axis=1))
+    return path
+
+
+def _json(result):
+    assert (result.exit_code, result.stderr) == (0, "")
+    return json.loads(result.stdout)
+
+
+def test_a_replan_writes_what_the_library_finds_and_says_what_moves(run, plan_path, later_path, tmp_path):
+    out = tmp_path / "new.json"
+    words = ("--previous", plan_path, "--target", 1.1, "--expert-bytes", 1000, "-o", out, "--json")
+    found = _json(run("plan", later_path, *words))
+    before = read_plan(plan_path).placement
+    expected = rebalance(before, eplb.read_load(later_path), target=1.1, expert_bytes=1000)
+    assert read_plan(out).placement == expected.placement
+    assert expected.migration.moved_copies > 0
+    assert {name: found[name] for name in SUMMARY} == {name: expected.migration.summary()[name] for name in SUMMARY}
+    assert found["moved_bytes"] == 1000 * found["moved_copies"]
+    assert found["strategy"] == "incremental"
+    text = run("plan", later_path, *words[:-1]).stdout
+    assert re.search(rf"^copies moved to another rank +{found['moved_copies']} \(", text, re.MULTILINE)
+    assert "note: incremental: " in text
+
+
+def test_an_unchanged_load_moves_nothing(run, plan_path, load_path):
+    assert _json(run("plan", load_path, "--previous", plan_path, "--target", 1.5, "--json"))["moved_copies"] == 0
+
+
+def test_moves_stay_within_the_budget(run, plan_path, later_path):
+    free = _json(run("plan", later_path, "--previous", plan_path, "--target", 1.01, "--json"))["moved_copies"]
+    words = ("--previous", plan_path, "--target", 1.01, "--max-moves", 2, "--json")
+    assert 0 < _json(run("plan", later_path, *words))["moved_copies"] <= 2 < free
+
+
+def test_the_live_placement_may_be_an_engines_file(run, plan_path, later_path, tmp_path):
+    bare = tmp_path / "map.json"
+    bare.write_text(json.dumps(read_plan(plan_path).placement.physical_to_logical_map.tolist()))
+    native = _json(run("plan", later_path, "--previous", plan_path, "--json"))
+    found = _json(run("plan", later_path, "--previous", bare, "--ranks", 4, "--nodes", 2, "--json"))
+    assert {name: found[name] for name in SUMMARY} == {name: native[name] for name in SUMMARY}
+    silent = run("plan", later_path, "--previous", bare)
+    assert silent.exit_code == 3
+    assert "--ranks" in silent.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--redundant", 4), ("--strategy", "greedy"), ("--groups", 2), ("--group-mode", "free"), ("--dispatch", "even")],
+    ids=str,
+)
+def test_what_a_replan_would_ignore_is_refused(run, plan_path, later_path, words):
+    result = run("plan", later_path, "--previous", plan_path, *words)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert words[0] in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("--target", 1.05), ("--max-moves", 3), ("--expert-bytes", 5), ("--lost-ranks", 1)], ids=str
+)
+def test_words_of_a_replan_without_a_live_placement_are_refused(run, load_path, words):
+    result = run("plan", load_path, "--ranks", 4, *words)
+    assert result.exit_code == 2
+    assert words[0] in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (("--target", 0.5), "target = 0.5"),
+        (("--max-moves", -1), "max_moves = -1"),
+        (("--expert-bytes", 0), "expert_bytes = 0"),
+        (("--ranks", 5), "ranks = 4, but 5"),
+        (("--nodes", 4), "nodes = 2, but 4"),
+        (("--lost-ranks", "4"), "lost rank 4"),
+        (("--lost-ranks", "1,1"), "lost rank 1: named 2 times"),
+    ],
+    ids=str,
+)
+def test_a_replan_that_cannot_be_is_bad_input(run, plan_path, later_path, words, fragment):
+    result = run("plan", later_path, "--previous", plan_path, *words)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert fragment in result.stderr
+
+
+def test_a_replan_for_another_model_is_bad_input(run, plan_path, tmp_path):
+    np.savez(tmp_path / "other.npz", tokens=np.ones((3, 8)))
+    result = run("plan", tmp_path / "other.npz", "--previous", plan_path)
+    assert result.exit_code == 3
+    assert "3 layers x 16 experts" in result.stderr
+
+
+def test_a_plan_goes_on_without_lost_ranks(run, plan_path, load_path, tmp_path):
+    words = ("--ranks", 4, "--nodes", 2, "--redundant", 8, "-o", plan_path)  # 24 slots; 18 are left
+    assert run("plan", load_path, *words).exit_code == 0
+    out = tmp_path / "left.json"
+    words = ("--previous", plan_path, "--lost-ranks", "2", "--target", 1.2, "-o", out)
+    found = _json(run("plan", load_path, *words, "--json"))
+    expected = replan_without(read_plan(plan_path).placement, eplb.read_load(load_path), [2], target=1.2)
+    assert read_plan(out).placement == expected.placement
+    assert read_plan(out).placement.topology.num_ranks == 3
+    assert found["moved_copies"] == expected.migration.moved_copies
+    assert any(note.startswith("without ranks [2]") for note in found["notes"])
+
+
+def test_losing_too_many_ranks_has_its_own_exit_code(run, plan_path, load_path):
+    result = run("plan", load_path, "--previous", plan_path, "--lost-ranks", "0-1")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "2 ranks are left with 10 slots" in result.stderr
+    assert run("plan", load_path, "--previous", plan_path, "--lost-ranks", "x").exit_code == 2
+
+
+@pytest.fixture
+def new_path(run, plan_path, later_path, tmp_path):
+    path = tmp_path / "new.json"
+    assert run("plan", later_path, "--previous", plan_path, "-o", path).exit_code == 0
+    return path
+
+
+def test_diff_says_what_the_library_says(run, plan_path, new_path):
+    migration = Migration.between(read_plan(plan_path).placement, read_plan(new_path).placement)
+    found = _json(run("diff", plan_path, new_path, "--json"))
+    assert {name: found[name] for name in migration.summary()} == migration.summary()
+    assert found["moved_bytes"] == migration.moved_copies * DEEPSEEK_V3_EXPERT_BYTES
+    by_layer = {of["layer"]: of["moved_copies"] for of in found["layers"]}
+    moved = migration.moved_copies_by_layer
+    assert by_layer == {layer: moved[layer] for layer in np.nonzero(moved)[0]}
+    shown = run("diff", plan_path, new_path).stdout
+    assert f"{migration.moved_copies} ({100 * migration.moved_fraction:.2f} % of the slots)" in shown
+    assert "Layers that move" in shown
+
+
+def test_diff_of_equal_plans_moves_nothing_and_shows_no_layers(run, plan_path):
+    assert _json(run("diff", plan_path, plan_path, "--json"))["moved_copies"] == 0
+    assert "Layers that move" not in run("diff", plan_path, plan_path).stdout
+
+
+def test_diff_reads_engines_files_beside_ours_whichever_is_the_older(run, plan_path, new_path, tmp_path):
+    for name in ("old", "new"):
+        source = plan_path if name == "old" else new_path
+        bare = tmp_path / f"{name}-map.json"
+        bare.write_text(json.dumps(read_plan(source).placement.physical_to_logical_map.tolist()))
+    expected = _json(run("diff", plan_path, new_path, "--json"))
+    assert _json(run("diff", plan_path, tmp_path / "new-map.json", "--json")) == expected
+    assert _json(run("diff", tmp_path / "old-map.json", new_path, "--json")) == expected
+    bare = (tmp_path / "old-map.json", tmp_path / "new-map.json")
+    assert _json(run("diff", *bare, "--ranks", 4, "--nodes", 2, "--json")) == expected
+    silent = run("diff", *bare)
+    assert silent.exit_code == 3
+    assert "--ranks" in silent.stderr
+
+
+def test_diff_refuses_other_machines_and_models(run, plan_path, load_path, tmp_path):
+    other = tmp_path / "other.json"
+    for machine, fragment in (
+        (("--ranks", 8, "--nodes", 2), "ranks = 8 after 4"),
+        (("--ranks", 4, "--nodes", 2), "slots_per_rank = 4 after 5"),
+    ):
+        assert run("plan", load_path, *machine, "-o", other).exit_code == 0
+        result = run("diff", plan_path, other)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert fragment in result.stderr
+    np.savez(tmp_path / "model.npz", tokens=np.ones((2, 16)))
+    assert run("plan", tmp_path / "model.npz", "--ranks", 4, "--nodes", 2, "--redundant", 4, "-o", other).exit_code == 0
+    assert "layers = 2 after 3" in run("diff", plan_path, other).stderr
+    assert run("diff", plan_path, tmp_path / "missing.json").exit_code == 3
