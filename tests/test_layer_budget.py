@@ -109,7 +109,7 @@ def test_unequal_ranks_are_refused():
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in {"native", "omni"}])
 def test_formats_without_a_hole_refuse_unequal_layers(name, tmp_path):
     made = plan_with_budget(skewed_load(), eplb.Topology(1, 4, 6), 8)
-    with pytest.raises(FormatError, match="is empty \\(-1\\).*as many redundant ones in every layer"):
+    with pytest.raises(FormatError, match=r"is empty \(-1\).*as many redundant ones in every layer"):
         eplb.write_placement(made, tmp_path / f"plan{SUFFIXES.get(name, '.json')}", format=name)
 
 
@@ -119,4 +119,4 @@ SUFFIXES = {"trtllm": ".yaml", "deepseek": ".npz"}
 def test_the_native_format_keeps_unequal_layers(tmp_path):
     made = plan_with_budget(skewed_load(), eplb.Topology(1, 4, 6), 8)
     eplb.write_placement(made, tmp_path / "plan.json", format="native")
-    assert eplb.read_placement(tmp_path / "plan.json").placement == made.placement
+    assert eplb.read_placement(tmp_path / "plan.json") == made.placement

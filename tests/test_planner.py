@@ -59,7 +59,7 @@ def test_an_idle_load_is_refused():
 
 def test_compare_runs_every_strategy_and_judges_it_on_the_same_load():
     comparisons = eplb.compare(LOAD, TOPOLOGY)
-    assert [comparison.plan.strategy for comparison in comparisons] == list(STRATEGIES)
+    assert [comparison.plan.strategy for comparison in comparisons] == [name for name in STRATEGIES if name != "ilp"]
     for made, evaluation in ((c.plan, c.evaluation) for c in comparisons):
         assert evaluation.placement is made.placement
         assert evaluation.load is LOAD

@@ -208,8 +208,8 @@ def test_surviving_a_node_costs_little_where_experts_are_many():
 
 
 def test_a_layout_that_no_exchange_repairs_is_laid_out_anew():
-    # Expert 1 lives on the first node only, and whatever the second node could give for it, expert 0 or 2, both ranks of
-    # the first hold already.
+    # Expert 1 lives on the first node only. What the second node could give for it, expert 0 or 2, both ranks of the
+    # first hold already.
     topology, load = eplb.Topology(2, 2, [3, 3, 2, 2]), np.array([[3.0, 2.0, 1.0]])
     stuck = np.array([[0, 1, 2, 0, 1, 2, 2, 0, 2, 0]], dtype=np.int32)
     phy2log, rank_time = span_nodes(load, stuck, topology, tolerance=2e-4)
