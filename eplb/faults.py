@@ -249,21 +249,33 @@ def _revive(load: Floats, dead: NDArray[np.int64], phy2log: Map, topology: Topol
         held = phy2log != EMPTY_SLOT
         unit = np.where(held, load[phy2log] / np.maximum(count[phy2log], 1), 0.0)
         rank_time = np.bincount(rank, weights=unit, minlength=topology.num_ranks) * scale
-        spare = np.maximum(count[phy2log] - 1, 1)
         # Without one copy each of the others carries this much more.
-        more = np.where(held, load[phy2log] / spare, 0.0) - unit
-        own = rank_time[rank] + (load[expert] - unit) * scale[rank]
-        others = np.zeros(phy2log.size)
-        for slot in np.nonzero(held & (count[phy2log] > 1))[0]:
-            siblings = phy2log == phy2log[slot]
-            siblings[slot] = False
-            others[slot] = (rank_time[rank[siblings]] + more[slot] * scale[rank[siblings]]).max()
-            own[slot] += more[slot] * scale[rank[slot]] * (siblings & (rank == rank[slot])).sum()
+        more = np.where(held, load[phy2log] / np.maximum(count[phy2log] - 1, 1), 0.0) - unit
+        _, first, pair, num_here = np.unique(
+            rank * (load.size + 1) + phy2log + 1, return_index=True, return_inverse=True, return_counts=True
+        )
+        own = rank_time[rank] + (load[expert] - unit + more * (num_here[pair] - 1)) * scale[rank]
+        heavier = rank_time[rank[first]] + more[first] * num_here * scale[rank[first]]
+        others = np.where(held, _largest_of_others(heavier, phy2log[first])[pair], -np.inf)
         free = ~held | (count[phy2log] > 1)
         best = int(np.where(free, np.maximum(own, others), np.inf).argmin())
         num_given_up += bool(held[best])
         phy2log[best] = expert
     return num_given_up
+
+
+def _largest_of_others(value: Floats, expert: Map) -> Floats:
+    """[N] largest value of the other entries with the same expert; -inf where there is none."""
+    order = np.lexsort((value, expert))
+    last = np.append(np.diff(expert[order]) != 0, True)
+    # Each expert's entries by rising value: the last has the one before it beside it, every other one has the last.
+    top = value[order][last]
+    others = np.repeat(top, np.diff(np.nonzero(last)[0], prepend=-1))
+    before = np.where(np.append(True, last[:-1]), -np.inf, np.append(0.0, value[order][:-1]))
+    others[last] = before[last]
+    result = np.empty_like(value)
+    result[order] = others
+    return result
 
 
 def _check_model(placement: Placement, load: ExpertLoad) -> None:

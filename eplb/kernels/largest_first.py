@@ -143,7 +143,7 @@ def count_replicas(
 @njit(
     "boolean(int64, float64, int64, int64[::1], float64[::1], int32[::1], float64[::1], int64[::1], float64[::1])",
 )
-def _place_by_exchange(
+def place_by_exchange(
     expert: int,
     load: float,
     num_ranks: int,
@@ -283,7 +283,7 @@ def pack_largest_first(
             num_open += 1
         if num_taken < copies:
             for _ in range(copies - num_taken):
-                if not _place_by_exchange(
+                if not place_by_exchange(
                     expert, value, num_ranks, first_slot, rank_scale, phy2log, slot_load, used, rank_time
                 ):
                     return False

@@ -45,16 +45,23 @@ class Greedy:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for the summed load; deterministic, so the seed changes nothing."""
-        load, topology, least = problem.load.total, problem.topology, problem.least_copies
-        speed, survive = topology.relative_speed, problem.survive
+        load, topology, survive = problem.load.total, problem.topology, problem.survive
         if problem.group_mode is GroupMode.PINNED:
             # Groups on nodes have one slot each; the experts of a node have the copies that are asked.
-            def place(part: Floats, first: NDArray[np.int64], part_speed: Floats) -> Map:
-                return self.pack(part, first, part_speed, least_copies=min(least, int(first[-1]) // part.shape[1]))[0]
+            def place(part: Floats, first: NDArray[np.int64], speed: Floats) -> Map:
+                twice = survive is Survive.RANK and first[-1] >= 2 * part.shape[1]
+                return self.pack(part, first, speed, unit_of_rank=np.arange(speed.size) if twice else None)[0]
 
             phy2log = place_pinned(load, problem, place)
             return certified_plan(problem, phy2log, strategy=self.name, seed=seed, keeps=survive)
-        phy2log, rank_time = self.pack(load, topology.rank_first_slot, speed, least_copies=least)
+        units = {
+            Survive.NOTHING: None,
+            Survive.RANK: np.arange(topology.num_ranks),
+            Survive.NODE: topology.node_of_rank.astype(np.int64),
+        }
+        phy2log, rank_time = self.pack(
+            load, topology.rank_first_slot, topology.relative_speed, unit_of_rank=units[survive]
+        )
         if survive is Survive.NODE:
             phy2log, rank_time = span_nodes(load, phy2log, topology, tolerance=self.tolerance)
         elif survive is Survive.NOTHING and pairs_apply(topology):
@@ -63,7 +70,12 @@ class Greedy:
         return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed, keeps=survive)
 
     def pack(
-        self, load: Floats, first_slot: NDArray[np.int64], speed: Floats | None = None, *, least_copies: int = 1
+        self,
+        load: Floats,
+        first_slot: NDArray[np.int64],
+        speed: Floats | None = None,
+        *,
+        unit_of_rank: NDArray[np.int64] | None = None,
     ) -> tuple[Map, Floats]:
         """Place experts on ranks; a layer without load gets an even layout: counts differ by at most one.
 
@@ -75,8 +87,9 @@ class Greedy:
             [R + 1] first slot of each rank, then P.
         speed
             [R] of each rank; None when all ranks are equally fast.
-        least_copies
-            Copies that each expert must have, 1 or 2.
+        unit_of_rank
+            [R] units, ranks or nodes, of which any one may be lost: each expert gets two copies or more, spread so that
+            no rank inherits much of a lost unit's load. None when losses need not be survived.
 
         Returns
         -------
@@ -88,6 +101,7 @@ class Greedy:
         InfeasibleError
             If ranks are so unequal that the copies cannot be kept apart.
         """
+        from eplb.kernels.declustered import decluster_layers
         from eplb.kernels.largest_first import place_layers
         from eplb.kernels.swap_descent import descend_layers
 
@@ -104,6 +118,7 @@ class Greedy:
         rank_scale = 1 / speed
         alike = bool((speed == speed[0]).all())
         most_for_count_moves = self.most_slots_for_count_moves if alike else num_slots
+        least_copies = 1 if unit_of_rank is None else 2
         room = most_copies_together(first_slot, num_experts)
         mean = load.sum(axis=1) / speed.sum()
 
@@ -118,6 +133,8 @@ class Greedy:
                 raise InfeasibleError(
                     "the copies of an expert cannot be kept on different ranks: slots are too unequal"
                 )
+            if unit_of_rank is not None:
+                decluster_layers(part, first_slot, rank_scale, unit_of_rank, counts, maps, slots, times)
             # A copy is never split: no rank that holds the largest one can go below it.
             target = np.maximum(mean[layers] * (1 + self.tolerance), slots.max(axis=1) * rank_scale.min())
             target[idle[layers]] = np.inf
