@@ -118,6 +118,27 @@ class Evaluation:
         }
 
 
+def copies_away(placement: Placement, num_groups: int) -> NDArray[np.int64]:
+    """[L] copies that are not on their expert group's home node, the node that holds most of the group's copies.
+
+    0 where every group lives on one node; group-limited routing then limits the nodes of a token too.
+
+    Raises
+    ------
+    InputError
+        If the groups do not divide the experts.
+    """
+    if num_groups < 1 or placement.num_experts % num_groups:
+        raise InputError(f"groups = {num_groups}: expected a divisor of {placement.num_experts} experts")
+    phy2log, topology = placement.physical_to_logical_map, placement.topology
+    on_node = np.eye(topology.num_nodes, dtype=np.int64)[topology.node_of_rank[topology.rank_of_slot]]
+    away = np.zeros(placement.num_layers, dtype=np.int64)
+    for experts in np.arange(placement.num_experts).reshape(num_groups, -1):
+        copies = np.isin(phy2log, experts) @ on_node
+        away += copies.sum(axis=1) - copies.max(axis=1)
+    return away
+
+
 def evaluate(
     placement: Placement,
     load: ExpertLoad,

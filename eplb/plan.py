@@ -44,6 +44,8 @@ class GroupMode(StrEnum):
     """Any expert on any node."""
     PINNED = "pinned"
     """All copies of a group's experts on one node, so that group-limited routing limits nodes too."""
+    PRICED = "priced"
+    """Any expert on any node, at a price for each copy away from the node that holds most of its group's copies."""
 
     @classmethod
     def named(cls, name: str) -> "GroupMode":
@@ -86,7 +88,10 @@ class Problem:
     num_groups
         Expert groups of the model; a divisor of the number of experts.
     group_mode
-        Whether groups are pinned to nodes.
+        Whether groups are pinned to nodes, or leaving them has a price.
+    group_price
+        In mode "priced": by how much one copy away from its group's home node must lower a layer's busiest over mean
+        rank; only `greedy` weighs that.
     dispatch
         How the runtime will split an expert's tokens over its replicas.
     constraints
@@ -110,6 +115,7 @@ class Problem:
     topology: Topology
     num_groups: int = 1
     group_mode: GroupMode = GroupMode.FREE
+    group_price: float = 0.0
     dispatch: DispatchRule = DispatchRule.EVEN
     constraints: Constraints = NO_CONSTRAINTS
     time_limit_s: float | None = None
@@ -130,6 +136,15 @@ class Problem:
             raise InputError(f"groups = {self.num_groups}: expected a divisor of {num_experts} experts")
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise InputError(f"time_limit_s = {self.time_limit_s}: expected > 0")
+        if not 0 <= self.group_price < float("inf"):
+            raise InputError(f"group_price = {self.group_price}: expected finite and >= 0")
+        if (self.group_price > 0) is not (self.group_mode is GroupMode.PRICED):
+            raise InputError(
+                f"group mode {self.group_mode}, group_price = {self.group_price}: expected a price above 0 with mode "
+                "priced and none otherwise"
+            )
+        if self.group_mode is GroupMode.PRICED and self.survive is not Survive.NOTHING:
+            raise InputError(f"group mode priced: plans for no loss, this is survive = {self.survive}")
         self.constraints.check(num_experts, self.topology)
         if self.group_mode is GroupMode.PINNED and self.num_groups % self.topology.num_nodes:
             raise InputError(

@@ -10,7 +10,7 @@ from eplb.constraints import Constraints
 from eplb.dispatch_rule import DispatchRule
 from eplb.dispatch_weights import weighted_placement
 from eplb.faults import after_loss
-from eplb.metrics import Evaluation, evaluate
+from eplb.metrics import Evaluation, copies_away, evaluate
 from eplb.plan import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
 from eplb.strategies import STRATEGIES, find_strategy
 from eplb.strategies.scenario import Scenario
@@ -36,6 +36,7 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
     *,
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
+    group_price: float = 0.0,
     dispatch: str = DispatchRule.EVEN,
     constraints: Constraints = NO_CONSTRAINTS,
     time_limit_s: float | None = None,
@@ -55,7 +56,10 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
     groups
         Expert groups of the model; by default what the load's own shape says.
     group_mode
-        "free" or "pinned": whether each group stays on one node.
+        "free", "pinned" or "priced": whether each group stays on one node, or leaving it has a price; only `greedy`
+        weighs that.
+    group_price
+        With "priced", by how much a copy away from its group's home node must lower a layer's busiest over mean rank.
     dispatch
         How the runtime splits an expert's tokens over its replicas. With "weighted" the plan carries the shares that
         are best for the load.
@@ -82,6 +86,7 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
         topology,
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
+        group_price=group_price,
         dispatch=DispatchRule.named(dispatch),
         constraints=constraints,
         time_limit_s=time_limit_s,
@@ -93,6 +98,12 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
         made = replace(made, placement=weighted_placement(made.placement, problem.load))
     if problem.survive is not Survive.NOTHING:
         notes += after_loss(made.placement, problem.load, unit=problem.survive).notes
+    if problem.group_mode is GroupMode.PRICED:
+        away = copies_away(made.placement, problem.num_groups)
+        notes += (
+            f"copies away from their group's home node: {away.mean():.1f} of {topology.num_slots} in the mean layer, "
+            f"at most {away.max()}",
+        )
     return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
 
 
@@ -102,6 +113,8 @@ def _choose(name: str, problem: Problem, seed: int) -> tuple[Strategy, Problem, 
         return find_strategy(name), problem, ()
     if problem.survive is not Survive.NOTHING:
         return STRATEGIES["greedy"], problem, (f"auto: greedy, the one that survives the loss of a {problem.survive}",)
+    if problem.group_mode is GroupMode.PRICED:
+        return STRATEGIES["greedy"], problem, ("auto: greedy, the one that weighs a price on leaving the home node",)
     num_windows = problem.load.num_windows
     if num_windows == 1:
         return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)

@@ -37,6 +37,19 @@ def certificate(objective: float, bound: float) -> LayerCertificate:
             {"num_groups": 3, "group_mode": GroupMode.PINNED},
             "groups = 3: pinned groups need a multiple of 2 nodes",
         ),
+        (
+            LOAD,
+            Topology(2, 1, 3),
+            {"num_groups": 2, "group_mode": GroupMode.PRICED},
+            r"group mode priced, group_price = 0\.0: expected a price above 0",
+        ),
+        (
+            LOAD,
+            Topology(2, 1, 3),
+            {"group_price": 0.1},
+            r"group mode free, group_price = 0\.1: expected .* none otherwise",
+        ),
+        (LOAD, Topology(2, 1, 3), {"group_price": -1.0}, r"group_price = -1\.0: expected finite and >= 0"),
     ],
 )
 def test_a_problem_without_an_answer_is_refused_with_value_and_expectation(load, topology, options, message):
@@ -51,7 +64,7 @@ def test_the_smallest_problem_is_one():
 
 def test_a_group_mode_is_found_by_name_and_an_unknown_one_refused_with_the_list():
     assert GroupMode.named("pinned") is GroupMode.PINNED
-    with pytest.raises(UnknownNameError, match="unknown group mode 'tight': expected one of free, pinned"):
+    with pytest.raises(UnknownNameError, match="unknown group mode 'tight': expected one of free, pinned, priced"):
         GroupMode.named("tight")
 
 

@@ -45,6 +45,9 @@ LoadsArg = Annotated[
 PlanArg = Annotated[
     Path, typer.Argument(metavar="PLAN", help="A placement file, in any dialect of `eplb formats`.", show_default=False)
 ]
+TraceArg = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A load or a token-level trace of any dialect.", show_default=False)
+]
 
 RanksOpt = Annotated[
     int, typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False)
@@ -55,7 +58,11 @@ RedundantOpt = Annotated[
 ]
 GroupModeOpt = Annotated[
     str,
-    typer.Option("--group-mode", metavar="M", help="free: any expert on any node; pinned: a group on one node."),
+    typer.Option(
+        "--group-mode",
+        metavar="M",
+        help="free: any expert on any node; pinned: a group on one node; priced: see --group-price.",
+    ),
 ]
 GroupsOpt = Annotated[
     int | None,
@@ -144,3 +151,18 @@ PlanFormatOpt = Annotated[
 ]
 HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if the file is silent.")]
 HintNodesOpt = Annotated[int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes, if the file is silent.")]
+
+# Traces and loads that are rewritten.
+TraceOutArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT", help="A trace as .parquet; a load as .parquet, .npz, .csv or .json.", show_default=False
+    ),
+]
+TraceFromOpt = Annotated[
+    str | None,
+    typer.Option("--from", metavar="F", help="Dialect of FILE.", show_default="by suffix and content"),
+]
+TraceTopKOpt = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", help="Experts a token selects, for raw ids (sglang_routed).")
+]

@@ -55,6 +55,14 @@ LostRanksOpt = Annotated[
         "--lost-ranks", metavar="IDS", help="With --previous: ranks that are gone, 3,17; plan on with the others."
     ),
 ]
+GroupPriceOpt = Annotated[
+    float,
+    typer.Option(
+        "--group-price",
+        metavar="X",
+        help="With --group-mode priced: what a copy away from its group's home node must save, in busiest / mean rank.",
+    ),
+]
 SurviveOpt = Annotated[
     str | None,
     typer.Option(
@@ -67,7 +75,7 @@ SurviveOpt = Annotated[
 
 _ONLY_WITH_PREVIOUS: Final = ("--target", "--max-moves", "--lost-ranks", "--expert-bytes")
 _ONLY_WITHOUT_PREVIOUS: Final = (
-    *("--redundant", "--mindie-config", "--strategy", "--groups", "--group-mode", "--dispatch"),
+    *("--redundant", "--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
     *("--constraints", "--time-limit", "--survive"),
 )
 _ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from eplb.bounds import lower_bounds
 from eplb.errors import InputError
 from eplb.placement import Placement
-from eplb.plan import LayerCertificate, Plan, Problem, SolveStatus, Survive
+from eplb.plan import GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 
 MET = 1e-9  # relative distance at which an objective has met its bound: rounding of sums over a rank's slots
 
@@ -20,6 +20,7 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     seed: int = 0,
     notes: tuple[str, ...] = (),
     keeps: Survive = Survive.NOTHING,
+    weighs_groups: bool = False,
 ) -> Plan:
     """Wrap a map up as a Plan.
 
@@ -37,6 +38,8 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         Go into the plan as they are.
     keeps
         What the strategy made sure may be lost.
+    weighs_groups
+        Whether the strategy knows the group mode "priced".
 
     Raises
     ------
@@ -46,6 +49,8 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     """
     if problem.survive is not keeps:
         raise InputError(f"survive = {problem.survive}: {strategy} plans for no loss, expected strategy greedy")
+    if problem.group_mode is GroupMode.PRICED and not weighs_groups:
+        raise InputError(f"group mode priced: {strategy} weighs no price, expected strategy greedy")
     if not problem.constraints.is_empty:
         raise InputError(f"constraints: {strategy} knows none, expected strategy ilp")
     load, topology = problem.load.total, problem.topology

@@ -5,18 +5,20 @@ on a rank. Then experts of the busiest rank are exchanged, one or two at a time,
 lower bound. Milliseconds for a model, and nearly always at the bound.
 """
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import InfeasibleError
+from eplb.errors import EplbError, InfeasibleError
 from eplb.layer_threads import for_layer_chunks
 from eplb.plan import GroupMode, Plan, Problem, Survive
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.pairing import improve_pairs, pairs_apply
 from eplb.strategies.pinned import place_pinned
+from eplb.strategies.priced import PricedSearch
 from eplb.strategies.spanning import busy_load, span_nodes
 
 Floats = NDArray[np.float64]
@@ -44,7 +46,7 @@ class Greedy:
     most_slots_for_count_moves: int = 5
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
-        """Plan for the summed load; deterministic, so the seed changes nothing."""
+        """Plan for the summed load; the seed changes nothing but the search of group mode "priced"."""
         load, topology, survive = problem.load.total, problem.topology, problem.survive
         if problem.group_mode is GroupMode.PINNED:
             # Groups on nodes have one slot each; the experts of a node have the copies that are asked.
@@ -54,6 +56,9 @@ class Greedy:
 
             phy2log = place_pinned(load, problem, place)
             return certified_plan(problem, phy2log, strategy=self.name, seed=seed, keeps=survive)
+        if problem.group_mode is GroupMode.PRICED:
+            phy2log = self._weigh_groups(load, problem, seed=seed)
+            return certified_plan(problem, phy2log, strategy=self.name, seed=seed, weighs_groups=True)
         units = {
             Survive.NOTHING: None,
             Survive.RANK: np.arange(topology.num_ranks),
@@ -68,6 +73,15 @@ class Greedy:
             phy2log, rank_time = improve_pairs(load, phy2log, rank_time, topology, tolerance=self.tolerance)
         objective = rank_time.max(axis=1)
         return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed, keeps=survive)
+
+    def _weigh_groups(self, load: Floats, problem: Problem, *, seed: int) -> Map:
+        """Search between pinned and free groups; from free ones alone where the groups do not fit the nodes."""
+        starts = []
+        for mode in (GroupMode.PINNED, GroupMode.FREE):
+            with suppress(EplbError):
+                made = self(replace(problem, group_mode=mode, group_price=0.0))
+                starts.append(made.placement.physical_to_logical_map)
+        return PricedSearch()(load, problem, starts, seed=seed)
 
     def pack(
         self,

@@ -17,6 +17,7 @@ from eplb.bounds import LowerBounds, lower_bounds
 from eplb.constraints import Constraints
 from eplb.dispatch_rule import DispatchRule
 from eplb.dispatch_weights import weighted_placement
+from eplb.errors import InputError
 from eplb.ilp.feasibility import nearest_feasible
 from eplb.ilp.layer_search import LayerSearch, LayerState, hands_of_row
 from eplb.ilp.region import Hands, whole_layer
@@ -65,11 +66,15 @@ class Ilp:
 
         Raises
         ------
+        InputError
+            For group mode "priced".
         MissingExtraError
             Without OR-tools.
         InfeasibleError
             Naming the constraints that no placement meets together, or that none was found in time.
         """
+        if problem.group_mode is GroupMode.PRICED:
+            raise InputError("group mode priced: ilp weighs no price, expected strategy greedy")
         cp_sat()
         searches = self._searches(problem)
         states = _starts(problem, searches, seed)

@@ -41,7 +41,7 @@ _PROBLEM = {
 _COMMANDS = {
     "plan": {
         *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f", "--window"),
-        *("--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
+        *("--group-price", "--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
         *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes"),
         *_PROBLEM,
     },
