@@ -1,15 +1,14 @@
 """Knows how a runtime splits a logical expert's tokens over its replicas; knows no loads and no metrics."""
 
-from enum import StrEnum
-
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import InputError, UnknownNameError
+from eplb.errors import InputError
+from eplb.named_enum import NamedEnum
 from eplb.placement import EMPTY_SLOT, Placement
 
 
-class DispatchRule(StrEnum):
+class DispatchRule(NamedEnum):
     """How an expert's tokens are split over its replicas: in general, and by each engine's own rule."""
 
     EVEN = "even"
@@ -30,14 +29,6 @@ class DispatchRule(StrEnum):
     """vllm-ascend: the rank's number modulo the count."""
     TRTLLM = "trtllm"
     """TensorRT-LLM: round robin by arrival, the start shifted by rank."""
-
-    @classmethod
-    def named(cls, name: str) -> "DispatchRule":
-        """The rule of that name; UnknownNameError with the list if there is none."""
-        try:
-            return cls(name)
-        except ValueError:
-            raise UnknownNameError("dispatch rule", name, cls) from None
 
 
 EVEN_RULES = (DispatchRule.EVEN, DispatchRule.VLLM, DispatchRule.SGLANG_DYNAMIC, DispatchRule.TRTLLM)

@@ -6,8 +6,9 @@ from typing import Protocol, final
 
 from eplb.constraints import Constraints
 from eplb.dispatch_rule import DispatchRule
-from eplb.errors import InfeasibleError, InputError, UnknownNameError
+from eplb.errors import InfeasibleError, InputError
 from eplb.migration import Migration
+from eplb.named_enum import NamedEnum
 from eplb.placement import Placement
 from eplb.topology import Topology
 from eplb_traces import ExpertLoad, ModelShape
@@ -37,7 +38,7 @@ class BindingBound(StrEnum):
     SEARCH = "search"
 
 
-class GroupMode(StrEnum):
+class GroupMode(NamedEnum):
     """How expert groups bind experts to nodes."""
 
     FREE = "free"
@@ -47,16 +48,8 @@ class GroupMode(StrEnum):
     PRICED = "priced"
     """Any expert on any node, at a price for each copy away from the node that holds most of its group's copies."""
 
-    @classmethod
-    def named(cls, name: str) -> "GroupMode":
-        """The mode of that name; UnknownNameError with the list if there is none."""
-        try:
-            return cls(name)
-        except ValueError:
-            raise UnknownNameError("group mode", name, cls) from None
 
-
-class Survive(StrEnum):
+class Survive(NamedEnum):
     """What may be lost at once without losing an expert."""
 
     NOTHING = "nothing"
@@ -64,14 +57,6 @@ class Survive(StrEnum):
     """Any one rank: every expert has copies on two ranks."""
     NODE = "node"
     """Any one node: every expert has copies on two nodes."""
-
-    @classmethod
-    def named(cls, name: str) -> "Survive":
-        """The unit of that name; UnknownNameError with the list if there is none."""
-        try:
-            return cls(name)
-        except ValueError:
-            raise UnknownNameError("unit to survive the loss of", name, cls) from None
 
 
 @final

@@ -18,6 +18,7 @@ MAY_IMPORT = {"eplb_traces": set(), "eplb": {"eplb_traces"}, "eplb_cli": {"eplb_
 # Inside eplb: a module or package may import from earlier lines, a package also from itself. Enter new files here.
 LEVELS = (
     ("errors", "version"),
+    ("named_enum",),
     ("topology", "water_filling"),
     ("layer_threads", "kernels"),
     ("placement", "parallel_layout", "constraints"),

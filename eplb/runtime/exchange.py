@@ -11,13 +11,13 @@ A copy is one token's hidden state on its way; a row is one expert's input. One 
 
 import json
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
-from eplb.errors import EplbError, InputError, UnknownNameError
+from eplb.errors import EplbError, InputError
+from eplb.named_enum import NamedEnum
 from eplb.runtime.replica_choice import TokenSource
 
 
@@ -25,20 +25,12 @@ class ExchangeOverflowError(EplbError):
     """More rows than a buffer was sized for, where dropping them was not asked for."""
 
 
-class Overflow(StrEnum):
+class Overflow(NamedEnum):
     """What happens to rows for which a buffer has no room."""
 
     RAISE = "raise"
     DROP = "drop"
     """They are left out of the sum and counted by expert; nothing is lost in silence."""
-
-    @classmethod
-    def named(cls, name: str) -> "Overflow":
-        """The policy of that name; UnknownNameError with the list if there is none."""
-        try:
-            return cls(name)
-        except ValueError:
-            raise UnknownNameError("overflow policy", name, cls) from None
 
 
 @final
