@@ -23,15 +23,15 @@ LEVELS = (
     ("layer_threads", "kernels"),
     ("placement", "parallel_layout", "constraints"),
     ("dispatch_rule", "dispatch_weights", "migration"),
-    ("engine_dispatch",),
+    ("engine_dispatch", "affinity"),
     ("plan",),
     ("bounds", "ilp", "runtime"),
     # The judge, the solvers and the dialects are peers and know nothing of each other.
-    ("metrics", "strategies", "formats"),
+    ("metrics", "traffic", "strategies", "formats"),
     ("backtest", "rebalancer", "mindie_config", "layer_budget", "sweeps"),
-    ("faults",),
+    ("faults", "online"),
     ("planner", "placement_files", "engine_check"),
-    ("engines",),
+    ("engines", "report", "simulation"),
     ("__init__",),
 )
 HEAVY = {"torch", "ortools", "matplotlib", "plotly", "pandas", "ray", "pyarrow", "transformers"}
