@@ -5,6 +5,7 @@ Importing this package loads neither torch nor a solver nor a plotting library.
 
 from eplb.dispatch_rule import DispatchRule
 from eplb.engines.deepseek import rebalance_experts
+from eplb.engines.rank_layout import for_engine
 from eplb.metrics import Evaluation, evaluate
 from eplb.migration import Migration
 from eplb.placement import Placement
@@ -32,6 +33,7 @@ __all__ = [
     "Topology",
     "compare",
     "evaluate",
+    "for_engine",
     "plan",
     "read_load",
     "read_placement",

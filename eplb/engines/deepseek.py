@@ -1,30 +1,23 @@
 """DeepSeek's `rebalance_experts`: same name, same arguments, same answer; torch tensors in, torch tensors out."""
 
-import sys
-from typing import TYPE_CHECKING, TypeVar, cast
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from eplb.engines.arrays import Array, as_load, like
 from eplb.errors import InputError
 from eplb.plan import GroupMode
 from eplb.strategies.deepseek import deepseek_maps
 
-if TYPE_CHECKING:
-    import torch
-
-_Array = TypeVar("_Array", "torch.Tensor", NDArray[np.int64])
-
 
 def rebalance_experts(  # noqa: PLR0913  # the published signature
-    weight: _Array,
+    weight: Array,
     num_replicas: int,
     num_groups: int,
     num_nodes: int,
     num_gpus: int,
     *,
     strategy: str = "deepseek",
-) -> tuple[_Array, _Array, _Array]:
+) -> tuple[Array, Array, Array]:
     """Plan every layer as DeepSeek's EPLB does, or with another strategy.
 
     Parameters
@@ -51,8 +44,8 @@ def rebalance_experts(  # noqa: PLR0913  # the published signature
     InputError
         Where the published function asserts, and for a load that is not finite and >= 0.
     """
-    load: NDArray[np.float64] = _as_load(weight)
-    _check_counts(load.shape[1], num_replicas, num_groups, num_nodes, num_gpus)
+    load: NDArray[np.float64] = as_load(weight)
+    check_counts(load.shape[1], num_replicas, num_groups, num_nodes, num_gpus)
     hierarchical = num_groups % num_nodes == 0
     if strategy == "deepseek":
         groups, nodes = (num_groups, num_nodes) if hierarchical else (1, 1)
@@ -63,7 +56,7 @@ def rebalance_experts(  # noqa: PLR0913  # the published signature
         log2phy[np.arange(load.shape[0])[:, None], phy2log, replica] = np.arange(num_replicas)
     else:
         phy2log, log2phy, logcnt = _planned(load, num_replicas, num_groups, num_nodes, num_gpus, strategy)
-    return _like(weight, phy2log), _like(weight, log2phy), _like(weight, logcnt)
+    return like(weight, phy2log), like(weight, log2phy), like(weight, logcnt)
 
 
 def _planned(  # noqa: PLR0913  # the published signature
@@ -78,7 +71,7 @@ def _planned(  # noqa: PLR0913  # the published signature
     return plan(ExpertLoad(load), topology, strategy, groups=num_groups, group_mode=mode).placement.maps()
 
 
-def _check_counts(num_experts: int, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> None:
+def check_counts(num_experts: int, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> None:
     """Refuse what the published function asserts, in its order."""
     for name, count in (("num_groups", num_groups), ("num_nodes", num_nodes), ("num_gpus", num_gpus)):
         if count < 1:
@@ -91,25 +84,3 @@ def _check_counts(num_experts: int, num_replicas: int, num_groups: int, num_node
         raise InputError(f"num_replicas = {num_replicas}: expected a multiple of num_gpus = {num_gpus}")
     if num_replicas < num_experts:
         raise InputError(f"num_replicas = {num_replicas}: expected at least {num_experts} experts")
-
-
-def _as_load(weight: object) -> NDArray[np.float64]:
-    torch = sys.modules.get("torch")  # whoever passes a tensor has imported it
-    if torch is not None and isinstance(weight, torch.Tensor):
-        weight = weight.detach().cpu().double().numpy()
-    try:
-        load = np.asarray(cast(ArrayLike, weight), dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"weight is not a rectangular array of numbers: {error}") from error
-    if load.ndim != 2 or 0 in load.shape:
-        raise InputError(f"weight has shape {load.shape}: expected [layers, experts]")
-    if not (np.isfinite(load).all() and (load >= 0).all()):
-        raise InputError("weight: expected finite values >= 0")
-    return load
-
-
-def _like(weight: _Array, array: NDArray[np.int64]) -> _Array:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(weight, torch.Tensor):
-        return cast(_Array, torch.from_numpy(array))
-    return cast(_Array, array)  # type: ignore[redundant-cast]  # not redundant for the tensor case

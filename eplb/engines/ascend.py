@@ -1,0 +1,145 @@
+"""vllm-ascend's EPLB policy: the call of its `EplbPolicy`, answered with the rules of its `check_expert_placement`.
+
+Written for vllm-ascend 0.23.0 (`vllm_ascend/eplb/core/policy`): no expert is missing, none is twice on a device, and
+one that stays on a device stays in its slot. A layer that breaks a rule is put back by the engine, so none may.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.engines.arrays import as_ids, as_load, num_dimensions
+from eplb.engines.policy import PolicyInputError, PolicySettings, machine, new_map, settings_from_environment, warm_up
+from eplb.engines.registration import announce, engine_module, require
+from eplb.placement import EMPTY_SLOT
+from eplb.strategies.incremental import busiest_rank
+from eplb.topology import Topology
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_FACTORY = "vllm_ascend.eplb.core.policy.policy_factory"
+_CLASS_OF_TYPE = {0: "RandomLoadBalance", 1: "DefaultEplb", 2: "SwiftBalanceEplb", 3: "FlashLB"}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AscendPolicy:
+    """A policy for vllm-ascend's factory.
+
+    Parameters
+    ----------
+    settings
+        How to plan; by default what the environment says, see `settings_from_environment`.
+    """
+
+    settings: PolicySettings = field(default_factory=settings_from_environment)
+
+    def rebalance_experts(
+        self, current_expert_table: "torch.Tensor", expert_workload: "torch.Tensor"
+    ) -> tuple[int, list[int], list[list[list[int]]]]:
+        """Plan all layers from the live table.
+
+        Parameters
+        ----------
+        current_expert_table
+            [layers, devices, slots] expert of each slot. A layer with holes (-1) stays as it is.
+        expert_workload
+            [layers, devices, slots] tokens of each slot, or [stages, layers, devices, slots].
+
+        Returns
+        -------
+        tuple
+            1 if any layer changes, else 0; the layers, the one that improves most first; the new table as lists.
+
+        Raises
+        ------
+        InputError
+            For a table or workload that cannot be one, or that do not fit together.
+        """
+        table = as_ids(current_expert_table, "current_expert_table", dimensions="layers, devices, slots")
+        staged = num_dimensions(expert_workload) == 4
+        dimensions = "stages, layers, devices, slots" if staged else "layers, devices, slots"
+        workload = as_load(expert_workload, "expert_workload", dimensions=dimensions)
+        workload = workload if staged else workload[None]
+        if workload.shape[1:] != table.shape:
+            raise PolicyInputError(f"expert_workload has shape {workload.shape[1:]}: expected {table.shape}")
+        num_layers, num_devices, slots_per_device = table.shape
+        num_experts = int(table.max()) + 1
+        if slots_per_device > num_experts:
+            raise PolicyInputError(
+                f"{slots_per_device} slots a device: a device can hold each of {num_experts} experts only once"
+            )
+        live = table.reshape(num_layers, -1)
+        history = _by_expert(workload.reshape(len(workload), num_layers, -1), live, num_experts)
+        topology = machine(live.shape[1], num_nodes=1, num_ranks=num_devices)
+        result = live.copy()
+        full = (live != EMPTY_SLOT).all(axis=1)
+        if full.any():
+            result[full] = new_map(history[:, full], topology, self.settings, live=live[full])
+        order: list[int] = np.argsort(_ratio(history.sum(axis=0), live, result, topology), kind="stable").tolist()
+        new_table = [devices.tolist() for devices in result.reshape(table.shape)]
+        return int((result != live).any()), order, new_table
+
+
+def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology) -> Floats:
+    """[L] busiest device after over before; 1 where nothing changes, 0 where an expert had no slot."""
+    ratio = np.ones(live.shape[0])
+    for layer in np.nonzero((result != live).any(axis=1))[0]:
+        rows = [phy2log[[layer]].astype(np.int32) for phy2log in (live, result)]
+        if np.unique(rows[0]).size < total.shape[1]:
+            ratio[layer] = 0.0
+            continue
+        before, after = (busiest_rank(total[[layer]], row, topology)[0] for row in rows)
+        ratio[layer] = after / before if before > 0 else 1.0
+    return ratio
+
+
+def _by_expert(workload: Floats, live: Ints, num_experts: int) -> Floats:
+    """[stages, layers, E] tokens of each expert, from those of each slot."""
+    tokens = np.zeros((*workload.shape[:2], num_experts + 1))
+    ids = np.where(live == EMPTY_SLOT, num_experts, live)
+    stages, layers = np.ogrid[: workload.shape[0], : workload.shape[1]]
+    np.add.at(tokens, (stages[..., None], layers[..., None], ids[None]), workload)
+    return np.ascontiguousarray(tokens[:, :, :-1])
+
+
+def register(policy: AscendPolicy | None = None, *, policy_type: int = 2) -> AscendPolicy:
+    """Make vllm-ascend plan with `policy` in this process where its configuration says `policy_type`.
+
+    Call it before the engine starts, in every process; the plugin of this package does. The engine makes the policy in
+    its worker and hands it to the planning process.
+
+    Parameters
+    ----------
+    policy
+        The policy; by default one that the environment sets up.
+    policy_type
+        `eplb_policy_type` of the engine's configuration: 2 is its default; with 3 the engine hands over the workload of
+        each stage.
+
+    Raises
+    ------
+    PolicyInputError
+        For a type that vllm-ascend has not.
+    EngineError
+        If vllm-ascend is not installed or has another factory.
+    """
+    if policy_type not in _CLASS_OF_TYPE:
+        raise PolicyInputError(f"policy_type = {policy_type}: expected one of {', '.join(map(str, _CLASS_OF_TYPE))}")
+    factory, name = engine_module(_FACTORY, "vllm-ascend"), _CLASS_OF_TYPE[policy_type]
+    require(vars(factory).get(name), f"{_FACTORY}.{name}", "vllm-ascend")
+    chosen = AscendPolicy() if policy is None else policy
+
+    def eplb_policy() -> AscendPolicy:
+        return chosen
+
+    vars(factory)[name] = eplb_policy
+    announce(f"{_FACTORY}.{name}")
+    warm_up(chosen.settings)
+    return chosen

@@ -1,0 +1,270 @@
+"""What the drop-ins share: an engine's load and live map in, a new map out. It knows no engine and no tensors."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.engines.live_map import adopt_live_map, cut_or_padded
+from eplb.errors import InputError
+from eplb.migration import rename_ranks
+from eplb.placement import Placement
+from eplb.plan import GroupMode, Problem
+from eplb.planner import plan
+from eplb.strategies import find_strategy
+from eplb.strategies.deepseek import deepseek_maps
+from eplb.strategies.incremental import Incremental, busiest_rank
+from eplb.topology import Topology
+from eplb_traces import ExpertLoad
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Map = NDArray[np.int32]
+_Number = TypeVar("_Number", int, float)
+_Usual = TypeVar("_Usual")
+
+INCREMENTAL = "incremental"
+DEEPSEEK = "deepseek"
+GREEDY = "greedy"
+SCENARIO = "scenario"
+WITHIN = 1e-9  # relative distance at which a layer is still within its trigger: rounding of sums over a rank's slots
+MOST_WINDOWS = 16  # into which an engine's history is summed: planning takes time in proportion
+_VARIABLE = "EPLB_POLICY_"
+
+
+class PolicyInputError(InputError, AssertionError):
+    """An engine's call that its own algorithm dies of in an assertion; whoever catches that catches this as well."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """How a drop-in plans.
+
+    Parameters
+    ----------
+    strategy
+        "incremental" starts from the live map and plans with `scenario` (several steps) or `greedy` where there is
+        none. Any other name of `eplb.strategies` plans layers over the trigger afresh; "deepseek", the engines' own
+        algorithm, plans all of them at every call.
+    target
+        Max/mean that a layer is brought to, unless its lower bound is above the mean; for "incremental".
+    trigger
+        Max/mean above which a layer is touched at all; at least `target`. The distance of the two is the hysteresis.
+        A layer that few moves do not bring within this factor of a fresh plan is planned afresh, unless moves are few.
+    max_moves
+        Most copies that ranks may fetch in one call, over all layers; None for as many as the target takes.
+    group_mode
+        "free": experts go anywhere. "pinned": expert groups stay whole on a node where the nodes divide them, as the
+        engines' hierarchical algorithms do; layers over the trigger are then planned afresh.
+
+    Raises
+    ------
+    InputError
+        For an unknown name or a number out of range.
+    """
+
+    strategy: str = INCREMENTAL
+    target: float = 1.05
+    trigger: float = 1.05
+    max_moves: int | None = None
+    group_mode: GroupMode = GroupMode.FREE
+
+    def __post_init__(self) -> None:
+        if self.strategy != INCREMENTAL:
+            find_strategy(self.strategy)
+        if not 1 <= self.target <= self.trigger < float("inf"):
+            raise InputError(f"target = {self.target}, trigger = {self.trigger}: expected 1 <= target <= trigger")
+        if self.max_moves is not None and self.max_moves < 0:
+            raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+
+
+def settings_from_environment(environment: Mapping[str, str] = os.environ) -> PolicySettings:
+    """Settings from EPLB_POLICY_STRATEGY, _TARGET, _TRIGGER, _MAX_MOVES and _GROUP_MODE; what is not set is as usual.
+
+    With _TARGET alone the trigger is the target too.
+
+    Raises
+    ------
+    InputError
+        Naming the variable that is not a number, or the setting that is out of range.
+    """
+    known = PolicySettings()
+    target = _number(environment, "TARGET", float, known.target)
+    return PolicySettings(
+        strategy=environment.get(f"{_VARIABLE}STRATEGY", known.strategy),
+        target=target,
+        trigger=_number(environment, "TRIGGER", float, target),
+        max_moves=_number(environment, "MAX_MOVES", int, known.max_moves),
+        group_mode=GroupMode.named(environment.get(f"{_VARIABLE}GROUP_MODE", known.group_mode)),
+    )
+
+
+def _number(
+    environment: Mapping[str, str], name: str, kind: Callable[[str], _Number], usual: _Usual
+) -> _Number | _Usual:
+    text = environment.get(f"{_VARIABLE}{name}")
+    try:
+        return usual if text is None else kind(text)
+    except ValueError:
+        raise InputError(f"{_VARIABLE}{name} = {text!r}: expected a number") from None
+
+
+def check_counts(num_experts: int, num_replicas: int, num_ranks: int) -> None:
+    """Refuse what every engine's algorithm asserts.
+
+    Raises
+    ------
+    PolicyInputError
+        For slots that the ranks do not divide, or fewer slots than experts.
+    """
+    if num_ranks < 1:
+        raise PolicyInputError(f"num_ranks = {num_ranks}: expected >= 1")
+    if num_replicas % num_ranks:
+        raise PolicyInputError(f"num_replicas = {num_replicas}: expected a multiple of num_ranks = {num_ranks}")
+    if num_replicas < num_experts:
+        raise PolicyInputError(f"num_replicas = {num_replicas}: expected at least {num_experts} experts")
+
+
+def machine(num_replicas: int, *, num_nodes: int, num_ranks: int) -> Topology:
+    """The machine of an engine's call; ranks that do not divide by the nodes become one node, as in the engines."""
+    nodes = num_nodes if num_nodes >= 1 and num_ranks % num_nodes == 0 else 1
+    return Topology(nodes, num_ranks // nodes, num_replicas // num_ranks)
+
+
+def new_map(
+    history: Floats, topology: Topology, settings: PolicySettings, *, num_groups: int = 1, live: Ints | None = None
+) -> Map:
+    """Plan for an engine.
+
+    A layer without load stays as it is, or gets equally many copies of its experts where nothing is live. Experts that
+    stay on a rank keep their slots. No rank holds an expert twice, unless it has more slots than there are experts that
+    it may hold: then the engines' own algorithm plans.
+
+    Parameters
+    ----------
+    history
+        [W, L, E] tokens of each window; a window without any is legal only if there is no other.
+    topology
+        The machine, its ranks with equally many slots.
+    settings
+        How to plan.
+    num_groups
+        Expert groups, for pinned ones; 1 where the model has none or the nodes do not divide them.
+    live
+        [L, any] the live map as the engine gives it; None at the start.
+
+    Returns
+    -------
+    NDArray
+        [L, P] expert of each slot.
+    """
+    total = history.sum(axis=0)
+    pinned = settings.group_mode is GroupMode.PINNED and num_groups > 1 and num_groups % topology.num_nodes == 0
+    mode = GroupMode.PINNED if pinned else GroupMode.FREE
+    most_distinct = total.shape[1] // topology.num_nodes if pinned else total.shape[1]
+    if settings.strategy == DEEPSEEK or topology.rank_num_slots[0] > most_distinct:
+        return _published(total, topology, num_groups=num_groups, live=live)
+    adopted = None if live is None else adopt_live_map(live, total, topology)
+    if live is None or adopted is None:
+        return _fresh(history, topology, settings.strategy, num_groups=num_groups, mode=mode)
+    result = _replanned(history, adopted, topology, settings, num_groups=num_groups, mode=mode)
+    keep_live_slots(cut_or_padded(live, topology.num_slots), result, num_ranks=topology.num_ranks)
+    return result
+
+
+def warm_up(settings: PolicySettings) -> None:
+    """Load the kernels that planning takes, or compile them, so that the engine's first call need not."""
+    history, topology = np.array([[[8.0, 4.0, 2.0, 1.0]], [[1.0, 2.0, 4.0, 8.0]]]), Topology(1, 2, 3)
+    for windows in (history, history[:1]):
+        live = new_map(windows, topology, settings)
+        new_map(history[1:], topology, settings, live=live.astype(np.int64))
+
+
+def _replanned(  # noqa: PLR0913  # a replan and what it keeps to
+    history: Floats, adopted: Map, topology: Topology, settings: PolicySettings, *, num_groups: int, mode: GroupMode
+) -> Map:
+    """Change the layers that need it, with few copies moved where groups are free and the strategy is incremental."""
+    total, result = history.sum(axis=0), adopted.copy()
+    if settings.strategy == INCREMENTAL and mode is GroupMode.FREE:
+        result = _improved(total, adopted, topology, settings)
+        if settings.max_moves is not None:
+            return result
+    rows = _over(total, result, topology, settings.trigger)
+    if mode is GroupMode.PINNED:
+        rows |= ~_groups_pinned(adopted, total.shape[1], num_groups, topology)
+    if rows.any():
+        seen = total[None, rows] if settings.strategy == INCREMENTAL else history[:, rows]
+        fresh = _fresh(seen, topology, settings.strategy, num_groups=num_groups, mode=mode)
+        block = topology.ranks_per_node if mode is GroupMode.PINNED else topology.num_ranks
+        before, after = (Placement(phy2log, total.shape[1], topology) for phy2log in (adopted[rows], fresh))
+        fresh = rename_ranks(before, after, ranks_per_block=block).physical_to_logical_map
+        worse = busiest_rank(total[rows], result[rows], topology) > (
+            busiest_rank(total[rows], fresh, topology) * settings.trigger * (1 + WITHIN)
+        )
+        if mode is GroupMode.PINNED:
+            worse |= ~_groups_pinned(adopted[rows], total.shape[1], num_groups, topology)
+        result[rows] = np.where(worse[:, None], fresh, result[rows])
+    return result
+
+
+def _improved(total: Floats, live: Map, topology: Topology, settings: PolicySettings) -> Map:
+    """Bring layers over the trigger to the target, with few copies moved."""
+    result, rows = live.copy(), _over(total, live, topology, settings.trigger)
+    if rows.any():
+        start = Placement(live[rows], total.shape[1], topology)
+        improve = Incremental(previous=start, target=settings.target, max_moves=settings.max_moves)
+        result[rows] = improve(Problem(ExpertLoad(total[rows]), topology)).placement.physical_to_logical_map
+    return result
+
+
+def _over(total: Floats, phy2log: Map, topology: Topology, trigger: float) -> NDArray[np.bool_]:
+    """[L] whether the busiest rank is above the trigger."""
+    mean = total.sum(axis=1) / topology.num_ranks
+    return np.asarray(busiest_rank(total, phy2log, topology) > mean * trigger * (1 + WITHIN))
+
+
+def _fresh(history: Floats, topology: Topology, strategy: str, *, num_groups: int, mode: GroupMode) -> Map:
+    """Plan without a live map; a layer that is idle throughout counts as even."""
+    load = ExpertLoad(np.where(np.asarray(history.any(axis=(0, 2)))[:, None], history, 1.0))
+    if strategy == INCREMENTAL:
+        strategy = SCENARIO if load.num_windows > 1 else GREEDY
+    groups = num_groups if mode is GroupMode.PINNED else 1
+    made = plan(load, topology, strategy, groups=groups, group_mode=mode)
+    return made.placement.physical_to_logical_map.copy()
+
+
+def _published(total: Floats, topology: Topology, *, num_groups: int, live: Ints | None) -> Map:
+    """The engines' own algorithm, and their own care for the slots of a rank."""
+    hierarchical = num_groups % topology.num_nodes == 0
+    phy2log, _, _ = deepseek_maps(
+        total,
+        topology.num_slots,
+        num_groups=num_groups if hierarchical else 1,
+        num_nodes=topology.num_nodes if hierarchical else 1,
+        num_ranks=topology.num_ranks,
+    )
+    result = phy2log.astype(np.int32)
+    if live is not None and live.shape == result.shape:
+        keep_live_slots(live, result, num_ranks=topology.num_ranks)
+    return result
+
+
+def keep_live_slots(live: Ints | Map, phy2log: Map, *, num_ranks: int) -> None:
+    """Reorder the slots of every rank in place so that experts that it had stay where they were."""
+    from eplb.kernels.migration_batches import keep_slots
+
+    first_slot = np.arange(num_ranks + 1, dtype=np.int64) * (phy2log.shape[1] // num_ranks)
+    keep_slots(np.ascontiguousarray(live, dtype=np.int32), phy2log, first_slot)
+
+
+def _groups_pinned(phy2log: Map, num_experts: int, num_groups: int, topology: Topology) -> NDArray[np.bool_]:
+    """[L] whether no expert group has copies on two nodes."""
+    group = phy2log // (num_experts // num_groups)
+    node = topology.node_of_rank[topology.rank_of_slot]
+    on_node = np.zeros((phy2log.shape[0], num_groups, topology.num_nodes), dtype=np.bool_)
+    on_node[np.arange(phy2log.shape[0])[:, None], group, node] = True
+    return np.asarray((on_node.sum(axis=2) <= 1).all(axis=1))

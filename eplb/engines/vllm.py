@@ -1,0 +1,147 @@
+"""vLLM's EPLB policy: the call of `AbstractEplbPolicy`, answered from the live map with few copies moved.
+
+Written for vLLM 0.32 and 0.33 (`vllm/distributed/eplb/policy`): the policy returns one map and vLLM derives the others.
+vLLM knows no policy but "default", so `register` replaces that entry of its table.
+"""
+
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.engines.arrays import as_ids, as_load, like
+from eplb.engines.policy import (
+    PolicyInputError,
+    PolicySettings,
+    check_counts,
+    keep_live_slots,
+    machine,
+    new_map,
+    settings_from_environment,
+    warm_up,
+)
+from eplb.engines.rank_layout import for_engine
+from eplb.engines.registration import announce, engine_module, require
+from eplb.placement import Placement
+
+if TYPE_CHECKING:
+    import torch
+
+PLAN_VARIABLE = "EPLB_POLICY_PLAN"
+_TABLE = "vllm.distributed.eplb.policy"
+
+
+def plan_from_environment() -> str | None:
+    """The file in EPLB_POLICY_PLAN; None if it is not set."""
+    return os.environ.get(PLAN_VARIABLE)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class VllmPolicy:
+    """A policy for vLLM's table; an instance stands where vLLM has a class with class methods.
+
+    Parameters
+    ----------
+    settings
+        How to plan; by default what the environment says, see `settings_from_environment`.
+    plan
+        A placement file that is answered to every call whatever the load, for traffic that is planned for offline;
+        None to plan. By default what EPLB_POLICY_PLAN says.
+    """
+
+    settings: PolicySettings = field(default_factory=settings_from_environment)
+    plan: str | None = field(default_factory=plan_from_environment)
+
+    def rebalance_experts(  # noqa: PLR0913  # vLLM's signature
+        self,
+        weight: "torch.Tensor",
+        num_replicas: int,
+        num_groups: int,
+        num_nodes: int,
+        num_ranks: int,
+        old_global_expert_indices: "torch.Tensor | None" = None,
+    ) -> "torch.Tensor":
+        """Plan all layers.
+
+        Parameters
+        ----------
+        weight
+            [layers, num_logical_experts] tokens of each expert, of any type and device; idle layers are legal.
+        num_replicas
+            Slots; a multiple of `num_ranks`.
+        num_groups, num_nodes, num_ranks
+            Expert groups, nodes and ranks. Ranks that do not divide by the nodes are planned as one node.
+        old_global_expert_indices
+            [layers, any] the live map; -1 in the slots of ranks that have just joined, and wider than `num_replicas`
+            when ranks leave. None to plan afresh.
+
+        Returns
+        -------
+        torch.Tensor
+            [layers, num_replicas] int64 on the CPU: expert of each slot. Experts that stay on a rank keep their slots.
+
+        Raises
+        ------
+        PolicyInputError
+            Where vLLM's own policy asserts; an AssertionError too.
+        InputError
+            For a load or a live map that cannot be one, or a plan of another model or machine.
+        """
+        load: NDArray[np.float64] = as_load(weight)
+        num_layers, num_experts = load.shape
+        check_counts(num_experts, num_replicas, num_ranks)
+        if num_groups >= 1 and num_groups % max(num_nodes, 1) == 0 and num_experts % num_groups:
+            raise PolicyInputError(f"{num_experts} experts: expected a multiple of num_groups = {num_groups}")
+        old = None if old_global_expert_indices is None else as_ids(old_global_expert_indices, "the live map")
+        topology = machine(num_replicas, num_nodes=num_nodes, num_ranks=num_ranks)
+        if self.plan is not None:
+            planned = _planned_file(self.plan, num_ranks)
+            if planned.physical_to_logical_map.shape != (num_layers, num_replicas):
+                raise PolicyInputError(
+                    f"{self.plan}: a plan of {planned.num_layers} layers x {planned.num_slots} slots: "
+                    f"vLLM asks for {num_layers} x {num_replicas}"
+                )
+            return like(weight, planned.maps().physical_to_logical_map)
+        made = new_map(load[None], topology, self.settings, num_groups=max(num_groups, 1), live=old)
+        return like(weight, made.astype(np.int64))
+
+    @staticmethod
+    def preserve_intragpu_slots(
+        phy2log: NDArray[np.int64], num_ranks: int, old_phy2log: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Reorder the slots of every rank of a new map [layers, slots] so that experts it had stay where they were."""
+        if num_ranks <= 0 or phy2log.shape[1] % num_ranks or phy2log.shape != old_phy2log.shape:
+            return phy2log
+        kept = phy2log.astype(np.int32, order="C")
+        keep_live_slots(old_phy2log, kept, num_ranks=num_ranks)
+        return kept.astype(phy2log.dtype)
+
+
+@cache
+def _planned_file(path: str, num_ranks: int) -> Placement:
+    """Read once a process, so that a file that changes later changes nothing."""
+    return for_engine(path, ep_size=num_ranks, ep_rank=0).placement
+
+
+def register(policy: VllmPolicy | None = None) -> VllmPolicy:
+    """Make vLLM plan with `policy` in this process; by default with one that the environment sets up.
+
+    Call it before the engine starts, in every process that holds experts; the plugin of this package does.
+
+    Raises
+    ------
+    EngineError
+        If vLLM is not installed or has no table of policies with a "default".
+    """
+    table = vars(engine_module(_TABLE, "vllm")).get("EPLB_POLICIES")
+    place = f'{_TABLE}.EPLB_POLICIES["default"]'
+    require(table.get("default") if isinstance(table, dict) else None, place, "vllm")
+    policy = VllmPolicy() if policy is None else policy
+    table["default"] = policy  # type: ignore[index]  # `require` has seen it
+    announce(place)
+    warm_up(policy.settings)
+    return policy
