@@ -1,21 +1,18 @@
-"""Knows what each number of redundant experts would buy and cost, and how to draw it."""
+"""Knows what each number of redundant experts would buy and cost; `eplb.report` draws it."""
 
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, final
+from collections.abc import Iterable
+from typing import final
 
-from eplb.errors import InputError, MissingExtraError
+from eplb.errors import InputError
 from eplb.metrics import evaluate
 from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.plan import Problem
 from eplb.strategies.greedy import Greedy
 from eplb.topology import Topology
 from eplb_traces import ExpertLoad
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _logger = logging.getLogger("eplb")
 
@@ -104,46 +101,3 @@ def _point(load: ExpertLoad, machine: Topology, num_redundant: int, expert_bytes
         load.num_layers * slots * expert_bytes,
         seconds,
     )
-
-
-def draw_sweep(points: Sequence[SweepPoint], ax: "Axes | None" = None) -> "Axes":
-    """Draw max/mean (left axis) and bytes a rank (right axis) against redundancy.
-
-    Parameters
-    ----------
-    points
-        From `sweep`.
-    ax
-        Where to draw; a new figure by default.
-
-    Returns
-    -------
-    Axes
-        The left axis; save with ``ax.figure.savefig``.
-
-    Raises
-    ------
-    InputError
-        If there are no points.
-    MissingExtraError
-        Without matplotlib.
-    """
-    if not points:
-        raise InputError("points: expected at least one")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("drawing a sweep", "report") from error
-    axes = Figure(layout="constrained").add_subplot() if ax is None else ax
-    redundant = [point.num_redundant for point in points]
-    axes.plot(redundant, [point.max_over_mean_mean for point in points], "o-", color="C0", label="max/mean, mean")
-    axes.plot(redundant, [point.max_over_mean_worst for point in points], "^--", color="C0", label="max/mean, worst")
-    axes.set_xlabel("redundant experts a layer")
-    axes.set_ylabel("busiest over mean rank")
-    right = axes.twinx()
-    right.plot(redundant, [point.bytes_per_rank / 2**30 for point in points], "s:", color="C1", label="expert weights")
-    right.set_ylabel("expert weights a rank, GiB")
-    right.set_ylim(bottom=0)
-    lines = [*axes.get_lines(), *right.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines])
-    return axes

@@ -43,6 +43,7 @@ def test_the_wheel_holds_types_samples_and_licence_and_no_leftovers(installed):
     files = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     assert {f"{package}/py.typed" for package in PACKAGES} <= files
     assert {"eplb_traces/samples/moe-435m.parquet", "eplb_traces/samples/README.md"} <= files
+    assert {"eplb/report/page/page.html", "eplb/report/page/page.css"} <= files
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
     assert not {name for name in files if "__pycache__" in name or name.endswith((".nbi", ".nbc", ".pyc"))}
 

@@ -1,13 +1,11 @@
-"""Sweeps over redundancy: points against plan and judge, numbers that do not fit, and the drawing."""
-
-import sys
+"""Sweeps over redundancy: points against plan and judge, and numbers that do not fit."""
 
 import numpy as np
 import pytest
 
 import eplb
-from eplb.errors import InputError, MissingExtraError
-from eplb.sweeps import draw_sweep, sweep
+from eplb.errors import InputError
+from eplb.sweeps import sweep
 
 
 def some_load():
@@ -62,30 +60,3 @@ def test_experts_that_do_not_divide_by_the_ranks_start_later():
 def test_sweeps_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         sweep(some_load(), *arguments)
-
-
-def test_the_drawing_shows_every_point_on_both_axes():
-    pytest.importorskip("matplotlib")
-    points = sweep(some_load(), 4, 1, range(0, 17, 8), 2.0**30)
-    axes = draw_sweep(points)
-    left, right = axes.figure.axes
-    assert left is axes
-    assert [list(line.get_xdata()) for line in [*left.get_lines(), *right.get_lines()]] == [[0, 8, 16]] * 3
-    assert list(left.get_lines()[0].get_ydata()) == [point.max_over_mean_mean for point in points]
-    # 2 layers of 1 GiB an expert: 4, 6, 8 slots.
-    assert list(right.get_lines()[0].get_ydata()) == [8, 12, 16]
-    assert len(axes.get_legend().get_texts()) == 3
-
-
-def test_the_drawing_goes_where_it_is_told():
-    figure = pytest.importorskip("matplotlib.figure").Figure()
-    place = figure.add_subplot()
-    assert draw_sweep(sweep(some_load(), 4, 1, [0]), place) is place
-
-
-def test_the_drawing_needs_points_and_the_extra(monkeypatch):
-    with pytest.raises(InputError, match="expected at least one"):
-        draw_sweep(())
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"eplb\[report\]"):
-        draw_sweep(sweep(some_load(), 4, 1, [0]))

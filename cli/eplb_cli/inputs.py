@@ -89,7 +89,7 @@ def window_name(load: "ExpertLoad", window: int) -> str:
     return load.labels[window] if load.labels else f"window {window}"
 
 
-def read_plan_for(load: "ExpertLoad", path: Path, format: str | None, hints: "ReadHints") -> "Plan":
+def read_plan_for(load: "ExpertLoad | RoutingTrace", path: Path, format: str | None, hints: "ReadHints") -> "Plan":
     """The plan in a file; where an engine's dialect does not say which layers it means, the load does.
 
     Our own files say everything, so one for another model is left for the judge to refuse.

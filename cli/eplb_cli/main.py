@@ -9,7 +9,21 @@ from typing import Annotated, Any, final
 import typer
 import typer.core
 
-from eplb_cli import backtest, check, compare, convert, diff, evaluate, output, plan, sweep, tables, trace, verify
+from eplb_cli import (
+    backtest,
+    check,
+    compare,
+    convert,
+    diff,
+    evaluate,
+    output,
+    plan,
+    report,
+    sweep,
+    tables,
+    trace,
+    verify,
+)
 from eplb_cli.status import exit_code_of, sentence_of
 
 
@@ -68,6 +82,7 @@ app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("backtest")(backtest.backtest)
 app.command("sweep")(sweep.sweep)
+app.command("report")(report.report)
 app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("check")(check.check)

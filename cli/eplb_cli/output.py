@@ -24,6 +24,22 @@ def json_object(fields: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(fields, indent=2, allow_nan=False) + "\n")
 
 
+def can_print(text: str) -> bool:
+    """Whether stdout's encoding has these characters; where it has not, say the same in ASCII."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    from rich.console import Console
+
+    return Console().width
+
+
 def note(text: str) -> None:
     """Say something to the user, at once, that is not the result."""
     sys.stderr.write(f"{text}\n")

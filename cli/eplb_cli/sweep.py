@@ -1,5 +1,6 @@
 """`eplb sweep`: what each number of redundant experts buys and costs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -37,7 +38,6 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Plan LOAD with several numbers of redundant experts: balance against memory."""
     from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES
-    from eplb.sweeps import draw_sweep
     from eplb.sweeps import sweep as run
 
     numbers = number_range(redundant, "--redundant")
@@ -47,7 +47,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     with output.progress("planning"):
         points = run(load, ranks, nodes, numbers, DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes)
     if out is not None:
-        draw_sweep(points).figure.canvas.print_figure(out)
+        _draw(points, out)
     if as_json:
         written = None if out is None else {"path": str(out)}
         output.json_object({"load": str(load_path), "points": [asdict(p) for p in points], "written": written})
@@ -56,6 +56,13 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     output.note(_LEGEND)
     if out is not None:
         output.line(f"wrote {out}")
+
+
+def _draw(points: "Sequence[SweepPoint]", out: Path) -> None:
+    from eplb.report.canvas import save
+    from eplb.report.pictures import draw_redundancy
+
+    save(draw_redundancy(points), out)
 
 
 def _row(point: "SweepPoint") -> tuple[output.Cell, ...]:

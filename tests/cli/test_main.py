@@ -51,6 +51,10 @@ _COMMANDS = {
         *("load_path", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
         *("--window", "--num-experts", "--json"),
     },
+    "report": {
+        *("load_path", "--output", "-o", "--plan", "--from", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k"),
+        *("--dispatch", "--layer", "--image-format", "--expert-bytes", "--window", "--num-experts", "--json"),
+    },
     "evaluate": {
         *("plan_path", "load_path", "--format", "-f", "--dispatch", "--window", "--num-experts", "--json"),
         *_READ_HINTS,
@@ -69,8 +73,13 @@ _COMMANDS = {
     },
     "formats": {"--json"},
     "strategies": {"--json"},
-    "trace info": {"path", "--num-experts", "--json"},
-    "trace convert": {"path", "out", "--num-experts", "--load", "--window"},
+    "trace info": {"path", "--num-experts", "--window", "--json"},
+    "trace convert": {
+        *("path", "out", "--from", "--num-experts", "--top-k", "--moe-layers", "--hidden-layers", "--load", "--window"),
+    },
+    "trace record": {
+        *("model_dir", "prompts_path", "--output", "-o", "--max-new-tokens", "--batch-size", "--device"),
+    },
     "trace synth": {
         *("out", "--preset", "-p", "--layers", "--experts", "--top-k", "--groups"),
         *("--tokens", "--windows", "--load", "--seed"),

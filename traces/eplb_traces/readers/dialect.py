@@ -6,6 +6,7 @@ from typing import Protocol, final
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.model_shape import ModelShape
 from eplb_traces.routing_trace import RoutingTrace
 
 
@@ -20,10 +21,25 @@ class ReadOptions:
         E, for token-level files that hold ids only.
     window
         Steps of a window when the tokens of a token-level file are counted; None: one window.
+    shape
+        The model, for files that say less of it than the caller knows.
+
+    Raises
+    ------
+    InputError
+        If `shape` has another number of experts than `num_experts`.
     """
 
     num_experts: int | None = None
     window: int | None = None
+    shape: ModelShape | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape is None:
+            return
+        if self.num_experts not in (None, self.shape.num_experts):
+            raise InputError(f"num_experts = {self.num_experts}: the model has {self.shape.num_experts}")
+        object.__setattr__(self, "num_experts", self.shape.num_experts)
 
 
 class Dialect(Protocol):

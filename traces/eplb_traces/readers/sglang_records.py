@@ -11,6 +11,7 @@ from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.sglang_counts import load_from_counts, numbers, shape_of_moe_layers
+from eplb_traces.readers.slot_counts import logical_counts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 
 _PADDING = -1
@@ -61,7 +62,7 @@ def load_of_passes(recordings: Sequence[RankRecording], window: int | None) -> E
             if physical.shape != logical_of_slot.shape:
                 raise InputError(f"global_physical_count has shape {physical.shape}: expected {logical_of_slot.shape}")
             key = _integer(record, "forward_pass_id") // (window or 1)
-            logical = _logical_counts(physical.astype(np.float64), logical_of_slot, num_experts)
+            logical = logical_counts(physical.astype(np.float64), logical_of_slot, num_experts)
         counts[key] = counts[key] + logical if key in counts else logical
     if not counts:
         raise InputError("records is empty: an empty recording")
@@ -113,14 +114,6 @@ def _integer(record: Mapping[str, object], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{key} = {value!r}: expected an integer >= 0")
     return value
-
-
-def _logical_counts(
-    physical: NDArray[np.float64], logical_of_slot: NDArray[np.int64], num_experts: int
-) -> NDArray[np.float64]:
-    """Add up the slots of each expert: [L, P] -> [L, E]."""
-    layers = zip(physical, logical_of_slot, strict=True)
-    return np.stack([np.bincount(logical, weights=count, minlength=num_experts) for count, logical in layers])
 
 
 def _pass_tokens(record: Mapping[str, object], map_shape: tuple[int, ...]) -> _PassTokens:

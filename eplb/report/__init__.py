@@ -1,0 +1,5 @@
+"""Reports that a person looks at: pictures, tables and plain words. The only room that knows matplotlib and plotly."""
+
+from eplb.report.contents import PlanView, ReportContents, gather
+
+__all__ = ["PlanView", "ReportContents", "gather"]

@@ -1,0 +1,215 @@
+"""Gathers everything that a report shows, as plain arrays; draws nothing and writes nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.bounds import LowerBounds, lower_bounds
+from eplb.dispatch_rule import DispatchRule
+from eplb.errors import InputError
+from eplb.metrics import Evaluation, evaluate
+from eplb.migration import Migration
+from eplb.placement import EMPTY_SLOT, Placement
+from eplb.planner import plan
+from eplb.report.verdicts import over_all, per_layer
+from eplb.topology import Topology
+from eplb.traffic import TokenSpread, token_spread
+from eplb_traces import ExpertLoad, RoutingTrace
+
+BEFORE: Final = "experts in order"
+"""Name of the layout without a plan."""
+DEFAULT_STRATEGY: Final = "greedy"
+"""What plans where the user brings no plan."""
+MOST_WINDOWS: Final = 40
+"""A trace that is counted whole is cut into at most so many windows to show how balance changes over time."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PlanView:
+    """One placement and what the judge says of it."""
+
+    name: str
+    """File name or strategy; unique in a report."""
+    placement: Placement
+    evaluation: Evaluation
+    """By `eplb.metrics.evaluate` under the report's load and dispatch rule."""
+    bound: LowerBounds
+    """`value` [L] tokens on the busiest rank that no placement can go below, for the summed load; `binding` [L].
+
+    Where ranks differ in speed: tokens over relative speed."""
+    migration: Migration | None
+    """From the first plan of the report; None for the first itself, and where the slots differ."""
+    spread: TokenSpread | None
+    """Ranks and nodes that a token's choices lie on; None without a trace."""
+    balance_by_window: NDArray[np.float64] | None
+    """[W, L] busiest over mean rank in the windows of `ReportContents.windows`; None without these."""
+
+    @property
+    def total_rank_load(self) -> NDArray[np.float64]:
+        """[L, R] tokens of every rank, summed over windows by their weights."""
+        return np.einsum("w,wlr->lr", self.evaluation.load.weights, self.evaluation.rank_load)
+
+    @property
+    def busiest_rank(self) -> NDArray[np.int64]:
+        """[L] the rank that works longest on the summed load; ties to the lowest."""
+        return (self.total_rank_load / self.placement.topology.relative_speed).argmax(axis=1)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ReportContents:
+    """Everything that a report shows. All plans are for one model and one machine; slots may differ."""
+
+    title: str
+    """Where the load came from: a file name."""
+    load: ExpertLoad
+    trace: RoutingTrace | None
+    """The choices of every token; None where only loads are known."""
+    windows: ExpertLoad | None
+    """The load itself if it has several windows, else the trace cut into some by steps; None where there is one."""
+    plans: tuple[PlanView, ...]
+    """At least two; the first is "before"."""
+    verdicts: tuple[str, ...]
+    """[1 + L] plain words: over all layers, a sentence a line, then one sentence a layer in order."""
+
+
+def gather(  # noqa: PLR0913  # the front door: everything a report can depend on, most by keyword
+    source: ExpertLoad | RoutingTrace,
+    plans: Mapping[str, Placement] | None = None,
+    topology: Topology | None = None,
+    *,
+    window: int | None = None,
+    dispatch: str = DispatchRule.EVEN,
+    title: str = "load",
+) -> ReportContents:
+    """Judge the plans of a report and what there was before them.
+
+    "Before" is the first plan where there are several. A single plan is set against experts in order on its machine;
+    without any plan, `greedy` makes one for `topology`.
+
+    Parameters
+    ----------
+    source
+        What the router did.
+    plans
+        Placements by name, in the order shown.
+    topology
+        The machine; needed where there are no plans, and not used where there are.
+    window
+        Steps of a window of a trace; of a load, windows to sum into one.
+    dispatch
+        How the runtime splits an expert's tokens over its replicas.
+    title
+        Where the traffic came from.
+
+    Raises
+    ------
+    InputError
+        If there are neither plans nor a topology, plans are for another model, or for machines of different ranks or
+        nodes, or `greedy` has nothing to plan for.
+    """
+    trace = source if isinstance(source, RoutingTrace) else None
+    load = _load_of(source, window)
+    windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
+    shown = _plans_to_show(load, dict(plans or {}), topology)
+    views: list[PlanView] = []
+    for name, placement in shown.items():
+        evaluation = evaluate(placement, load, dispatch)
+        views.append(
+            PlanView(
+                name,
+                placement,
+                evaluation,
+                _bound(evaluation),
+                _migration(views[0].placement, placement) if views else None,
+                None if trace is None else token_spread(placement, trace),
+                None if windows is None else evaluate(placement, windows, dispatch).max_over_mean_by_window,
+            )
+        )
+    verdicts = (over_all(title, load, views), *(per_layer(layer, load, views) for layer in range(load.num_layers)))
+    return ReportContents(title, load, trace, windows, tuple(views), verdicts)
+
+
+def _load_of(source: ExpertLoad | RoutingTrace, window: int | None) -> ExpertLoad:
+    if isinstance(source, RoutingTrace):
+        return source.load(window)
+    return source if window is None else source.merged(window)
+
+
+def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:
+    """A trace in at most `MOST_WINDOWS` windows of equally many steps; None for a single step."""
+    steps = [(int(batch.step.min()), int(batch.step.max())) for batch in trace if batch.num_tokens]
+    first, last = min(first for first, _ in steps), max(last for _, last in steps)
+    if first == last:
+        return None
+    windows = trace.select_steps(first, last + 1).load(-(-(last + 1) // MOST_WINDOWS))
+    return windows if windows.num_windows > 1 else None
+
+
+def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement], topology: Topology | None) -> dict[str, Placement]:
+    for name, placement in plans.items():
+        _check_fits(name, placement, load, next(iter(plans.values())).topology)
+    if len(plans) > 1:
+        return plans
+    if not plans:
+        if topology is None:
+            raise InputError("topology: expected the machine to plan for, as there are no plans to show")
+        plans = {DEFAULT_STRATEGY: plan(load, topology, DEFAULT_STRATEGY).placement}
+    ((name, placement),) = plans.items()
+    before = in_order(load, placement.topology)
+    return {BEFORE: before, name: placement}
+
+
+def _check_fits(name: str, placement: Placement, load: ExpertLoad, machine: Topology) -> None:
+    found, expected = (placement.num_layers, placement.num_experts), (load.num_layers, load.num_experts)
+    if found != expected:
+        raise InputError(
+            f"plan {name} is for {found[0]} layers x {found[1]} experts: expected {expected[0]} layers x "
+            f"{expected[1]} experts as the load has, it is a plan for another model"
+        )
+    ranks, nodes = placement.topology.num_ranks, placement.topology.num_nodes
+    if (ranks, nodes) != (machine.num_ranks, machine.num_nodes):
+        raise InputError(
+            f"plan {name} is for {ranks} ranks on {nodes} nodes: expected {machine.num_ranks} ranks on "
+            f"{machine.num_nodes} nodes as the first plan has, a report shows plans of one machine"
+        )
+
+
+def in_order(load: ExpertLoad, topology: Topology) -> Placement:
+    """Experts in order of their ids, as engines start without a plan.
+
+    Each rank gets E / R experts and keeps its other slots empty, so that nothing is there twice; where E / R is not
+    whole, or more than the slots of a rank, ids go on through all slots and begin again at 0.
+    """
+    num_experts, num_ranks = load.num_experts, topology.num_ranks
+    per_rank = num_experts // num_ranks
+    if num_experts % num_ranks or topology.rank_num_slots.min() < per_rank:
+        row = np.arange(topology.num_slots) % num_experts
+    else:
+        row = np.full(topology.num_slots, EMPTY_SLOT)
+        slot = topology.rank_first_slot[:-1, None] + np.arange(per_rank)
+        row[slot] = np.arange(num_experts).reshape(num_ranks, per_rank)
+    return Placement(np.tile(row, (load.num_layers, 1)), num_experts, topology)
+
+
+def _bound(evaluation: Evaluation) -> LowerBounds:
+    """The bound that the judge's gap is measured from."""
+    placement = evaluation.placement
+    full = not (placement.physical_to_logical_map == EMPTY_SLOT).any()
+    distinct = full and not placement.duplicate_slots.any()
+    total = np.einsum("w,wlr->lr", evaluation.load.weights, evaluation.rank_load)
+    return lower_bounds(
+        evaluation.load.total,
+        placement.topology,
+        full_and_distinct=bool(distinct and evaluation.dispatch is DispatchRule.EVEN),
+        reached=(total / placement.topology.relative_speed).max(axis=1),
+    )
+
+
+def _migration(before: Placement, after: Placement) -> Migration | None:
+    same = before.topology.slots_per_rank == after.topology.slots_per_rank
+    return Migration.between(before, after) if same else None

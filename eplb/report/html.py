@@ -1,0 +1,75 @@
+"""Knows how the page is put together: one file with its style, its scripts, plotly.js and its data inside.
+
+The page asks for nothing: no network, no second file. The same contents give the same bytes.
+"""
+
+import html
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from eplb.errors import MissingExtraError
+from eplb.report.contents import ReportContents
+from eplb.report.html_payload import payload
+from eplb_traces.atomic_file import atomic_write
+
+_SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "tables.js", "main.js")
+"""In the order in which they are read; together one module."""
+
+
+def write_page(contents: ReportContents, path: Path, command: str = "") -> None:
+    """Write a report as one interactive HTML file.
+
+    Parameters
+    ----------
+    contents
+        What to show.
+    path
+        The file; its folder has to exist.
+    command
+        What was typed to make the page, to be shown below it; left out if empty.
+
+    Raises
+    ------
+    MissingExtraError
+        Without plotly.
+    InputError
+        If `path` cannot be written.
+    """
+    atomic_write(path, page(contents, command).encode())
+
+
+def page(contents: ReportContents, command: str = "") -> str:
+    """The text of the file that `write_page` writes."""
+    plotly, plotly_version = _plotly()
+    parts = {
+        "title": html.escape(f"{contents.title}: expert placement"),
+        "style": _part("page.css"),
+        "plotly": plotly,
+        "script": "\n".join(_part(name) for name in _SCRIPTS),
+        "payload": json_in_html(payload(contents, command, f"plotly {plotly_version}")),
+    }
+    # In one pass, so that what is put in is not searched for marks again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _part("page.html"))
+
+
+def json_in_html(value: dict[str, Any]) -> str:
+    """JSON that no name inside can end early: every `<`, as of `</script>` and `<!--`, is written as its number."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _part(name: str) -> str:
+    return (files("eplb.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> tuple[str, str]:
+    """The script of plotly.js and the version of the package that brings it."""
+    try:
+        import plotly
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise MissingExtraError("writing a report page", "html") from error
+    return get_plotlyjs(), plotly.__version__

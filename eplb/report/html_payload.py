@@ -1,0 +1,167 @@
+"""Knows what data the page carries and under which names its scripts read them; knows no drawing and no file."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.migration import Hop, Migration
+from eplb.report.contents import PlanView, ReportContents
+from eplb.report.html_arrays import packed, whole_numbers
+from eplb.report.html_coactivation import coactivation_payload
+from eplb.version import eplb_version
+from eplb_traces import ModelShape
+
+Payload = dict[str, Any]
+
+_METRIC_WORDS: Final = {
+    "max_over_mean_mean": "busiest over mean rank, mean of layers and windows; 1 is perfect",
+    "max_over_mean_worst": "the same, worst layer and window",
+    "max_over_mean_p95": "the same, 95th percentile of layers and windows",
+    "max_over_mean_mean_of_total": "busiest over mean rank of the windows summed, mean of layers",
+    "max_over_mean_worst_of_total": "the same, worst layer",
+    "balancedness_vllm": "sum over layers of the mean rank over the sum of the busiest; 1 is perfect",
+    "balancedness_sglang": "mean over layers of mean / busiest rank; 1 is perfect",
+    "imbalance_ratio_trtllm": "TensorRT-LLM: busiest / mean rank - 1, mean of layers; 0 is perfect",
+    "par_ascend": "vllm-ascend's peak-to-average ratio: busiest / mean rank, mean of layers",
+    "gap_mean": "busiest rank above the proven lower bound, as a fraction, mean of layers",
+    "gap_worst": "the same, worst layer",
+    "duplicate_slots": "slots whose expert is on their rank already",
+    "num_windows": "windows of the load",
+    "num_layers": "MoE layers",
+    "num_ranks": "ranks (GPUs)",
+    "num_slots": "physical experts of a layer",
+    "ranks_per_token": "ranks that a token's choices lie on, mean of tokens and layers",
+    "nodes_per_token": "nodes that a token's choices lie on, mean of tokens and layers",
+    "moved_copies": "copies fetched from another rank to get here from the first plan",
+    "moved_fraction": "the same over the slots of all layers",
+    "moved_bytes": "the same in bytes",
+    "moved_between_nodes": "copies fetched from another node",
+    "copied_inside_ranks": "copies made inside a rank",
+    "num_batches": "batches of the migration, one after the other",
+    "staging_copies": "most experts that one rank stages for one layer",
+    "transfer_s": "seconds of all batches at the machine's bandwidths",
+}
+"""A metric without words here is shown by its name alone."""
+
+
+def payload(contents: ReportContents, command: str = "", charts: str = "") -> Payload:
+    """Everything the page shows, ready for JSON; arrays are packed.
+
+    `command` was typed to make the page and `charts` draws its charts: both are shown below it, unless empty.
+
+    Plans have one entry each, in order; arrays are [layer, ...] as in `ReportContents`.
+    """
+    windows = contents.windows
+    return {
+        "title": contents.title,
+        "verdicts": list(contents.verdicts),
+        "model": _model(contents.load.shape),
+        "first_layer": int(contents.plans[0].evaluation.max_over_mean.argmax()),
+        "num_windows": contents.load.num_windows,
+        "load": packed(contents.load.total),
+        "plans": [_plan(view) for view in contents.plans],
+        "windows": None if windows is None else _window_names(windows.labels, windows.num_windows),
+        "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
+        "metric_words": _METRIC_WORDS,
+        "provenance": _provenance(contents, command, charts),
+    }
+
+
+def _model(shape: ModelShape) -> Payload:
+    return {
+        "num_layers": shape.num_layers,
+        "num_experts": shape.num_experts,
+        "num_expert_groups": shape.num_expert_groups,
+        "experts_per_group": shape.experts_per_group,
+        "moe_layer_ids": shape.moe_layer_ids,
+    }
+
+
+def _plan(view: PlanView) -> Payload:
+    evaluation, topology = view.evaluation, view.placement.topology
+    balance = view.balance_by_window
+    return {
+        "name": view.name,
+        "num_ranks": topology.num_ranks,
+        "ranks_per_node": topology.ranks_per_node,
+        "relative_speed": None if topology.rank_speed is None else topology.relative_speed.tolist(),
+        "rank_of_slot": packed(whole_numbers(topology.rank_of_slot)),
+        "physical_to_logical_map": packed(view.placement.physical_to_logical_map),
+        "rank_load": packed(view.total_rank_load),
+        "max_over_mean": packed(evaluation.max_over_mean),
+        "max_over_mean_of_total": packed(evaluation.max_over_mean_of_total),
+        "bound": view.bound.value.tolist(),
+        "binding": [str(which) for which in view.bound.binding],
+        "balance_by_window": None if balance is None else packed(balance.astype(np.float32)),
+        "metrics": metrics(view),
+        "migration": None if view.migration is None else _migration(view.migration),
+    }
+
+
+def metrics(view: PlanView) -> dict[str, float | int]:
+    """Every number that the judge has for a plan, by name: balance, and where they are known tokens' spread and moves.
+
+    The names of `Evaluation.summary` come first, with the values that `eplb evaluate --json` prints.
+    """
+    found = view.evaluation.summary()
+    if view.spread is not None:
+        spread = {
+            "ranks_per_token": float(view.spread.ranks_per_token.mean()),
+            "nodes_per_token": float(view.spread.nodes_per_token.mean()),
+        }
+        found = {**found, **spread}
+    return found if view.migration is None else {**found, **view.migration.summary()}
+
+
+def _migration(migration: Migration) -> Payload:
+    return {
+        "summary": migration.summary(),
+        "expert_bytes": migration.expert_bytes,
+        "link_bytes": packed(migration.link_bytes),
+        "moved_in": packed(whole_numbers(_moved_in(migration))),
+    }
+
+
+def _moved_in(migration: Migration) -> NDArray[np.int64]:
+    """[L, R] experts that a rank fetches from other ranks."""
+    shape = (migration.before.num_layers, migration.topology.num_ranks)
+    moved = np.zeros(shape, np.int64)
+    crossing = migration.hop != Hop.SAME_RANK
+    np.add.at(moved, (migration.layer[crossing], migration.rank[crossing]), 1)
+    return moved
+
+
+def _window_names(labels: Sequence[str], num_windows: int) -> list[str]:
+    return list(labels) or [f"window {window}" for window in range(num_windows)]
+
+
+def _provenance(contents: ReportContents, command: str, charts: str) -> list[tuple[str, str]]:
+    """What the page was made from and by which versions; no date, so that the same inputs make the same file."""
+    load = contents.load
+    model = (
+        _counted(load.num_layers, "layer"),
+        _counted(load.num_experts, "expert"),
+        _counted(load.num_windows, "window"),
+    )
+    found = [
+        ("command", command),
+        ("made by", f"eplb {eplb_version()}"),
+        ("charts by", charts),
+        ("load", f"{contents.title}: {', '.join(model)}, {load.digest}"),
+    ]
+    if contents.trace is not None:
+        found.append(("trace", _counted(contents.trace.num_tokens, "token")))
+    for view in contents.plans:
+        topology = view.placement.topology
+        slots = topology.rank_num_slots
+        held = f"{slots.min()}" if slots.min() == slots.max() else f"{slots.min()} to {slots.max()}"
+        machine = f"{_counted(topology.num_ranks, 'rank')} on {_counted(topology.num_nodes, 'node')}"
+        words = f"{machine}, slots of a rank: {held}; judged under {view.evaluation.dispatch} dispatch"
+        found.append((view.name, words))
+    return [(what, words) for what, words in found if words]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

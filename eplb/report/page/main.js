@@ -1,0 +1,128 @@
+// Wires the page: what a person changes, and what is drawn anew then.
+
+const OF_PLAN = ["rank-load", "rank-table", "expert-load"];
+const OF_LAYER = [...OF_PLAN, "coactivation", "pair-table", "load-map", "layer-balance"];
+const ALL = [...OF_LAYER, "windows", "migration"];
+
+function writeLayer() {
+  const { layer } = state;
+  byId("layer").value = layer;
+  byId("layer").setAttribute("aria-valuetext", `layer ${layerName(layer)}`);
+  byId("layer-name").textContent = `${layerName(layer)}; 0 to ${page.model.num_layers - 1}`;
+  byId("layer-heading").textContent = `Layer ${layerName(layer)}`;
+  byId("layer-words").textContent = page.verdicts[1 + layer];
+  byId("coactivation-words").textContent = page.coactivation?.words[layer] ?? "";
+}
+
+function chooseLayer(layer) {
+  state.layer = Math.min(page.model.num_layers - 1, Math.max(0, layer));
+  writeLayer();
+  redraw(...OF_LAYER);
+  if (state.windowsOf === "layer") redraw("windows");
+}
+
+function choosePlan(index) {
+  state.plan = index;
+  document.querySelectorAll('input[name="plan"]').forEach((radio, i) => { radio.checked = i === index; });
+  redraw(...OF_PLAN, "layer-balance", "windows", "migration");
+}
+
+function radio(name, value, words, checked, onChoice) {
+  const label = element("label");
+  const input = element("input", "", { type: "radio", name, value });
+  input.defaultChecked = checked;
+  input.addEventListener("change", onChoice);
+  label.append(input, words);
+  return label;
+}
+
+// A group of radio buttons that sets one word of the state.
+function choices(id, key, words, chart) {
+  Object.entries(words).forEach(([value, text]) => {
+    byId(id).append(radio(id, value, text, state[key] === value, () => {
+      state[key] = value;
+      redraw(chart);
+    }));
+  });
+}
+
+let lastOther = 1;
+function onKey(event) {
+  const typing = event.target.closest?.("input, textarea, [contenteditable]");
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "b" && page.plans.length > 1) {
+    if (state.plan > 0) lastOther = state.plan;
+    choosePlan(state.plan > 0 ? 0 : lastOther);
+  }
+  if (typing) return; // the slider and the radio buttons know their arrows
+  if (event.key === "ArrowLeft") chooseLayer(state.layer - 1);
+  if (event.key === "ArrowRight") chooseLayer(state.layer + 1);
+}
+
+function wireControls() {
+  byId("layer").max = page.model.num_layers - 1;
+  byId("layer").addEventListener("input", (event) => chooseLayer(Number(event.target.value)));
+  byId("layer-down").addEventListener("click", () => chooseLayer(state.layer - 1));
+  byId("layer-up").addEventListener("click", () => chooseLayer(state.layer + 1));
+  page.plans.forEach((plan, index) => {
+    byId("plans").append(radio("plan", index, plan.name, index === state.plan, () => choosePlan(index)));
+  });
+  byId("compare").addEventListener("change", (event) => {
+    state.compare = event.target.checked;
+    redraw("rank-load");
+  });
+  byId("theme").addEventListener("click", () => {
+    const dark = colour("paper") === "#0d1117";
+    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    redraw(...ALL);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(...ALL));
+  window.addEventListener("beforeprint", () => drawPending(() => true));
+  document.addEventListener("keydown", onKey);
+}
+
+function wireChoices() {
+  choices("expert-order", "expertOrder", { load: "most loaded first", id: "by id" }, "expert-load");
+  const value = { lift: "against independence (lift)", count: "tokens" };
+  choices("coactivation-value", "coactivationValue", value, "coactivation");
+  choices("coactivation-order", "coactivationOrder", { blocks: "alike side by side", id: "by id" }, "coactivation");
+  const balance = { each: "mean of windows", total: "windows summed" };
+  if (page.num_windows > 1) choices("balance-of", "balanceOf", balance, "layer-balance");
+  choices("windows-of", "windowsOf", { mean: "mean of layers", worst: "worst layer", layer: "this layer" }, "windows");
+}
+
+function writeOnce() {
+  const [overall, ...layers] = page.verdicts;
+  byId("verdict").append(...overall.split("\n").map((words) => element("li", words)));
+  byId("verdicts").querySelector("summary").textContent = `Every layer in words (${layers.length})`;
+  byId("verdicts").querySelector("ul").append(...layers.map((words) => element("li", words)));
+  page.provenance.forEach(([what, words]) => byId("provenance").append(element("dt", what), element("dd", words)));
+  byId("coactivation-part").hidden = !page.coactivation;
+  byId("no-coactivation").hidden = Boolean(page.coactivation);
+  if (page.coactivation) byId("coactivation-note").textContent = page.coactivation.note;
+  const summed = page.num_windows > 1 ? `sum of ${page.num_windows.toLocaleString("en-US")} windows` : "";
+  document.querySelectorAll(".summed").forEach((span) => { span.textContent = summed; });
+  byId("windows-part").hidden = !page.windows;
+  byId("no-windows").hidden = Boolean(page.windows);
+  byId("migration-part").hidden = !page.plans.some((plan) => plan.migration);
+  fillMetricTable();
+}
+
+async function start() {
+  page = await unpack(JSON.parse(byId("payload").textContent));
+  state.layer = page.first_layer;
+  state.plan = Math.min(1, page.plans.length - 1);
+  writeOnce();
+  wireControls();
+  wireChoices();
+  writeLayer();
+  redraw(...ALL);
+}
+
+function complain(error) {
+  byId("problem").hidden = false;
+  byId("problem").textContent = `This page cannot be shown here: ${error.message ?? error}. It needs a browser of 2023 or later.`;
+  throw error;
+}
+
+start().catch(complain);

@@ -1,0 +1,170 @@
+// What the charts share: the state, words for numbers, colours of the theme, how a chart is put on the page.
+
+const state = {
+  layer: 0,
+  plan: 0,
+  compare: true,
+  expertOrder: "load",
+  coactivationValue: "lift",
+  coactivationOrder: "blocks",
+  balanceOf: "each",
+  windowsOf: "mean",
+};
+let page = null; // the unpacked payload
+
+const byId = (id) => document.getElementById(id);
+
+function element(tag, text = "", attributes = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  Object.entries(attributes).forEach(([name, value]) => made.setAttribute(name, value));
+  return made;
+}
+
+// Plotly reads a little HTML in texts; names come from files and shall stay what they are.
+function plain(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+function tokens(number) {
+  return number.toLocaleString("en-US", { maximumFractionDigits: number < 100 ? 2 : 0 });
+}
+
+function times(number) {
+  return Number.isFinite(number) ? `${number.toPrecision(Math.abs(number) >= 1000 ? 5 : 4)}\u00d7` : "\u2013";
+}
+
+function bytes(number) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const power = number > 0 ? Math.min(4, Math.floor(Math.log10(number) / 3)) : 0;
+  return `${(number / 1000 ** power).toPrecision(4)} ${units[power]}`;
+}
+
+// A metric: whole numbers as they are, others with six digits.
+function metric(number) {
+  return Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(6)));
+}
+
+function layerName(layer) {
+  const ids = page.model.moe_layer_ids;
+  return ids && ids[layer] !== layer ? `${layer} (${ids[layer]} in the model)` : `${layer}`;
+}
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+// Blue below 1, neutral at 1, orange above: told apart by every kind of colour vision, and by lightness.
+function aroundOne() {
+  return [[0, colour("below")], [0.5, colour("middle")], [1, colour("above")]];
+}
+
+// Ticks of a log2 scale around `middle`, which is the number of the neutral colour.
+function factorBar(title, reach, middle = 1) {
+  const powers = Array.from({ length: 2 * reach + 1 }, (_, i) => i - reach);
+  const words = powers.map((p) => (middle === 1 && p < 0 ? `1/${2 ** -p}` : `${Number((middle * 2 ** p).toPrecision(3))}`));
+  words[0] = `\u2264 ${words[0]}`;
+  words[words.length - 1] = `\u2265 ${words[words.length - 1]}`;
+  return colourBar(title, { tickvals: powers, ticktext: words });
+}
+
+// The whole power of two, at most `most`, that holds all but a few of the exponents.
+function reachOf(exponents, most) {
+  const sizes = Float64Array.from(exponents.filter(Number.isFinite), Math.abs).sort();
+  const size = sizes.length ? sizes[Math.floor(0.998 * (sizes.length - 1))] : 0;
+  return Math.min(most, Math.max(1, Math.ceil(size)));
+}
+
+function colourBar(title, more = {}) {
+  return { title: { text: title, side: "right" }, thickness: 12, outlinewidth: 0, ...more };
+}
+
+function axis(title, more = {}) {
+  const line = colour("line");
+  return { title: { text: title }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...more };
+}
+
+// An axis of ids from 0: no ticks between two of them.
+function idAxis(title, count, more = {}) {
+  return axis(title, { showgrid: false, zeroline: false, ...(count <= 12 ? { dtick: 1 } : {}), ...more });
+}
+
+function layout(more) {
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: colour("ink"), family: "system-ui, sans-serif", size: 12 },
+    margin: { l: 60, r: 14, t: 30, b: 44 },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+    hoverlabel: { align: "left", namelength: -1 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("faint"), activecolor: colour("ink") },
+    ...more,
+  };
+}
+
+const CONFIG = {
+  displaylogo: false,
+  responsive: true,
+  showTips: false,
+  plotlyServerURL: "",
+  showSendToCloud: false,
+  // Named one by one: plotly.js has a button that uploads the chart, and may get others.
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+};
+
+const DRAWERS = {}; // element id: function that draws it anew
+const TIPS = {}; // chart id: text of the cell under the pointer
+const CLICKS = {}; // chart id: what a click on a point does
+const REST_MS = 120;
+const pending = new Set();
+let frame = 0;
+let rest = 0;
+
+// Has parts of the page drawn anew: in the next frame what is on the screen, the others when the slider rests, so that
+// many steps between two frames cost one redraw. `data-ready` on the document says when nothing is left to draw.
+function redraw(...ids) {
+  document.documentElement.dataset.ready = "no";
+  ids.forEach((id) => pending.add(id));
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    drawPending(isOnScreen);
+  });
+  clearTimeout(rest);
+  rest = setTimeout(() => drawPending(() => true), REST_MS);
+}
+
+function drawPending(isWanted) {
+  [...pending].filter(isWanted).forEach((id) => {
+    pending.delete(id);
+    DRAWERS[id]();
+  });
+  if (!pending.size) document.documentElement.dataset.ready = "yes";
+}
+
+function isOnScreen(id) {
+  const { top, bottom } = byId(id).getBoundingClientRect();
+  return bottom > 0 && top < window.innerHeight;
+}
+
+// Draws or redraws a chart; `words` say to a screen reader what is to see.
+function draw(id, traces, more, words) {
+  const chart = byId(id);
+  const isNew = !chart.data;
+  chart.setAttribute("aria-label", words);
+  Plotly.react(chart, traces, layout(more), CONFIG);
+  if (isNew && TIPS[id]) tipOn(chart, TIPS[id]);
+  if (isNew && CLICKS[id]) chart.on("plotly_click", ({ points }) => CLICKS[id](points[0]));
+}
+
+// Heatmaps have too many cells to hold a text for each: the one under the pointer is written when it is asked for.
+function tipOn(chart, textOf) {
+  const tip = byId("tip");
+  chart.on("plotly_hover", ({ points, event }) => {
+    tip.textContent = textOf(points[0]);
+    tip.hidden = false;
+    const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);
+    tip.style.left = `${left}px`;
+    tip.style.top = `${Math.max(4, event.clientY - tip.offsetHeight - 10)}px`;
+  });
+  chart.on("plotly_unhover", () => { tip.hidden = true; });
+}

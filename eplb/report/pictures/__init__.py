@@ -1,0 +1,25 @@
+"""One picture a file: data in, matplotlib Axes out. Pictures know numbers and words, no files and no solver."""
+
+from eplb.report.pictures.balance_and_traffic import draw_balance_and_traffic
+from eplb.report.pictures.balance_over_windows import draw_balance_over_windows
+from eplb.report.pictures.coactivation import Measure, Order, draw_coactivation
+from eplb.report.pictures.expert_load import draw_expert_load
+from eplb.report.pictures.layer_balance import draw_layer_balance
+from eplb.report.pictures.migration import draw_migration
+from eplb.report.pictures.rank_load import draw_rank_load
+from eplb.report.pictures.redundancy import draw_redundancy
+from eplb.report.pictures.replica_counts import draw_replica_counts
+
+__all__ = [
+    "Measure",
+    "Order",
+    "draw_balance_and_traffic",
+    "draw_balance_over_windows",
+    "draw_coactivation",
+    "draw_expert_load",
+    "draw_layer_balance",
+    "draw_migration",
+    "draw_rank_load",
+    "draw_redundancy",
+    "draw_replica_counts",
+]

@@ -1,0 +1,51 @@
+"""How balance drifts: busiest over mean rank in every window, plan by plan."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eplb.errors import InputError
+from eplb.report.canvas import axes_or_new, in_words, legend_above, plan_style, whole_ticks
+from eplb.report.contents import PlanView
+from eplb_traces import ExpertLoad
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_balance_over_windows(views: Sequence[PlanView], windows: ExpertLoad, *, ax: "Axes | None" = None) -> "Axes":
+    """Draw the mean over layers as a line, from the tenth percentile to the worst layer as a band.
+
+    Raises
+    ------
+    InputError
+        If a plan was not judged window by window.
+    """
+    axes = axes_or_new(ax)
+    number = np.arange(windows.num_windows)
+    for index, view in enumerate(views):
+        by_window = view.balance_by_window
+        if by_window is None:
+            raise InputError(f"plan {view.name}: expected its balance in {windows.num_windows} windows")
+        colour, _ = plan_style(index)
+        mean = by_window.mean(axis=1)
+        axes.plot(
+            number, mean, color=colour, linewidth=1.8, label=f"{in_words(view.name)}: {mean.mean():.3f}x on average"
+        )
+        axes.fill_between(number, by_window.min(axis=1), by_window.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlim(0, max(1, windows.num_windows - 1))
+    whole_ticks(axes.xaxis, windows.num_windows)
+    axes.set_ylim(bottom=0.95)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_xlabel(_window_words(windows))
+    axes.set_ylabel("busiest over mean rank (x)")
+    axes.set_title("Balance over time: mean of layers (line), best to worst layer (band)")
+    legend_above(axes)
+    return axes
+
+
+def _window_words(windows: ExpertLoad) -> str:
+    if not windows.labels:
+        return "window"
+    return f"window (0: {windows.labels[0]}; {windows.num_windows - 1}: {windows.labels[-1]})"

@@ -1,0 +1,40 @@
+"""Busiest over mean rank of every layer, plan by plan."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eplb.report.canvas import BOUND_COLOUR, axes_or_new, in_words, legend_above, plan_style, whole_ticks
+from eplb.report.contents import PlanView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_layer_balance(views: Sequence[PlanView], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw a line a plan over the layers, for the summed load, and below them what no placement can beat."""
+    axes = axes_or_new(ax)
+    num_layers = views[0].placement.num_layers
+    layers = np.arange(num_layers)
+    for index, view in enumerate(views):
+        colour, marker = plan_style(index)
+        axes.plot(
+            layers,
+            view.evaluation.max_over_mean_of_total,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=in_words(view.name),
+        )
+    mean = views[-1].total_rank_load.mean(axis=1)
+    bound = np.divide(views[-1].bound.value, mean, out=np.ones(num_layers), where=mean > 0)
+    axes.plot(layers, bound, color=BOUND_COLOUR, linestyle=":", label="proven lower bound")
+    whole_ticks(axes.xaxis, num_layers)
+    axes.set_ylim(bottom=min(0.95, float(bound.min()) - 0.05))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("busiest over mean rank (x)")
+    axes.set_title("How long a layer waits for its busiest rank; 1 is perfect")
+    legend_above(axes)
+    return axes

@@ -1,0 +1,66 @@
+"""What redundant experts buy and what they cost."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from eplb.errors import InputError
+from eplb.report.canvas import PLAN_COLOURS, axes_or_new, legend_above
+from eplb.sweeps import SweepPoint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -> "Axes":
+    """Draw max/mean (left axis) and bytes a rank (right axis) against redundancy.
+
+    Parameters
+    ----------
+    points
+        From `eplb.sweeps.sweep`.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    Axes
+        The left axis.
+
+    Raises
+    ------
+    InputError
+        If there are no points.
+    MissingExtraError
+        Without matplotlib.
+    """
+    if not points:
+        raise InputError("points: expected at least one")
+    axes = axes_or_new(ax)
+    balance, memory = PLAN_COLOURS[1], PLAN_COLOURS[2]
+    redundant = [point.num_redundant for point in points]
+    axes.plot(
+        redundant,
+        [point.max_over_mean_mean for point in points],
+        "o-",
+        color=balance,
+        label="balance, mean of layers and windows",
+    )
+    axes.plot(
+        redundant, [point.max_over_mean_worst for point in points], "^--", color=balance, label="balance, worst of them"
+    )
+    axes.set_xlabel("redundant experts a layer")
+    axes.set_ylabel("busiest over mean rank (x)", color=balance)
+    axes.grid(axis="y", alpha=0.3)
+    right = axes.twinx()
+    right.plot(
+        redundant,
+        [point.bytes_per_rank / 2**30 for point in points],
+        "s:",
+        color=memory,
+        label="expert weights of a rank",
+    )
+    right.set_ylabel("expert weights of a rank (GiB)", color=memory)
+    right.set_ylim(bottom=0)
+    axes.set_title("What redundant experts buy and cost")
+    legend_above(axes, right)
+    return axes

@@ -1,0 +1,119 @@
+"""`eplb report`: what the library gathers, written as a folder or a page."""
+
+import json
+
+import numpy as np
+import pytest
+
+import eplb
+from eplb.report import gather
+from eplb_traces import ModelShape, synthesize_trace, write_trace
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+
+ASKED = ("--ranks", 4, "--nodes", 2, "--redundant", 4)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Folders without pictures, which take long and have their own tests."""
+    monkeypatch.setattr("eplb.report.folder.album", lambda *_: ())
+
+
+def test_a_folder_is_written_with_the_verdict_on_stdout(run, load_path, tmp_path, counts):
+    result = run("report", load_path, *ASKED, "-o", tmp_path / "out", "--layer", "1", "--image-format", "svg")
+    assert (result.exit_code, result.stderr) == (0, "")
+    machine = eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2, num_redundant=4)
+    contents = gather(eplb.ExpertLoad(counts), topology=machine, title="load.npz")
+    *verdict, written, beside = result.stdout.splitlines()
+    assert verdict == contents.verdicts[0].splitlines()
+    assert written == f"wrote {tmp_path / 'out' / 'summary.md'}"
+    num_files = len(list((tmp_path / "out").iterdir()))
+    assert beside == f"  {num_files - 1} files beside it: pictures and tables"
+    assert (tmp_path / "out" / "rank-load-layer-1.svg").exists()
+
+
+def test_the_numbers_are_those_of_evaluate(run, quick, load_path, plan_path, tmp_path):
+    found = json.loads(run("report", load_path, "--plan", plan_path, "-o", tmp_path / "out", "--json").stdout)
+    judged = json.loads(run("evaluate", plan_path, load_path, "--json").stdout)
+    assert list(found["plans"]) == ["experts in order", "plan.json"]
+    for name, value in found["plans"]["plan.json"].items():
+        assert judged[name] == value
+    assert len(found["layers"]) == 3
+    assert found["written"][0] == str(tmp_path / "out" / "summary.md")
+
+
+def test_several_plans_are_set_against_the_first(run, quick, load_path, plan_path, tmp_path):
+    other = tmp_path / "sub" / "plan.json"
+    other.parent.mkdir()
+    assert run("plan", load_path, *ASKED, "--strategy", "zigzag", "-o", other).exit_code == 0
+    result = run("report", load_path, "--plan", plan_path, "--plan", other, "-o", tmp_path / "out", "--json")
+    # Files of one name go by their paths.
+    assert list(json.loads(result.stdout)["plans"]) == [str(plan_path), str(other)]
+
+
+def test_files_that_do_not_say_the_machine_take_it_from_the_words(run, quick, load_path, plan_path, tmp_path):
+    flat = tmp_path / "flat.json"
+    assert run("convert", plan_path, flat, "--to", "sglang").exit_code == 0
+    flat.with_name("flat.json.eplb.json").unlink()
+    words = ("report", load_path, "--plan", flat, "-o", tmp_path / "out", "--json")
+    found = json.loads(run(*words, "--ranks", 4, "--nodes", 2, "--from", "sglang").stdout)
+    assert found["plans"]["flat.json"]["num_ranks"] == 4
+
+
+def test_a_trace_is_cut_and_shown_with_its_pairs(run, tmp_path):
+    pytest.importorskip("pyarrow")
+    write_trace(
+        synthesize_trace("v3-prefill", shape=ModelShape(2, 8, 2), num_steps=4, tokens_per_step=16),
+        tmp_path / "t.parquet",
+    )
+    words = ("report", tmp_path / "t.parquet", "--ranks", 2, "-o", tmp_path / "out", "--window", 2, "--json")
+    found = json.loads(run(*words).stdout)
+    assert found["plans"]["greedy"]["num_windows"] == 2
+    assert any(path.endswith("pairs.csv") for path in found["written"])
+
+
+def test_a_page_is_written_by_its_suffix(run, monkeypatch, load_path, tmp_path):
+    pages = []
+    page = pytest.importorskip("eplb.report.html")
+    monkeypatch.setattr(page, "write_page", lambda contents, path: pages.append((contents.title, path)))
+    result = run("report", load_path, *ASKED, "-o", tmp_path / "report.html")
+    assert (result.exit_code, pages) == (0, [("load.npz", tmp_path / "report.html")])
+    assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'report.html'}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--layer", "x", *ASKED),
+        (),
+        ("--plan", "plan.json", "--redundant", 4),
+        (*ASKED, "-o", "x.html", "--layer", "1"),
+        (*ASKED, "-o", "x.html", "--image-format", "svg"),
+    ],
+)
+def test_words_that_do_not_fit_are_usage_errors(run, load_path, tmp_path, words):
+    result = run("report", load_path, "-o", tmp_path / "out", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_has_its_exit_code(run, load_path, plan_path, tmp_path):
+    np.savez(tmp_path / "zeros.npz", tokens=np.zeros((3, 16)))
+    np.savez(tmp_path / "other.npz", tokens=np.ones((3, 32)))
+    for words in (
+        (tmp_path / "zeros.npz", *ASKED),
+        (tmp_path / "other.npz", "--plan", plan_path),
+        (tmp_path / "missing.npz", *ASKED),
+        (load_path, "--ranks", 5),
+        (load_path, *ASKED, "--layer", "3"),
+        (load_path, *ASKED, "--image-format", "gif"),
+        (load_path, *ASKED, "--dispatch", "nonsense"),
+        (load_path, *ASKED, "--expert-bytes", 0),
+    ):
+        result = run("report", *words, "-o", tmp_path / "out")
+        assert (result.exit_code, result.stdout) == (3, ""), words
+        assert not (tmp_path / "out").exists()
+    result = run("report", tmp_path / "other.npz", "--plan", plan_path, "-o", tmp_path / "out")
+    assert "plan plan.json is for 3 layers x 16 experts: expected 3 layers x 32 experts" in result.stderr

@@ -1,0 +1,165 @@
+"""What a report gathers: which plans, what the judge says of them, and what is refused by name."""
+
+import numpy as np
+import pytest
+
+import eplb
+from eplb.errors import InputError
+from eplb.placement import EMPTY_SLOT
+from eplb.report import gather
+from eplb.report.contents import BEFORE, in_order
+from eplb.traffic import token_spread
+from tests.report.examples import MACHINE, contents_of_trace, placement, skewed, some_trace
+
+
+def test_without_plans_greedy_is_set_against_experts_in_order():
+    contents = contents_of_trace()
+    before, after = contents.plans
+    assert (before.name, after.name) == (BEFORE, "greedy")
+    assert after.placement == placement("greedy")
+    assert before.placement == in_order(contents.load, MACHINE)
+    # 4 experts and a hole a rank.
+    assert before.placement.physical_to_logical_map[0, :6].tolist() == [0, 1, 2, 3, EMPTY_SLOT, 4]
+
+
+def test_every_number_is_the_judges():
+    contents = contents_of_trace()
+    load = some_trace().load()
+    assert contents.load == load
+    for view in contents.plans:
+        judged = eplb.evaluate(view.placement, load)
+        assert view.evaluation.summary() == judged.summary()
+        busiest = view.total_rank_load.max(axis=1)
+        np.testing.assert_array_equal(view.total_rank_load, judged.rank_load[0])
+        np.testing.assert_array_equal(view.busiest_rank, judged.rank_load[0].argmax(axis=1))
+        # The bound is the one behind the judge's gap.
+        np.testing.assert_allclose(busiest / view.bound.value - 1, judged.gap, atol=1e-15)
+        np.testing.assert_array_equal(
+            view.spread.ranks_per_token, token_spread(view.placement, some_trace()).ranks_per_token
+        )
+    assert contents.plans[0].migration is None
+    assert contents.plans[1].migration == eplb.Migration.between(*(view.placement for view in contents.plans))
+
+
+def test_a_trace_is_cut_into_windows_for_drift_only():
+    contents = contents_of_trace()
+    assert contents.load.num_windows == 1
+    assert contents.windows == some_trace().load(1)
+    for view in contents.plans:
+        expected = eplb.evaluate(view.placement, some_trace().load(1)).max_over_mean_by_window
+        np.testing.assert_array_equal(view.balance_by_window, expected)
+
+
+def test_windows_of_the_load_are_kept_and_summed_on_demand():
+    load = skewed(num_windows=6)
+    topology = eplb.Topology.for_experts(8, num_ranks=4)
+    assert gather(load, topology=topology).windows is not None
+    merged = gather(load, topology=topology, window=3)
+    assert merged.load == load.merged(3)
+    np.testing.assert_array_equal(merged.plans[0].balance_by_window, merged.plans[0].evaluation.max_over_mean_by_window)
+    one = gather(load.merged(6), topology=topology)
+    assert one.windows is None
+    assert one.trace is None
+    assert {view.balance_by_window for view in one.plans} == {None}
+    assert {view.spread for view in one.plans} == {None}
+
+
+def test_one_plan_is_set_against_order_and_several_against_the_first():
+    zigzag, greedy = placement("zigzag"), placement("greedy")
+    assert [view.name for view in gather(some_trace(), {"a": zigzag}).plans] == [BEFORE, "a"]
+    both = gather(some_trace(), {"a": zigzag, "b": greedy})
+    assert [view.name for view in both.plans] == ["a", "b"]
+    assert both.plans[1].migration == eplb.Migration.between(zigzag, greedy)
+
+
+def test_plans_with_other_slots_have_no_way_from_the_first():
+    fewer = placement("greedy", eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2))
+    contents = gather(some_trace(), {"a": placement(), "b": fewer})
+    assert contents.plans[1].migration is None
+    assert contents.plans[1].placement.num_slots == 16
+
+
+def test_the_dispatch_rule_is_the_judges():
+    contents = gather(some_trace(), {"a": placement()}, dispatch="online")
+    view = contents.plans[1]
+    assert view.evaluation.summary() == eplb.evaluate(view.placement, some_trace().load(), "online").summary()
+
+
+@pytest.mark.parametrize(
+    ("experts", "ranks", "slots", "expected"),
+    [
+        (4, 2, 2, [0, 1, 2, 3]),
+        (4, 2, 3, [0, 1, -1, 2, 3, -1]),
+        (4, 3, 2, [0, 1, 2, 3, 0, 1]),  # 4 experts do not divide by 3 ranks
+        (4, 2, (1, 3), [0, 1, 2, 3]),  # rank 0 has no room for two
+        (4, 1, 4, [0, 1, 2, 3]),
+    ],
+)
+def test_experts_in_order(experts, ranks, slots, expected):
+    found = in_order(skewed(1, experts), eplb.Topology(1, ranks, slots))
+    assert found.physical_to_logical_map.tolist() == [expected]
+
+
+def test_what_does_not_fit_is_refused_by_name():
+    load = skewed()
+    with pytest.raises(InputError, match="topology: expected the machine"):
+        gather(load)
+    with pytest.raises(
+        InputError, match=r"plan x.json is for 3 layers x 16 experts: expected 2 layers x 8 .* another model"
+    ):
+        gather(load, {"x.json": placement()})
+    other = eplb.Topology.for_experts(16, num_ranks=8, num_nodes=2)
+    with pytest.raises(InputError, match="plan b is for 8 ranks on 2 nodes: expected 4 ranks on 2 nodes"):
+        gather(some_trace(), {"a": placement(), "b": placement("greedy", other)})
+    with pytest.raises(InputError, match="every count is zero"):
+        gather(eplb.ExpertLoad(np.zeros((2, 8))), topology=eplb.Topology(1, 2, 4))
+
+
+def test_verdicts_say_what_the_judge_found():
+    # Rank 0 has experts 0 1 with 6 tokens, rank 1 experts 2 3 with 2: 1.5 times the mean of 4. Layer 1 is empty.
+    load = eplb.ExpertLoad([[3, 3, 1, 1], [0, 0, 0, 0]])
+    better = eplb.Placement([[0, 2, 1, 3]] * 2, 4, eplb.Topology(1, 2, 2))
+    contents = gather(load, {"better": better}, title="load.csv")
+    overall, first, second = contents.verdicts
+    assert first == (
+        "layer 0: rank 0 carries 1.50x the mean (experts in order); better brings it to 1.000x; gap to the bound 0.00 %"
+    )
+    assert second == "layer 1: no tokens"
+    assert overall.splitlines() == [
+        "load.csv: 2 layers of 4 experts on 2 ranks of 1 node.",
+        # Layer 1 counts as 1: (1.5 + 1) / 2.
+        "With experts in order the busiest rank of a layer carries 1.25x the mean on average and 1.50x in layer 0, "
+        "25.00 % above the proven bound.",
+        "With better the busiest rank of a layer carries 1.000x the mean on average and 1.000x in layer 0, "
+        "0.00 % above the proven bound.",
+        # 4 instead of 6.
+        "Summed over layers the busiest ranks get 33.3 % fewer tokens with better.",
+        # Experts 1 and 2 change places, in both layers: 4 of 8 slots.
+        "Getting to better moves 4 copies to another rank, 50.0 % of the slots.",
+    ]
+
+
+def test_verdicts_name_layers_of_the_model_windows_and_what_gets_worse():
+    contents = gather(some_trace(), {"good": placement(), "bad": placement("linear")}, window=2)
+    overall, *layers = contents.verdicts
+    assert layers[2].startswith("layer 2 (5 in the model): rank ")
+    assert "bad raises it to " in layers[0]
+    assert "Window by window (2 windows) good has " in overall
+    assert "more tokens with bad." in overall
+    assert f"({contents.plans[0].name}: " in overall  # ranks and nodes of a token
+
+
+def test_an_empty_load_has_a_verdict():
+    contents = gather(
+        eplb.ExpertLoad(np.zeros((1, 4))), {"p": eplb.Placement([[0, 1, 2, 3]], 4, eplb.Topology(1, 2, 2))}
+    )
+    assert contents.verdicts == ("load: 1 layer of 4 experts on 2 ranks of 1 node, no tokens.", "layer 0: no tokens")
+
+
+def test_the_faster_rank_may_carry_more():
+    # Speeds 2 and 1, loads 6 and 2: times 3 and 2 over a mean of 2.5 (relative speeds 4/3 and 2/3: 4.5, 3, mean 3.75).
+    machine = eplb.Topology(1, 2, 2, rank_speed=(2.0, 1.0))
+    contents = gather(eplb.ExpertLoad([[3, 3, 1, 1]]), {"p": eplb.Placement([[0, 1, 2, 3]], 4, machine)})
+    assert contents.verdicts[1].startswith(
+        "layer 0: rank 0 works 1.20x the mean (experts in order); p leaves it at 1.20x"
+    )

@@ -1,0 +1,233 @@
+"""The folder of a report: files, tables that repeat the judge, a page that shows every picture, and odd inputs."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import eplb
+from eplb.affinity import share_inside_nodes
+from eplb.errors import InputError, MissingExtraError
+from eplb.report import gather
+from eplb.report.album import album, close_up
+from eplb.report.canvas import ImageFormat
+from eplb.report.folder import PAGE, FolderOptions, write_folder
+from eplb.report.summary import summary_page
+from eplb.sweeps import sweep
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
+from eplb_traces.coactivation import coactivation
+from tests.report.examples import contents_of_trace, placement, skewed, some_trace
+
+pytest.importorskip("matplotlib")
+pd = pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "out"
+    write_folder(contents_of_trace(), path)
+    return path
+
+
+def names(path):
+    return {file.name for file in path.iterdir()}
+
+
+def test_what_is_written_for_a_trace(folder):
+    worst = int(contents_of_trace().plans[0].evaluation.max_over_mean_of_total.argmax())
+    assert names(folder) == {
+        PAGE,
+        *("layer-balance.png", f"rank-load-layer-{worst}.png", "expert-load.png", "balance-over-windows.png"),
+        *("replica-counts-1.png", "migration-1.png", "balance-and-traffic.png", "redundancy.png"),
+        *(f"coactivation-{what}-layer-{worst}.png" for what in ("tokens", "lift", "lift-ordered")),
+        *("metrics.csv", "layers.csv", "ranks.csv", "experts.csv", "windows.csv", "migration.csv", "redundancy.csv"),
+        *("pairs.csv", "affinity.csv"),
+    }
+
+
+def test_the_page_begins_with_the_verdict_and_shows_every_file(folder):
+    page = (folder / PAGE).read_text()
+    assert page.startswith(
+        "# Where the experts of trace.parquet live\n\n- trace.parquet: 3 layers of 16 experts on 4 ranks"
+    )
+    shown = set(re.findall(r"\]\(([^)]+)\)", page))
+    assert shown == names(folder) - {PAGE}
+    assert all("![" in line for line in page.splitlines() if line.endswith(".png)"))
+    assert contents_of_trace().load.digest in page
+
+
+def test_metrics_repeat_the_judge(folder):
+    table = pd.read_csv(folder / "metrics.csv").set_index("plan")
+    for view in contents_of_trace().plans:
+        for name, value in view.evaluation.summary().items():
+            assert table.loc[view.name, name] == pytest.approx(value, rel=1e-14)
+
+
+def test_layer_and_rank_tables_repeat_the_judge(folder):
+    views = contents_of_trace().plans
+    layers, ranks = (pd.read_csv(folder / name) for name in ("layers.csv", "ranks.csv"))
+    for view in views:
+        of_plan = layers[layers["plan"] == view.name]
+        assert of_plan["model_layer"].tolist() == [1, 2, 5]
+        np.testing.assert_allclose(of_plan["max_over_mean"], view.evaluation.max_over_mean)
+        np.testing.assert_allclose(of_plan["gap"], view.evaluation.gap, atol=1e-12)
+        np.testing.assert_allclose(of_plan["busiest_rank_tokens"], view.evaluation.rank_load[0].max(axis=1))
+        np.testing.assert_allclose(of_plan["ranks_per_token"], view.spread.ranks_per_token)
+        by_rank = ranks[ranks["plan"] == view.name].pivot(index="layer", columns="rank", values="tokens")
+        np.testing.assert_allclose(by_rank, view.evaluation.rank_load[0])
+    # Before: 4 experts a rank and a hole; after: 5. What moves in sums to what the migration moves.
+    assert ranks.groupby("plan")["experts"].unique().map(list).to_dict() == {"experts in order": [4], "greedy": [5]}
+    assert ranks["moved_in"].sum() == views[1].migration.moved_copies
+
+
+def test_expert_window_and_migration_tables(folder):
+    contents = contents_of_trace()
+    experts, windows, migration = (pd.read_csv(folder / f"{name}.csv") for name in ("experts", "windows", "migration"))
+    np.testing.assert_array_equal(experts["tokens"], contents.load.total.reshape(-1))
+    copies = contents.plans[1].placement.logical_replica_count.reshape(-1)
+    np.testing.assert_array_equal(experts["copies in greedy"], copies)
+    after = windows[windows["plan"] == "greedy"]
+    np.testing.assert_allclose(after["max_over_mean_worst"], contents.plans[1].balance_by_window.max(axis=1))
+    assert after["label"].tolist() == ["step 0", "step 1", "step 2", "step 3"]
+    assert migration["copies"].sum() == contents.plans[1].migration.moved_copies
+    assert (migration["from_rank"] != migration["to_rank"]).all()
+
+
+def test_pairs_and_redundancy_tables(folder):
+    contents = contents_of_trace()
+    pairs, redundancy = (pd.read_csv(folder / f"{name}.csv") for name in ("pairs", "redundancy"))
+    worst = int(pairs["layer"][0])
+    expected = coactivation(some_trace(), worst).top_pairs(100)
+    assert list(zip(pairs["expert"], pairs["other_expert"], pairs["tokens"], strict=True)) == [p[:3] for p in expected]
+    points = sweep(contents.windows, 4, 2, (0, 4, 8, 16, 32))
+    assert redundancy["num_redundant"].tolist() == [0, 4, 8, 16, 32]
+    np.testing.assert_allclose(redundancy["max_over_mean_mean"], [point.max_over_mean_mean for point in points])
+    assert "seconds" not in redundancy
+
+
+def test_affinity_table_is_of_groups_and_of_each_plan(folder):
+    table = pd.read_csv(folder / "affinity.csv", keep_default_na=False).set_index(["plan", "place"])
+    found, (before, after) = coactivation(some_trace(), int(table["layer"].iloc[0])), contents_of_trace().plans
+    # Groups and ranks of experts in order are both four neighbours.
+    groups = found.share_inside(np.arange(16) // 4)
+    for key in (("", "expert group"), (before.name, "rank")):
+        np.testing.assert_allclose(table.loc[key, ["observed", "expected"]].astype(float), groups)
+    nodes = share_inside_nodes(after.placement, found)
+    np.testing.assert_allclose(table.loc[(after.name, "node"), ["observed", "expected"]].astype(float), nodes)
+
+
+def test_the_same_report_has_the_same_bytes(folder, tmp_path):
+    write_folder(contents_of_trace(), tmp_path / "again")
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_layers_and_format_of_pictures_are_chosen(tmp_path):
+    files = write_folder(contents_of_trace(), tmp_path, FolderOptions((2,), ImageFormat.PDF, 1e9))
+    assert files[0] == tmp_path / PAGE
+    pictures = [path.name for path in files if path.suffix == ".pdf"]
+    assert "rank-load-layer-2.pdf" in pictures
+    assert len(pictures) == 7 + 1 + 3  # of the whole, of a layer's ranks, of its pairs
+    page = (tmp_path / PAGE).read_text()
+    assert "[layer-balance.pdf](layer-balance.pdf)" in page
+    assert "if an expert of a layer has 1e+03 MB" in page
+    with pytest.raises(InputError, match="layer = 3: expected 0 <= layer < 3"):
+        write_folder(contents_of_trace(), tmp_path, FolderOptions((3,)))
+
+
+def test_layers_come_in_the_order_asked_for_and_once():
+    pictures = album(contents_of_trace(), close_up(contents_of_trace(), (2, 0, 2), 1.0))
+    found = [picture.name for picture in pictures if "-layer-" in picture.name]
+    kinds = ("coactivation-tokens", "coactivation-lift", "coactivation-lift-ordered")
+    assert found == [
+        "rank-load-layer-2",
+        "rank-load-layer-0",
+        *(f"{kind}-layer-{layer}" for layer in (2, 0) for kind in kinds),
+    ]
+
+
+def drawn(contents, layers=()):
+    """Names of the pictures, each laid out but not written."""
+    found = []
+    for picture in album(contents, close_up(contents, layers, 1.0)):
+        picture.draw().figure.draw_without_rendering()
+        found.append(picture.name)
+    return found
+
+
+def test_a_load_has_no_pictures_of_tokens():
+    found = drawn(gather(skewed(), topology=eplb.Topology.for_experts(8, num_ranks=4)))
+    # 8 experts on 4 ranks without redundant ones: nothing is there twice.
+    assert found == ["layer-balance", "rank-load-layer-0", "expert-load", "migration-1", "redundancy"]
+
+
+def test_names_of_plans_are_text_in_the_page():
+    hostile = "a|b](x) <script>*_#`\nplan"
+    page = summary_page(gather(some_trace(), {hostile: placement()}), {}, {}, (0,))
+    escaped = r"a\|b\](x) \<script\>\*\_\#\` plan"
+    assert f"| metric | experts in order | {escaped} |" in page
+    assert "<script>" not in page
+
+
+def top_1(num_experts):
+    shape = ModelShape(1, num_experts, 1)
+    ids = np.arange(8).reshape(8, 1, 1) % num_experts
+    return RoutingTrace(shape, [TokenBatch(shape, ids, np.zeros(8, int), np.arange(8))])
+
+
+@pytest.mark.parametrize(
+    ("source", "machine"),
+    [
+        (top_1(1), eplb.Topology(1, 1, 1)),  # one expert on one rank: no pairs, no redundancy
+        (top_1(4), eplb.Topology(2, 1, 2)),
+        (ExpertLoad([[0, 0, 0, 0], [1, 2, 3, 4]]), eplb.Topology(1, 2, 2)),  # an empty layer
+        (skewed(1, 512), eplb.Topology.for_experts(512, num_ranks=64, num_nodes=8, num_redundant=64)),
+        (skewed(2, 10), eplb.Topology.for_experts(10, num_ranks=4, num_redundant=2)),  # 10 experts, 4 ranks
+    ],
+)
+def test_odd_inputs_are_drawn(source, machine):
+    assert drawn(gather(source, topology=machine), (0,))[:3] == ["layer-balance", "rank-load-layer-0", "expert-load"]
+
+
+def test_choices_without_pairs_have_no_pictures_of_pairs(tmp_path):
+    write_folder(gather(top_1(4), topology=eplb.Topology(2, 1, 2)), tmp_path)
+    assert not any(re.match("coactivation|pairs|affinity", name) for name in names(tmp_path))
+    assert "balance-and-traffic.png" in names(tmp_path)
+
+
+def test_a_load_without_tokens_is_written_for_a_plan(tmp_path):
+    empty = ExpertLoad(np.zeros((1, 4)))
+    write_folder(gather(empty, {"p": eplb.Placement([[0, 1, 2, 3]], 4, eplb.Topology(1, 2, 2))}), tmp_path)
+    assert "redundancy.png" not in names(tmp_path)
+    assert "no tokens" in (tmp_path / PAGE).read_text()
+
+
+def test_a_plan_that_changes_nothing_moves_nothing():
+    contents = gather(some_trace(), {"a": placement(), "b": placement()})
+    found = [picture.name for picture in album(contents, close_up(contents, (), 1.0))]
+    assert "migration-1" not in found
+    assert {"replica-counts-0", "replica-counts-1"} < set(found)
+
+
+def test_what_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "nowhere" / "out"):
+        with pytest.raises(InputError, match="cannot make the folder"):
+            write_folder(contents_of_trace(), path)
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "pandas"])
+def test_a_missing_extra_is_named_before_anything_is_written(monkeypatch, tmp_path, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(MissingExtraError, match=r"eplb\[report\]"):
+        write_folder(contents_of_trace(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_the_room_loads_nothing_heavy():
+    code = "import sys, eplb.report.folder; print(sorted({'matplotlib', 'pandas', 'plotly'} & set(sys.modules)))"
+    script = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; {code}"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

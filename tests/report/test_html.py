@@ -1,0 +1,212 @@
+"""The page without a browser: what data it carries, that nothing in it can break out, and when it is refused."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from eplb import Placement, Topology, plan
+from eplb.errors import InputError, MissingExtraError
+from eplb.report.contents import gather
+from eplb.report.html import json_in_html, page, write_page
+from eplb.report.html_arrays import unpacked
+from eplb.report.html_payload import metrics, payload
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch, synthesize_trace
+from eplb_traces.coactivation import coactivations
+
+pytest.importorskip("plotly")
+
+SHAPE = ModelShape(3, 16, 4, 4, 2, moe_layer_ids=(1, 2, 3))
+MACHINE = Topology(2, 2, 5)
+HOSTILE = "</script><script>window.hacked = 1</script><!-- {{payload}} & %{x} \u2028"
+
+
+@pytest.fixture(scope="module")
+def contents():
+    return gather(synthesize_trace(shape=SHAPE, num_steps=4, tokens_per_step=256), topology=MACHINE, title="sample")
+
+
+@pytest.fixture(scope="module")
+def found(contents):
+    """The payload as the page's scripts read it."""
+    return json.loads(json.dumps(payload(contents)))
+
+
+def _payload_of(text: str) -> dict[str, object]:
+    (inside,) = re.findall(r'<script type="application/json" id="payload">(.*?)</script>', text, re.DOTALL)
+    return json.loads(inside)
+
+
+def test_a_plan_travels_whole(contents, found):
+    for view, written in zip(contents.plans, found["plans"], strict=True):
+        assert written["name"] == view.name
+        np.testing.assert_array_equal(unpacked(written["rank_load"]), view.total_rank_load)
+        np.testing.assert_array_equal(unpacked(written["max_over_mean"]), view.evaluation.max_over_mean)
+        found_map = unpacked(written["physical_to_logical_map"])
+        np.testing.assert_array_equal(found_map, view.placement.physical_to_logical_map)
+        np.testing.assert_array_equal(unpacked(written["rank_of_slot"]), MACHINE.rank_of_slot)
+        np.testing.assert_array_equal(written["bound"], view.bound.value)
+        np.testing.assert_allclose(unpacked(written["balance_by_window"]), view.balance_by_window, rtol=1e-6)
+    np.testing.assert_array_equal(unpacked(found["load"]), contents.load.total)
+    assert len(found["windows"]) == contents.windows.num_windows
+
+
+def test_metrics_are_the_judges_and_keep_all_digits(contents, found):
+    for view, written in zip(contents.plans, found["plans"], strict=True):
+        assert view.evaluation.summary().items() <= written["metrics"].items()
+        assert written["metrics"]["ranks_per_token"] == view.spread.ranks_per_token.mean()
+    assert contents.plans[1].migration.summary().items() <= metrics(contents.plans[1]).items()
+    assert contents.plans[0].migration is None
+    assert "moved_copies" not in found["plans"][0]["metrics"]
+
+
+def test_every_metric_is_said_in_words(contents, found):
+    names = {name for plan in found["plans"] for name in plan["metrics"]}
+    assert names - found["metric_words"].keys() == set()
+
+
+def test_moves_into_ranks_add_up(contents, found):
+    migration, written = contents.plans[1].migration, found["plans"][1]["migration"]
+    moved_in = unpacked(written["moved_in"])
+    np.testing.assert_array_equal(moved_in.sum(axis=1), migration.moved_copies_by_layer)
+    sent = unpacked(written["link_bytes"]).sum(axis=0)  # [R] bytes into each rank, over layers
+    np.testing.assert_allclose(moved_in.sum(axis=0) * written["expert_bytes"], sent)
+
+
+def test_coactivation_comes_back_within_the_error_that_is_said(contents, found):
+    written = found["coactivation"]
+    said = float(re.search(r"at most ([\d.]+) % off", written["note"])[1]) / 100
+    levels, orders = unpacked(written["levels"]), unpacked(written["order"])
+    for of_layer in coactivations(contents.trace):
+        layer, lift = of_layer.layer, of_layer.lift()[np.triu_indices(16, 1)]
+        exponent = (levels[layer].astype(float) - 1) * written["step"][layer]
+        shown = np.where(levels[layer] > 0, written["lowest"][layer] * 2**exponent, 0)
+        np.testing.assert_allclose(shown, np.nan_to_num(lift), rtol=said + 5e-4)  # the sentence rounds to 0.1 %
+        np.testing.assert_array_equal(unpacked(written["tokens"])[layer], of_layer.expert_tokens)
+        np.testing.assert_array_equal(orders[layer], of_layer.order())
+        assert written["top_pairs"][layer] == [list(pair) for pair in of_layer.top_pairs(12)]
+
+
+def test_the_neutral_lift_is_that_of_experts_without_affinity():
+    # Every token chooses 2 of 3 experts, all three pairs equally often: each expert has 2 / 3 of the tokens, each pair
+    # 1 / 3, so the lift is (1 / 3) / (4 / 9) = 3 / 4 for all. With many experts it tends to (K - 1) / K = 1 / 2.
+    choices = np.array([[0, 1], [0, 2], [1, 2]], np.uint16)[:, None]
+    trace = _trace(choices, 3)
+    written = payload(gather(trace, topology=Topology(1, 1, 3)))["coactivation"]
+    assert written["no_affinity"] == 0.5
+    assert unpacked(written["levels"]).tolist() == [[1, 1, 1]]
+    assert written["lowest"] == [pytest.approx(3 / 4)]
+
+
+def _trace(choices, num_experts):
+    shape = ModelShape(choices.shape[1], num_experts, choices.shape[2])
+    index = np.arange(len(choices))
+    return RoutingTrace(shape, [TokenBatch(shape, choices, np.zeros_like(index), index)])
+
+
+def test_a_load_without_tokens_of_its_own_has_no_coactivation_and_one_window_no_drift():
+    found = payload(gather(ExpertLoad(np.ones((2, 8))), topology=Topology(1, 4, 2)))
+    assert found["coactivation"] is None
+    assert found["windows"] is None
+    assert all(plan["balance_by_window"] is None for plan in found["plans"])
+
+
+def test_the_first_layer_shown_is_the_worst_one():
+    load = np.ones((3, 4))
+    load[1, 0] = 5  # alone on its rank: 5 / 2 of the mean, the other layers are even
+    assert payload(gather(ExpertLoad(load), topology=Topology(1, 4, 1)))["first_layer"] == 1
+
+
+@pytest.mark.parametrize(
+    ("load", "machine"),
+    [
+        (np.array([[0.0, 0, 0, 0], [4, 3, 2, 1]]), Topology(1, 2, 2)),  # a layer without load
+        (np.array([[5.0, 2, 1, 1]]), Topology(1, 2, 3)),  # one layer
+        (np.array([[3.0]]), Topology(1, 1, 1)),  # one expert
+        (np.arange(1024.0).reshape(2, 512), Topology(2, 8, 33)),  # 512 experts
+        (np.array([[5.0, 2, 1, 1]]), Topology(1, 2, 3, rank_speed=(1.0, 2.0))),
+    ],
+)
+def test_odd_loads_make_a_page_that_is_json(load, machine):
+    contents = gather(ExpertLoad(load), topology=machine)
+    found = json.loads(json_in_html(payload(contents)))
+    np.testing.assert_array_equal(unpacked(found["load"]), load)
+
+
+def test_one_expert_with_tokens_has_no_pairs():
+    found = payload(gather(_trace(np.zeros((5, 2, 1), np.uint16), 1), topology=Topology(1, 1, 1)))
+    assert unpacked(found["coactivation"]["levels"]).shape == (2, 0)
+    assert found["coactivation"]["top_pairs"] == [[], []]
+
+
+def test_a_plan_for_another_model_is_refused_by_name():
+    other = plan(ExpertLoad(np.ones((3, 8))), Topology(1, 4, 2), "greedy").placement
+    with pytest.raises(InputError, match=r"plan other.*3 layers x 8 experts.*3 layers x 16"):
+        gather(synthesize_trace(shape=SHAPE, num_steps=1, tokens_per_step=8), {"other": other})
+
+
+def test_names_from_files_cannot_end_the_script_they_stand_in(contents):
+    hostile = gather(contents.load, {HOSTILE: contents.plans[1].placement}, title=HOSTILE)
+    text = page(hostile)
+    assert HOSTILE not in text
+    assert "<script>window.hacked" not in text
+    found = _payload_of(text)
+    assert found["title"] == HOSTILE
+    assert found["plans"][1]["name"] == HOSTILE
+
+
+def test_json_in_html_is_the_same_json():
+    value = {"a": [HOSTILE, 1.5, None]}
+    assert json.loads(json_in_html(value)) == value
+    assert not set("<>&") & set(json_in_html(value))
+
+
+def test_numbers_that_json_does_not_know_are_refused():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_in_html({"a": float("nan")})
+
+
+def test_equal_contents_make_equal_files(tmp_path, contents):
+    again = gather(synthesize_trace(shape=SHAPE, num_steps=4, tokens_per_step=256), topology=MACHINE, title="sample")
+    write_page(contents, tmp_path / "a.html")
+    write_page(again, tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_what_made_the_page_is_said_below_it(contents):
+    command = "eplb report tokens.parquet --plan 'a b.json' -o report.html"
+    below = dict(_payload_of(page(contents, command))["provenance"])
+    assert below["command"] == command
+    assert below["charts by"].startswith("plotly ")
+    assert contents.load.digest in below["load"]
+    assert "4 ranks on 2 nodes, slots of a rank: 5; judged under even dispatch" in below[contents.plans[1].name]
+    assert "command" not in dict(_payload_of(page(contents))["provenance"])
+
+
+def test_the_file_is_whole_and_forbids_requests(contents):
+    text = page(contents)
+    assert re.findall(r"<(?:link|iframe|img|script[^>]* src)", text.partition("<script>\n")[0]) == []
+    assert "default-src 'none'" in text
+    assert not re.search(r"\{\{(title|style|plotly|script|payload)\}\}", text)
+
+
+def test_without_plotly_the_extra_is_named(monkeypatch, contents, tmp_path):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(MissingExtraError, match=r"needs the extra 'html'"):
+        write_page(contents, tmp_path / "a.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_named(contents, tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        write_page(contents, tmp_path / "no" / "a.html")
+
+
+def test_doubled_experts_and_empty_slots_are_carried_as_they_are():
+    machine = Topology(1, 2, 2)
+    placement = Placement(np.array([[0, 0, 1, -1]]), 2, machine)
+    found = payload(gather(ExpertLoad(np.array([[2.0, 1.0]])), {"odd": placement}))
+    assert unpacked(found["plans"][1]["physical_to_logical_map"]).tolist() == [[0, 0, 1, -1]]
+    assert found["plans"][1]["metrics"]["duplicate_slots"] == 1

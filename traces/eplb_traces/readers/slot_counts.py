@@ -1,0 +1,102 @@
+"""Knows how counts of slots become counts of experts, and which counts can be trusted; knows no file format."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError
+from eplb_traces.expert_load import ExpertLoad
+
+_LARGEST_EXACT = 1 << 53  # float64 holds every integer up to here
+_LARGEST_EXACT_FLOAT32 = 1 << 24
+
+_logger = logging.getLogger("eplb")
+
+
+def logical_counts(
+    physical: NDArray[np.float64], logical_of_slot: NDArray[np.int64], num_experts: int
+) -> NDArray[np.float64]:
+    """Add up the slots of each expert: [L, P] counts, [L, P] experts -> [L, E]."""
+    layers = zip(physical, logical_of_slot, strict=True)
+    return np.stack([np.bincount(logical, weights=count, minlength=num_experts) for count, logical in layers])
+
+
+def exact_counts(counts: NDArray[Any], place: str) -> NDArray[np.float64]:
+    """Return counts as float64 without losing a token.
+
+    float32 counts from 2^24 on have been rounded before they were written: that is logged, since nobody can undo it.
+
+    Raises
+    ------
+    InputError
+        If the array holds no numbers, or integers beyond 2^53.
+    """
+    if counts.dtype.kind not in "iuf":
+        raise InputError(f"{place} is {counts.dtype}: expected integers or floats")
+    largest = counts.max(initial=0)
+    if counts.dtype.kind in "iu" and largest > _LARGEST_EXACT:
+        raise InputError(f"{place} has the count {largest}: expected at most {_LARGEST_EXACT}")
+    if counts.dtype == np.float32 and largest >= _LARGEST_EXACT_FLOAT32:
+        _logger.warning("%s: float32 counts up to %.0f have lost their last digits", place, largest)
+    return counts.astype(np.float64)
+
+
+def not_empty(load: ExpertLoad) -> ExpertLoad:
+    """Return the load.
+
+    Raises
+    ------
+    InputError
+        If it has no token: a recorder that was never started writes such files.
+    """
+    if not load.tokens.any():
+        raise InputError(f"every count is zero: an empty recording ({load})")
+    return load
+
+
+def matrix_of_text(path: Path, delimiter: str | None) -> NDArray[np.float64]:
+    """Read a text of counts, one row a line, as [rows, columns]; `delimiter` None is any white space.
+
+    Raises
+    ------
+    InputError
+        If the text is empty, ragged, or has a cell that is no finite number >= 0.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise InputError("the file is empty")
+        matrix = np.loadtxt(lines, delimiter=delimiter, ndmin=2, comments=None)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"not a table of counts: {error}") from error
+    wrong = ~(np.isfinite(matrix) & (matrix >= 0))
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        raise InputError(f"row {row}, column {column} = {matrix[row, column]}: expected a finite number >= 0")
+    return matrix
+
+
+def json_object(path: Path) -> dict[str, object]:
+    """Read a file that holds one JSON object."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"$ is a {type(document).__name__}: expected an object")
+    return document
+
+
+def positive_integer(document: dict[str, object], key: str) -> int:
+    """Return the integer >= 1 under a key."""
+    value = document.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"$.{key} = {value!r}: expected an integer >= 1")
+    return value

@@ -1,0 +1,58 @@
+"""Knows the experts that vLLM returns with a request (``--enable-return-routed-experts``, vllm 0.33.0).
+
+``routed_experts`` is a .npy in base64: ids (tokens - 1, hidden layers, K) in uint8, uint16 or int32, without the last
+token, which was never fed back. A file is such a .npy, its base64 (one request a line), or the JSON answers of the
+server, one or one a line.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError, naming_place
+from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.readers.dialect import ReadOptions, first_bytes
+from eplb_traces.readers.routed_requests import KEY, encoded_requests, trace_of_requests
+from eplb_traces.routing_trace import RoutingTrace
+
+SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
+_MAGIC = b"\x93NUMPY"
+_MAGIC_IN_BASE64 = b"k05VTVBZ"
+_HEAD_BYTES = 1 << 20
+
+
+def recognises(path: Path) -> bool:
+    """Take base64 that begins like a .npy, or JSON with such a string; a bare .npy may as well be a load."""
+    head = first_bytes(path, _HEAD_BYTES).lstrip(b' \r\n\t"')
+    if head[:1] in (b"{", b"["):
+        return f'"{KEY}"'.encode() in head and _MAGIC_IN_BASE64 in head
+    return head.startswith(_MAGIC_IN_BASE64)
+
+
+def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+    """Count the tokens."""
+    return read_trace(path, options).load(options.window)
+
+
+def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
+    """Read the choices; every string is a request."""
+    if first_bytes(path, len(_MAGIC)) == _MAGIC:
+        return trace_of_requests([("the array", _array(path.read_bytes()))], options)
+    requests = []
+    for place, content in encoded_requests(path):
+        with naming_place(place):
+            requests.append((place, _array(content)))
+    return trace_of_requests(requests, options)
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    try:
+        array: object = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"not a whole .npy: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError("an archive of several arrays: expected one .npy")
+    return array

@@ -1,0 +1,124 @@
+"""Knows the expert loads that vLLM writes as JSON lines, as proposed in vllm-project/vllm#41141.
+
+A record ``{"record_type": "eplb_load_stats", "version": 1, "step": 7, "num_ranks": 2, "expert_load": [L][P],
+"p2l_map": [L][P]}`` is a window. The load is counted by slot and made logical with the record's own map, so that a file
+that spans a rebalance reads right. Lines of another record_type are left out, and so are steps without a token.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError, naming_place
+from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.model_shape import ModelShape
+from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
+from eplb_traces.readers.slot_counts import exact_counts, logical_counts
+from eplb_traces.routing_trace import RoutingTrace
+
+SUFFIXES: tuple[str, ...] = (".jsonl",)
+RECORD_TYPE = "eplb_load_stats"
+
+_logger = logging.getLogger("eplb")
+
+
+def recognises(path: Path) -> bool:
+    """Take anything that begins like a JSON object of our record type."""
+    head = first_bytes(path).lstrip()
+    return head.startswith(b"{") and b'"record_type"' in head and RECORD_TYPE.encode() in head
+
+
+def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+    """Read the windows in the order of the file."""
+    windows: list[tuple[str, NDArray[np.float64]]] = []
+    num_silent = 0
+    for place, record in _records(path):
+        with naming_place(place):
+            counts = _logical(record, options)
+            if windows and counts.shape != windows[0][1].shape:
+                raise InputError(f"has {counts.shape} layers x experts: expected {windows[0][1].shape} as before")
+            if counts.any():
+                windows.append((f"step {_step(record)}", counts))
+            else:
+                num_silent += 1
+    if not windows:
+        raise InputError(f"no {RECORD_TYPE!r} record with a token: an empty recording")
+    if num_silent:
+        _logger.info("%s: %d records without a token are left out", path.name, num_silent)
+    tokens = np.stack([counts for _, counts in windows])
+    return ExpertLoad(tokens, labels=[label for label, _ in windows], shape=_shape(options.shape, tokens))
+
+
+def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
+    """Refuse: the records are counts."""
+    raise loads_only("vLLM's load statistics")
+
+
+def _shape(shape: ModelShape | None, tokens: NDArray[np.float64]) -> ModelShape | None:
+    return shape if shape is not None and shape.num_layers == tokens.shape[1] else None
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield (place, record) of every load record."""
+    with path.open(encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                record = _parsed(line, f"line {number}")
+                if record.get("record_type") == RECORD_TYPE:
+                    yield f"line {number}", record
+        except UnicodeDecodeError as error:
+            raise InputError(f"not JSON lines: {error}") from error
+
+
+def _parsed(line: str, place: str) -> dict[str, object]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: is a {type(record).__name__}: expected an object")
+    return record
+
+
+def _step(record: dict[str, object]) -> int:
+    step = record.get("step")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise InputError(f"$.step = {step!r}: expected an integer >= 0")
+    return step
+
+
+def _logical(record: dict[str, object], options: ReadOptions) -> NDArray[np.float64]:
+    """Return [L, E]; E is what the caller says, else the largest id of the map + 1."""
+    if record.get("version") != 1:
+        raise InputError(f"$.version = {record.get('version')!r}: expected 1")
+    physical = exact_counts(_matrix(record, "expert_load"), "$.expert_load")
+    logical_of_slot = _matrix(record, "p2l_map")
+    if physical.shape != logical_of_slot.shape:
+        raise InputError(f"$.expert_load is {physical.shape} and $.p2l_map {logical_of_slot.shape}: expected the same")
+    if not (np.isfinite(physical) & (physical >= 0)).all():
+        layer, slot = (int(i) for i in np.argwhere(~(physical >= 0))[0])
+        raise InputError(f"$.expert_load[{layer}][{slot}] = {physical[layer, slot]}: expected finite and >= 0")
+    num_experts = options.num_experts if options.num_experts is not None else int(logical_of_slot.max(initial=-1)) + 1
+    wrong = (logical_of_slot < 0) | (logical_of_slot >= num_experts) | (logical_of_slot % 1 != 0)
+    if wrong.any():
+        layer, slot = (int(i) for i in np.argwhere(wrong)[0])
+        value = logical_of_slot[layer, slot]
+        raise InputError(f"$.p2l_map[{layer}][{slot}] = {value}: expected an id from 0 to {num_experts - 1}")
+    return logical_counts(physical, logical_of_slot.astype(np.int64), num_experts)
+
+
+def _matrix(record: dict[str, object], key: str) -> NDArray[np.float64] | NDArray[np.int64]:
+    """Return [L, P] of a record."""
+    try:
+        matrix = np.array(record.get(key))
+    except ValueError as error:
+        raise InputError(f"$.{key} is ragged: {error}") from error
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "iuf":
+        raise InputError(f"$.{key} is {matrix.dtype} of shape {matrix.shape}: expected numbers [layers][slots]")
+    return matrix

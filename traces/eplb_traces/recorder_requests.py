@@ -1,0 +1,131 @@
+"""Knows which request each row of a batch belongs to, from pass to pass, and which of its tokens count."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_INPUT_NAMES = ("input_ids", "inputs_embeds")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a batch in one pass.
+
+    Parameters
+    ----------
+    requests
+        [B]
+    alive
+        [B], on the device: False after an end token; None where nobody looked.
+    is_new
+        Whether the pass begins these requests.
+    """
+
+    requests: NDArray[np.int64]
+    alive: "Tensor | None"
+    is_new: bool
+
+
+@final
+class RequestTracker:
+    """Numbers the requests.
+
+    Rows go on with the requests of the pass before where both have the same key-value cache object and it is filled.
+    """
+
+    def __init__(self, end_tokens: Collection[int]) -> None:
+        self.num_requests = 0
+        self._end_tokens = sorted(end_tokens)
+        self._ends: Tensor | None = None
+        self._rows_of_cache: WeakKeyDictionary[object, Rows] = WeakKeyDictionary()
+
+    def rows(self, tokens: "Tensor", cache: object) -> Rows:
+        """Return the rows of a pass with these inputs [B, S] or [B, S, H]."""
+        known = None if cache is None else self._rows_of_cache.get(cache)
+        if known is None or len(known.requests) != tokens.shape[0] or _is_empty(cache):
+            first = self.num_requests
+            self.num_requests += tokens.shape[0]
+            return Rows(np.arange(first, self.num_requests), None, is_new=True)
+        return Rows(known.requests, self._alive(known, tokens), is_new=False)
+
+    def remember(self, cache: object, rows: Rows) -> None:
+        """Keep the rows for the next pass with this cache; None is no cache."""
+        if cache is not None:
+            self._rows_of_cache[cache] = rows
+
+    def _alive(self, known: Rows, tokens: "Tensor") -> "Tensor | None":
+        """Look for end tokens where single tokens are fed; more at once are another turn of the conversation."""
+        import torch
+
+        if not self._end_tokens or tokens.ndim != 2 or tokens.shape[1] != 1:
+            return None
+        if self._ends is None or self._ends.device != tokens.device:  # once: making it waits for the device
+            self._ends = torch.tensor(self._end_tokens, device=tokens.device)
+        ended = torch.isin(tokens[:, 0], self._ends)
+        return ~ended if known.alive is None else known.alive & ~ended
+
+
+def input_of(arguments: Mapping[str, object]) -> "Tensor":
+    """Return the input of a pass as ids [B, S] or hidden states [B, S, H].
+
+    Raises
+    ------
+    InputError
+        If the forward was given no tensor of one of these forms, or of one of them without B.
+    """
+    import torch
+
+    named = [arguments.get(name) for name in _INPUT_NAMES]
+    tensors = [value for value in (*named, *arguments.values()) if torch.is_tensor(value)]
+    if not tensors:
+        raise InputError("the model was called without a tensor: expected token ids or hidden states")
+    tokens = tensors[0]
+    num_dimensions = 3 if tokens.is_floating_point() else 2
+    if tokens.ndim == num_dimensions - 1:
+        tokens = tokens.unsqueeze(0)
+    if tokens.ndim != num_dimensions:
+        raise InputError(
+            f"the model was called with {tokens.dtype} {tuple(tokens.shape)}: expected [B, S] or [B, S, H]"
+        )
+    return tokens
+
+
+def kept_tokens(attention_mask: object, tokens: "Tensor", rows: Rows) -> "Tensor | None":
+    """Return [B * S], False for padding and for rows that have ended; None: every token counts.
+
+    Raises
+    ------
+    InputError
+        If the mask is not [B, S or more]: padding cannot be told from it.
+    """
+    import torch
+
+    num_rows, length = tokens.shape[:2]
+    if attention_mask is None:
+        return None if rows.alive is None else rows.alive.repeat_interleave(length)
+    fits = torch.is_tensor(attention_mask) and attention_mask.ndim == 2 and attention_mask.shape[0] == num_rows
+    if not fits or not torch.is_tensor(attention_mask) or attention_mask.shape[1] < length:
+        found = tuple(attention_mask.shape) if torch.is_tensor(attention_mask) else type(attention_mask).__name__
+        raise InputError(f"attention_mask is {found}: expected [{num_rows}, {length} or more], else padding is unknown")
+    kept = attention_mask[:, -length:] != 0
+    return (kept if rows.alive is None else kept & rows.alive[:, None].to(kept.device)).reshape(-1)
+
+
+def _is_empty(cache: object) -> bool:
+    """Say whether a cache was reset; one that keeps its length on the device is not asked, which would wait for it."""
+    length_of = getattr(cache, "get_seq_length", None)
+    try:
+        length = length_of() if callable(length_of) else None
+    except ValueError:  # a cache of linear attention alone has no length
+        return False
+    return isinstance(length, int) and length == 0
