@@ -9,7 +9,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long test-lowest check bench wheel-test browser clean
+.PHONY: help demo test test-long test-lowest check bench wheel-test browser engines clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench        quality and speed, as ratios within one run"
 	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
 	@echo "make test-long    the whole test suite with many more generated cases"
+	@echo "make engines      the engines' own code into .engines, for the tests that run our files and policies inside it"
 	@echo "make browser      Debian's Chromium, for the tests that open the report page (as root)"
 	@echo "make wheel-test   build the wheel, install it into an empty environment and use it"
 
@@ -82,6 +83,10 @@ bench: $(VENV)/stamp-dev
 browser:
 	command -v chromium && command -v chromedriver || { apt-get update && apt-get install --yes --no-install-recommends \
 	chromium chromium-driver; }
+
+# Without it the tests that run inside the engines' own code are skipped.
+engines: $(VENV)/stamp-dev
+	$(BIN)/python tests/tools/fetch_engines.py
 
 # -I and a folder of its own: what is imported is the wheel, not the checkout.
 wheel-test: $(VENV)/stamp-dev

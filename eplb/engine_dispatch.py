@@ -157,11 +157,12 @@ def rank_slot_map(
 
 
 def _nearest(placement: Placement, candidates: NDArray[np.int32]) -> NDArray[np.int32]:
-    """[R] first candidate on each rank, else first on its node, else -1."""
+    """[R] first candidate on each rank, else first on its node if the expert has others elsewhere, else -1."""
     topology = placement.topology
     slot_rank = topology.rank_of_slot[candidates]
     on_rank = slot_rank == np.arange(topology.num_ranks)[:, None]
     on_node = topology.node_of_rank[slot_rank] == topology.node_of_rank[:, None]
+    on_node &= ~on_node.all(axis=1, keepdims=True)
     nearest = np.where(on_node.any(axis=1), candidates[on_node.argmax(axis=1)], -1)
     return np.where(on_rank.any(axis=1), candidates[on_rank.argmax(axis=1)], nearest)
 

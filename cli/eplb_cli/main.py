@@ -19,6 +19,7 @@ from eplb_cli import (
     output,
     plan,
     report,
+    simulate,
     sweep,
     tables,
     trace,
@@ -82,6 +83,7 @@ app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("backtest")(backtest.backtest)
 app.command("sweep")(sweep.sweep)
+app.command("simulate")(simulate.simulate)
 app.command("report")(report.report)
 app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)

@@ -43,7 +43,7 @@ EFFECTS: dict[str, dict[Fault, str]] = {
         Fault.UNEVEN_RANKS: "vLLM cuts the list into equal parts, so slots land on other ranks",
     },
     "ascend": {
-        Fault.MISSING_EXPERT: "vllm-ascend accepts it, with no place for the expert's tokens",
+        Fault.MISSING_EXPERT: "vllm-ascend dies of a RuntimeError, or gives the last experts no place",
         Fault.DUPLICATE: "vllm-ascend keeps one of the two and hides the other",
         Fault.ID_TOO_LARGE: "vllm-ascend dies of an IndexError",
         Fault.EMPTY_SLOT: "vllm-ascend takes -1 for the last expert",

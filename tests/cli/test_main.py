@@ -55,6 +55,11 @@ _COMMANDS = {
         *("load_path", "--output", "-o", "--plan", "--from", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k"),
         *("--dispatch", "--layer", "--image-format", "--expert-bytes", "--window", "--num-experts", "--json"),
     },
+    "simulate": {
+        *("load_path", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--interval", "-i", "--policy"),
+        *("--max-moves", "--price", "--memory", "--bandwidth", "--expert-bytes", "--window", "--seed"),
+        *("--num-experts", "--json"),
+    },
     "evaluate": {
         *("plan_path", "load_path", "--format", "-f", "--dispatch", "--window", "--num-experts", "--json"),
         *_READ_HINTS,

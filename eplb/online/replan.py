@@ -1,0 +1,58 @@
+"""Knows how a migration is planned from a window of traffic; a pure function, so that any thread or rank may run it."""
+
+import time
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.metrics import evaluate
+from eplb.migration import Migration
+from eplb.online.settings import OnlineSettings
+from eplb.placement import Placement
+from eplb.plan import Problem
+from eplb.rebalancer import Horizon
+from eplb.strategies.incremental_scenario import IncrementalScenario
+from eplb_traces import ExpertLoad
+
+
+@final
+@dataclass(frozen=True)
+class Replan:
+    """A planned migration, which may move nothing."""
+
+    migration: Migration
+    is_whole: bool
+    """Whether all that pays is in it: False where `max_moves` cut it."""
+    plan_s: float
+
+
+def replan(placement: Placement, load: ExpertLoad, settings: OnlineSettings) -> Replan:
+    """Improve the live placement for the remembered steps, and leave layers that do not pay as they are."""
+    start = time.perf_counter()
+    strategy = IncrementalScenario(previous=placement, price=settings.price, max_moves=settings.max_moves)
+    after = strategy(Problem(load, placement.topology)).placement
+    migration = Migration.between(placement, after, settings.expert_bytes)
+    is_whole = settings.max_moves is None or migration.moved_copies < settings.max_moves
+    if settings.horizon is not None and migration.moved_copies:
+        migration = _only_what_pays(migration, load, settings.horizon)
+    return Replan(migration, is_whole, time.perf_counter() - start)
+
+
+def _only_what_pays(migration: Migration, load: ExpertLoad, horizon: Horizon) -> Migration:
+    """Put layers back whose gain over the horizon is worth less than their transfer takes."""
+    fall = _busiest(migration.before, load) - _busiest(migration.after, load)
+    gain_s = fall * horizon.token_s * horizon.num_loads
+    back = gain_s <= migration.transfer_s_by_layer * horizon.transfer_share
+    back |= migration.moved_copies_by_layer == 0
+    old, new = migration.before.physical_to_logical_map, migration.after.physical_to_logical_map
+    kept = Placement(np.where(back[:, None], old, new), migration.after.num_experts, migration.topology)
+    return Migration.between(migration.before, kept, migration.expert_bytes)
+
+
+def _busiest(placement: Placement, load: ExpertLoad) -> NDArray[np.float64]:
+    """[L] tokens on the busiest rank of a step, mean over steps by their weights, over its relative speed."""
+    rank_load = evaluate(placement, load).rank_load / placement.topology.relative_speed
+    mean: NDArray[np.float64] = np.average(rank_load.max(axis=2), axis=0, weights=load.weights)
+    return mean

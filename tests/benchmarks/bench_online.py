@@ -1,0 +1,84 @@
+"""Replanning while serving: balance per step and copies moved of every policy, on traffic that drifts.
+
+Defaults were chosen on steps 0-299 of moe-435m; the other rows are traffic that no setting has seen. Needs
+the traces beside the checkout. Max/mean over steps and layers, moves also as a share of those of `full`.
+"""
+
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import eplb
+from eplb.simulation import Replay, Served, simulate
+from eplb.topology import Topology
+from eplb_traces import ExpertLoad, read_load
+from eplb_traces.synthetic import synthesize_load
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "traces"
+STEPS_PER_WORKLOAD, CROSSFADE, CHOICES = 24, 8, 32_768 * 8
+
+
+def machine(num_experts: int, num_ranks: int, num_nodes: int, num_redundant: int) -> Topology:
+    return Topology.for_experts(num_experts, num_ranks=num_ranks, num_nodes=num_nodes, num_redundant=num_redundant)
+
+
+def moe_435m() -> np.ndarray:
+    """[600, 8, 256], 16,384 tokens a step, the mix of text domains drifts."""
+    return np.load(SHARED / "moe-435m" / "windows.npz")["tokens_per_expert"].astype(np.float64)
+
+
+def olmoe() -> np.ndarray:
+    """[128, 16, 64], eight sequences a step in random order: traffic that does not drift."""
+    return np.load(SHARED / "olmoe" / "windows.npz")["load"].astype(np.float64).reshape(128, 8, 16, 64).sum(axis=1)
+
+
+def deepseek_v3() -> np.ndarray:
+    """[192, 58, 256]: the eight workloads one after the other, each faded into the next, multinomial steps."""
+    files = sorted((SHARED / "deepseek-v3").glob("*.json"))
+    share = np.stack([read_load(file).total for file in files])
+    share /= share.sum(axis=2, keepdims=True)
+    rng, steps = np.random.default_rng(0), []
+    for number, now in enumerate(share):
+        following = share[min(number + 1, len(share) - 1)]
+        for step in range(STEPS_PER_WORKLOAD):
+            part = max(0.0, (step - STEPS_PER_WORKLOAD + CROSSFADE) / CROSSFADE)
+            steps.append(rng.multinomial(CHOICES, (1 - part) * now + part * following))
+    return np.stack(steps).astype(np.float64)
+
+
+def synthetic() -> np.ndarray:
+    """[96, 58, 256] of the preset whose workloads follow each other."""
+    return synthesize_load("v3-switching", num_windows=96, tokens_per_window=16_384, seed=1).tokens
+
+
+def table(name: str, tokens: np.ndarray, on: Topology, interval: int) -> None:
+    served = simulate(Replay(load=ExpertLoad(tokens), topology=on, interval=interval))
+    full = next(one for one in served if one.policy == "full").moved_copies
+    shape = f"{on.num_ranks} ranks x {on.num_slots // on.num_ranks}, {tokens.shape[0]} steps, interval {interval}"
+    print(f"\n{name}: {shape}\npolicy            mean     p95    moves  of full  stall s   plan s")
+    for one in served:
+        print(_row(one, full), flush=True)
+
+
+def _row(one: Served, full: int) -> str:
+    share = one.moved_copies / full if full else 0.0
+    return (
+        f"{one.policy:14s} {one.mean:7.4f} {one.p95:7.4f} {one.moved_copies:8d} {share:8.1%}"
+        f" {one.stall_s:8.2f} {one.plan_s:8.2f}"
+    )
+
+
+if __name__ == "__main__":
+    if not SHARED.is_dir():
+        sys.exit("needs the traces beside the checkout")
+    print(f"eplb {eplb.__version__}, numpy {np.__version__}, Python {platform.python_version()}, seed 0")
+    moe, wide = moe_435m(), machine(256, 32, 4, 32)
+    table("moe-435m, whole", moe, wide, 20)
+    table("moe-435m, steps 0-299 (tuned on)", moe[:300], wide, 20)
+    table("moe-435m, steps 300-599 (held out)", moe[300:], wide, 20)
+    table("moe-435m, steps 300-599 (held out)", moe[300:], wide, 50)
+    table("OLMoE, no drift", olmoe(), machine(64, 16, 2, 16), 16)
+    table("DeepSeek-V3, 8 workloads in turn", deepseek_v3(), wide, 12)
+    table("synthetic, v3-switching", synthetic(), wide, 12)
