@@ -134,12 +134,14 @@ def full_slot_bound(load: Floats, topology: Topology, replication: Floats) -> Fl
 def companion_bound(load: Floats, topology: Topology, known: Floats, reached: Floats | None = None) -> Floats:
     """[L] the largest T that is refuted by counting the small copies that large ones need beside them.
 
-    At least `known`, at most what is `reached`. For equal ranks with s slots, all taken; elsewhere `known` is returned.
+    At least `known`, at most what is `reached`. For equally fast ranks whose slots, s at most, are all taken; elsewhere
+    `known` is returned.
 
-    Proof. Suppose T is kept. Then c_e >= ceil(w_e / T), and P less the sum of these is the number of free copies. Give
-    every copy of size x a potential u(x), such that no s copies with sum <= T have a positive sum of potentials: then
-    all potentials sum to at most 0, and T is refuted if every choice of counts makes the sum positive. Two families,
-    for a threshold t > T / 2, so that a rank holds at most one large copy (x >= t):
+    Proof. A rank with fewer slots has holes up to s: copies of size 0, which change no load. Suppose T is kept. Then
+    c_e >= ceil(w_e / T), and P less the sum of these is the number of free copies. Give every copy of size x, holes
+    among them, a potential u(x), such that no s copies with sum <= T have a positive sum of potentials: then all
+    potentials sum to at most 0, and T is refuted if every choice of counts makes the sum positive. Two families, for a
+    threshold t > T / 2, so that a rank holds at most one large copy (x >= t):
 
     - counting, s = 2: u = 1 from t on, -1 up to T - t, else 0. A large copy's partner is at most T - t.
     - summing, any b: u = x - T + (s - 1) b from t on, -max(0, b - x) below. On a rank with a large copy the sum is at
@@ -149,12 +151,8 @@ def companion_bound(load: Floats, topology: Topology, known: Floats, reached: Fl
     of c u(w_e / c) + price (c - ceil(w_e / T)), less the price of all free copies. Whatever threshold, b and price the
     search picks, a positive value refutes T. The mean bound is the family u = x - T / s.
     """
-    num_slots = int(topology.rank_num_slots.min())
-    if (
-        not topology.has_equal_slots
-        or topology.rank_speed is not None
-        or not 2 <= num_slots <= MOST_SLOTS_FOR_COMPANIONS
-    ):
+    most_slots = int(topology.rank_num_slots.max())
+    if topology.rank_speed is not None or not 2 <= most_slots <= MOST_SLOTS_FOR_COMPANIONS:
         return known
     from eplb.kernels.companion_bound import largest_infeasible
 
@@ -163,15 +161,15 @@ def companion_bound(load: Floats, topology: Topology, known: Floats, reached: Fl
     bound = np.empty_like(known)
 
     def work(layers: slice) -> None:
-        equal, tolerance = (topology.num_ranks, num_slots), COMPANION_TOLERANCE
-        largest_infeasible(load[layers], *equal, known[layers], upper[layers], tolerance, bound[layers])
+        machine, tolerance = (topology.num_ranks, topology.num_slots, most_slots), COMPANION_TOLERANCE
+        largest_infeasible(load[layers], *machine, known[layers], upper[layers], tolerance, bound[layers])
 
     for_layer_chunks(work, load.shape[0])
     return bound
 
 
 def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floats) -> Floats:
-    """[L] as `companion_bound`, refuting with many thresholds at once; for equal ranks with two slots.
+    """[L] as `companion_bound`, refuting with many thresholds at once; for equally fast ranks with two slots or one.
 
     Proof. The potentials of the counting family for several thresholds t, added with weights >= 0, again have no
     positive sum on any pair with sum <= T: each of them has none. Strong duality says that the best weights and price
@@ -187,7 +185,7 @@ def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floa
     reached
         [L] what a placement reaches; layers within `PAIRING_TOLERANCE` of `known` keep it.
     """
-    if not topology.has_equal_slots or topology.rank_speed is not None or topology.slots_per_rank != 2:
+    if topology.rank_speed is not None or topology.rank_num_slots.max() != 2:
         return known
     from eplb.kernels.pairing_bound import largest_refuted_pairing
 
@@ -196,8 +194,9 @@ def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floa
 
     def work(layers: slice) -> None:
         largest_refuted_pairing(
-            load[layers], topology.num_ranks, known[layers], reached[layers], PAIRING_TOLERANCE, bound[layers]
-        )
+            load[layers], topology.num_ranks, topology.num_slots, known[layers], reached[layers], PAIRING_TOLERANCE,
+            bound[layers],
+        )  # fmt: skip
 
     for_layer_chunks(work, load.shape[0])
     return bound

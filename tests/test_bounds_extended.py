@@ -59,9 +59,10 @@ def test_three_companions_beside_each_large_copy():
 def test_the_companion_bound_changes_nothing_where_it_does_not_apply():
     load = np.array([[10.0, 1, 1, 1, 1, 1]])
     base = np.array([1.0])
-    for topology in (Topology(1, 6, 1), Topology(1, 3, [2, 2, 3]), Topology(1, 3, 2, rank_speed=[1, 1, 2])):
+    for topology in (Topology(1, 6, 1), Topology(1, 3, 2, rank_speed=[1, 1, 2])):
         assert companion_bound(load, topology, base) is base
         assert pairing_bound(load, topology, base, base * 2) is base
+    assert pairing_bound(load, Topology(1, 3, [2, 2, 3]), base, base * 2) is base
 
 
 @settings(max_examples=120)
@@ -81,6 +82,35 @@ def test_no_placement_goes_below_the_companion_and_pairing_bounds(data, num_rank
     for above in (1.0, 1.01, 1.3):
         bound = pairing_bound(load[None], topology, base, np.array([optimum * above]))
         assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
+
+
+@settings(max_examples=120)
+@given(data=st.data(), slots=st.lists(st.integers(1, 3), min_size=2, max_size=5))
+def test_holes_of_narrow_ranks_count_as_companions_in_no_bound_too_high(data, slots):
+    most_slots, most = max(slots), min(sum(slots), 8 if len(slots) < 5 else 7)
+    if most_slots == 1 or most < most_slots:
+        return
+    load = data.draw(layer_loads(data.draw(st.integers(most_slots, most))))
+    topology = Topology(1, len(slots), slots)
+    if load.sum() == 0 or sum(min(load.size, s) for s in slots) < sum(slots):
+        return
+    optimum = exact(load, slots)
+    if not np.isfinite(optimum):  # no counts fill the ranks without an expert twice
+        return
+    base = known(load[None], topology)
+    for reached in (None, np.array([optimum]), np.array([optimum * 1.1])):
+        bound = companion_bound(load[None], topology, base, reached)
+        assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
+    for above in (1.0, 1.01, 1.3):
+        assert pairing_bound(load[None], topology, base, np.array([optimum * above]))[0] <= optimum * (1 + 1e-12)
+
+
+def test_a_large_copy_needs_a_small_companion_or_a_hole():
+    # Ranks of 2, 2 and 1 slots, loads 10, 8, 4, 4, 3, one copy each. Mean 29 / 3. The 10 alone: 8 + 3, 4 + 4: 11.
+    load, topology = np.array([[10.0, 8, 4, 4, 3]]), Topology(1, 3, [2, 2, 1])
+    best = lower_bounds(load, topology, reached=np.array([11.0]))
+    assert best.value == pytest.approx([11], rel=1e-4)
+    assert best.binding[0] in (BindingBound.COMPANION, BindingBound.FULL_SLOT)
 
 
 def relaxed_pairing(load, num_ranks, limit):

@@ -19,10 +19,13 @@ ROUNDING = 1e-12
 JUST_BELOW = 4e-10  # relative: refuting this much below what is reached counts as meeting it
 
 
-@njit("float64(float64[::1], int64[::1], int64, float64, float64, float64, float64[:, ::1], int64[:, ::1], float64)")
+@njit(
+    "float64(float64[::1], int64[::1], int64, int64, float64, float64, float64, float64[:, ::1], int64[:, ::1],"
+    " float64)"
+)
 def _least_potential(
-    load: Floats, least: Ints, num_free: int, limit: float, large: float, small: float, value: Floats, cost: Ints,
-    reward: float,
+    load: Floats, least: Ints, num_free: int, num_holes: int, limit: float, large: float, small: float, value: Floats,
+    cost: Ints, reward: float,
 ) -> float:  # fmt: skip
     """Bound from below the summed potential of all copies over every choice of counts; infeasible if above 0.
 
@@ -31,7 +34,7 @@ def _least_potential(
     counts costs a price, and any price proves; the search over it only looks for a good one.
     """
     num_experts = load.size
-    base = 0.0
+    base = -float(num_holes) if reward < 0 else -num_holes * small
     num_options = 0
     highest = 0.0
     for expert in range(num_experts):
@@ -117,6 +120,7 @@ def _is_infeasible(
     # Score each threshold with the free copies at the worst use that is always open, making small ones smaller, and
     # keep the most violated ones of each family.
     candidate[:, 0] = -math.inf
+    num_holes = num_ranks * slots_per_rank - num_slots
     num_small = 0
     others = slots_per_rank - 1
     for i in range(num_copies - 1, -1, -1):
@@ -128,21 +132,21 @@ def _is_infeasible(
         num_large = num_copies - i
         while num_small < num_copies and size[num_small] <= (limit - large) * (1 + ROUNDING):
             num_small += 1
-        num_needed = min(num_large * others, num_copies)
+        num_needed = min(max(1, num_large * others - num_holes), num_copies)
         # Family 0 counts, for two slots a rank; family 1 sums, with `small` about where the last companion needed will
         # lie: lower than now when free copies make more small ones.
         for variant in range(5):
             family = min(variant, 1)
             if family == 0:
                 small = limit - large
-                score = float(num_large - num_small - num_free)
+                score = float(num_large - num_small - num_holes - num_free)
                 if others > 1:
                     continue
             else:
                 at = (num_needed * (5 - variant) + 3) // 4
                 small = size[at - 1]
                 score = prefix[num_copies] - prefix[i] - num_large * limit + prefix[at]
-                score += (num_needed - at - num_free) * small
+                score += (num_large * others - num_holes - at - num_free) * small
                 if limit <= others * small:
                     continue
             if score <= 0.0:
@@ -161,21 +165,24 @@ def _is_infeasible(
         large, small = candidate[row, 1] * (1 - ROUNDING), candidate[row, 2]
         if row < NUM_CANDIDATES:
             if small > 0 and _least_potential(
-                load, least, num_free, limit, large, small * (1 + ROUNDING), value, cost, -1.0
+                load, least, num_free, num_holes, limit, large, small * (1 + ROUNDING), value, cost, -1.0
             ) > 1e-6:  # fmt: skip
                 return True
-        elif _least_potential(load, least, num_free, limit, large, small, value, cost, others * small) > 1e-9 * limit:
+        elif _least_potential(
+            load, least, num_free, num_holes, limit, large, small, value, cost, others * small
+        ) > 1e-9 * limit:  # fmt: skip
             return True
     return False
 
 
 @njit(
-    "void(Array(float64, 2, 'C', readonly=True), int64, int64, Array(float64, 1, 'C', readonly=True),"
+    "void(Array(float64, 2, 'C', readonly=True), int64, int64, int64, Array(float64, 1, 'C', readonly=True),"
     " Array(float64, 1, 'C', readonly=True), float64, float64[::1])",
 )
 def largest_infeasible(
     load: Floats,
     num_ranks: int,
+    num_slots: int,
     slots_per_rank: int,
     lower: Floats,
     reached: Floats,
@@ -191,8 +198,8 @@ def largest_infeasible(
     ----------
     load
         [L, E]
-    num_ranks, slots_per_rank
-        Equal ranks, every slot taken, no expert twice on a rank.
+    num_ranks, num_slots, slots_per_rank
+        Equally fast ranks, slots in all and of the largest rank; every slot taken, no expert twice on a rank.
     lower, reached
         [L] a lower bound that is known; a load that some placement reaches, infinite where unknown.
     tolerance
@@ -200,7 +207,7 @@ def largest_infeasible(
     bound
         [L] out; at least `lower`.
     """
-    num_experts, num_slots = load.shape[1], num_ranks * slots_per_rank
+    num_experts = load.shape[1]
     least = np.empty(num_experts, dtype=np.int64)
     size = np.empty(num_slots, dtype=np.float64)
     prefix = np.empty(num_slots + 1, dtype=np.float64)

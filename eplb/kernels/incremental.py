@@ -29,6 +29,7 @@ Flags = NDArray[np.bool_]
 
 ROUNDING = 1e-11  # a rank is over its limit when it is so by more than this part of the mean rank load
 FREE_RATE = 2.0  # steps that cost no fetch, or save one, are compared as if they cost half of one
+MANY_SLOTS, MOST_MOVED, MOST_OVER = 1024, 0.25, 0.15  # with more slots: shares of slots, of load, to give up for
 SLACK_VALUE = 0.02  # worth of room left on the rank that a step fills, in excess per fetch: decides between like steps
 
 _STATE = "int32[::1], int64[::1], float64[::1], int64[::1], int16[:, ::1], int32[::1], int32[::1], float64[::1]"
@@ -94,8 +95,7 @@ def _count_up(
         _link(head, following, phy2log[slot], slot)
     held[nothing] = 0  # a rank may hold nothing any number of times
     count[nothing] = phy2log.size + 2  # and nothing can always give a slot away
-    for expert in range(nothing + 1):
-        unit[expert] = load[expert] / max(1, count[expert])
+    unit[:] = load / np.maximum(1, count)
     for slot in range(phy2log.size):
         rank_load[rank_of_slot[slot]] += unit[phy2log[slot]]
 
@@ -341,19 +341,21 @@ def relieve_layers(
     for layer in range(load.shape[0]):
         loads, olds, limits = load[layer], old[layer], limit[layer]
         _count_up(olds, rank_of_slot, unit, count, home, head, following, rank_load, loads)
-        home[num_ids - 1] = 1
-        kept_excess, num_fetched[layer] = np.inf, 0
-        for trial in range(over_prices.shape[1]):
-            if trial >= num_always and kept_excess == 0.0:
+        home[num_ids - 1], kept_excess, num_fetched[layer], over, hopeless = 1, np.inf, 0, 0.0, False
+        for trial, over_price in enumerate(over_prices[layer]):
+            if trial >= num_always and (kept_excess == 0.0 or hopeless):
                 break
-            over_price = over_prices[layer, trial]
             phy2log[:] = olds
             _count_up(phy2log, rank_of_slot, unit, count, held, head, following, rank_load, loads)
             changed[:], touched[:] = True, False
-            for _ in range(4 * num_slots):
+            for step in range(4 * num_slots):
                 for rank in range(num_ranks):
                     bad[rank] = _badness(rank_load[rank], limits[rank], over_price)
-                if not bad.any():
+                if num_slots > MANY_SLOTS and step % 32 == 0:  # as after the last 32 steps, how many more?
+                    before, over = over if step > 0 else np.inf, np.maximum(rank_load - limits, 0.0).sum()
+                    hopeless = over > MOST_OVER * num_ranks  # else, does it move too much?
+                    hopeless = hopeless or 32 * over > (MOST_MOVED * num_slots - step) * (before - over)
+                if hopeless or not bad.any():
                     break
                 by_load = np.argsort(rank_load, kind="mergesort")
                 score, slot, other_slot = 0.0, -1, -1
@@ -386,8 +388,7 @@ def relieve_layers(
                               other_slot, changed)  # fmt: skip
                 else:
                     break
-            excess = (rank_load - limits).max()
-            excess = excess if excess > ROUNDING else 0.0
+            excess = max(0.0, (rank_load - limits).max() - ROUNDING)
             while excess == 0.0 and _undo_one(phy2log, rank_of_slot, unit, count, held, head, following, rank_load,
                                               loads, home, first_slot, limits, olds, touched, changed):  # fmt: skip
                 continue

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NUM_OPTIONS = 8  # counts of an expert that are told apart, from the least one up; more copies are taken as smallest
-NUM_STEPS = 40
+NUM_STEPS = 60
 NUM_PRICES = 5  # prices of a free copy tried for a mixture
 PACE = 0.05  # of the weights: their logarithms move by this for each copy of violation
 ROUNDING = 1e-12
@@ -34,16 +34,17 @@ def _num_up_to(sorted_values: Floats, size: int, value: float) -> int:
     return low
 
 
-@njit("int64(int64[:, :, ::1], int64[::1], int64, int64, float64[::1], float64, int64[::1], float64[::1])")
+@njit("int64(int64[:, :, ::1], int64[::1], int64, int64, int64, float64[::1], float64, int64[::1], float64[::1])")
 def _respond(
-    option: Ints, least: Ints, num_options: int, num_free: int, prefix: Floats, price: float, chosen: Ints,
-    total: Floats,
+    option: Ints, least: Ints, num_options: int, num_free: int, num_holes: int, prefix: Floats, price: float,
+    chosen: Ints, total: Floats,
 ) -> int:  # fmt: skip
     """Choose the count of least potential for each expert at a price a copy; returns how many free copies that takes.
 
-    `total` [1] out: the dual value, a lower bound of the summed potential of all copies.
+    `total` [1] out: the dual value, a lower bound of the summed potential of all copies. A hole is small enough beside
+    every large copy, and the weights of the thresholds sum to 1.
     """
-    potential = -price * num_free
+    potential = -price * num_free - num_holes
     used = 0
     for expert in range(least.size):
         best, best_k = math.inf, 0
@@ -75,15 +76,22 @@ def _add_violation(option: Ints, least: Ints, num_options: int, chosen: Ints, sh
         violation[option[expert, row, 1]] -= count
 
 
-@njit("int64(float64[::1], int64, float64, float64[::1], int64[::1], int64[:, :, ::1], int64[::1])")
+@njit("int64(float64[::1], int64, int64, float64, float64[::1], int64[::1], int64[:, :, ::1], int64[::1])")
 def _set_up(
-    load: Floats, num_ranks: int, limit: float, threshold: Floats, owner: Ints, option: Ints, least: Ints
+    load: Floats,
+    num_ranks: int,
+    num_slots: int,
+    limit: float,
+    threshold: Floats,
+    owner: Ints,
+    option: Ints,
+    least: Ints,
 ) -> int:
     """Fill thresholds (ascending, `owner` the expert each comes from), least counts and where each option lies.
 
     Returns the number of thresholds, or -1 if the least counts alone refute the limit.
     """
-    num_free = 2 * num_ranks
+    num_free = num_slots
     num_thresholds = 0
     for expert in range(load.size):
         least[expert] = max(1, math.ceil(load[expert] / limit * (1 - ROUNDING)))
@@ -110,22 +118,22 @@ def _set_up(
 
 
 @njit(
-    "boolean(float64[::1], int64, float64, float64[::1], float64[::1], float64[::1], int64[::1], float64[::1],"
+    "boolean(float64[::1], int64, int64, float64, float64[::1], float64[::1], float64[::1], int64[::1], float64[::1],"
     " float64[::1], int64[:, :, ::1], int64[::1], int64[:, ::1])",
 )
 def _is_refuted(
-    load: Floats, num_ranks: int, limit: float, log_weight: Floats, price: Floats, threshold: Floats, owner: Ints,
-    prefix: Floats, violation: Floats, option: Ints, least: Ints, chosen: Ints,
+    load: Floats, num_ranks: int, num_slots: int, limit: float, log_weight: Floats, price: Floats, threshold: Floats,
+    owner: Ints, prefix: Floats, violation: Floats, option: Ints, least: Ints, chosen: Ints,
 ) -> bool:  # fmt: skip
     """Whether some mixture of thresholds proves that no counts let the copies be paired up to `limit`.
 
     `log_weight` [E], the mixture by the expert whose copies each threshold is, and `price` [1] start the search and are
     left where it ended.
     """
-    num_thresholds = _set_up(load, num_ranks, limit, threshold, owner, option, least)
+    num_thresholds = _set_up(load, num_ranks, num_slots, limit, threshold, owner, option, least)
     if num_thresholds <= 0:
         return num_thresholds < 0
-    num_free = 2 * num_ranks - least.sum()
+    num_free, num_holes = num_slots - least.sum(), 2 * num_ranks - num_slots
     num_options = min(NUM_OPTIONS, num_free + 1)
     value = np.empty(1, dtype=np.float64)
     for step in range(NUM_STEPS):
@@ -142,7 +150,7 @@ def _is_refuted(
         low, high, trial = -1.0, math.inf, price[0]
         over, under = 0, 0
         for _ in range(NUM_PRICES):
-            used = _respond(option, least, num_options, num_free, prefix, trial, chosen[0], value)
+            used = _respond(option, least, num_options, num_free, num_holes, prefix, trial, chosen[0], value)
             if value[0] > 1e-6:
                 price[0] = trial
                 return True
@@ -161,6 +169,7 @@ def _is_refuted(
                 trial = 1.3 * trial + 0.02 if used > num_free else trial / 1.3 - 0.01
                 trial = max(trial, 0.0)
         violation[: num_thresholds + 1] = 0.0
+        violation[num_thresholds] = -num_holes
         share = under / (over + under) if low >= 0.0 and over + under > 0 else 0.0
         if high == math.inf:
             share = 1.0
@@ -176,11 +185,11 @@ def _is_refuted(
     return False
 
 
-@njit("void(Array(float64, 2, 'C', readonly=True), int64, float64[::1], float64[::1], float64, float64[::1])")
+@njit("void(Array(float64, 2, 'C', readonly=True), int64, int64, float64[::1], float64[::1], float64, float64[::1])")
 def largest_refuted_pairing(
-    load: Floats, num_ranks: int, lower: Floats, upper: Floats, tolerance: float, bound: Floats
+    load: Floats, num_ranks: int, num_slots: int, lower: Floats, upper: Floats, tolerance: float, bound: Floats
 ) -> None:
-    """Raise the bound of each layer, by bisection between `lower` and `upper`.
+    """Raise the bound of each layer, by bisection between `lower` and `upper`, if it can be raised a little.
 
     O(log(upper gap / tolerance) NUM_STEPS NUM_PRICES E NUM_OPTIONS) a layer at most.
 
@@ -188,8 +197,8 @@ def largest_refuted_pairing(
     ----------
     load
         [L, E]
-    num_ranks
-        Equal ranks with two slots each, all taken, no expert twice on a rank.
+    num_ranks, num_slots
+        Equally fast ranks with two slots or one each, slots in all; all taken, no expert twice on a rank.
     lower, upper
         [L] a known bound; a load that is reached.
     tolerance
@@ -213,14 +222,20 @@ def largest_refuted_pairing(
         low, high = lower[layer], upper[layer]
         log_weight[:] = 0.0
         price[0] = 1.0
-        trial = high / (1 + tolerance)
+        first, trial = True, low * (1 + 0.5 * tolerance)
         while low > 0 and high > low * (1 + tolerance) and trial > low:
             if _is_refuted(
-                layer_load, num_ranks, trial, log_weight, price, threshold, owner, prefix, violation, option, least,
-                chosen,
+                layer_load, num_ranks, num_slots, trial, log_weight, price, threshold, owner, prefix, violation,
+                option, least, chosen,
             ):  # fmt: skip
                 low = trial
+            elif first:
+                break
             else:
                 high = trial
             trial = 0.5 * (low + high)
+            if first:
+                first, trial = False, high / (1 + tolerance)
+                log_weight[:] = 0.0
+                price[0] = 1.0
         bound[layer] = low

@@ -1,8 +1,9 @@
 """Greedy counts, largest first, then descent on the busiest rank: our default for one load vector.
 
 Copies go to the expert with the most load a copy, at most one a rank. They are packed by descending load, never twice
-on a rank. Then experts of the busiest rank are exchanged, one or two at a time, until it is within `tolerance` of the
-lower bound. Milliseconds for a model, and nearly always at the bound.
+on a rank; where ranks have two slots, or some of them one, better counts are searched and the largest copy goes beside
+the smallest. Then experts of the busiest rank are exchanged, one or two at a time, until it is within `tolerance` of
+the lower bound. Milliseconds for a model, and nearly always at the bound.
 """
 
 from contextlib import suppress
@@ -12,14 +13,16 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.bounds import lower_bounds
 from eplb.errors import EplbError, InfeasibleError
 from eplb.layer_threads import for_layer_chunks
 from eplb.plan import GroupMode, Plan, Problem, Survive
 from eplb.strategies.certify import certified_plan
-from eplb.strategies.pairing import improve_pairs, pairs_apply
+from eplb.strategies.pairing import pair_better, pairs_apply
 from eplb.strategies.pinned import place_pinned
 from eplb.strategies.priced import PricedSearch
 from eplb.strategies.spanning import busy_load, span_nodes
+from eplb.topology import Topology
 
 Floats = NDArray[np.float64]
 Map = NDArray[np.int32]
@@ -69,8 +72,6 @@ class Greedy:
         )
         if survive is Survive.NODE:
             phy2log, rank_time = span_nodes(load, phy2log, topology, tolerance=self.tolerance)
-        elif survive is Survive.NOTHING and pairs_apply(topology):
-            phy2log, rank_time = improve_pairs(load, phy2log, rank_time, topology, tolerance=self.tolerance)
         objective = rank_time.max(axis=1)
         return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed, keeps=survive)
 
@@ -135,6 +136,9 @@ class Greedy:
         least_copies = 1 if unit_of_rank is None else 2
         room = most_copies_together(first_slot, num_experts)
         mean = load.sum(axis=1) / speed.sum()
+        machine = Topology(1, num_ranks, np.diff(first_slot).tolist(), speed.tolist())
+        paired = unit_of_rank is None and pairs_apply(machine)
+        lower = np.where(idle, np.inf, lower_bounds(load, machine).value) if paired else mean
 
         def work(layers: slice) -> None:
             part = np.ascontiguousarray(load[layers])
@@ -149,6 +153,8 @@ class Greedy:
                 )
             if unit_of_rank is not None:
                 decluster_layers(part, first_slot, rank_scale, unit_of_rank, counts, maps, slots, times)
+            if paired:
+                pair_better(part, machine, lower[layers], counts, maps, slots, times, tolerance=self.tolerance)
             # A copy is never split: no rank that holds the largest one can go below it.
             target = np.maximum(mean[layers] * (1 + self.tolerance), slots.max(axis=1) * rank_scale.min())
             target[idle[layers]] = np.inf

@@ -161,7 +161,8 @@ def _starts(problem: Problem, searches: list[LayerSearch], seed: int) -> list[La
 def _paired(problem: Problem, phy2log: NDArray[np.int32]) -> NDArray[np.int32]:
     load = problem.load.total
     count = Placement(phy2log, problem.load.num_experts, problem.topology).logical_replica_count
-    rank_load = np.take_along_axis(load / count, phy2log, axis=1).reshape(load.shape[0], -1, 2).sum(axis=2)
+    slot_load = np.take_along_axis(load / count, phy2log, axis=1)
+    rank_load = np.add.reduceat(slot_load, problem.topology.rank_first_slot[:-1], axis=1)
     return improve_pairs(load, phy2log, rank_load, problem.topology)[0]
 
 

@@ -32,6 +32,7 @@ Map = NDArray[np.int32]
 
 AT_LIMIT = 1e-9  # relative distance at which a rank still counts as under its limit: rounding of sums over its slots
 FRESH_SHARE = 0.25  # of a layer's slots: a layer that moves more than this is planned afresh as well
+MANY_SLOTS = 1024  # with more, a search is slow: layers that get stuck are planned afresh at once
 LOOSER = (0.002, 0.005, 0.01, 0.02)  # limits to fall back on, above the one that a search got stuck far from
 FAR = 0.02  # a search that ends further over its limit than this leaves the layer to a fresh plan, if that is better
 BUDGET_STEPS = np.array([0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
@@ -134,7 +135,7 @@ class Incremental:
     def _reach(self, load: Floats, old: Map, limit: Floats, topology: Topology) -> Moved:
         """Bring layers under their limits; see the file's head for when a fresh plan takes part."""
         moved = relieve(load, old, limit, topology, factors=OVER_PRICE_FACTORS, searches=self.searches)
-        for slack in LOOSER:
+        for slack in LOOSER if topology.num_slots <= MANY_SLOTS else ():
             stuck = moved.busiest > limit * (1 + slack)
             if stuck.any():
                 near = limit[stuck] * (1 + slack)

@@ -262,3 +262,19 @@ def test_the_figures_of_the_decode_workloads(shared_traces, target, most):
     assert evaluate(made.placement, loads[1]).max_over_mean.max() <= target + ROUNDING
     assert made.migration.moved_fraction <= most
     assert simulate(made.migration) == 1
+
+
+def test_a_search_that_would_move_too_much_of_a_large_machine_leaves_it_to_a_fresh_plan():
+    # 2,048 slots, more than MANY_SLOTS. Another layer's load puts a third of it above the limit, a drift of 10 % does
+    # not: the first is planned afresh and moves half of the copies, the second is searched and moves few.
+    rng = np.random.default_rng(0)
+    first, other = rng.lognormal(0, 1, (2, 1, 512))
+    live = plan(ExpertLoad(first), Topology(1, 1024, 2), "greedy").placement
+    drifted = first * rng.lognormal(0, 0.1, first.shape)
+    moved = []
+    for load in (other, drifted):
+        made = rebalance(live, ExpertLoad(load), target=1.05)
+        assert made.layers[0].objective <= 1.05 * made.layers[0].lower_bound * (1 + 1e-9)
+        moved.append(made.migration.moved_fraction)
+    assert moved[0] > 0.25
+    assert moved[1] < 0.1
