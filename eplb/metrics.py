@@ -13,7 +13,8 @@ from eplb.dispatch_weights import best_split
 from eplb.engine_dispatch import expected_slot_load
 from eplb.errors import InputError
 from eplb.placement import EMPTY_SLOT, Placement
-from eplb_traces import ExpertLoad
+from eplb.traffic import TokenSpread, token_spread
+from eplb_traces import ExpertLoad, RoutingTrace
 
 
 @final
@@ -31,12 +32,14 @@ class Evaluation:
     """[W, L, R] tokens; each row sums to the load's."""
     dispatch: DispatchRule = DispatchRule.EVEN
     """How the tokens of an expert were split over its replicas."""
+    spread: TokenSpread | None = None
+    """Ranks and nodes of a token's choices; None where no trace was given."""
 
     def __post_init__(self) -> None:
         self.rank_load.setflags(write=False)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Evaluation, (self.placement, self.load, self.rank_load, self.dispatch)
+        return Evaluation, (self.placement, self.load, self.rank_load, self.dispatch, self.spread)
 
     @cached_property
     def max_over_mean_by_window(self) -> NDArray[np.float64]:
@@ -95,9 +98,12 @@ class Evaluation:
         """The metrics by name, as `--json` prints them.
 
         `max_over_mean_p95` is over windows and layers; keys that end in `_of_total` and the gaps are of the load
-        summed over windows.
+        summed over windows; `ranks_per_token` and `nodes_per_token`, means over layers, are there with a trace only.
         """
-        placement = self.placement
+        placement, spread = self.placement, {}
+        if self.spread is not None:
+            spread["ranks_per_token"] = float(self.spread.ranks_per_token.mean())
+            spread["nodes_per_token"] = float(self.spread.nodes_per_token.mean())
         return {
             "max_over_mean_mean": float(self.max_over_mean.mean()),
             "max_over_mean_worst": float(self.max_over_mean_by_window.max()),
@@ -115,6 +121,7 @@ class Evaluation:
             "num_layers": placement.num_layers,
             "num_ranks": placement.topology.num_ranks,
             "num_slots": placement.num_slots,
+            **spread,
         }
 
 
@@ -145,6 +152,7 @@ def evaluate(
     dispatch: DispatchRule | str = DispatchRule.EVEN,
     *,
     source_share: ArrayLike | None = None,
+    trace: RoutingTrace | None = None,
 ) -> Evaluation:
     """Compute what every rank gets of every window.
 
@@ -158,11 +166,13 @@ def evaluate(
         How the runtime splits an expert's tokens over its replicas; for `online` every window is split at its best.
     source_share
         [R] share of the tokens that each rank sends, for rules that prefer near replicas; even by default.
+    trace
+        Token-level choices of the same model: how many ranks and nodes a token visits, at an even split, is judged too.
 
     Raises
     ------
     InputError
-        If placement and load are of different models, the placement lacks what the dispatch rule needs, or
+        If placement and load or trace are of different models, the placement lacks what the dispatch rule needs, or
         `source_share` is not one share a rank, summing to 1.
     """
     found, expected = (load.num_layers, load.num_experts), (placement.num_layers, placement.num_experts)
@@ -182,7 +192,7 @@ def evaluate(
         else:
             slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
         np.add.reduceat(slot_load, first_slot, axis=1, out=rank_load[window])
-    return Evaluation(placement, load, rank_load, rule)
+    return Evaluation(placement, load, rank_load, rule, None if trace is None else token_spread(placement, trace))
 
 
 def _shares(placement: Placement, rule: DispatchRule, source_share: ArrayLike | None) -> NDArray[np.float64] | None:

@@ -23,11 +23,11 @@ LEVELS = (
     ("layer_threads", "kernels"),
     ("placement", "parallel_layout", "constraints"),
     ("dispatch_rule", "dispatch_weights", "migration"),
-    ("engine_dispatch", "affinity"),
+    ("engine_dispatch", "affinity", "traffic"),
     ("plan",),
     ("bounds", "ilp", "runtime"),
     # The judge, the solvers and the dialects are peers and know nothing of each other.
-    ("metrics", "traffic", "strategies", "formats"),
+    ("metrics", "strategies", "formats"),
     ("backtest", "rebalancer", "mindie_config", "layer_budget", "sweeps"),
     ("faults", "online"),
     ("planner", "placement_files", "engine_check"),

@@ -12,7 +12,7 @@ from eplb.errors import InputError, UnknownNameError
 from eplb.metrics import evaluate
 from eplb.placement import Placement
 from eplb.topology import Topology
-from eplb_traces import ExpertLoad
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
 from tests.strategies import placements
 
 PLACEMENT = Placement([[0, 1, 0, 2], [1, 2, 0, 1]], 3, Topology(1, 2, 2))
@@ -156,3 +156,17 @@ def test_rank_loads_and_ratios_are_what_plain_loops_find(data, placement, num_wi
     by_layer = np.average(evaluation.max_over_mean_by_window, axis=0, weights=weights)
     assert evaluation.max_over_mean == pytest.approx(by_layer)
     assert (evaluation.gap >= -1e-9).all()
+
+
+def test_with_a_trace_the_ranks_and_nodes_of_a_token_are_judged_too():
+    # Layer 0: rank 0 holds 0 and 1, rank 1 holds 0 and 2. A token of 1 and 2 visits both; one of 0 and 1 visits rank 0,
+    # and rank 1 in half of the cases: 1.5. Layer 1: rank 0 holds 1 and 2, rank 1 holds 0 and 1. A token of 1 and 2
+    # visits rank 0, and rank 1 half of the time; one of 0 and 1 visits rank 1, and rank 0 half of the time.
+    shape = ModelShape(2, 3, 2)
+    batch = TokenBatch(shape, np.array([[[1, 2], [1, 2]], [[0, 1], [0, 1]]]), np.zeros(2, int), np.arange(2))
+    evaluation = evaluate(PLACEMENT, LOAD, trace=RoutingTrace(shape, [batch]))
+    assert evaluation.spread.ranks_per_token == pytest.approx([(2 + 1.5) / 2, (1.5 + 1.5) / 2])
+    summary = evaluation.summary()
+    assert (summary["ranks_per_token"], summary["nodes_per_token"]) == pytest.approx((1.625, 1.0))
+    assert "ranks_per_token" not in evaluate(PLACEMENT, LOAD).summary()
+    assert pickle.loads(pickle.dumps(evaluation)).summary() == summary

@@ -1,5 +1,10 @@
 """`eplb evaluate`: what a placement does to a load, whoever made it."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from eplb_cli import inputs, output
 from eplb_cli.metric_rows import metric_facts, window_objects, window_table
 from eplb_cli.options import (
@@ -14,6 +19,11 @@ from eplb_cli.options import (
     WindowOpt,
 )
 
+TraceOpt = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="TRACE", help="Token-level trace: judge how many ranks and nodes a token visits."),
+]
+
 
 def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     plan_path: PlanArg,
@@ -23,6 +33,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     nodes: HintNodesOpt = None,
     dispatch: DispatchOpt = "even",
     window: WindowOpt = None,
+    trace_path: TraceOpt = None,
     num_experts: NumExpertsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -32,8 +43,9 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
 
     load = inputs.read_load(load_path, num_experts, window)
     plan = inputs.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    trace = None if trace_path is None else eplb.read_trace(trace_path, num_experts)
     with output.progress("evaluating"):
-        evaluation = eplb.evaluate(plan.placement, load, dispatch)
+        evaluation = eplb.evaluate(plan.placement, load, dispatch, trace=trace)
     if as_json:
         head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value}
         output.json_object({**head, **evaluation.summary(), "windows": window_objects(evaluation)})

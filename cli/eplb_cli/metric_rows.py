@@ -26,12 +26,17 @@ def metric_facts(summary: Summary) -> list[tuple[str, output.Cell]]:
         of_total = f"{summary['max_over_mean_mean_of_total']:.4f} / {summary['max_over_mean_worst_of_total']:.4f}"
         rows.append(("busiest / mean rank, p95 of windows and layers", summary["max_over_mean_p95"]))
         rows.append((f"mean / worst, {summary['num_windows']} windows summed", of_total))
+    spread: list[tuple[str, output.Cell]] = []
+    if "ranks_per_token" in summary:
+        visited = f"{summary['ranks_per_token']:.4f} / {summary['nodes_per_token']:.4f}"
+        spread.append(("ranks / nodes that a token visits", visited))
     return [
         *rows,
         ("above the lower bound, mean / worst", gaps),
         ("balancedness, vLLM / SGLang", balancedness),
         ("imbalance ratio, TensorRT-LLM", summary["imbalance_ratio_trtllm"]),
         ("doubled experts on a rank", summary["duplicate_slots"]),
+        *spread,
     ]
 
 

@@ -9,7 +9,7 @@ import eplb
 from eplb.engine_check import check_file
 from eplb.formats import FORMATS, read_plan
 from eplb.strategies import STRATEGIES
-from eplb_traces import read_load, read_trace
+from eplb_traces import ModelShape, read_load, read_trace, synthesize_trace, write_trace
 
 MACHINE = ("--ranks", 4, "--nodes", 2, "--redundant", 4)
 METRICS = {
@@ -118,6 +118,19 @@ def test_evaluate_says_what_the_library_says(run, plan_path, load_path, counts):
     summary = eplb.evaluate(read_plan(plan_path).placement, eplb.ExpertLoad(counts)).summary()
     assert {name: found[name] for name in summary} == summary
     assert f"{summary['max_over_mean_mean']:.4f}" in run("evaluate", plan_path, load_path).stdout
+
+
+def test_evaluate_with_a_trace_says_what_a_token_visits(run, tmp_path):
+    trace = synthesize_trace(shape=ModelShape(2, 16, 4), num_steps=1, tokens_per_step=40)
+    plan = tmp_path / "plan.json"
+    path = tmp_path / "trace.parquet"
+    write_trace(trace, path)
+    assert run("plan", path, *MACHINE, "-o", plan).exit_code == 0
+    found = _json(run("evaluate", plan, path, "--trace", path, "--json"))
+    judged = eplb.evaluate(read_plan(plan).placement, trace.load(), trace=trace).summary()
+    assert {name: found[name] for name in judged} == judged
+    line = f"{judged['ranks_per_token']:.4f} / {judged['nodes_per_token']:.4f}"
+    assert line in run("evaluate", plan, path, "--trace", path).stdout
 
 
 def test_evaluate_reads_a_bare_file_of_an_engine_with_hints(run, plan_path, load_path, tmp_path):

@@ -61,7 +61,7 @@ _COMMANDS = {
         *("--num-experts", "--json"),
     },
     "evaluate": {
-        *("plan_path", "load_path", "--format", "-f", "--dispatch", "--window", "--num-experts", "--json"),
+        *("plan_path", "load_path", "--format", "-f", "--dispatch", "--window", "--trace", "--num-experts", "--json"),
         *_READ_HINTS,
     },
     "diff": {
