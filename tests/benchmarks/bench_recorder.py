@@ -37,12 +37,12 @@ class Size:
     top_k: int
     expert_width: int
     prefill: tuple[int, int]
-    decode: tuple[int, int]
+    decodes: tuple[tuple[int, int], ...]
     """(requests, tokens of each in the cache)"""
 
 
-GPU = Size(2048, 32, 128, 8, 768, prefill=(8, 1024), decode=(256, 1024))
-CPU = Size(64, 4, 8, 2, 32, prefill=(2, 64), decode=(8, 64))
+GPU = Size(2048, 32, 128, 8, 768, prefill=(8, 1024), decodes=((256, 1024), (256, 64), (8, 64)))
+CPU = Size(64, 4, 8, 2, 32, prefill=(2, 64), decodes=((8, 64),))
 HEAD = 64
 
 
@@ -168,16 +168,21 @@ def _phases(model: Decoder, size: Size, device: str) -> list[tuple[str, Callable
     """(name, a pass, its tokens)"""
     ids = torch.randint(0, 1024, size.prefill, device=device)
     mask = torch.ones_like(ids)
-    requests, length = size.decode
-    last = torch.randint(0, 1024, (requests, 1), device=device)
-    dtype = model.embedding.weight.dtype
-    keys = torch.randn(requests, size.hidden // HEAD, length, HEAD, device=device, dtype=dtype)
     rows, columns = size.prefill
     return [
         (f"prefill {rows} x {columns}", lambda: model(ids), ids.numel()),
         (f"prefill {rows} x {columns}, mask", lambda: model(ids, attention_mask=mask), ids.numel()),
-        (f"decode {requests}", lambda: model(last, cache=(keys, keys)), requests),
+        *(_decode(model, size, device, requests, length) for requests, length in size.decodes),
     ]
+
+
+def _decode(
+    model: Decoder, size: Size, device: str, requests: int, length: int
+) -> tuple[str, Callable[[], object], int]:
+    last = torch.randint(0, 1024, (requests, 1), device=device)
+    dtype = model.embedding.weight.dtype
+    keys = torch.randn(requests, size.hidden // HEAD, length, HEAD, device=device, dtype=dtype)
+    return f"decode {requests} after {length}", lambda: model(last, cache=(keys, keys)), requests
 
 
 def _measured(
