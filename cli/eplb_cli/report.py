@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eplb_traces import ExpertLoad, RoutingTrace
 
 _PAGE_SUFFIXES: Final = (".html", ".htm")
-_ONLY_FOR_FOLDERS: Final = ("--layer", "--image-format", "--expert-bytes")
+_ONLY_FOR_FOLDERS: Final = ("--layer", "--image-format")
 
 OutOpt = Annotated[
     Path,
@@ -91,7 +91,6 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     options = FolderOptions(
         () if layers is None else id_list(layers, "--layer"),
         ImageFormat.named(image_format),
-        DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes,
     )
     if plan_paths:
         refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which says the slots")
@@ -103,7 +102,10 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
         asked = None if plans else machine(
             source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=None
         )  # fmt: skip
-        contents = gather(source, plans, asked, window=window, dispatch=dispatch, title=load_path.name)
+        size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
+        contents = gather(
+            source, plans, asked, window=window, dispatch=dispatch, title=load_path.name, expert_bytes=size
+        )
     with output.progress(f"writing {out.name}"):
         files = _write_page(contents, out) if is_page else write_folder(contents, out, options)
     _say(contents, files, as_json=as_json)
@@ -136,7 +138,7 @@ def _read_plans(
 
 def _say(contents: "ReportContents", files: Sequence[Path], *, as_json: bool) -> None:
     if as_json:
-        plans = {view.name: view.evaluation.summary() for view in contents.plans}
+        plans = {view.name: view.metrics() for view in contents.plans}
         verdicts = {"verdict": contents.verdicts[0].splitlines(), "layers": list(contents.verdicts[1:])}
         output.json_object({**verdicts, "plans": plans, "written": [str(path) for path in files]})
         return

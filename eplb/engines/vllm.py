@@ -100,10 +100,11 @@ class VllmPolicy:
         topology = machine(num_replicas, num_nodes=num_nodes, num_ranks=num_ranks)
         if self.plan is not None:
             planned = _planned_file(self.plan, num_ranks)
-            if planned.physical_to_logical_map.shape != (num_layers, num_replicas):
+            found = (planned.num_layers, planned.num_slots, planned.num_experts)
+            if found != (num_layers, num_replicas, num_experts):
                 raise PolicyInputError(
-                    f"{self.plan}: a plan of {planned.num_layers} layers x {planned.num_slots} slots: "
-                    f"vLLM asks for {num_layers} x {num_replicas}"
+                    f"{self.plan}: a plan of {found[0]} layers x {found[1]} slots for {found[2]} experts: "
+                    f"vLLM asks for {num_layers} x {num_replicas} for {num_experts}"
                 )
             return like(weight, planned.maps().physical_to_logical_map)
         made = new_map(load[None], topology, self.settings, num_groups=max(num_groups, 1), live=old)

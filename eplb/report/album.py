@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 from eplb.errors import InputError
 from eplb.report import pictures
 from eplb.report.contents import PlanView, ReportContents
-from eplb.report.verdicts import layer_name
+from eplb.report.verdicts import layer_name, megabytes
 from eplb.sweeps import SweepPoint, sweep
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ class Closeups:
     """One for each of `layers`; none without a trace."""
     redundancy: tuple[SweepPoint, ...]
     """None for a load without tokens, and where only one number of redundant experts fits."""
-    expert_bytes: float
 
 
-def close_up(contents: ReportContents, layers: Sequence[int], expert_bytes: float) -> Closeups:
+def close_up(contents: ReportContents, layers: Sequence[int]) -> Closeups:
     """Count co-activation in some layers, in the one that is worst before if none is named, and sweep over redundancy.
 
     Raises
@@ -55,23 +54,23 @@ def close_up(contents: ReportContents, layers: Sequence[int], expert_bytes: floa
     for layer in layers:
         if not 0 <= layer < num_layers:
             raise InputError(f"layer = {layer}: expected 0 <= layer < {num_layers}")
-    chosen = tuple(dict.fromkeys(layers)) or (int(contents.plans[0].evaluation.max_over_mean_of_total.argmax()),)
+    chosen = tuple(dict.fromkeys(layers)) or (contents.worst_layer,)
     found: tuple[CoActivation, ...] = ()
     if contents.trace is not None:
         from eplb_traces.coactivation import coactivations
 
         found = tuple(coactivations(contents.trace, chosen))
-    return Closeups(chosen, found, _redundancy(contents, expert_bytes), expert_bytes)
+    return Closeups(chosen, found, _redundancy(contents))
 
 
-def _redundancy(contents: ReportContents, expert_bytes: float) -> tuple[SweepPoint, ...]:
+def _redundancy(contents: ReportContents) -> tuple[SweepPoint, ...]:
     machine, num_experts = contents.plans[0].placement.topology, contents.load.num_experts
     least, most = -num_experts % machine.num_ranks, (machine.num_ranks - 1) * num_experts
     numbers = [number for step in _SWEEP_STEPS if (number := least + step * machine.num_ranks) <= most]
     if len(numbers) < 2 or not contents.load.total.any():
         return ()
     load = contents.load if contents.windows is None else contents.windows
-    return sweep(load, machine.num_ranks, machine.num_nodes, numbers, expert_bytes)
+    return sweep(load, machine.num_ranks, machine.num_nodes, numbers, contents.expert_bytes)
 
 
 def album(contents: ReportContents, closeups: Closeups) -> Iterator[Picture]:
@@ -107,7 +106,7 @@ def album(contents: ReportContents, closeups: Closeups) -> Iterator[Picture]:
         yield Picture(
             "redundancy",
             f"What greedy plans reach with more and with fewer redundant experts{each}, and their memory if an expert "
-            f"of a layer has {closeups.expert_bytes / 1e6:.3g} MB.",
+            f"of a layer has {megabytes(contents.expert_bytes)}.",
             partial(pictures.draw_redundancy, closeups.redundancy),
         )
     for coactivation in closeups.coactivations:

@@ -11,7 +11,7 @@ from eplb.bounds import LowerBounds, lower_bounds
 from eplb.dispatch_rule import DispatchRule
 from eplb.errors import InputError
 from eplb.metrics import Evaluation, evaluate
-from eplb.migration import Migration
+from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES, Hop, Migration
 from eplb.placement import EMPTY_SLOT, Placement
 from eplb.planner import plan
 from eplb.report.verdicts import over_all, per_layer
@@ -58,6 +58,26 @@ class PlanView:
         """[L] the rank that works longest on the summed load; ties to the lowest."""
         return (self.total_rank_load / self.placement.topology.relative_speed).argmax(axis=1)
 
+    @property
+    def moved_in(self) -> NDArray[np.int64]:
+        """[L, R] expert copies that a rank fetches from others on the way here; 0 where there is no way."""
+        moved = np.zeros(self.evaluation.rank_load.shape[1:], np.int64)
+        if self.migration is not None:
+            crossing = self.migration.hop != Hop.SAME_RANK
+            np.add.at(moved, (self.migration.layer[crossing], self.migration.rank[crossing]), 1)
+        return moved
+
+    def metrics(self) -> dict[str, float | int]:
+        """Every number that the judge has, by name: balance, and where they are known tokens' spread and moves.
+
+        The names of `Evaluation.summary` come first, with the values that `eplb evaluate --json` prints.
+        """
+        found = self.evaluation.summary()
+        if self.spread is not None:
+            found["ranks_per_token"] = float(self.spread.ranks_per_token.mean())
+            found["nodes_per_token"] = float(self.spread.nodes_per_token.mean())
+        return found if self.migration is None else {**found, **self.migration.summary()}
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -75,6 +95,13 @@ class ReportContents:
     """At least two; the first is "before"."""
     verdicts: tuple[str, ...]
     """[1 + L] plain words: over all layers, a sentence a line, then one sentence a layer in order."""
+    expert_bytes: float
+    """Of one expert of one layer."""
+
+    @property
+    def worst_layer(self) -> int:
+        """The layer in which the busiest rank of the first plan is furthest above the mean, for the summed load."""
+        return int(self.plans[0].evaluation.max_over_mean_of_total.argmax())
 
 
 def gather(  # noqa: PLR0913  # the front door: everything a report can depend on, most by keyword
@@ -85,6 +112,7 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
     window: int | None = None,
     dispatch: str = DispatchRule.EVEN,
     title: str = "load",
+    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
 ) -> ReportContents:
     """Judge the plans of a report and what there was before them.
 
@@ -105,6 +133,8 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
         How the runtime splits an expert's tokens over its replicas.
     title
         Where the traffic came from.
+    expert_bytes
+        Bytes of one expert of one layer, for what moves and for memory.
 
     Raises
     ------
@@ -125,13 +155,13 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
                 placement,
                 evaluation,
                 _bound(evaluation),
-                _migration(views[0].placement, placement) if views else None,
+                _migration(views[0].placement, placement, expert_bytes) if views else None,
                 None if trace is None else token_spread(placement, trace),
                 None if windows is None else evaluate(placement, windows, dispatch).max_over_mean_by_window,
             )
         )
     verdicts = (over_all(title, load, views), *(per_layer(layer, load, views) for layer in range(load.num_layers)))
-    return ReportContents(title, load, trace, windows, tuple(views), verdicts)
+    return ReportContents(title, load, trace, windows, tuple(views), verdicts, expert_bytes)
 
 
 def _load_of(source: ExpertLoad | RoutingTrace, window: int | None) -> ExpertLoad:
@@ -180,7 +210,7 @@ def _check_fits(name: str, placement: Placement, load: ExpertLoad, machine: Topo
 
 
 def in_order(load: ExpertLoad, topology: Topology) -> Placement:
-    """Experts in order of their ids, as engines start without a plan.
+    """Experts in order of their ids, as engines start without a plan and without redundant experts.
 
     Each rank gets E / R experts and keeps its other slots empty, so that nothing is there twice; where E / R is not
     whole, or more than the slots of a rank, ids go on through all slots and begin again at 0.
@@ -210,6 +240,6 @@ def _bound(evaluation: Evaluation) -> LowerBounds:
     )
 
 
-def _migration(before: Placement, after: Placement) -> Migration | None:
+def _migration(before: Placement, after: Placement, expert_bytes: float) -> Migration | None:
     same = before.topology.slots_per_rank == after.topology.slots_per_rank
-    return Migration.between(before, after) if same else None
+    return Migration.between(before, after, expert_bytes) if same else None

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from eplb.errors import InputError, MissingExtraError
-from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.report import tables
 from eplb.report.album import Closeups, album, close_up
 from eplb.report.canvas import ImageFormat, save
@@ -28,8 +27,6 @@ class FolderOptions:
     layers: tuple[int, ...] = ()
     """Layers to show closely; by default the one that is worst in the first plan."""
     image_format: ImageFormat = ImageFormat.PNG
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
-    """Of one expert of one layer, for the memory that redundancy costs."""
 
 
 def write_folder(contents: ReportContents, folder: Path, options: FolderOptions = FolderOptions()) -> tuple[Path, ...]:
@@ -57,7 +54,7 @@ def write_folder(contents: ReportContents, folder: Path, options: FolderOptions 
         Without matplotlib or pandas.
     """
     _check_extra()
-    closeups = close_up(contents, options.layers, options.expert_bytes)
+    closeups = close_up(contents, options.layers)
     _make(folder)
     captions: dict[str, str] = {}
     for picture in album(contents, closeups):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eplb.migration import Hop, Migration
+from eplb.migration import Migration
 from eplb.report.contents import PlanView, ReportContents
 from eplb.report.html_arrays import packed, whole_numbers
 from eplb.report.html_coactivation import coactivation_payload
+from eplb.report.verdicts import counted
 from eplb.version import eplb_version
 from eplb_traces import ModelShape
 
@@ -58,7 +58,7 @@ def payload(contents: ReportContents, command: str = "", charts: str = "") -> Pa
         "title": contents.title,
         "verdicts": list(contents.verdicts),
         "model": _model(contents.load.shape),
-        "first_layer": int(contents.plans[0].evaluation.max_over_mean.argmax()),
+        "first_layer": contents.worst_layer,
         "num_windows": contents.load.num_windows,
         "load": packed(contents.load.total),
         "plans": [_plan(view) for view in contents.plans],
@@ -95,42 +95,18 @@ def _plan(view: PlanView) -> Payload:
         "bound": view.bound.value.tolist(),
         "binding": [str(which) for which in view.bound.binding],
         "balance_by_window": None if balance is None else packed(balance.astype(np.float32)),
-        "metrics": metrics(view),
-        "migration": None if view.migration is None else _migration(view.migration),
+        "metrics": view.metrics(),
+        "migration": None if view.migration is None else _migration(view, view.migration),
     }
 
 
-def metrics(view: PlanView) -> dict[str, float | int]:
-    """Every number that the judge has for a plan, by name: balance, and where they are known tokens' spread and moves.
-
-    The names of `Evaluation.summary` come first, with the values that `eplb evaluate --json` prints.
-    """
-    found = view.evaluation.summary()
-    if view.spread is not None:
-        spread = {
-            "ranks_per_token": float(view.spread.ranks_per_token.mean()),
-            "nodes_per_token": float(view.spread.nodes_per_token.mean()),
-        }
-        found = {**found, **spread}
-    return found if view.migration is None else {**found, **view.migration.summary()}
-
-
-def _migration(migration: Migration) -> Payload:
+def _migration(view: PlanView, migration: Migration) -> Payload:
     return {
         "summary": migration.summary(),
         "expert_bytes": migration.expert_bytes,
         "link_bytes": packed(migration.link_bytes),
-        "moved_in": packed(whole_numbers(_moved_in(migration))),
+        "moved_in": packed(whole_numbers(view.moved_in)),
     }
-
-
-def _moved_in(migration: Migration) -> NDArray[np.int64]:
-    """[L, R] experts that a rank fetches from other ranks."""
-    shape = (migration.before.num_layers, migration.topology.num_ranks)
-    moved = np.zeros(shape, np.int64)
-    crossing = migration.hop != Hop.SAME_RANK
-    np.add.at(moved, (migration.layer[crossing], migration.rank[crossing]), 1)
-    return moved
 
 
 def _window_names(labels: Sequence[str], num_windows: int) -> list[str]:
@@ -141,9 +117,9 @@ def _provenance(contents: ReportContents, command: str, charts: str) -> list[tup
     """What the page was made from and by which versions; no date, so that the same inputs make the same file."""
     load = contents.load
     model = (
-        _counted(load.num_layers, "layer"),
-        _counted(load.num_experts, "expert"),
-        _counted(load.num_windows, "window"),
+        counted(load.num_layers, "layer"),
+        counted(load.num_experts, "expert"),
+        counted(load.num_windows, "window"),
     )
     found = [
         ("command", command),
@@ -152,16 +128,12 @@ def _provenance(contents: ReportContents, command: str, charts: str) -> list[tup
         ("load", f"{contents.title}: {', '.join(model)}, {load.digest}"),
     ]
     if contents.trace is not None:
-        found.append(("trace", _counted(contents.trace.num_tokens, "token")))
+        found.append(("trace", counted(contents.trace.num_tokens, "token")))
     for view in contents.plans:
         topology = view.placement.topology
         slots = topology.rank_num_slots
         held = f"{slots.min()}" if slots.min() == slots.max() else f"{slots.min()} to {slots.max()}"
-        machine = f"{_counted(topology.num_ranks, 'rank')} on {_counted(topology.num_nodes, 'node')}"
+        machine = f"{counted(topology.num_ranks, 'rank')} on {counted(topology.num_nodes, 'node')}"
         words = f"{machine}, slots of a rank: {held}; judged under {view.evaluation.dispatch} dispatch"
         found.append((view.name, words))
     return [(what, words) for what, words in found if words]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

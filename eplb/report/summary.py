@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from eplb.report.contents import ReportContents
-from eplb.report.verdicts import layer_name
+from eplb.report.verdicts import layer_name, megabytes
 from eplb.version import eplb_version
 
 _WORST_LAYERS = 12
@@ -33,7 +33,8 @@ def summary_page(
         "## Plans",
         _metrics(contents),
         "Busiest over mean rank is 1 where every rank gets the same. The gaps are above a proven lower bound. "
-        "Keys that end in `_of_total` and the gaps are of the load summed over windows.",
+        "Keys that end in `_of_total` and the gaps are of the load summed over windows. What moves does so on the way "
+        f"from the first plan, at {megabytes(contents.expert_bytes)} an expert of a layer.",
         "## Pictures",
         f"Close-ups are of {named}.",
         *(_picture(name, caption) for name, caption in pictures.items()),
@@ -48,10 +49,11 @@ def summary_page(
 
 
 def _metrics(contents: ReportContents) -> str:
-    """One row a metric by its name in `eplb evaluate --json`, one column a plan."""
-    summaries = [view.evaluation.summary() for view in contents.plans]
+    """One row a metric by its name in `eplb evaluate --json`, one column a plan; a dash where it has none."""
+    summaries = [view.metrics() for view in contents.plans]
     head = ["metric", *(_plain(view.name) for view in contents.plans)]
-    rows = [[f"`{key}`", *(_number(summary[key]) for summary in summaries)] for key in summaries[0]]
+    keys = dict.fromkeys(key for summary in summaries for key in summary)
+    rows = [[f"`{key}`", *(_number(summary.get(key)) for summary in summaries)] for key in keys]
     lines = [head, ["---", *("---:" for _ in summaries)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -70,11 +72,13 @@ def _picture(name: str, caption: str) -> str:
     return f"{shown}\n\n{_plain(caption)}"
 
 
-def _number(value: float | int) -> str:
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def _plain(text: str) -> str:
     """Text of which Markdown makes nothing else; file names may hold anything."""
     one_line = " ".join(text.split())
-    return "".join(f"\\{char}" if char in "\\`*_[]<>|#" else char for char in one_line)
+    return "".join(f"\\{char}" if char in "\\`*_[]<>|#$~&" else char for char in one_line)

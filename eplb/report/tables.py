@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from eplb_traces.coactivation import CoActivation
 
 MEANINGS = {
-    "metrics": "what `eplb evaluate --json` says of each plan",
+    "metrics": "what `eplb evaluate --json` says of each plan, tokens' spread and what must move",
     "layers": "per plan and layer: balance, busiest rank, bound, gap",
     "ranks": "per plan, layer and rank: tokens, experts held, copies moved in",
     "experts": "per layer and expert: tokens and, per plan, copies",
     "windows": "per plan and window: balance, mean and worst of layers",
     "migration": "per plan and pair of ranks: expert copies sent",
     "redundancy": "what each number of redundant experts buys and costs",
-    "pairs": "per layer shown closely: the pairs of experts chosen together most above independence",
+    "pairs": "per layer shown closely: the pairs of experts with the most tokens above independence",
     "affinity": "per layer shown closely: share of all pairs inside expert groups, and inside a plan's ranks and nodes",
 }
 """What each table holds, one row a line of `columns`; the name is the file's."""
@@ -34,7 +34,7 @@ def metrics(contents: ReportContents) -> "pd.DataFrame":
     """One row a plan."""
     import pandas as pd
 
-    return pd.DataFrame([{"plan": view.name, **view.evaluation.summary()} for view in contents.plans])
+    return pd.DataFrame([{"plan": view.name, **view.metrics()} for view in contents.plans])
 
 
 def layers(contents: ReportContents) -> "pd.DataFrame":
@@ -80,19 +80,9 @@ def ranks(contents: ReportContents) -> "pd.DataFrame":
             "plan": view.name, "layer": layer, "rank": rank, "node": topology.node_of_rank[rank],
             "tokens": tokens.reshape(-1), "experts": held.reshape(-1),
         }  # fmt: skip
-        return pd.DataFrame(columns | {"moved_in": moved_in(view).reshape(-1)})
+        return pd.DataFrame(columns | {"moved_in": view.moved_in.reshape(-1)})
 
     return pd.concat([of_plan(view) for view in contents.plans], ignore_index=True)
-
-
-def moved_in(view: PlanView) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
-    """[L, R] expert copies that a rank fetches from others on the way to a plan; 0 where there is no way."""
-    shape = view.total_rank_load.shape
-    moved = np.zeros(shape, np.int64)
-    if view.migration is not None:
-        crossing = view.migration.source_rank != view.migration.rank
-        np.add.at(moved, (view.migration.layer[crossing], view.migration.rank[crossing]), 1)
-    return moved
 
 
 def experts(contents: ReportContents) -> "pd.DataFrame":

@@ -8,6 +8,8 @@ from eplb_traces import ExpertLoad, ModelShape
 if TYPE_CHECKING:
     from eplb.report.contents import PlanView
 
+_LEAST_CHANGE = 0.05  # per cent; less would be said as 0.0
+
 
 def layer_name(shape: ModelShape, layer: int) -> str:
     """`layer 23`, and where it is known which layer of the whole model that is: `layer 23 (26 in the model)`."""
@@ -38,8 +40,8 @@ def over_all(title: str, load: ExpertLoad, views: "Sequence[PlanView]") -> str:
     """What it costs that a layer waits for its busiest rank, before and with each plan: sentences, one a line."""
     before, *rest = views
     topology = before.placement.topology
-    machine = f"{_counted(topology.num_ranks, 'rank')} of {_counted(topology.num_nodes, 'node')}"
-    model = f"{_counted(load.num_layers, 'layer')} of {load.num_experts} experts"
+    machine = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
+    model = f"{counted(load.num_layers, 'layer')} of {load.num_experts} experts"
     if not load.total.any():
         return f"{title}: {model} on {machine}, no tokens."
     sentences = [f"{title}: {model} on {machine}.", _balance(before, load), *(_balance(view, load) for view in rest)]
@@ -53,10 +55,12 @@ def over_all(title: str, load: ExpertLoad, views: "Sequence[PlanView]") -> str:
 def _balance(view: "PlanView", load: ExpertLoad) -> str:
     of_total, summary = view.evaluation.max_over_mean_of_total, view.evaluation.summary()
     worst = int(of_total.argmax())
+    found = f"With {view.name} the busiest rank of a layer {_carries(view)} {_times(float(of_total.mean()))} the mean"
+    gap = f"{100 * summary['gap_mean']:.2f} % above the proven bound"
+    if load.num_layers == 1:
+        return f"{found}, {gap}."
     return (
-        f"With {view.name} the busiest rank of a layer {_carries(view)} {_times(float(of_total.mean()))} the mean on "
-        f"average and {_times(float(of_total[worst]))} in {layer_name(load.shape, worst)}, "
-        f"{100 * summary['gap_mean']:.2f} % above the proven bound."
+        f"{found} on average and {_times(float(of_total[worst]))} in {layer_name(load.shape, worst)}, {gap} on average."
     )
 
 
@@ -74,10 +78,9 @@ def _window_by_window(view: "PlanView", load: ExpertLoad) -> str:
 def _saved(before: "PlanView", view: "PlanView") -> list[str]:
     """What a plan changes for a step, for the wire, and what it takes to get there."""
     old, new = (float(of.total_rank_load.max(axis=1).sum()) for of in (before, view))
-    word = "fewer" if new <= old else "more"
-    found = [
-        f"Summed over layers the busiest ranks get {100 * abs(1 - new / old):.1f} % {word} tokens with {view.name}."
-    ]
+    change = 100 * abs(1 - new / old)
+    words = "as many" if change < _LEAST_CHANGE else f"{change:.1f} % {'fewer' if new < old else 'more'}"
+    found = [f"Summed over layers the busiest ranks get {words} tokens with {view.name}."]
     if before.spread is not None and view.spread is not None:
         ranks, nodes = view.spread.ranks_per_token.mean(), view.spread.nodes_per_token.mean()
         found.append(
@@ -99,5 +102,11 @@ def _times(ratio: float) -> str:
     return f"{ratio:.3f}x" if ratio < 1.1 else f"{ratio:.2f}x"
 
 
-def _counted(count: int, noun: str) -> str:
+def megabytes(num_bytes: float) -> str:
+    """`44.04 MB`."""
+    return f"{num_bytes / 1e6:.4g} MB"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 rank`, `4 ranks`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -7,6 +7,7 @@ import pytest
 
 from eplb_cli.status import ExitCode
 from eplb_traces import read_trace
+from eplb_traces.recorder_prompts import read_prompts
 from tests.traces.examples import joined
 
 torch = pytest.importorskip("torch")
@@ -73,6 +74,19 @@ def test_jsonl_prompts_that_are_only_read(run, model_dir, tmp_path):
     path.write_text("\n".join(json.dumps(x) for x in ({"prompt": "w5 w6", "id": 3}, {"text": "w7"}, "w8 w9 w10")))
     _, trace = recorded(run, model_dir, path, tmp_path / "a.parquet", "--max-new-tokens", 0)
     assert joined(trace)["request"].tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_a_prompt_may_hold_any_line_separator_but_the_line_feed(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    prompts = ["w5\u2028w6", "w7\u0085"]
+    path.write_text("\n".join(json.dumps(prompt, ensure_ascii=False) for prompt in prompts), encoding="utf-8")
+    assert read_prompts(path) == prompts
+
+
+def test_the_output_is_looked_at_before_the_model(run, prompts, tmp_path):
+    result = run("trace", "record", tmp_path / "no-model", prompts, "-o", tmp_path / "a.json")
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "a trace is written as .parquet" in result.stderr
 
 
 @pytest.mark.parametrize(

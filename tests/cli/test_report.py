@@ -38,8 +38,12 @@ def test_the_numbers_are_those_of_evaluate(run, quick, load_path, plan_path, tmp
     found = json.loads(run("report", load_path, "--plan", plan_path, "-o", tmp_path / "out", "--json").stdout)
     judged = json.loads(run("evaluate", plan_path, load_path, "--json").stdout)
     assert list(found["plans"]) == ["experts in order", "plan.json"]
-    for name, value in found["plans"]["plan.json"].items():
-        assert judged[name] == value
+    shown = found["plans"]["plan.json"]
+    for name in judged.keys() & shown.keys():
+        assert judged[name] == shown[name]
+    assert {"max_over_mean_mean", "balancedness_vllm", "gap_worst"} <= judged.keys() & shown.keys()
+    assert found["plans"]["experts in order"].keys() == shown.keys() & judged.keys()
+    assert shown["moved_copies"] > 0
     assert len(found["layers"]) == 3
     assert found["written"][0] == str(tmp_path / "out" / "summary.md")
 
@@ -77,9 +81,11 @@ def test_a_trace_is_cut_and_shown_with_its_pairs(run, tmp_path):
 def test_a_page_is_written_by_its_suffix(run, monkeypatch, load_path, tmp_path):
     pages = []
     page = pytest.importorskip("eplb.report.html")
-    monkeypatch.setattr(page, "write_page", lambda contents, path: pages.append((contents.title, path)))
-    result = run("report", load_path, *ASKED, "-o", tmp_path / "report.html")
-    assert (result.exit_code, pages) == (0, [("load.npz", tmp_path / "report.html")])
+    monkeypatch.setattr(
+        page, "write_page", lambda contents, path: pages.append((contents.title, contents.expert_bytes, path))
+    )
+    result = run("report", load_path, *ASKED, "-o", tmp_path / "report.html", "--expert-bytes", 1000)
+    assert (result.exit_code, pages) == (0, [("load.npz", 1000.0, tmp_path / "report.html")])
     assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'report.html'}"
 
 

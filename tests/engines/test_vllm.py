@@ -234,8 +234,10 @@ def test_a_plan_file_is_answered_to_every_call(tmp_path):
     policy = VllmPolicy(settings=PolicySettings(), plan=str(tmp_path / "plan.json"))
     made = policy.rebalance_experts(torch.ones(3, 32), 40, 4, 2, 8, initial_map(3, 32, 40))
     assert np.array_equal(made.numpy(), planned.placement.physical_to_logical_map)
-    with pytest.raises(PolicyInputError, match=r"a plan of 3 layers x 40 slots: vLLM asks for 2 x 40"):
+    with pytest.raises(PolicyInputError, match=r"3 layers x 40 slots for 32 experts: vLLM asks for 2 x 40 for 32"):
         policy.rebalance_experts(torch.ones(2, 32), 40, 4, 2, 8)
+    with pytest.raises(PolicyInputError, match=r"for 32 experts: vLLM asks for 3 x 40 for 24"):
+        policy.rebalance_experts(torch.ones(3, 24), 40, 4, 2, 8)  # as many slots, another model
     with pytest.raises(InputError, match="is for 8 ranks: the engine runs ep_size = 4"):
         policy.rebalance_experts(torch.ones(3, 32), 40, 4, 2, 4)
 

@@ -115,6 +115,25 @@ def test_what_does_not_fit_is_refused_by_name():
         gather(eplb.ExpertLoad(np.zeros((2, 8))), topology=eplb.Topology(1, 2, 4))
 
 
+def test_bytes_of_an_expert_are_those_that_were_told():
+    contents = gather(skewed(), topology=eplb.Topology(1, 4, 2), expert_bytes=1000.0)
+    migration = contents.plans[1].migration
+    assert migration.moved_copies > 0
+    assert contents.plans[1].metrics()["moved_bytes"] == 1000 * migration.moved_copies
+    assert contents.plans[1].moved_in.sum() == migration.moved_copies
+    assert not contents.plans[0].moved_in.any()
+
+
+def test_a_plan_that_gains_nothing_and_a_single_layer_are_said_so():
+    load = eplb.ExpertLoad([[3, 3, 1, 1]])
+    mirrored = eplb.Placement([[2, 3, 0, 1]], 4, eplb.Topology(1, 2, 2))
+    sentences = gather(load, {"mirrored": mirrored}).verdicts[0].splitlines()
+    assert sentences[1] == (
+        "With experts in order the busiest rank of a layer carries 1.50x the mean, 50.00 % above the proven bound."
+    )
+    assert sentences[3] == "Summed over layers the busiest ranks get as many tokens with mirrored."
+
+
 def test_verdicts_say_what_the_judge_found():
     # Rank 0 has experts 0 1 with 6 tokens, rank 1 experts 2 3 with 2: 1.5 times the mean of 4. Layer 1 is empty.
     load = eplb.ExpertLoad([[3, 3, 1, 1], [0, 0, 0, 0]])
@@ -129,9 +148,9 @@ def test_verdicts_say_what_the_judge_found():
         "load.csv: 2 layers of 4 experts on 2 ranks of 1 node.",
         # Layer 1 counts as 1: (1.5 + 1) / 2.
         "With experts in order the busiest rank of a layer carries 1.25x the mean on average and 1.50x in layer 0, "
-        "25.00 % above the proven bound.",
+        "25.00 % above the proven bound on average.",
         "With better the busiest rank of a layer carries 1.000x the mean on average and 1.000x in layer 0, "
-        "0.00 % above the proven bound.",
+        "0.00 % above the proven bound on average.",
         # 4 instead of 6.
         "Summed over layers the busiest ranks get 33.3 % fewer tokens with better.",
         # Experts 1 and 2 change places, in both layers: 4 of 8 slots.

@@ -18,7 +18,7 @@ from eplb.report.summary import summary_page
 from eplb.sweeps import sweep
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
 from eplb_traces.coactivation import coactivation
-from tests.report.examples import contents_of_trace, placement, skewed, some_trace
+from tests.report.examples import MACHINE, contents_of_trace, placement, skewed, some_trace
 
 pytest.importorskip("matplotlib")
 pd = pytest.importorskip("pandas")
@@ -63,6 +63,10 @@ def test_metrics_repeat_the_judge(folder):
     for view in contents_of_trace().plans:
         for name, value in view.evaluation.summary().items():
             assert table.loc[view.name, name] == pytest.approx(value, rel=1e-14)
+        assert table.loc[view.name, "ranks_per_token"] == pytest.approx(view.spread.ranks_per_token.mean(), rel=1e-14)
+    assert table["moved_copies"].tolist()[1] == contents_of_trace().plans[1].migration.moved_copies
+    row = next(line for line in (folder / PAGE).read_text().splitlines() if line.startswith("| `moved_copies` |"))
+    assert row.split(" | ")[1] == "-"  # nothing moves to get to where one is
 
 
 def test_layer_and_rank_tables_repeat_the_judge(folder):
@@ -125,20 +129,22 @@ def test_the_same_report_has_the_same_bytes(folder, tmp_path):
 
 
 def test_layers_and_format_of_pictures_are_chosen(tmp_path):
-    files = write_folder(contents_of_trace(), tmp_path, FolderOptions((2,), ImageFormat.PDF, 1e9))
+    files = write_folder(
+        gather(some_trace(), topology=MACHINE, expert_bytes=1e9), tmp_path, FolderOptions((2,), ImageFormat.PDF)
+    )
     assert files[0] == tmp_path / PAGE
     pictures = [path.name for path in files if path.suffix == ".pdf"]
     assert "rank-load-layer-2.pdf" in pictures
     assert len(pictures) == 7 + 1 + 3  # of the whole, of a layer's ranks, of its pairs
     page = (tmp_path / PAGE).read_text()
     assert "[layer-balance.pdf](layer-balance.pdf)" in page
-    assert "if an expert of a layer has 1e+03 MB" in page
+    assert "if an expert of a layer has 1000 MB" in page
     with pytest.raises(InputError, match="layer = 3: expected 0 <= layer < 3"):
         write_folder(contents_of_trace(), tmp_path, FolderOptions((3,)))
 
 
 def test_layers_come_in_the_order_asked_for_and_once():
-    pictures = album(contents_of_trace(), close_up(contents_of_trace(), (2, 0, 2), 1.0))
+    pictures = album(contents_of_trace(), close_up(contents_of_trace(), (2, 0, 2)))
     found = [picture.name for picture in pictures if "-layer-" in picture.name]
     kinds = ("coactivation-tokens", "coactivation-lift", "coactivation-lift-ordered")
     assert found == [
@@ -151,7 +157,7 @@ def test_layers_come_in_the_order_asked_for_and_once():
 def drawn(contents, layers=()):
     """Names of the pictures, each laid out but not written."""
     found = []
-    for picture in album(contents, close_up(contents, layers, 1.0)):
+    for picture in album(contents, close_up(contents, layers)):
         picture.draw().figure.draw_without_rendering()
         found.append(picture.name)
     return found
@@ -206,7 +212,7 @@ def test_a_load_without_tokens_is_written_for_a_plan(tmp_path):
 
 def test_a_plan_that_changes_nothing_moves_nothing():
     contents = gather(some_trace(), {"a": placement(), "b": placement()})
-    found = [picture.name for picture in album(contents, close_up(contents, (), 1.0))]
+    found = [picture.name for picture in album(contents, close_up(contents, ()))]
     assert "migration-1" not in found
     assert {"replica-counts-0", "replica-counts-1"} < set(found)
 

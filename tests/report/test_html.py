@@ -12,7 +12,7 @@ from eplb.errors import InputError, MissingExtraError
 from eplb.report.contents import gather
 from eplb.report.html import json_in_html, page, write_page
 from eplb.report.html_arrays import unpacked
-from eplb.report.html_payload import metrics, payload
+from eplb.report.html_payload import payload
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch, synthesize_trace
 from eplb_traces.coactivation import coactivations
 
@@ -57,7 +57,7 @@ def test_metrics_are_the_judges_and_keep_all_digits(contents, found):
     for view, written in zip(contents.plans, found["plans"], strict=True):
         assert view.evaluation.summary().items() <= written["metrics"].items()
         assert written["metrics"]["ranks_per_token"] == view.spread.ranks_per_token.mean()
-    assert contents.plans[1].migration.summary().items() <= metrics(contents.plans[1]).items()
+    assert contents.plans[1].migration.summary().items() <= contents.plans[1].metrics().items()
     assert contents.plans[0].migration is None
     assert "moved_copies" not in found["plans"][0]["metrics"]
 
@@ -117,6 +117,16 @@ def test_the_first_layer_shown_is_the_worst_one():
     load = np.ones((3, 4))
     load[1, 0] = 5  # alone on its rank: 5 / 2 of the mean, the other layers are even
     assert payload(gather(ExpertLoad(load), topology=Topology(1, 4, 1)))["first_layer"] == 1
+
+
+def test_the_first_layer_shown_is_the_one_that_the_verdict_calls_worst():
+    # Summed, layer 0 has 3 / 1.75 of the mean and layer 1 is even; window by window layer 1 has 2 / 1.
+    windows = np.array([[[3, 2, 1, 1], [2, 2, 0, 0]], [[3, 2, 1, 1], [0, 0, 2, 2]]], dtype=float)
+    contents = gather(ExpertLoad(windows), topology=Topology(1, 4, 1))
+    of_windows = contents.plans[0].evaluation.max_over_mean
+    assert of_windows[1] > of_windows[0]
+    assert payload(contents)["first_layer"] == 0
+    assert "in layer 0," in contents.verdicts[0].splitlines()[1]
 
 
 @pytest.mark.parametrize(

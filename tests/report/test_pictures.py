@@ -168,13 +168,13 @@ def test_a_migration_that_moves_nothing_is_all_grey():
 
 
 def test_redundancy_shows_every_point_on_both_axes():
-    points = sweep(skewed(), 4, 1, range(0, 17, 8), 2.0**30)
+    points = sweep(skewed(), 4, 1, range(0, 17, 8), 1e9)
     axes = pictures.draw_redundancy(points)
     left, right = axes.figure.axes
     assert left is axes
     assert [list(line.get_xdata()) for line in [*left.get_lines(), *right.get_lines()]] == [[0, 8, 16]] * 3
     assert list(left.get_lines()[0].get_ydata()) == [point.max_over_mean_mean for point in points]
-    # 2 layers of 1 GiB an expert: 2, 4, 6 slots.
+    # 2 layers of 1 GB an expert: 2, 4, 6 slots.
     assert list(right.get_lines()[0].get_ydata()) == [4, 8, 12]
     assert len(words(right)) == 3
     with pytest.raises(InputError, match="expected at least one"):

@@ -45,6 +45,14 @@ def seen_by_routers():
         handle.remove()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.json", "a trace is written as .parquet"), ("none/a.parquet", "there is no folder")]
+)
+def test_a_path_that_no_trace_can_have_is_refused_before_the_model_runs(models, tmp_path, name, message):
+    with pytest.raises(InputError, match=message), record(models(FAMILIES[0]), tmp_path / name):
+        pytest.fail("the block was entered")
+
+
 PROMPTS = torch.tensor([[5, 6, 7, 8, 9], [0, 0, 11, 12, 13]])  # the second is padded on the left
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 

@@ -30,6 +30,7 @@ from eplb_traces.recorder_routers import (
     shape_of_model,
 )
 from eplb_traces.recorder_thread import RecordedPass, WriterThread
+from eplb_traces.writers import check_trace_path
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,8 @@ def record(
     Raises
     ------
     InputError
-        Inside the block if a pass cannot be recorded; at its end if there was none, or the file cannot be written.
+        Before the block for a path that no trace can have; inside it if a pass cannot be recorded; at its end if there
+        was none, or the file cannot be written.
     MissingExtraError
         If torch or pyarrow is not installed.
     """
@@ -78,6 +80,7 @@ def record(
     except ImportError as error:
         raise MissingExtraError("recording a model", "record") from error
     import_pyarrow()
+    check_trace_path(path)
     found = find_routers(model) if routers is None else named_routers(model, routers)
     known = shape_of_model(model, found, shape)
     writer = WriterThread(known, path)

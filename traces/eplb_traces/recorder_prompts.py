@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast, final
 
 from eplb_traces.errors import InputError, MissingExtraError, naming_place
 from eplb_traces.recorder import Recording, record
+from eplb_traces.writers import check_trace_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,8 @@ def read_prompts(path: str | Path) -> list[str]:
     path = Path(path)
     with naming_place(path):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Not splitlines(): strings of JSON may hold Unicode's line separators.
+            lines = path.read_text(encoding="utf-8").split("\n")
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
@@ -84,10 +86,12 @@ def record_prompts(
     Raises
     ------
     InputError
-        If the folder holds no model with a tokenizer, the device is not there, or the model cannot be recorded.
+        If no trace can be written to `path`, the folder holds no model with a tokenizer, the device is not there, or
+        the model cannot be recorded.
     MissingExtraError
         If transformers or torch is not installed.
     """
+    check_trace_path(path)  # a large model takes minutes to load
     model, tokenizer = _loaded(Path(model_dir), answering.device)
     with record(model, path, end_tokens=_end_tokens(model)) as recording:
         for first in range(0, len(prompts), answering.batch_size):

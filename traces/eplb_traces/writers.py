@@ -28,9 +28,23 @@ def write_trace(trace: RoutingTrace, path: str | Path) -> None:
     MissingExtraError
         If pyarrow is not installed.
     """
-    if Path(path).suffix.lower() != ".parquet":
-        raise InputError(f"{path}: a trace is written as .parquet")
+    check_trace_path(path)
     write_parquet_trace(trace, path)
+
+
+def check_trace_path(path: str | Path) -> None:
+    """Refuse a path that `write_trace` would refuse, before there is a trace.
+
+    Raises
+    ------
+    InputError
+        If the suffix is not .parquet or the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".parquet":
+        raise InputError(f"{path}: a trace is written as .parquet")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def write_load(load: ExpertLoad, path: str | Path) -> None:

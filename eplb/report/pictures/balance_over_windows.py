@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def draw_balance_over_windows(views: Sequence[PlanView], windows: ExpertLoad, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the mean over layers as a line, from the tenth percentile to the worst layer as a band.
+    """Draw the mean over layers as a line, from the best to the worst layer as a band.
 
     Raises
     ------

@@ -20,9 +20,9 @@ def draw_migration(migration: Migration, *, name: str = "", ax: "Axes | None" = 
     copies = migration.link_bytes / migration.expert_bytes
     topology = migration.topology
     shown = np.where(copies > 0, copies, np.nan)
-    image = axes.imshow(shown, cmap=colour_map("viridis"), vmin=0, vmax=max(1.0, float(copies.max())))
-    most = int(copies.max())
-    colour_bar(image, "expert copies, all layers", ticks=range(most + 1) if most <= _FEW else None)
+    image = axes.imshow(shown, cmap=colour_map("viridis"), vmin=1, vmax=max(2.0, float(copies.max())))
+    most = round(float(copies.max()))
+    colour_bar(image, "expert copies, all layers (grey: none)", ticks=range(1, most + 1) if most <= _FEW else None)
     edges = np.arange(1, topology.num_nodes) * topology.ranks_per_node
     column_borders(axes, edges, "black")
     row_borders(axes, edges, "black")

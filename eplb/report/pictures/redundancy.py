@@ -54,12 +54,12 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
     right = axes.twinx()
     right.plot(
         redundant,
-        [point.bytes_per_rank / 2**30 for point in points],
+        [point.bytes_per_rank / 1e9 for point in points],
         "s:",
         color=memory,
         label="expert weights of a rank",
     )
-    right.set_ylabel("expert weights of a rank (GiB)", color=memory)
+    right.set_ylabel("expert weights of a rank (GB)", color=memory)
     right.set_ylim(bottom=0)
     axes.set_title("What redundant experts buy and cost")
     legend_above(axes, right)

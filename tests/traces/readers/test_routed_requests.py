@@ -35,8 +35,8 @@ def encoded(array, dialect):
 def answer(text, dialect):
     """What the servers send."""
     if dialect == "vllm":
-        return {"id": "x", "choices": [{"index": 0, "routed_experts": text}]}
-    return {"text": "so", "meta_info": {"routed_experts": text, "id": "x"}}
+        return {"id": "x", "choices": [{"index": 0, "text": "so\u2028said", "routed_experts": text}]}
+    return {"text": "so\u2028said", "meta_info": {"routed_experts": text, "id": "x"}}
 
 
 FIRST, SECOND = request_ids(5), request_ids(3, seed=1)
@@ -47,14 +47,18 @@ def wrapped(dialect, wrapping):
     if wrapping == "base64":
         return "\n".join(texts) + "\n"
     answers = [answer(text, dialect) for text in texts]
-    return json.dumps(answers, indent=1) if wrapping == "json" else "\n".join(map(json.dumps, answers))
+    return (
+        json.dumps(answers, indent=1)
+        if wrapping == "json"
+        else "\n".join(json.dumps(one, ensure_ascii=False) for one in answers)
+    )
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang_routed"])
 @pytest.mark.parametrize("wrapping", ["base64", "json", "jsonl"])
 def test_every_wrapping_gives_the_same_requests(tmp_path, dialect, wrapping):
     path = tmp_path / f"answers.{wrapping}"
-    path.write_text(wrapped(dialect, wrapping))
+    path.write_text(wrapped(dialect, wrapping), encoding="utf-8")
     told = None if dialect == "vllm" or wrapping != "base64" else dialect  # raw base64 looks like anything
     trace = read_trace(path, format=told, shape=SHAPE)
     assert trace.shape == SHAPE

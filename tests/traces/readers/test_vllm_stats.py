@@ -65,6 +65,8 @@ def test_generated_records_come_back(tmp_path):
         (["{"], "line 1: not JSON"),
         ([record(), "[3]"], "line 2: is a list: expected an object"),
         ([record(), record(version=2)], r"line 2: \$.version = 2: expected 1"),
+        ([record(load=((1, float("inf"), 3), (4, 5, 6)))], r"\$.expert_load\[0\]\[1\] = inf: expected finite and >= 0"),
+        ([record(slots=((0, 1, float("nan")), (1, 0, 0)))], r"\$.p2l_map\[0\]\[2\] = nan: expected an id from 0 to 1"),
         ([record(step="7")], r"line 1: \$.step = '7': expected an integer >= 0"),
         ([record(load=((1, 2), (4, 5)))], r"\$.expert_load is \(2, 2\) and \$.p2l_map \(2, 3\): expected the same"),
         ([record(load=((1, 2, 3), (4, 5)))], r"\$.expert_load is ragged"),

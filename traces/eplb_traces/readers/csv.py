@@ -1,6 +1,7 @@
 """Knows loads as CSV: a matrix of L rows x E columns, or a long form with the header window,layer,expert,tokens.
 
-A matrix may have a header row, and then a first column ``layer``. The column ``window`` of a long form may be missing.
+A matrix may have a header row, of names or after a first column ``layer``, which may be without a name as pandas writes
+it. The column ``window`` of a long form may be missing.
 """
 
 import csv
@@ -33,8 +34,8 @@ def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
     header = [cell.strip().lower() for cell in lines[0][1]]
     if set(LONG_FORM_COLUMNS[1:]) <= set(header):
         return _long_form(header, lines[1:])
-    if not all(_is_number(cell) for cell in header):
-        has_layer_column = header[0] == "layer"
+    has_layer_column = header[0] in ("", "layer") and len(header) > 1
+    if has_layer_column or not any(_is_number(cell) for cell in header):  # a single word among numbers is no header
         if len(lines) == 1:
             raise InputError("the file has a header and no rows")
         _check_length(lines[1], len(header))

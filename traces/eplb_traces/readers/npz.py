@@ -100,7 +100,7 @@ def _trace(arrays: Arrays, options: ReadOptions) -> RoutingTrace:
     key = _trace_key(arrays) or TRACE_KEYS[0]
     expert_ids = arrays[key]
     if expert_ids.ndim != 3 or 0 in expert_ids.shape:
-        raise InputError(f"{key} has shape {expert_ids.shape}: expected [tokens, layers, top-k]")
+        raise InputError(f"{key} has shape {expert_ids.shape}: expected [tokens, layers, top-k], at least one of each")
     num_tokens, num_layers, top_k = expert_ids.shape
     shape = _shape(arrays) or ModelShape(num_layers, _num_experts(arrays, options), top_k)
     sequence = _sequence_of_token(arrays, num_tokens)

@@ -22,6 +22,10 @@ from eplb_traces.readers.dialect import ReadOptions, required_num_experts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 
 KEY = "routed_experts"
+HEAD_BYTES = 1 << 20
+"""In which the first of these strings is looked for."""
+NPY_IN_BASE64 = b"k05VTVBZ"
+"""How the base64 of a .npy begins."""
 
 _logger = logging.getLogger("eplb")
 
@@ -85,9 +89,9 @@ def trace_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: Rea
 
 
 def _strings(text: str) -> Iterator[tuple[str, str]]:
-    """Yield (place, base64 text)."""
+    """Yield (place, base64 text). Lines end with a line feed alone: JSON strings may hold Unicode's line separators."""
     if text[0] not in "{[":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield f"line {number}", line.strip().strip('"')
         return
@@ -96,7 +100,7 @@ def _strings(text: str) -> Iterator[tuple[str, str]]:
     except RecursionError as error:
         raise InputError(f"not JSON: {error}") from error
     except ValueError:
-        documents = [(f"line {number}", _parsed(line, number)) for number, line in enumerate(text.splitlines(), 1)]
+        documents = [(f"line {number}", _parsed(line, number)) for number, line in enumerate(text.split("\n"), 1)]
     for place, document in documents:
         yield from _under_key(document, place)
 

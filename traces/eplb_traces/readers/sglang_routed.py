@@ -15,18 +15,17 @@ from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import ReadOptions, first_bytes
-from eplb_traces.readers.routed_requests import KEY, encoded_requests, trace_of_requests
+from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, trace_of_requests
 from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
-_HEAD_BYTES = 1 << 20
 _ID = np.dtype("<i4")
 
 
 def recognises(path: Path) -> bool:
     """Take JSON with the key; what holds a .npy is vLLM's and stands before this dialect in the table."""
-    head = first_bytes(path, _HEAD_BYTES).lstrip()
-    return head[:1] in (b"{", b"[") and f'"{KEY}"'.encode() in head and b"k05VTVBZ" not in head
+    head = first_bytes(path, HEAD_BYTES).lstrip()
+    return head[:1] in (b"{", b"[") and f'"{KEY}"'.encode() in head and NPY_IN_BASE64 not in head
 
 
 def read_load(path: Path, options: ReadOptions) -> ExpertLoad:

@@ -15,21 +15,19 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.readers.dialect import ReadOptions, first_bytes
-from eplb_traces.readers.routed_requests import KEY, encoded_requests, trace_of_requests
+from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, trace_of_requests
 from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
 _MAGIC = b"\x93NUMPY"
-_MAGIC_IN_BASE64 = b"k05VTVBZ"
-_HEAD_BYTES = 1 << 20
 
 
 def recognises(path: Path) -> bool:
     """Take base64 that begins like a .npy, or JSON with such a string; a bare .npy may as well be a load."""
-    head = first_bytes(path, _HEAD_BYTES).lstrip(b' \r\n\t"')
+    head = first_bytes(path, HEAD_BYTES).lstrip(b' \r\n\t"')
     if head[:1] in (b"{", b"["):
-        return f'"{KEY}"'.encode() in head and _MAGIC_IN_BASE64 in head
-    return head.startswith(_MAGIC_IN_BASE64)
+        return f'"{KEY}"'.encode() in head and NPY_IN_BASE64 in head
+    return head.startswith(NPY_IN_BASE64)
 
 
 def read_load(path: Path, options: ReadOptions) -> ExpertLoad:

@@ -101,11 +101,14 @@ def _logical(record: dict[str, object], options: ReadOptions) -> NDArray[np.floa
     logical_of_slot = _matrix(record, "p2l_map")
     if physical.shape != logical_of_slot.shape:
         raise InputError(f"$.expert_load is {physical.shape} and $.p2l_map {logical_of_slot.shape}: expected the same")
-    if not (np.isfinite(physical) & (physical >= 0)).all():
-        layer, slot = (int(i) for i in np.argwhere(~(physical >= 0))[0])
+    countable = np.isfinite(physical) & (physical >= 0)
+    if not countable.all():
+        layer, slot = (int(i) for i in np.argwhere(~countable)[0])
         raise InputError(f"$.expert_load[{layer}][{slot}] = {physical[layer, slot]}: expected finite and >= 0")
-    num_experts = options.num_experts if options.num_experts is not None else int(logical_of_slot.max(initial=-1)) + 1
-    wrong = (logical_of_slot < 0) | (logical_of_slot >= num_experts) | (logical_of_slot % 1 != 0)
+    named = np.isfinite(logical_of_slot)
+    largest = int(logical_of_slot.max(initial=-1, where=named))
+    num_experts = options.num_experts if options.num_experts is not None else largest + 1
+    wrong = ~named | (logical_of_slot < 0) | (logical_of_slot >= num_experts) | (logical_of_slot % 1 != 0)
     if wrong.any():
         layer, slot = (int(i) for i in np.argwhere(wrong)[0])
         value = logical_of_slot[layer, slot]
