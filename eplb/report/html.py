@@ -19,7 +19,7 @@ _SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "tables.js
 """In the order in which they are read; together one module."""
 
 
-def write_page(contents: ReportContents, path: Path, command: str = "") -> None:
+def write_page(contents: ReportContents, path: Path) -> None:
     """Write a report as one interactive HTML file.
 
     Parameters
@@ -28,8 +28,6 @@ def write_page(contents: ReportContents, path: Path, command: str = "") -> None:
         What to show.
     path
         The file; its folder has to exist.
-    command
-        What was typed to make the page, to be shown below it; left out if empty.
 
     Raises
     ------
@@ -38,10 +36,10 @@ def write_page(contents: ReportContents, path: Path, command: str = "") -> None:
     InputError
         If `path` cannot be written.
     """
-    atomic_write(path, page(contents, command).encode())
+    atomic_write(path, page(contents).encode())
 
 
-def page(contents: ReportContents, command: str = "") -> str:
+def page(contents: ReportContents) -> str:
     """The text of the file that `write_page` writes."""
     plotly, plotly_version = _plotly()
     parts = {
@@ -49,7 +47,7 @@ def page(contents: ReportContents, command: str = "") -> str:
         "style": _part("page.css"),
         "plotly": plotly,
         "script": "\n".join(_part(name) for name in _SCRIPTS),
-        "payload": json_in_html(payload(contents, command, f"plotly {plotly_version}")),
+        "payload": json_in_html(payload(contents, f"plotly {plotly_version}")),
     }
     # In one pass, so that what is put in is not searched for marks again.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _part("page.html"))

@@ -46,10 +46,10 @@ _METRIC_WORDS: Final = {
 """A metric without words here is shown by its name alone."""
 
 
-def payload(contents: ReportContents, command: str = "", charts: str = "") -> Payload:
+def payload(contents: ReportContents, charts: str = "") -> Payload:
     """Everything the page shows, ready for JSON; arrays are packed.
 
-    `command` was typed to make the page and `charts` draws its charts: both are shown below it, unless empty.
+    `charts` says what draws the charts.
 
     Plans have one entry each, in order; arrays are [layer, ...] as in `ReportContents`.
     """
@@ -65,7 +65,7 @@ def payload(contents: ReportContents, command: str = "", charts: str = "") -> Pa
         "windows": None if windows is None else _window_names(windows.labels, windows.num_windows),
         "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
         "metric_words": _METRIC_WORDS,
-        "provenance": _provenance(contents, command, charts),
+        "provenance": _provenance(contents, charts),
     }
 
 
@@ -113,7 +113,7 @@ def _window_names(labels: Sequence[str], num_windows: int) -> list[str]:
     return list(labels) or [f"window {window}" for window in range(num_windows)]
 
 
-def _provenance(contents: ReportContents, command: str, charts: str) -> list[tuple[str, str]]:
+def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
     """What the page was made from and by which versions; no date, so that the same inputs make the same file."""
     load = contents.load
     model = (
@@ -122,7 +122,6 @@ def _provenance(contents: ReportContents, command: str, charts: str) -> list[tup
         counted(load.num_windows, "window"),
     )
     found = [
-        ("command", command),
         ("made by", f"eplb {eplb_version()}"),
         ("charts by", charts),
         ("load", f"{contents.title}: {', '.join(model)}, {load.digest}"),
