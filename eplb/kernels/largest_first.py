@@ -71,7 +71,8 @@ def _can_be_kept_apart(count: Ints, room: Ints, with_count: Ints) -> bool:
 
 
 @njit(
-    "int64(float64[::1], int64[::1], int64, int64, int64, int64[::1], int64[::1], int64[::1], float64[::1], int64[::1])"
+    "int64(float64[::1], int64[::1], int64, int64, int64, float64, int64[::1], int64[::1], int64[::1], float64[::1],"
+    " int64[::1])"
 )
 def count_replicas(
     load: Floats,
@@ -79,15 +80,17 @@ def count_replicas(
     num_copies: int,
     least_copies: int,
     max_copies: int,
+    offset: float,
     room: Ints,
     count: Ints,
     with_count: Ints,
     heap_key: Floats,
     heap_expert: Ints,
 ) -> int:
-    """Give `num_copies` redundant copies, each to the expert with the most load a copy; ties to the lowest id.
+    """Give `num_copies` redundant copies, each to the expert with the most load / (copies + offset); ties to lowest id.
 
-    Minimises the largest load a copy (an exchange argument: a copy given elsewhere leaves this maximum as it was). With
+    Offset 0 minimises the largest load a copy (an exchange argument: a copy given elsewhere leaves this maximum as it
+    was); 0.5, the divisors of Webster's apportionment, keeps copies near their mean load, with fewer small ones. With
     unequal ranks an expert gets no copy that could not be kept apart from the others; as the counts that can are a
     polymatroid, one that is refused once is refused for good, the rest still find a place, and the largest load a copy
     is still least. O(E + num_copies log num_copies) for loads that are sorted already, times E with unequal ranks.
@@ -98,6 +101,8 @@ def count_replicas(
         [E] load of each expert; experts by descending load.
     num_copies, least_copies, max_copies
         Copies to give beyond the `least_copies`, 1 or 2, of each expert; most copies of one expert.
+    offset
+        At least 0: what is added to the copies of an expert when its load is divided by them.
     room
         [E + 1] most copies that k experts can have together, one a rank; empty where ranks have equal slots.
     count
@@ -115,19 +120,19 @@ def count_replicas(
     if least_copies > 1:
         num_split = load.size
         for i in range(num_split):
-            key = 1.0 if max_copies <= least_copies else -load[order[i]] / least_copies
+            key = 1.0 if max_copies <= least_copies else -load[order[i]] / (least_copies + offset)
             _sift_up(heap_key, heap_expert, i, key, order[i])
     while num_copies > 0:
         fresh = num_split < load.size
         if fresh and num_split > 0:
             expert = order[num_split]
-            key = -load[expert]
+            key = -load[expert] / (1 + offset)
             fresh = key < heap_key[0] or (key == heap_key[0] and expert < heap_expert[0])
         expert = order[num_split] if fresh else heap_expert[0]
         count[expert] += 1
         num_copies -= 1
         # A positive key marks an expert that has all the copies it may have: behind every other.
-        key = 1.0 if count[expert] >= max_copies else -load[expert] / count[expert]
+        key = 1.0 if count[expert] >= max_copies else -load[expert] / (count[expert] + offset)
         if room.size > 0 and not _can_be_kept_apart(count, room, with_count):
             count[expert] -= 1
             num_copies += 1
@@ -338,7 +343,7 @@ def pack_by_room(
 
 @njit(
     "boolean(Array(float64, 2, 'C', readonly=True), int64[:, ::1], int64[::1], float64[::1], int64[::1], int64, int64,"
-    " int64[:, ::1], int32[:, ::1], float64[:, ::1], float64[:, ::1])",
+    " float64, int64[:, ::1], int32[:, ::1], float64[:, ::1], float64[:, ::1])",
 )
 def place_layers(
     load: Floats,
@@ -348,6 +353,7 @@ def place_layers(
     room: Ints,
     least_copies: int,
     max_copies: int,
+    offset: float,
     count: Ints,
     phy2log: NDArray[np.int32],
     slot_load: Floats,
@@ -371,7 +377,7 @@ def place_layers(
     for layer in range(num_layers):
         layer_load[:] = load[layer]
         num_split = count_replicas(
-            layer_load, order[layer], num_slots - least_copies * num_experts, least_copies, max_copies, room,
+            layer_load, order[layer], num_slots - least_copies * num_experts, least_copies, max_copies, offset, room,
             count[layer], with_count, key, item,
         )  # fmt: skip
         if not pack_largest_first(

@@ -3,12 +3,13 @@
 Copies go to the expert with the most load a copy, at most one a rank. They are packed by descending load, never twice
 on a rank; where ranks have two slots, or some of them one, better counts are searched and the largest copy goes beside
 the smallest. Then experts of the busiest rank are exchanged, one or two at a time, until it is within `tolerance` of
-the lower bound. Milliseconds for a model, and nearly always at the bound.
+the lower bound. What is left above it, and large machines, are levelled: see `levelling`. Milliseconds for a model, and
+nearly always at the bound.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import ClassVar, NoReturn, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,18 @@ from eplb.errors import EplbError, InfeasibleError
 from eplb.layer_threads import for_layer_chunks
 from eplb.plan import GroupMode, Plan, Problem, Survive
 from eplb.strategies.certify import certified_plan
+from eplb.strategies.levelling import (
+    LARGEST_FIRST,
+    Books,
+    Layers,
+    Ranks,
+    first_offset,
+    is_large,
+    level_better,
+    levels_apply,
+    place_and_level,
+    targets,
+)
 from eplb.strategies.pairing import pair_better, pairs_apply
 from eplb.strategies.pinned import place_pinned
 from eplb.strategies.priced import PricedSearch
@@ -40,6 +53,8 @@ class Greedy:
     most_slots_for_doubles, most_slots_for_count_moves
         Slots a rank may have for the slower steps of the descent; see `kernels.swap_descent`. Moves of copies are
         always tried where ranks differ in speed: slow ranks need small copies, and these must be made.
+    plateau_looks
+        How often a layer that is left above its tolerance looks for better neighbours; see `kernels.level_search`.
     """
 
     name: ClassVar[str] = "greedy"
@@ -47,6 +62,7 @@ class Greedy:
     tolerance: float = 2e-4
     most_slots_for_doubles: int = 16
     most_slots_for_count_moves: int = 5
+    plateau_looks: int = 1000
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for the summed load; the seed changes nothing but the search of group mode "priced"."""
@@ -116,54 +132,76 @@ class Greedy:
         InfeasibleError
             If ranks are so unequal that the copies cannot be kept apart.
         """
-        from eplb.kernels.declustered import decluster_layers
-        from eplb.kernels.largest_first import place_layers
-        from eplb.kernels.swap_descent import descend_layers
-
         load, idle = busy_load(load)
-        num_layers, num_experts = load.shape
-        num_ranks, num_slots = first_slot.size - 1, int(first_slot[-1])
-        first_slot = np.array(first_slot)
-        rank_of_slot = np.repeat(np.arange(num_ranks), np.diff(first_slot))
-        count = np.empty((num_layers, num_experts), dtype=np.int64)
-        phy2log = np.empty((num_layers, num_slots), dtype=np.int32)
-        slot_load = np.empty((num_layers, num_slots))
-        rank_time = np.empty((num_layers, num_ranks))
-        speed = np.ones(num_ranks) if speed is None else speed
-        rank_scale = 1 / speed
-        alike = bool((speed == speed[0]).all())
-        most_for_count_moves = self.most_slots_for_count_moves if alike else num_slots
-        least_copies = 1 if unit_of_rank is None else 2
-        room = most_copies_together(first_slot, num_experts)
-        mean = load.sum(axis=1) / speed.sum()
+        speed = np.ones(first_slot.size - 1) if speed is None else speed
+        num_ranks, num_slots = speed.size, int(first_slot[-1])
+        ranks = Ranks(
+            first_slot=np.array(first_slot),
+            rank_scale=1 / speed,
+            room=most_copies_together(first_slot, load.shape[1]),
+            tolerance=self.tolerance,
+            most_slots_for_doubles=self.most_slots_for_doubles,
+        )
+        books = Books.blank(*load.shape, num_slots=num_slots, num_ranks=num_ranks)
+        mean = np.where(idle, np.inf, load.sum(axis=1) / speed.sum())
         machine = Topology(1, num_ranks, np.diff(first_slot).tolist(), speed.tolist())
         paired = unit_of_rank is None and pairs_apply(machine)
         lower = np.where(idle, np.inf, lower_bounds(load, machine).value) if paired else mean
+        levelled = unit_of_rank is None and levels_apply(ranks)
+        large = levelled and is_large(ranks)
 
-        def work(layers: slice) -> None:
-            part = np.ascontiguousarray(load[layers])
-            order = descending_order(part)
-            counts, maps, slots, times = count[layers], phy2log[layers], slot_load[layers], rank_time[layers]
-            most = num_ranks  # copies of an expert
-            if not place_layers(
-                part, order, first_slot, rank_scale, room, least_copies, most, counts, maps, slots, times
-            ):
-                raise InfeasibleError(
-                    "the copies of an expert cannot be kept on different ranks: slots are too unequal"
-                )
-            if unit_of_rank is not None:
-                decluster_layers(part, first_slot, rank_scale, unit_of_rank, counts, maps, slots, times)
+        def work(chunk: slice) -> None:
+            part, mine = np.ascontiguousarray(load[chunk]), books.at(chunk)
+            layers = Layers(load=part, order=descending_order(part), mean=mean[chunk])
+            if large:
+                fresh = place_and_level(layers, ranks, offset=first_offset(layers, ranks))
+                mine.put(slice(None), fresh or _refuse())
+            else:
+                self._place(layers, ranks, mine, unit_of_rank)
             if paired:
-                pair_better(part, machine, lower[layers], counts, maps, slots, times, tolerance=self.tolerance)
-            # A copy is never split: no rank that holds the largest one can go below it.
-            target = np.maximum(mean[layers] * (1 + self.tolerance), slots.max(axis=1) * rank_scale.min())
-            target[idle[layers]] = np.inf
-            limits = least_copies, self.most_slots_for_doubles, most_for_count_moves
-            descend_layers(part, first_slot, rank_of_slot, rank_scale, target, *limits, counts, maps, slots, times)
+                pair_better(part, machine, lower[chunk], *mine.arrays, tolerance=self.tolerance)
+            if not large:
+                self._descend(layers, ranks, mine, least_copies=1 if unit_of_rank is None else 2)
+            if levelled:
+                level_better(layers, mine, ranks, looks=self.plateau_looks)
 
-        for_layer_chunks(work, num_layers)
-        rank_time[idle] = 0.0
-        return phy2log, rank_time
+        for_layer_chunks(work, load.shape[0])
+        books.rank_time[idle] = 0.0
+        return books.phy2log, books.rank_time
+
+    def _place(self, layers: Layers, ranks: Ranks, books: Books, unit_of_rank: NDArray[np.int64] | None) -> None:
+        """Count copies so that the largest is least, and pack them; `unit_of_rank` as in `pack`."""
+        from eplb.kernels.declustered import decluster_layers
+        from eplb.kernels.largest_first import place_layers
+
+        least_copies = 1 if unit_of_rank is None else 2
+        most = ranks.num_ranks  # copies of an expert
+        if not place_layers(
+            layers.load, layers.order, ranks.first_slot, ranks.rank_scale, ranks.room, least_copies, most,
+            LARGEST_FIRST, books.count, books.phy2log, books.slot_load, books.rank_time,
+        ):  # fmt: skip
+            _refuse()
+        if unit_of_rank is not None:
+            decluster_layers(
+                layers.load, ranks.first_slot, ranks.rank_scale, unit_of_rank,
+                books.count, books.phy2log, books.slot_load, books.rank_time,
+            )  # fmt: skip
+
+    def _descend(self, layers: Layers, ranks: Ranks, books: Books, *, least_copies: int) -> None:
+        """Exchange with any rank, one or two experts, and move copies, until the layers meet their targets."""
+        from eplb.kernels.swap_descent import descend_layers
+
+        count_moves = self.most_slots_for_count_moves if ranks.alike else int(ranks.first_slot[-1])
+        rank_of_slot = np.repeat(np.arange(ranks.num_ranks), np.diff(ranks.first_slot))
+        descend_layers(
+            layers.load, ranks.first_slot, rank_of_slot, ranks.rank_scale, targets(layers.mean, books, ranks),
+            least_copies, self.most_slots_for_doubles, count_moves,
+            books.count, books.phy2log, books.slot_load, books.rank_time,
+        )  # fmt: skip
+
+
+def _refuse() -> NoReturn:
+    raise InfeasibleError("the copies of an expert cannot be kept on different ranks: slots are too unequal")
 
 
 def most_copies_together(first_slot: NDArray[np.int64], num_experts: int) -> NDArray[np.int64]:

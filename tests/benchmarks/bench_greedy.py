@@ -174,7 +174,7 @@ def print_parts(load: eplb.ExpertLoad, topology: eplb.Topology) -> None:
 
     def place() -> None:
         state = count, phy2log, slot_load, rank_load
-        place_layers(total, order, first_slot, rank_scale, room, 1, num_ranks, *state)
+        place_layers(total, order, first_slot, rank_scale, room, 1, num_ranks, 0.0, *state)
 
     def place_and_descend() -> None:
         place()

@@ -94,7 +94,7 @@ def test_greedys_plan_for_two_slots_a_rank_is_no_worse_than_its_start_and_mostly
     rank_load, ones = np.empty((6, topology.num_ranks)), np.ones(topology.num_ranks)
     room = most_copies_together(first_slot, 256)
     assert place_layers(
-        load, order, first_slot, ones, room, 1, topology.num_ranks, count, phy2log, slot_load, rank_load
+        load, order, first_slot, ones, room, 1, topology.num_ranks, 0.0, count, phy2log, slot_load, rank_load
     )
     improved, after = improve_pairs(load, phy2log, rank_load, topology)
     packed, packed_load = Greedy().pack(load, topology.rank_first_slot)

@@ -18,12 +18,12 @@ def descending(load):
     return np.argsort(-load, kind="stable")
 
 
-def counted(load, num_copies, max_copies, *, least=1, room=None):
+def counted(load, num_copies, max_copies, *, least=1, room=None, offset=0.0):
     count, key, item = np.empty(load.size, np.int64), np.empty(load.size), np.empty(load.size, np.int64)
     together = np.empty(0, np.int64) if room is None else most_together(room, load.size)
     with_count = np.empty(max_copies + 2, np.int64)
     num_split = count_replicas(
-        load, descending(load), num_copies, least, max_copies, together, count, with_count, key, item
+        load, descending(load), num_copies, least, max_copies, offset, together, count, with_count, key, item
     )
     return count.tolist(), num_split
 
@@ -42,7 +42,7 @@ def placed(load, room, *, scale=None, least=1):
     together = np.empty(0, np.int64) if equal else most_together(room, load.size)
     scale = np.ones(len(room)) if scale is None else np.array(scale)
     done = place_layers(
-        load[None], descending(load)[None], first_slot, scale, together, least, len(room),
+        load[None], descending(load)[None], first_slot, scale, together, least, len(room), 0.0,
         count, phy2log, slot_load, rank_time,
     )  # fmt: skip
     hands = [phy2log[0, a:b].tolist() for a, b in pairwise(first_slot)]
@@ -70,6 +70,26 @@ def equal_ranks(draw):
 def test_copies_go_one_by_one_to_the_most_loaded_copy():
     # 12, 9, 4: the 12 (6 a copy), the 9 (4.5), the 12 (4), then 4.5: the 9 (3).
     assert counted(np.array([4.0, 12, 9]), 4, 9) == ([1, 3, 3], 2)
+
+
+def test_an_offset_keeps_copies_near_their_mean_load():
+    # By load / (copies + 0.5): 12 / 1.5 = 8, then 9 / 1.5 = 6 before 12 / 2.5 = 4.8 and 4 / 1.5 = 2.7, then 12 / 2.5.
+    assert counted(np.array([4.0, 12, 9]), 3, 9, offset=0.5) == ([1, 3, 2], 2)
+    # 5.5 first; then 3 > 5.5 / 2 without an offset, but 3 / 1.5 < 5.5 / 2.5 with one.
+    assert counted(np.array([5.5, 3]), 2, 9) == ([2, 2], 2)
+    assert counted(np.array([5.5, 3]), 2, 9, offset=0.5) == ([3, 1], 1)
+
+
+@more_cases
+@given(data=st.data(), num_experts=st.integers(1, 12), offset=st.floats(0, 1))
+def test_counts_by_any_divisors_are_those_of_a_plain_loop(data, num_experts, offset):
+    load, num_ranks = data.draw(layer_loads(num_experts)), data.draw(st.integers(1, 6))
+    num_copies = data.draw(st.integers(0, num_experts * (num_ranks - 1)))
+    count = [1] * num_experts
+    for _ in range(num_copies):
+        open_experts = [expert for expert in range(num_experts) if count[expert] < num_ranks]
+        count[max(open_experts, key=lambda e: (load[e] / (count[e] + offset), -e))] += 1
+    assert counted(load, num_copies, num_ranks, offset=offset)[0] == count
 
 
 def test_ties_go_to_the_lowest_id_and_nobody_gets_more_than_the_cap():
