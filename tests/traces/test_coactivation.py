@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eplb_traces import InputError, ModelShape, RoutingTrace, coactivation_kernels, pair_counts, read_trace
@@ -226,6 +226,7 @@ def test_seriation_and_clusters_find_circles_of_friends():
 
 
 @given(tables())
+@example(CoActivation(0, np.eye(2, dtype=np.int64), 2))
 def test_order_and_clusters_are_total(table):
     assert sorted(table.order()) == list(range(table.num_experts))
     for count in sorted({1, min(2, table.num_experts), table.num_experts}):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eplb_traces import ExpertLoad, InputError, ModelShape, RoutingTrace
@@ -32,6 +32,8 @@ def test_weights_count_windows_several_times():
 
 
 @given(loads())
+@example(ExpertLoad([[[1e-200, 3e-200, 0.7e-200]]]))
+@example(ExpertLoad([[[1e-300]]]))
 def test_drift_is_a_share_and_none_for_one_window(load):
     found = drift(load)
     loaded = load.total.sum(axis=1) > 0

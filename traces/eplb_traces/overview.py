@@ -15,6 +15,8 @@ from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.routing_trace import RoutingTrace
 
+_ROUNDING = 1e-12
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -46,13 +48,13 @@ def drift(load: ExpertLoad) -> Drift:
     taken from the normal approximation: the share p of an expert differs by sqrt(2 / pi * p (1 - p) (1 / n - 1 / N)).
     """
     whole, total = _shares(load.total)
-    spread = (
-        np.einsum("w,wle->l", load.weights**2, load.tokens) * _inverse(total) ** 2
-    )  # 1 / N where windows count once
+    # N times 1 / N, where windows count once: multiples of 1 / N do not overflow.
+    spread = np.einsum("w,wle->l", load.weights**2, load.tokens) * _inverse(total)
     weighted = np.zeros((2, load.num_layers))  # distance and chance times choices
     for tokens, weight in zip(load.tokens, load.weights, strict=True):
         share, choices = _shares(tokens)
-        rest = np.maximum(_inverse(choices) - 2 * weight * _inverse(total) + spread, 0.0)  # 1 / n - 1 / N
+        rest = total * _inverse(choices) - 2 * weight + spread
+        rest = np.where(rest > _ROUNDING, rest, 0.0) * _inverse(total)  # 1 / n - 1 / N
         chance = np.sqrt(2 / np.pi * whole * (1 - whole) * rest[:, None])
         weighted += weight * choices * 0.5 * np.stack([np.abs(share - whole).sum(axis=1), chance.sum(axis=1)])
     of_layer = np.where(total > 0, weighted * _inverse(total), np.nan)

@@ -39,7 +39,7 @@ def cut_tree(affinity: NDArray[np.float64], known: NDArray[np.bool_], count: int
 
     experts = np.flatnonzero(known)
     group = np.zeros(known.size, dtype=np.int64)
-    if experts.size > 1:
+    if experts.size > 1 and count > 1:
         tree = _tree(affinity[np.ix_(experts, experts)])
         found = fcluster(tree, count, criterion="maxclust").tolist()
         in_leaf_order = list(dict.fromkeys(found[leaf] for leaf in leaves_list(tree)))
