@@ -1,7 +1,9 @@
 """Where the experts of a Mixture-of-Experts model live: plan it, judge it, write it for an engine, prove it.
 
-Importing this package loads neither torch nor a solver nor a plotting library.
+Importing this package loads neither torch nor a solver nor a plotting library, and the online rebalancer when asked.
 """
+
+from typing import TYPE_CHECKING
 
 from eplb.dispatch_rule import DispatchRule
 from eplb.engines.deepseek import rebalance_experts
@@ -17,6 +19,11 @@ from eplb.topology import Topology
 from eplb.version import eplb_version
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, read_load, read_trace
 
+if TYPE_CHECKING:
+    from eplb.online import OnlineSettings, Rebalancer
+
+__version__: str
+
 __all__ = [
     "DispatchRule",
     "Evaluation",
@@ -26,8 +33,10 @@ __all__ = [
     "LayerCertificate",
     "Migration",
     "ModelShape",
+    "OnlineSettings",
     "Placement",
     "Plan",
+    "Rebalancer",
     "RoutingTrace",
     "SolveStatus",
     "Topology",
@@ -44,8 +53,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """Look `__version__` up when somebody asks, not at import."""
+def __getattr__(name: str) -> object:
+    """Look up when somebody asks, not at import, what would make it slower."""
     if name == "__version__":
         return eplb_version()
+    if name in ("OnlineSettings", "Rebalancer"):
+        from eplb import online
+
+        return getattr(online, name)
     raise AttributeError(f"module 'eplb' has no attribute {name!r}")

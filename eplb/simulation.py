@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import InputError, UnknownNameError
 from eplb.metrics import evaluate
-from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, rename_ranks
 from eplb.online import OnlineSettings, Rebalancer
 from eplb.placement import Placement
 from eplb.plan import Problem, Strategy
@@ -99,6 +99,16 @@ def _full(replay: Replay, strategy: Strategy) -> Replanner:
     return next_placement
 
 
+def _full_renamed(replay: Replay) -> Replanner:
+    """As `full`, but ranks exchange their names where that keeps copies in place: balance is the same."""
+    plan = _full(replay, DeepSeek())
+
+    def next_placement(live: Placement, step: int) -> Placement:
+        return rename_ranks(live, plan(live, step), ranks_per_block=replay.topology.num_ranks)
+
+    return next_placement
+
+
 def _full_scenario(replay: Replay) -> Replanner:
     """Plan for all steps that the incremental policy remembers, from nothing."""
 
@@ -145,6 +155,7 @@ POLICIES: MappingProxyType[str, tuple[Callable[[Replay], Replanner], str]] = Map
         "never": (_never, "keep the first plan"),
         "incremental": (_incremental, "the online rebalancer: few copies moved, each worth its price"),
         "full": (lambda replay: _full(replay, DeepSeek()), "DeepSeek's EPLB, global, for the last interval"),
+        "full_renamed": (_full_renamed, "full, with ranks named anew so that fewer copies move"),
         "full_greedy": (lambda replay: _full(replay, Greedy()), "greedy for the last interval"),
         "full_scenario": (_full_scenario, "scenario for the steps that incremental remembers"),
         "oracle": (_oracle, "scenario for the very steps that it will serve"),

@@ -263,3 +263,18 @@ def test_a_placement_with_weights_is_refused():
 def test_settings_out_of_range_are_refused(words):
     with pytest.raises(InputError, match=next(iter(words))):
         settings(**words)
+
+
+def test_after_a_switch_the_past_is_forgotten():
+    steps = [*stationary(40, 0), *stationary(25, 7)]
+    with Rebalancer(LIVE, settings(window=60, half_life=float("inf"))) as rebalancer:
+        serve(rebalancer, steps)
+        # Forty steps of old traffic against twenty-five of new: only forgetting lets the new one decide.
+        assert balance(rebalancer.placement, steps[50:]) < balance(LIVE, steps[50:]) - 0.3
+        assert balance(rebalancer.placement, steps[50:]) < balance(rebalancer.placement, steps[:40]) - 0.1
+
+
+def test_the_front_door_has_it():
+    import eplb
+
+    assert (eplb.Rebalancer, eplb.OnlineSettings) == (Rebalancer, OnlineSettings)

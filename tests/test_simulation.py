@@ -5,7 +5,7 @@ import pytest
 
 from eplb.errors import InputError, UnknownNameError
 from eplb.metrics import evaluate
-from eplb.migration import Migration
+from eplb.migration import Migration, rename_ranks
 from eplb.online import OnlineSettings
 from eplb.plan import Problem
 from eplb.simulation import POLICIES, Replay, simulate
@@ -61,6 +61,14 @@ def test_full_is_deepseek_on_the_last_interval(served):
     assert np.array_equal(full.max_over_mean[20:30], expected)
     assert full.migrations[1].after == plan
     assert len(full.migrations) == 4
+
+
+def test_full_renamed_balances_as_full_does_and_moves_less(served):
+    full, renamed = served["full"], served["full_renamed"]
+    assert renamed.max_over_mean == pytest.approx(full.max_over_mean)
+    assert 0 < renamed.moved_copies < full.moved_copies
+    first = rename_ranks(REPLAY.first_placement(), full.migrations[0].after, ranks_per_block=8)
+    assert renamed.migrations[0].after == first
 
 
 def test_moves_bytes_and_stall_are_those_of_the_migrations(served):

@@ -42,7 +42,7 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option(
             "--policy",
             metavar="A,B",
-            help="never, incremental, full (DeepSeek's EPLB), full_greedy, full_scenario, oracle.",
+            help="never, incremental, full (DeepSeek's EPLB), full_renamed, full_greedy, full_scenario, oracle.",
             show_default="all of them",
         ),
     ] = None,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from eplb.metrics import evaluate
 from eplb.migration import Migration
+from eplb.online.fading import faded
 from eplb.online.settings import OnlineSettings
 from eplb.placement import Placement
 from eplb.plan import Problem
@@ -31,6 +32,7 @@ class Replan:
 def replan(placement: Placement, load: ExpertLoad, settings: OnlineSettings) -> Replan:
     """Improve the live placement for the remembered steps, and leave layers that do not pay as they are."""
     start = time.perf_counter()
+    load = faded(load, settings.interval)
     strategy = IncrementalScenario(previous=placement, price=settings.price, max_moves=settings.max_moves)
     after = strategy(Problem(load, placement.topology)).placement
     migration = Migration.between(placement, after, settings.expert_bytes)

@@ -20,7 +20,8 @@ class OnlineSettings:
     window
         Steps that are remembered.
     half_life
-        Steps after which a remembered step counts half; infinity for a plain sliding window.
+        Steps after which a remembered step counts half; infinity for a plain sliding window. Steps that the traffic has
+        left behind count less than that: see `fading`.
     cooldown
         Steps after a commit in which nothing is planned.
     plan_steps
@@ -33,7 +34,8 @@ class OnlineSettings:
         No replan while the traffic since the last look differs from what was planned for by at most this many times
         what steps that differ by chance would; 0 to replan always. Chance gives 1.
     price, max_moves
-        Of a fetched copy, and most fetched copies of one migration: see `IncrementalScenario`.
+        Of a fetched copy where traffic drifts, up to four times as much where steps differ by chance; and most fetched
+        copies of one migration: see `IncrementalScenario`.
     horizon
         If given, layers are moved only if the gain until the next look pays for the transfer. Its `num_loads` counts
         steps.
@@ -48,7 +50,7 @@ class OnlineSettings:
 
     interval: int = 20
     window: int = 128
-    half_life: float = 40.0
+    half_life: float = 30.0
     cooldown: int = 0
     plan_steps: int = 1
     target: float = 1.02

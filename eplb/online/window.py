@@ -58,7 +58,7 @@ def drift(planned_for: Floats, recent: Floats) -> float:
     planned_for, recent
         [W1, L, E], [W2, L, E] tokens, not all zero.
     """
-    first, second = _shares(planned_for), _shares(recent)
+    first, second = shares(planned_for), shares(recent)
     if first.shape[0] + second.shape[0] < 3:
         return float("inf")  # nothing says what chance does
     mean = np.concatenate([first, second]).mean(axis=0)
@@ -73,6 +73,7 @@ def drift(planned_for: Floats, recent: Floats) -> float:
     return apart / expected
 
 
-def _shares(tokens: Floats) -> Floats:
+def shares(tokens: Floats) -> Floats:
+    """[W, L, E] each layer's tokens over their sum; 0 where a layer is idle."""
     total = tokens.sum(axis=2, keepdims=True)
     return np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)

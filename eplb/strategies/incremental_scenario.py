@@ -2,7 +2,8 @@
 
 The scenario strategy's objective, a soft maximum over ranks and windows, descended step by step from the live map
 instead of from nothing: each step is the one that takes most off per copy fetched, and what gains less than the price
-is left. Weights of windows count, so recent traffic can weigh more.
+is left. Weights of windows count, so recent traffic can weigh more. Windows are steps in order of time: where they
+differ by chance rather than by drift, less is believed of them and the price is higher.
 
 Source: our own; steps as in `incremental`, objective and amplification as in `scenario`.
 """
@@ -20,6 +21,7 @@ from eplb.plan import Plan, Problem
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.incremental import busiest_rank
 from eplb.strategies.scenario import Scenario
+from eplb.strategies.step_noise import certainty, steadied
 from eplb.topology import Topology
 from eplb_traces import ExpertLoad
 
@@ -55,6 +57,8 @@ class IncrementalScenario:
     price
         What a fetched copy must take off its layer's cost, as a share of what is left of it; the cost is a sum of 8th
         powers, so the busiest rank falls by about an eighth of that share.
+    noise_price
+        How many times the price a copy costs in layers whose windows differ by chance alone; see `step_noise`.
     max_moves
         Most copies that ranks may fetch, over all layers; None for as many as pay.
     amplification
@@ -65,11 +69,12 @@ class IncrementalScenario:
     summary: ClassVar[str] = "from the live placement, for many windows, each fetched copy worth its price"
     previous: Placement
     price: float = 0.002
+    noise_price: float = 4.0
     max_moves: int | None = None
     amplification: float = 1.5
 
     def __post_init__(self) -> None:
-        for name in ("price", "amplification"):
+        for name in ("price", "noise_price", "amplification"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
         if self.max_moves is not None and self.max_moves < 0:
@@ -81,7 +86,7 @@ class IncrementalScenario:
         old = self.previous.physical_to_logical_map
         descent = self._descend(problem.load, problem.topology)
         fetched = np.array([descent.steps[i, :n, 2].sum() for i, n in enumerate(descent.num_steps.tolist())])
-        notes = [f"{self.name}: {fetched.sum()} copies moved, each worth {self.price:g} of its layer's cost"]
+        notes = [f"{self.name}: {fetched.sum()} copies moved, each worth at least {self.price:g} of its layer's cost"]
         new = descent.phy2log
         if self.max_moves is not None and fetched.sum() > self.max_moves:
             new = self._within_budget(descent, self.max_moves)
@@ -111,13 +116,14 @@ class IncrementalScenario:
         from eplb.kernels.incremental_scenario import improve_layers
 
         num_layers, num_experts, num_slots = load.num_layers, load.num_experts, topology.num_slots
-        scenarios = self._scenarios(load, topology.num_ranks)
+        sure = certainty(load)
+        scenarios = self._scenarios(steadied(load, sure), topology.num_ranks)
         live = self.previous.physical_to_logical_map
         old = np.where(live == EMPTY_SLOT, np.int32(num_experts), live)
         most_steps = MOST_STEPS_PER_SLOT * num_slots
         steps = np.zeros((num_layers, most_steps, 3), np.int64)
         made = _Descent(np.empty_like(old), steps, np.zeros((num_layers, most_steps)), np.zeros(num_layers, np.int64))
-        price = np.full(num_layers, float(self.price))
+        price = self.price * (sure + self.noise_price * (1 - sure))
         most = np.where(load.total.any(axis=1), num_slots, -1)  # an idle layer says nothing: it stays as it is
         first_slot, rank_of_slot = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
         rank_scale = 1 / topology.relative_speed

@@ -1,7 +1,8 @@
 """Replanning while serving: balance per step and copies moved of every policy, on traffic that drifts.
 
-Defaults were chosen on steps 0-299 of moe-435m; the other rows are traffic that no setting has seen. Needs
-the traces beside the checkout. Max/mean over steps and layers, moves also as a share of those of `full`.
+Defaults were chosen on steps 0-299 of moe-435m and on v3-switching, seeds 1-4, every eighth layer; the other rows are
+traffic that no setting has seen. Needs the traces beside the checkout. Max/mean over steps and layers, moves also as
+shares of those of `full` and of `full_renamed`, the fairer baseline.
 """
 
 import platform
@@ -48,24 +49,24 @@ def deepseek_v3() -> np.ndarray:
     return np.stack(steps).astype(np.float64)
 
 
-def synthetic() -> np.ndarray:
-    """[96, 58, 256] of the preset whose workloads follow each other."""
-    return synthesize_load("v3-switching", num_windows=96, tokens_per_window=16_384, seed=1).tokens
+def synthetic(preset: str, seed: int, every: int = 1) -> np.ndarray:
+    """[96, 58 / every, 256] windows of a preset, 16,384 tokens each: few sequences, and so mostly noise."""
+    return synthesize_load(preset, num_windows=96, tokens_per_window=16_384, seed=seed).tokens[:, ::every]
 
 
 def table(name: str, tokens: np.ndarray, on: Topology, interval: int) -> None:
     served = simulate(Replay(load=ExpertLoad(tokens), topology=on, interval=interval))
-    full = next(one for one in served if one.policy == "full").moved_copies
+    moved = {one.policy: one.moved_copies for one in served}
     shape = f"{on.num_ranks} ranks x {on.num_slots // on.num_ranks}, {tokens.shape[0]} steps, interval {interval}"
-    print(f"\n{name}: {shape}\npolicy            mean     p95    moves  of full  stall s   plan s")
+    print(f"\n{name}: {shape}\npolicy            mean     p95    moves  of full  renamed  stall s   plan s")
     for one in served:
-        print(_row(one, full), flush=True)
+        print(_row(one, moved["full"], moved["full_renamed"]), flush=True)
 
 
-def _row(one: Served, full: int) -> str:
-    share = one.moved_copies / full if full else 0.0
+def _row(one: Served, full: int, renamed: int) -> str:
+    moves = one.moved_copies
     return (
-        f"{one.policy:14s} {one.mean:7.4f} {one.p95:7.4f} {one.moved_copies:8d} {share:8.1%}"
+        f"{one.policy:14s} {one.mean:7.4f} {one.p95:7.4f} {moves:8d} {moves / full:8.1%} {moves / renamed:8.1%}"
         f" {one.stall_s:8.2f} {one.plan_s:8.2f}"
     )
 
@@ -81,4 +82,6 @@ if __name__ == "__main__":
     table("moe-435m, steps 300-599 (held out)", moe[300:], wide, 50)
     table("OLMoE, no drift", olmoe(), machine(64, 16, 2, 16), 16)
     table("DeepSeek-V3, 8 workloads in turn", deepseek_v3(), wide, 12)
-    table("synthetic, v3-switching", synthetic(), wide, 12)
+    table("synthetic, v3-switching, seed 1", synthetic("v3-switching", 1), wide, 12)
+    for preset in ("v3-switching", "v3-prefill", "v3-decode", "v3-long-prefill"):
+        table(f"synthetic, {preset}, seed 7, every eighth layer", synthetic(preset, 7, every=8), wide, 12)

@@ -62,8 +62,8 @@ class World:
         topology = Topology(1, size, 4)
         row = [expert % self.num_experts for expert in range(4 * size)]
         placement = Placement([row] * LAYERS, self.num_experts, topology)
-        self.ranks = RankGroup.of(topology, member.process_group)
-        self.tables = PlacementTables(placement)
+        self.ranks, self.device = RankGroup.of(topology, member.process_group), member.device
+        self.tables = PlacementTables(placement, device=self.device)
         self.bank, self.truth = self._bank(len(self.ranks.slots)), self._bank(self.num_experts)
         for layer in range(LAYERS):
             for expert in range(self.num_experts):
@@ -75,17 +75,17 @@ class World:
 
     def _bank(self, num_slots):
         shape = BankShape(num_layers=LAYERS, num_slots=num_slots, hidden_size=HIDDEN, intermediate_size=INNER)
-        return ExpertBank(shape, compute_dtype=torch.float32)
+        return ExpertBank(shape, compute_dtype=torch.float32, device=self.device)
 
     def serve(self, step: int, served: Served) -> torch.Tensor:
         """One step of all layers; [L, E] tokens of all processes."""
-        counts = torch.zeros((LAYERS, self.num_experts), dtype=torch.int64)
-        source = TokenSource.consecutive(self.ranks.ranks.start, [TOKENS], "cpu")
+        counts = torch.zeros((LAYERS, self.num_experts), dtype=torch.int64, device=self.device)
+        source = TokenSource.consecutive(self.ranks.ranks.start, [TOKENS], self.device)
         for layer in range(LAYERS):
             x_TH, choice = self._batch(step, layer)
             backend = AllToAll(self.ranks)
             moe = MoeLayer(layer, Script(choice), self.tables, self.ranks, backend, self.bank)
-            result = moe(x_TH, torch.arange(TOKENS), source)
+            result = moe(x_TH, torch.arange(TOKENS, device=self.device), source)
             served.exact &= torch.equal(result.y_TH, self._expected(layer, x_TH, choice))
             counts[layer] = torch.bincount(result.choice.expert_ids_TK.flatten(), minlength=self.num_experts)
         total = summed_counts(counts, self.ranks)
@@ -94,17 +94,18 @@ class World:
             (total[0] / self.tables.logcnt_LE[0])[self.tables.phy2log_LP[0]],
         )
         served.balance.append(float(rank_rows.max() / rank_rows.mean()))
-        return total
+        return total.cpu()
 
     def _batch(self, step, layer):
-        """This process's tokens: a few experts are hot, others after the drift."""
+        """This process's tokens, the same on every device: a few experts are hot, others after the drift."""
         generator = torch.Generator().manual_seed(10_000 * step + 100 * layer + self.ranks.process)
         rate_E = torch.ones(self.num_experts)
         first = 0 if step < DRIFT_AT else self.num_experts // 2
         rate_E[first : first + 3] = torch.tensor([8.0, 6.0, 4.0])
         ids_TK = torch.multinomial(rate_E.expand(TOKENS, -1), TOP_K, generator=generator)
         weight_TK = torch.randint(1, 9, (TOKENS, TOP_K), generator=generator) / 8
-        return torch.randint(-1, 2, (TOKENS, HIDDEN), generator=generator).float(), GateChoice(ids_TK, weight_TK)
+        x_TH = torch.randint(-1, 2, (TOKENS, HIDDEN), generator=generator).float()
+        return x_TH.to(self.device), GateChoice(ids_TK.to(self.device), weight_TK.to(self.device))
 
     def _expected(self, layer, x_TH, choice):
         """From one bank with every expert, choice by choice; no slots, no ranks."""
@@ -118,7 +119,7 @@ class World:
     def move(self, served: Served) -> None:
         """Between two steps: begin a migration, or move one layer of the one under way."""
         migration = self.rebalancer.step()
-        check_agreement(self.rebalancer.digest(), self.ranks)
+        check_agreement(self.rebalancer.digest(), self.ranks, self.device)
         served.digests.append(self.rebalancer.digest())
         if migration is not None:
             served.migrations.append(migration.moved_copies)
@@ -162,7 +163,7 @@ def _disagree(member: Member, corrupt: str) -> tuple[str, str, int]:
             world.rebalancer.step()
             digest = world.rebalancer.digest()
             try:
-                check_agreement(digest ^ 1 if corrupt == "digest" and is_bad else digest, world.ranks)
+                check_agreement(digest ^ 1 if corrupt == "digest" and is_bad else digest, world.ranks, world.device)
             except VerificationError as error:
                 return type(error).__name__, str(error), step
     return "nothing", "", -1

@@ -1,4 +1,7 @@
-"""Serving with the online rebalancer on 2 and 4 processes: exact at every step, the same decisions everywhere."""
+"""Serving with the online rebalancer on 2 and 4 processes: exact at every step, the same decisions everywhere.
+
+With two GPUs the same over NCCL, a GPU a process; skipped without them.
+"""
 
 import numpy as np
 import pytest
@@ -8,10 +11,19 @@ torch = pytest.importorskip("torch")
 from eplb.runtime import Launch, run_processes  # noqa: E402
 from tests.runtime.serving_cases import DRIFT_AT, STEPS, serve_and_disagree  # noqa: E402
 
+GROUPS = [
+    pytest.param((2, "gloo"), id="gloo-2"),
+    pytest.param((4, "gloo"), id="gloo-4"),
+    pytest.param(
+        (2, "nccl"), id="nccl-2", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+    ),
+]
 
-@pytest.fixture(scope="module", params=[2, 4])
+
+@pytest.fixture(scope="module", params=GROUPS)
 def answers(request):
-    return run_processes(Launch(request.param, timeout_s=120), serve_and_disagree, None)
+    processes, communicator = request.param
+    return run_processes(Launch(processes, communicator, timeout_s=120), serve_and_disagree, None)
 
 
 @pytest.fixture
