@@ -88,7 +88,7 @@ class World:
             result = moe(x_TH, torch.arange(TOKENS, device=self.device), source)
             served.exact &= torch.equal(result.y_TH, self._expected(layer, x_TH, choice))
             counts[layer] = torch.bincount(result.choice.expert_ids_TK.flatten(), minlength=self.num_experts)
-        total = summed_counts(counts, self.ranks)
+        total = summed_counts(counts, self.ranks).to(self.device)
         rank_rows = torch.bincount(
             self.tables.rank_of_slot_P,
             (total[0] / self.tables.logcnt_LE[0])[self.tables.phy2log_LP[0]],
