@@ -5,17 +5,17 @@ Importing this package loads neither torch nor a solver nor a plotting library, 
 
 from typing import TYPE_CHECKING
 
-from eplb.dispatch_rule import DispatchRule
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.migration import Migration
+from eplb.core.placement import Placement
+from eplb.core.problem import GroupMode, LayerCertificate, Plan, SolveStatus
+from eplb.core.topology import Topology
 from eplb.engines.deepseek import rebalance_experts
-from eplb.engines.rank_layout import for_engine
-from eplb.metrics import Evaluation, evaluate
-from eplb.migration import Migration
-from eplb.placement import Placement
-from eplb.placement_files import read_placement, write_placement
-from eplb.plan import GroupMode, LayerCertificate, Plan, SolveStatus
-from eplb.planner import compare, plan
-from eplb.rebalancer import Horizon, rebalance
-from eplb.topology import Topology
+from eplb.engines.for_engine import for_engine
+from eplb.evaluation.metrics import Evaluation, evaluate
+from eplb.formats.placement_files import read_placement, write_placement
+from eplb.planning.planner import compare, plan
+from eplb.planning.rebalance import Horizon, rebalance
 from eplb.version import eplb_version
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, read_load, read_trace
 

@@ -8,13 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eplb
-from eplb import layer_threads
+from eplb.core import layer_threads
+from eplb.core.problem import Problem, SolveStatus
 from eplb.errors import InfeasibleError
-from eplb.plan import Problem, SolveStatus
 from eplb.strategies import STRATEGIES
 from eplb_traces import ExpertLoad
+from tests.generators import problems
 from tests.oracles import busiest_time, hands_of, has_doubles
-from tests.strategies import problems
 
 MAY_DOUBLE = {"deepseek"}
 NEEDS_EQUAL_SLOTS = {"deepseek"}

@@ -9,14 +9,14 @@ from typing import Annotated, Any, final
 import typer
 import typer.core
 
-from eplb_cli import (
+from eplb_cli import output
+from eplb_cli.commands import (
     backtest,
     check,
     compare,
     convert,
     diff,
     evaluate,
-    output,
     plan,
     report,
     simulate,
@@ -25,7 +25,7 @@ from eplb_cli import (
     trace,
     verify,
 )
-from eplb_cli.status import exit_code_of, sentence_of
+from eplb_cli.exit_codes import exit_code_of, sentence_of
 
 
 @final

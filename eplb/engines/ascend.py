@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.placement import EMPTY_SLOT
+from eplb.core.topology import Topology
 from eplb.engines.arrays import as_ids, as_load, num_dimensions
 from eplb.engines.policy import PolicyInputError, PolicySettings, machine, new_map, settings_from_environment, warm_up
 from eplb.engines.registration import announce, engine_module, require
-from eplb.placement import EMPTY_SLOT
-from eplb.strategies.incremental import busiest_rank
-from eplb.topology import Topology
+from eplb.strategies.incremental.incremental import busiest_rank
 
 if TYPE_CHECKING:
     import torch

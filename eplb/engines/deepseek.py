@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.problem import GroupMode
 from eplb.engines.arrays import Array, as_load, like
 from eplb.errors import InputError
-from eplb.plan import GroupMode
-from eplb.strategies.deepseek import deepseek_maps
+from eplb.strategies.baselines.deepseek import deepseek_maps
 
 
 def rebalance_experts(  # noqa: PLR0913  # the published signature
@@ -62,8 +62,8 @@ def rebalance_experts(  # noqa: PLR0913  # the published signature
 def _planned(  # noqa: PLR0913  # the published signature
     load: NDArray[np.float64], num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, strategy: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    from eplb.planner import plan
-    from eplb.topology import Topology
+    from eplb.core.topology import Topology
+    from eplb.planning.planner import plan
     from eplb_traces import ExpertLoad
 
     topology = Topology(num_nodes, num_gpus // num_nodes, num_replicas // num_gpus)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.dispatch_rule import DispatchRule
-from eplb.engine_dispatch import rank_slot_map
-from eplb.engines.rank_layout import RankLayout
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.placement import Placement, PlacementMaps
+from eplb.dispatch.engine_rules import rank_slot_map
 from eplb.errors import InputError, MissingExtraError, UnknownNameError
+from eplb_traces import ModelShape
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,19 @@ class EngineTensors:
 
 
 @dataclass(frozen=True, eq=False)
+class PlacementOfRank:
+    """A placement as one rank sees it; shapes as in the table."""
+
+    placement: Placement
+    shape: ModelShape
+    layer_ids: tuple[int, ...]
+    """[L] absolute index of each MoE layer."""
+    ep_rank: int
+    maps: PlacementMaps
+    expert_map: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
 class _Arrays:
     """The same as arrays, log2phy not yet padded."""
 
@@ -55,7 +69,7 @@ class _Arrays:
     num_columns: int
 
 
-def engine_tensors(layout: RankLayout, engine: str) -> EngineTensors:
+def engine_tensors(of_rank: PlacementOfRank, engine: str) -> EngineTensors:
     """The tensors of an engine, on the CPU.
 
     Raises
@@ -73,7 +87,7 @@ def engine_tensors(layout: RankLayout, engine: str) -> EngineTensors:
         import torch
     except ImportError as error:
         raise MissingExtraError("making an engine's tensors", "runtime") from error
-    arrays = _ARRAYS_OF[engine](layout)
+    arrays = _ARRAYS_OF[engine](of_rank)
     log2phy = torch.from_numpy(arrays.log2phy.copy())
     if log2phy.dim() == 3 and arrays.num_columns > log2phy.shape[2]:
         padded = torch.full((*log2phy.shape[:2], arrays.num_columns), -1, dtype=log2phy.dtype)
@@ -87,53 +101,53 @@ def engine_tensors(layout: RankLayout, engine: str) -> EngineTensors:
     )
 
 
-def _deepseek(layout: RankLayout) -> _Arrays:
-    phy2log, log2phy, logcnt = layout.maps
-    return _Arrays(phy2log, log2phy, logcnt, layout.expert_map, log2phy.shape[2])
+def _deepseek(of_rank: PlacementOfRank) -> _Arrays:
+    phy2log, log2phy, logcnt = of_rank.maps
+    return _Arrays(phy2log, log2phy, logcnt, of_rank.expert_map, log2phy.shape[2])
 
 
-def _vllm(layout: RankLayout) -> _Arrays:
-    phy2log, log2phy, logcnt = layout.maps
+def _vllm(of_rank: PlacementOfRank) -> _Arrays:
+    phy2log, log2phy, logcnt = of_rank.maps
     if log2phy.shape[2] > VLLM_COLUMNS:
         raise InputError(f"an expert has {log2phy.shape[2]} replicas: vLLM has room for {VLLM_COLUMNS}")
-    return _Arrays(phy2log, log2phy, logcnt, layout.expert_map, VLLM_COLUMNS)
+    return _Arrays(phy2log, log2phy, logcnt, of_rank.expert_map, VLLM_COLUMNS)
 
 
-def _sglang(layout: RankLayout) -> _Arrays:
+def _sglang(of_rank: PlacementOfRank) -> _Arrays:
     """One row for every layer of the model; dense ones, which nobody reads, get the first MoE layer's."""
-    shape = layout.shape
+    shape = of_rank.shape
     num_hidden = shape.num_layers if shape.num_hidden_layers is None else shape.num_hidden_layers
     if num_hidden != shape.num_layers and shape.moe_layer_ids is None:
         raise InputError(
             f"sglang keeps a row for each of {num_hidden} layers and neither plan nor model_shape says which "
             f"{shape.num_layers} have experts: give model_shape with moe_layer_ids"
         )
-    if max(layout.layer_ids) >= num_hidden:
+    if max(of_rank.layer_ids) >= num_hidden:
         raise InputError(
-            f"sglang keeps a row for every layer, dense ones too: the last MoE layer is {max(layout.layer_ids)}, give "
+            f"sglang keeps a row for every layer, dense ones too: the last MoE layer is {max(of_rank.layer_ids)}, give "
             "model_shape with num_hidden_layers"
         )
     row_of_layer = np.zeros(num_hidden, dtype=np.int64)
-    row_of_layer[list(layout.layer_ids)] = np.arange(shape.num_layers)
-    phy2log, log2phy, logcnt = (part[row_of_layer] for part in layout.maps)
-    return _Arrays(phy2log, log2phy, logcnt, layout.expert_map[row_of_layer], phy2log.shape[1])
+    row_of_layer[list(of_rank.layer_ids)] = np.arange(shape.num_layers)
+    phy2log, log2phy, logcnt = (part[row_of_layer] for part in of_rank.maps)
+    return _Arrays(phy2log, log2phy, logcnt, of_rank.expert_map[row_of_layer], phy2log.shape[1])
 
 
-def _ascend(layout: RankLayout) -> _Arrays:
+def _ascend(of_rank: PlacementOfRank) -> _Arrays:
     """The rank sends all its tokens of an expert to one replica: log2phy has one column."""
-    placement = layout.placement
+    placement = of_rank.placement
     if placement.duplicate_slots.any():
         layer, slot = (int(i) for i in np.argwhere(placement.duplicate_slots)[0])
         raise InputError(f"layer {layer}, slot {slot} repeats an expert of its rank: vllm-ascend would lose it")
     one_replica = [
-        rank_slot_map(placement, layer, DispatchRule.ASCEND)[layout.ep_rank] for layer in range(placement.num_layers)
+        rank_slot_map(placement, layer, DispatchRule.ASCEND)[of_rank.ep_rank] for layer in range(placement.num_layers)
     ]
     return _Arrays(
-        placement.physical_to_logical_map, np.stack(one_replica), placement.logical_replica_count, layout.expert_map, 0
+        placement.physical_to_logical_map, np.stack(one_replica), placement.logical_replica_count, of_rank.expert_map, 0
     )
 
 
-_ARRAYS_OF: Final[dict[str, Callable[[RankLayout], _Arrays]]] = {
+_ARRAYS_OF: Final[dict[str, Callable[[PlacementOfRank], _Arrays]]] = {
     "deepseek": _deepseek,
     "vllm": _vllm,
     "sglang": _sglang,

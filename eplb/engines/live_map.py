@@ -9,9 +9,9 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.placement import EMPTY_SLOT
+from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.placement import EMPTY_SLOT
-from eplb.topology import Topology
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

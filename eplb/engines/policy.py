@@ -8,16 +8,16 @@ from typing import TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.migration import rename_ranks
+from eplb.core.placement import Placement
+from eplb.core.problem import GroupMode, Problem
+from eplb.core.topology import Topology
 from eplb.engines.live_map import adopt_live_map, cut_or_padded
 from eplb.errors import InputError
-from eplb.migration import rename_ranks
-from eplb.placement import Placement
-from eplb.plan import GroupMode, Problem
-from eplb.planner import plan
+from eplb.planning.planner import plan
 from eplb.strategies import find_strategy
-from eplb.strategies.deepseek import deepseek_maps
-from eplb.strategies.incremental import Incremental, busiest_rank
-from eplb.topology import Topology
+from eplb.strategies.baselines.deepseek import deepseek_maps
+from eplb.strategies.incremental.incremental import Incremental, busiest_rank
 from eplb_traces import ExpertLoad
 
 Floats = NDArray[np.float64]
@@ -255,7 +255,7 @@ def _published(total: Floats, topology: Topology, *, num_groups: int, live: Ints
 
 def keep_live_slots(live: Ints | Map, phy2log: Map, *, num_ranks: int) -> None:
     """Reorder the slots of every rank in place so that experts that it had stay where they were."""
-    from eplb.kernels.migration_batches import keep_slots
+    from eplb.core.migration_kernel import keep_slots
 
     first_slot = np.arange(num_ranks + 1, dtype=np.int64) * (phy2log.shape[1] // num_ranks)
     keep_slots(np.ascontiguousarray(live, dtype=np.int32), phy2log, first_slot)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.placement import Placement
+from eplb.core.topology import Topology
 from eplb.engines.arrays import as_history, as_ids, like
 from eplb.engines.policy import (
     MOST_WINDOWS,
@@ -23,8 +25,6 @@ from eplb.engines.policy import (
     warm_up,
 )
 from eplb.engines.registration import announce, engine_module, require
-from eplb.placement import Placement
-from eplb.topology import Topology
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.placement import Placement
 from eplb.engines.arrays import as_ids, as_load, like
+from eplb.engines.for_engine import for_engine
 from eplb.engines.policy import (
     PolicyInputError,
     PolicySettings,
@@ -23,9 +25,7 @@ from eplb.engines.policy import (
     settings_from_environment,
     warm_up,
 )
-from eplb.engines.rank_layout import for_engine
 from eplb.engines.registration import announce, engine_module, require
-from eplb.placement import Placement
 
 if TYPE_CHECKING:
     import torch

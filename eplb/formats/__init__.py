@@ -6,6 +6,7 @@ A new dialect is a new file and one line in the table.
 from pathlib import Path
 from typing import Final
 
+from eplb.core.problem import Plan
 from eplb.errors import FormatError, UnknownNameError
 from eplb.formats.ascend import Ascend
 from eplb.formats.deepseek import Deepseek
@@ -17,7 +18,6 @@ from eplb.formats.sglang import Sglang
 from eplb.formats.sidecar import SIDECAR_KIND, SIDECAR_SUFFIX
 from eplb.formats.trtllm import Trtllm
 from eplb.formats.vllm import RECORD_TYPE, Vllm
-from eplb.plan import Plan
 
 __all__ = ["FORMATS", "Format", "ReadHints", "detect_format", "find_format", "read_plan", "write_plan"]
 

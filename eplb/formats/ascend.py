@@ -14,10 +14,10 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.problem import Plan
 from eplb.errors import FormatError
-from eplb.formats.foreign import FileFacts, make_plan, open_foreign
-from eplb.formats.json_fields import as_fields, as_int, as_int_row, as_list, emit_json, load_json, stack_rows
-from eplb.formats.limits import (
+from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_limits import (
     EFFECTS,
     Fault,
     check_equal_ranks,
@@ -25,9 +25,9 @@ from eplb.formats.limits import (
     check_no_empty_slots,
     check_suffix,
 )
+from eplb.formats.json_fields import as_fields, as_int, as_int_row, as_list, emit_json, load_json, stack_rows
 from eplb.formats.protocol import ReadHints
 from eplb.formats.sidecar import write_with_sidecar
-from eplb.plan import Plan
 
 
 @final

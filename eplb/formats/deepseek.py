@@ -14,13 +14,13 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.problem import Plan
 from eplb.errors import FormatError
 from eplb.formats.array_file import load_npz, npz_bytes
-from eplb.formats.foreign import FileFacts, make_plan, open_foreign
-from eplb.formats.limits import check_equal_ranks, check_no_empty_slots, check_suffix
+from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_limits import check_equal_ranks, check_no_empty_slots, check_suffix
 from eplb.formats.protocol import ReadHints
 from eplb.formats.sidecar import write_with_sidecar
-from eplb.plan import Plan
 
 _MAPS = {"phy2log": 2, "log2phy": 3, "logcnt": 2}
 _SCALARS = ("num_nodes", "num_gpus")

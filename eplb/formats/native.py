@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
+from eplb.core.problem import Plan
 from eplb.errors import FormatError
-from eplb.formats.foreign import join_hints
+from eplb.formats.engine_file import join_hints
+from eplb.formats.engine_limits import check_suffix
 from eplb.formats.json_fields import as_fields, as_int, as_int_rows, emit_json, load_json, located
-from eplb.formats.limits import check_suffix
 from eplb.formats.protocol import ReadHints
 from eplb.formats.provenance import PROVENANCE_KEYS, provenance_fields, provenance_from_json
-from eplb.plan import Plan
-from eplb_traces.atomic_file import atomic_write
+from eplb_traces.files.atomic_file import atomic_write
 
 NATIVE_KIND = "eplb"
 _VERSION = 1

@@ -15,14 +15,14 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.problem import Plan
 from eplb.errors import FormatError
 from eplb.formats.array_file import load_npy, npy_bytes
-from eplb.formats.foreign import FileFacts, make_plan, open_foreign
-from eplb.formats.limits import EFFECTS, Fault, check_no_duplicates, check_suffix
+from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_limits import EFFECTS, Fault, check_no_duplicates, check_suffix
 from eplb.formats.protocol import ReadHints
 from eplb.formats.sidecar import write_with_sidecar
-from eplb.placement import EMPTY_SLOT, Placement
-from eplb.plan import Plan
 
 
 @final

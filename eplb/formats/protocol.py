@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-from eplb.plan import Plan
-from eplb.topology import Topology
+from eplb.core.problem import Plan
+from eplb.core.topology import Topology
 from eplb_traces import ModelShape
 
 

@@ -9,6 +9,9 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.placement import Placement
+from eplb.core.problem import BindingBound, LayerCertificate, Plan, SolveStatus
+from eplb.core.topology import Topology
 from eplb.errors import FormatError
 from eplb.formats.json_fields import (
     as_fields,
@@ -20,12 +23,9 @@ from eplb.formats.json_fields import (
     located,
     stack_rows,
 )
-from eplb.placement import Placement
-from eplb.plan import BindingBound, LayerCertificate, Plan, SolveStatus
-from eplb.topology import Topology
 from eplb.version import eplb_version
 from eplb_traces import ModelShape
-from eplb_traces.shape_json import shape_from_json, shape_to_json
+from eplb_traces.files.shape_json import shape_from_json, shape_to_json
 
 PROVENANCE_KEYS = (
     "eplb_version",

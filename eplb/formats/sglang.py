@@ -16,13 +16,13 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.problem import Plan
 from eplb.errors import FormatError, MissingExtraError
-from eplb.formats.foreign import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_limits import check_equal_ranks, check_no_empty_slots, check_suffix
 from eplb.formats.json_fields import as_int_rows, as_object, emit_json, load_json, read_bytes
-from eplb.formats.limits import check_equal_ranks, check_no_empty_slots, check_suffix
 from eplb.formats.protocol import ReadHints
 from eplb.formats.sidecar import write_with_sidecar
-from eplb.plan import Plan
 from eplb_traces import ModelShape
 
 _KEY = "physical_to_logical_map"

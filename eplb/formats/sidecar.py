@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.problem import Plan
 from eplb.errors import FormatError
 from eplb.formats.json_fields import as_fields, as_int, as_text, emit_json, load_json
 from eplb.formats.provenance import PROVENANCE_KEYS, Provenance, provenance_fields, provenance_from_json
-from eplb.plan import Plan
-from eplb_traces.atomic_file import atomic_write
+from eplb_traces.files.atomic_file import atomic_write
 
 SIDECAR_SUFFIX = ".eplb.json"
 SIDECAR_KIND = "eplb-provenance"

@@ -13,12 +13,12 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.problem import Plan
+from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_limits import check_equal_ranks, check_no_empty_slots, check_suffix, required_layer_ids
 from eplb.formats.flat_yaml import read_assignments
-from eplb.formats.foreign import FileFacts, make_plan, open_foreign
-from eplb.formats.limits import check_equal_ranks, check_no_empty_slots, check_suffix, required_layer_ids
 from eplb.formats.protocol import ReadHints
 from eplb.formats.sidecar import write_with_sidecar
-from eplb.plan import Plan
 
 
 @final

@@ -15,8 +15,10 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.problem import Plan
 from eplb.errors import FormatError
-from eplb.formats.foreign import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_limits import check_equal_ranks, check_no_empty_slots, check_suffix
 from eplb.formats.json_fields import (
     as_fields,
     as_int,
@@ -27,10 +29,8 @@ from eplb.formats.json_fields import (
     read_text,
     stack_rows,
 )
-from eplb.formats.limits import check_equal_ranks, check_no_empty_slots, check_suffix
 from eplb.formats.protocol import ReadHints
 from eplb.formats.sidecar import write_with_sidecar
-from eplb.plan import Plan
 
 RECORD_TYPE = "eplb_initial_mapping"
 _VERSION = 1

@@ -5,8 +5,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.errors import InputError, UnknownNameError
-from eplb.placement import EMPTY_SLOT, Placement
 
 
 class CountsOf(StrEnum):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, final
 
-from eplb.metrics import Evaluation
-from eplb.migration import Migration
+from eplb.core.migration import Migration
+from eplb.evaluation.metrics import Evaluation
 
 
 class Outcome(StrEnum):

@@ -18,15 +18,15 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb.core.migration import Migration
+from eplb.core.placement import Placement
 from eplb.errors import InputError
-from eplb.metrics import evaluate
-from eplb.migration import Migration
+from eplb.evaluation.metrics import evaluate
 from eplb.online.counts import CountsOf, logical_counts
 from eplb.online.decision import Decision, Observer, Outcome
 from eplb.online.replan import Replan, replan
 from eplb.online.settings import OnlineSettings
 from eplb.online.window import LoadWindow, drift
-from eplb.placement import Placement
 from eplb_traces import ExpertLoad
 
 _DEFAULTS = OnlineSettings()

@@ -7,14 +7,14 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.metrics import evaluate
-from eplb.migration import Migration
-from eplb.online.fading import faded
+from eplb.core.migration import Migration
+from eplb.core.placement import Placement
+from eplb.core.problem import Problem
+from eplb.evaluation.metrics import evaluate
 from eplb.online.settings import OnlineSettings
-from eplb.placement import Placement
-from eplb.plan import Problem
-from eplb.rebalancer import Horizon
-from eplb.strategies.incremental_scenario import IncrementalScenario
+from eplb.online.staleness import faded
+from eplb.planning.rebalance import Horizon
+from eplb.strategies.incremental.incremental_scenario import IncrementalScenario
 from eplb_traces import ExpertLoad
 
 

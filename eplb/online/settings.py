@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import final
 
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.errors import InputError
-from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES
-from eplb.rebalancer import Horizon
+from eplb.planning.rebalance import Horizon
 
 
 @final

@@ -1,5 +1,6 @@
 """Reports that a person looks at: pictures, tables and plain words. The only room that knows matplotlib and plotly."""
 
-from eplb.report.contents import PlanView, ReportContents, gather
+from eplb.report.contents import ReportContents, gather
+from eplb.report.plan_view import PlanView
 
 __all__ = ["PlanView", "ReportContents", "gather"]

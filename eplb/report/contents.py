@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eplb.bounds import LowerBounds, lower_bounds
-from eplb.dispatch_rule import DispatchRule
+from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.metrics import Evaluation, evaluate
-from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES, Hop, Migration
-from eplb.placement import EMPTY_SLOT, Placement
-from eplb.planner import plan
-from eplb.report.verdicts import over_all, per_layer
-from eplb.topology import Topology
-from eplb.traffic import TokenSpread, token_spread
+from eplb.evaluation.metrics import Evaluation, evaluate
+from eplb.evaluation.token_spread import token_spread
+from eplb.planning.planner import plan
+from eplb.report.plan_view import PlanView
+from eplb.report.summary_text import over_all, per_layer
 from eplb_traces import ExpertLoad, RoutingTrace
 
 BEFORE: Final = "experts in order"
@@ -25,58 +25,6 @@ DEFAULT_STRATEGY: Final = "greedy"
 """What plans where the user brings no plan."""
 MOST_WINDOWS: Final = 40
 """A trace that is counted whole is cut into at most so many windows to show how balance changes over time."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class PlanView:
-    """One placement and what the judge says of it."""
-
-    name: str
-    """File name or strategy; unique in a report."""
-    placement: Placement
-    evaluation: Evaluation
-    """By `eplb.metrics.evaluate` under the report's load and dispatch rule."""
-    bound: LowerBounds
-    """`value` [L] tokens on the busiest rank that no placement can go below, for the summed load; `binding` [L].
-
-    Where ranks differ in speed: tokens over relative speed."""
-    migration: Migration | None
-    """From the first plan of the report; None for the first itself, and where the slots differ."""
-    spread: TokenSpread | None
-    """Ranks and nodes that a token's choices lie on; None without a trace."""
-    balance_by_window: NDArray[np.float64] | None
-    """[W, L] busiest over mean rank in the windows of `ReportContents.windows`; None without these."""
-
-    @property
-    def total_rank_load(self) -> NDArray[np.float64]:
-        """[L, R] tokens of every rank, summed over windows by their weights."""
-        return np.einsum("w,wlr->lr", self.evaluation.load.weights, self.evaluation.rank_load)
-
-    @property
-    def busiest_rank(self) -> NDArray[np.int64]:
-        """[L] the rank that works longest on the summed load; ties to the lowest."""
-        return (self.total_rank_load / self.placement.topology.relative_speed).argmax(axis=1)
-
-    @property
-    def moved_in(self) -> NDArray[np.int64]:
-        """[L, R] expert copies that a rank fetches from others on the way here; 0 where there is no way."""
-        moved = np.zeros(self.evaluation.rank_load.shape[1:], np.int64)
-        if self.migration is not None:
-            crossing = self.migration.hop != Hop.SAME_RANK
-            np.add.at(moved, (self.migration.layer[crossing], self.migration.rank[crossing]), 1)
-        return moved
-
-    def metrics(self) -> dict[str, float | int]:
-        """Every number that the judge has, by name: balance, and where they are known tokens' spread and moves.
-
-        The names of `Evaluation.summary` come first, with the values that `eplb evaluate --json` prints.
-        """
-        found = self.evaluation.summary()
-        if self.spread is not None:
-            found["ranks_per_token"] = float(self.spread.ranks_per_token.mean())
-            found["nodes_per_token"] = float(self.spread.nodes_per_token.mean())
-        return found if self.migration is None else {**found, **self.migration.summary()}
 
 
 @final

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final, final
 
 from eplb.errors import InputError, MissingExtraError
 from eplb.report import tables
-from eplb.report.album import Closeups, album, close_up
-from eplb.report.canvas import ImageFormat, save
 from eplb.report.contents import ReportContents
-from eplb.report.summary import summary_page
-from eplb_traces.atomic_file import atomic_write
+from eplb.report.figures import Closeups, album, close_up
+from eplb.report.style import ImageFormat, save
+from eplb.report.summary_page import summary_page
+from eplb_traces.files.atomic_file import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd

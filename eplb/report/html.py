@@ -13,7 +13,7 @@ from typing import Any, Final
 from eplb.errors import MissingExtraError
 from eplb.report.contents import ReportContents
 from eplb.report.html_payload import payload
-from eplb_traces.atomic_file import atomic_write
+from eplb_traces.files.atomic_file import atomic_write
 
 _SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "tables.js", "main.js")
 """In the order in which they are read; together one module."""

@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.report.contents import PlanView
 from eplb.report.html_arrays import Levels, packed, upper_triangle, whole_numbers
+from eplb.report.plan_view import PlanView
 from eplb_traces import RoutingTrace
-from eplb_traces.coactivation import CoActivation, coactivations
+from eplb_traces.coactivation.layer_coactivation import CoActivation, coactivations
 
 _NUM_TOP_PAIRS: Final = 12
 _QUANTILES: Final = (0.001, 0.999)

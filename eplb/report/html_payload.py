@@ -5,11 +5,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from eplb.migration import Migration
-from eplb.report.contents import PlanView, ReportContents
+from eplb.core.migration import Migration
+from eplb.report.contents import ReportContents
 from eplb.report.html_arrays import packed, whole_numbers
 from eplb.report.html_coactivation import coactivation_payload
-from eplb.report.verdicts import counted
+from eplb.report.plan_view import PlanView
+from eplb.report.summary_text import counted
 from eplb.version import eplb_version
 from eplb_traces import ModelShape
 

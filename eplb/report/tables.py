@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb.affinity import share_inside_nodes, share_inside_ranks
-from eplb.placement import EMPTY_SLOT
-from eplb.report.contents import PlanView, ReportContents
-from eplb.sweeps import SweepPoint
+from eplb.core.placement import EMPTY_SLOT
+from eplb.evaluation.pair_locality import share_inside_nodes, share_inside_ranks
+from eplb.planning.redundancy_sweep import SweepPoint
+from eplb.report.contents import ReportContents
+from eplb.report.plan_view import PlanView
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from eplb_traces.coactivation import CoActivation
+    from eplb_traces.coactivation.layer_coactivation import CoActivation
 
 MEANINGS = {
     "metrics": "what `eplb evaluate --json` says of each plan, tokens' spread and what must move",

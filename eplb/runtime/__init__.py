@@ -10,10 +10,10 @@ except ImportError as error:
 
     raise MissingExtraError("the runtime", "runtime") from error
 
-from eplb.runtime.allgather import AllGather
-from eplb.runtime.alltoall import AllToAll
-from eplb.runtime.backend_choice import auto_backend, exchange_bytes, make_backend
-from eplb.runtime.exchange import (
+from eplb.runtime.exchange.allgather import AllGather
+from eplb.runtime.exchange.alltoall import AllToAll
+from eplb.runtime.exchange.backend_choice import auto_backend, exchange_bytes, make_backend
+from eplb.runtime.exchange.protocol import (
     Backend,
     ExchangeEpochError,
     ExchangeHandle,
@@ -23,8 +23,9 @@ from eplb.runtime.exchange import (
     RoutingPlan,
     read_buffer_scale_factors,
 )
-from eplb.runtime.expert_bank import BankShape, ExpertBank
-from eplb.runtime.gate import (
+from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.reference import Reference
+from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
     GroupLimit,
@@ -34,15 +35,14 @@ from eplb.runtime.gate import (
     hash_table,
     rank_limited_top_k,
 )
-from eplb.runtime.launch import Launch, Member, run_processes
-from eplb.runtime.migrate import LiveMigration, MigrationError, migrate
-from eplb.runtime.moe_layer import MoeLayer, MoeResult, SlotExperts, route
-from eplb.runtime.rank_group import RankGroup
-from eplb.runtime.reference import Reference
-from eplb.runtime.replica_choice import TokenSource, choose_slots, online_quotas
-from eplb.runtime.tables import PlacementTables
-from eplb.runtime.verify import VerifyReport, VerifyRequest, read_layers, verify
-from eplb.runtime.verify_faults import CAUGHT_BY, Fault
+from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult, SlotExperts, route
+from eplb.runtime.layer.placement_tables import PlacementTables
+from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_quotas
+from eplb.runtime.live_migration import LiveMigration, MigrationError, migrate
+from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
+from eplb.runtime.verification.launch import Launch, Member, run_processes
+from eplb.runtime.verification.verify import VerifyReport, VerifyRequest, read_layers, verify
+from eplb.runtime.weights.expert_weights import BankShape, ExpertBank
 
 __all__ = [
     "CAUGHT_BY",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eplb.errors import VerificationError
-from eplb.runtime.rank_group import RankGroup
+from eplb.runtime.exchange.rank_group import RankGroup
 
 _DIGEST_BITS = 63
 

@@ -2,15 +2,15 @@
 
 from types import MappingProxyType
 
+from eplb.core.problem import Strategy
 from eplb.errors import UnknownNameError
-from eplb.plan import Strategy
-from eplb.strategies.deepseek import DeepSeek
-from eplb.strategies.greedy import Greedy
-from eplb.strategies.ilp import Ilp
-from eplb.strategies.linear import Linear
-from eplb.strategies.round_robin import RoundRobin
-from eplb.strategies.scenario import Scenario
-from eplb.strategies.zigzag import Zigzag
+from eplb.strategies.baselines.deepseek import DeepSeek
+from eplb.strategies.baselines.linear import Linear
+from eplb.strategies.baselines.round_robin import RoundRobin
+from eplb.strategies.baselines.zigzag import Zigzag
+from eplb.strategies.greedy.greedy import Greedy
+from eplb.strategies.ilp.ilp import Ilp
+from eplb.strategies.scenario.scenario import Scenario
 
 __all__ = ["STRATEGIES", "find_strategy"]
 

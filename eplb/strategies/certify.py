@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.bounds import lower_bounds
+from eplb.bounds.lower_bounds import lower_bounds
+from eplb.core.placement import Placement
+from eplb.core.problem import GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 from eplb.errors import InputError
-from eplb.placement import Placement
-from eplb.plan import GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 
 MET = 1e-9  # relative distance at which an objective has met its bound: rounding of sums over a rank's slots
 

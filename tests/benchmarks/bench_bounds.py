@@ -19,14 +19,14 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # a script's own folder is on the path, not the one it was started in
 
-from eplb.bounds import full_slot_bound, lower_bounds, mean_bound, replication_bound  # noqa: E402
-from eplb.dispatch_rule import DispatchRule  # noqa: E402
-from eplb.kernels.online_dispatch import busiest_by_window  # noqa: E402
-from eplb.plan import Problem  # noqa: E402
-from eplb.strategies.greedy import Greedy  # noqa: E402
-from eplb.strategies.ilp import Ilp  # noqa: E402
-from eplb.strategies.pairing import improve_pairs, pairs_apply  # noqa: E402
-from eplb.topology import Topology  # noqa: E402
+from eplb.bounds.lower_bounds import full_slot_bound, lower_bounds, mean_bound, replication_bound  # noqa: E402
+from eplb.core.dispatch_rule import DispatchRule  # noqa: E402
+from eplb.core.problem import Problem  # noqa: E402
+from eplb.core.topology import Topology  # noqa: E402
+from eplb.dispatch.optimal_shares_kernel import busiest_by_window  # noqa: E402
+from eplb.strategies.greedy.greedy import Greedy  # noqa: E402
+from eplb.strategies.greedy.two_slot_ranks import improve_pairs, pairs_apply  # noqa: E402
+from eplb.strategies.ilp.ilp import Ilp  # noqa: E402
 from eplb_traces import ExpertLoad, read_load  # noqa: E402
 
 SEED = 0

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces import ModelShape, RoutingTrace, TokenBatch, read_trace
-from eplb_traces.coactivation import coactivations
+from eplb_traces.coactivation.layer_coactivation import coactivations
 
 RECORDING = Path(__file__).resolve().parents[3] / "shared" / "traces" / "moe-435m" / "tokens.npz"
 REPEATS = 5

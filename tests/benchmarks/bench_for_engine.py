@@ -20,8 +20,8 @@ import torch
 
 import eplb
 from eplb.engines.ascend import AscendPolicy
+from eplb.engines.for_engine import for_engine
 from eplb.engines.policy import PolicySettings
-from eplb.engines.rank_layout import for_engine
 from eplb.engines.sglang import SglangAlgorithm
 from eplb.engines.vllm import VllmPolicy
 from eplb.formats import FORMATS, write_plan

@@ -22,12 +22,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # a script's own folder is on the path, not the one it was started in
 
 import eplb  # noqa: E402  # found by the line above
-from eplb.bounds import lower_bounds  # noqa: E402
-from eplb.kernels.largest_first import place_layers  # noqa: E402
-from eplb.kernels.swap_descent import descend_layers  # noqa: E402
-from eplb.plan import Problem  # noqa: E402
+from eplb.bounds.lower_bounds import lower_bounds  # noqa: E402
+from eplb.core.problem import Problem  # noqa: E402
 from eplb.strategies.certify import certified_plan  # noqa: E402
-from eplb.strategies.greedy import Greedy, descending_order  # noqa: E402
+from eplb.strategies.greedy.greedy import Greedy, descending_order  # noqa: E402
+from eplb.strategies.greedy.local_search_kernel import descend_layers  # noqa: E402
+from eplb.strategies.greedy.replicate_and_pack_kernel import place_layers  # noqa: E402
 from eplb_traces import read_load  # noqa: E402
 from tests.oracles import published_rebalance  # noqa: E402
 

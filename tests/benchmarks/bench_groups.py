@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import eplb
-from eplb.metrics import copies_away
+from eplb.evaluation.metrics import copies_away
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "traces"
 MACHINE, GROUPS = eplb.Topology(4, 8, 9), 8

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import eplb
-from eplb.simulation import Replay, Served, simulate
-from eplb.topology import Topology
+from eplb.core.topology import Topology
+from eplb.online.replay import Replay, Served, simulate
 from eplb_traces import ExpertLoad, read_load
-from eplb_traces.synthetic import synthesize_load
+from eplb_traces.synthetic.synthetic import synthesize_load
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "traces"
 STEPS_PER_WORKLOAD, CROSSFADE, CHOICES = 24, 8, 32_768 * 8

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import eplb
-from eplb.migration import Migration, rename_ranks, simulate
-from eplb.rebalancer import rebalance
+from eplb.core.migration import Migration, rename_ranks, simulate
+from eplb.planning.rebalance import rebalance
 from eplb_traces import read_load
 
 TOPOLOGY = eplb.Topology(4, 8, 9)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eplb_traces import ModelShape, read_trace
-from eplb_traces.recorder import record
+from eplb_traces.recorder.recorder import record
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eplb.dispatch_rule import DispatchRule
-from eplb.placement import Placement
-from eplb.plan import Plan
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.placement import Placement
+from eplb.core.problem import Plan
+from eplb.core.topology import Topology
 from eplb.runtime import (
     AllGather,
     AllToAll,
@@ -41,7 +42,6 @@ from eplb.runtime import (
     run_processes,
     verify,
 )
-from eplb.topology import Topology
 from eplb_traces import ModelShape
 
 HIDDEN, NUM_EXPERTS, TOP_K = 7168, 256, 8

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.engine_check import check_file
 from eplb.formats import FORMATS, read_plan
+from eplb.formats.engine_check import check_file
 from eplb.strategies import STRATEGIES
 from eplb_traces import ModelShape, read_load, read_trace, synthesize_trace, write_trace
 

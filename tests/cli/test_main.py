@@ -20,8 +20,8 @@ from eplb.errors import (
     VerificationError,
 )
 from eplb_cli import output
+from eplb_cli.exit_codes import ExitCode, exit_code_of, sentence_of
 from eplb_cli.main import app
-from eplb_cli.status import ExitCode, exit_code_of, sentence_of
 
 _READ_HINTS = {"--from", "--ranks", "-r", "--nodes", "-n"}
 _PROBLEM = {

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
-from eplb.engine_check import ENGINES
 from eplb.formats import FORMATS
+from eplb.formats.engine_check import ENGINES
 from eplb.strategies import STRATEGIES
-from eplb_cli import check, options, output
+from eplb_cli import output
+from eplb_cli.arguments import options
+from eplb_cli.commands import check
 
 
 class _Terminal(io.StringIO):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.dispatch_rule import DispatchRule
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.formats import read_plan
-from eplb.planner import CANDIDATES
+from eplb.planning.planner import CANDIDATES
 from eplb_traces import read_load
 
 MACHINE = ("--ranks", 4, "--nodes", 2, "--redundant", 4)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from eplb_cli.status import ExitCode
+from eplb_cli.exit_codes import ExitCode
 from eplb_traces import read_trace
-from eplb_traces.recorder_prompts import read_prompts
+from eplb_traces.recorder.prompts import read_prompts
 from tests.traces.examples import joined
 
 torch = pytest.importorskip("torch")
@@ -20,7 +20,7 @@ def model_dir(tmp_path_factory):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from tests.traces.recorder_models import build
+    from tests.traces.recorder.models import build
 
     folder = tmp_path_factory.mktemp("model")
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{n}": n for n in range(3, 64)}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.faults import replan_without
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
 from eplb.formats import read_plan
-from eplb.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
-from eplb.rebalancer import rebalance
+from eplb.planning.rebalance import rebalance
+from eplb.planning.replan_without_ranks import replan_without
 
 SUMMARY = {"moved_copies", "moved_fraction", "moved_bytes", "moved_between_nodes", "num_batches", "transfer_s"}
 

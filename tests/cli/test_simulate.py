@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.simulation import POLICIES, Replay, simulate
-from eplb.topology import Topology
+from eplb.core.topology import Topology
+from eplb.online.replay import POLICIES, Replay, simulate
 
 ASKED = ("--ranks", 4, "--nodes", 2, "--redundant", 4, "--interval", 5)
 

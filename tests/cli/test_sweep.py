@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.sweeps import sweep
+from eplb.planning.redundancy_sweep import sweep
 
 ASKED = ("--ranks", 4, "--nodes", 2, "--redundant", "0:8:4")
 

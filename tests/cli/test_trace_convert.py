@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from eplb_cli.status import ExitCode
+from eplb_cli.exit_codes import ExitCode
 from eplb_traces import ModelShape, read_load, read_trace
 from tests.traces.examples import SMALL, joined, random_ids
 

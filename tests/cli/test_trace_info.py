@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import eplb
 from eplb_cli.main import app
 from eplb_traces import ModelShape, RoutingTrace, TokenBatch, read_trace, write_trace
-from eplb_traces.coactivation import coactivation
-from eplb_traces.overview import drift, load_over_time, load_profile
+from eplb_traces.coactivation.layer_coactivation import coactivation
+from eplb_traces.statistics import drift, load_over_time, load_profile
 
 SHAPE = ModelShape(2, 64, 4, num_expert_groups=4, top_k_groups=2)
 

@@ -5,7 +5,7 @@ import pytest
 
 import eplb
 from eplb.errors import InputError, UnknownNameError
-from eplb.strategies.deepseek import deepseek_maps
+from eplb.strategies.baselines.deepseek import deepseek_maps
 from tests.oracles import published_rebalance
 
 # The example of the published README: 12 experts in 4 groups, 16 slots, 2 nodes of 4 GPUs.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.engines.rank_layout import for_engine
+from eplb.engines.for_engine import for_engine
 from eplb.errors import InputError, MissingExtraError, UnknownNameError
 
 torch = pytest.importorskip("torch")

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from eplb.core.problem import GroupMode
+from eplb.core.topology import Topology
 from eplb.engines.live_map import adopt_live_map, second_copies
 from eplb.engines.policy import (
     PolicyInputError,
@@ -13,8 +15,6 @@ from eplb.engines.policy import (
     settings_from_environment,
 )
 from eplb.errors import InputError, UnknownNameError
-from eplb.plan import GroupMode
-from eplb.topology import Topology
 from tests.engines.instances import assert_stay_in_slots, assert_whole, busiest, doubles, random_call
 from tests.oracles import published_rebalance
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 
 import eplb
-from eplb.engines.rank_layout import ExpertRead, for_engine
+from eplb.engines.for_engine import for_engine
+from eplb.engines.rank_layout import ExpertRead
 from eplb.errors import FormatError, InputError
 from eplb.formats import FORMATS, write_plan
-from tests.strategies import formats_examples, placements
+from tests.generators import formats_examples, placements
 
 SHAPE = eplb.ModelShape(3, 16, 4, 4, 2, (1, 2, 4), 6)
 FILES = [(entry.name, suffix) for entry in FORMATS.values() for suffix in entry.suffixes]

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from eplb.core.placement import Placement
+from eplb.core.problem import BindingBound, LayerCertificate, Plan, SolveStatus
+from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.formats import ReadHints, read_plan, write_plan
 from eplb.formats.sidecar import sidecar_path
-from eplb.placement import Placement
-from eplb.plan import BindingBound, LayerCertificate, Plan, SolveStatus
-from eplb.topology import Topology
 from eplb_traces import ModelShape
 
 torch = pytest.importorskip("torch")

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eplb.core.placement import Placement
+from eplb.core.problem import Plan
+from eplb.core.topology import Topology
 from eplb.errors import FormatError, InputError, MissingExtraError, UnknownNameError
 from eplb.formats import FORMATS, ReadHints, detect_format, find_format, read_plan, write_plan
 from eplb.formats.omni import ascending
+from eplb.formats.placement_files import read_placement, write_placement
 from eplb.formats.sidecar import sidecar_path
-from eplb.placement import Placement
-from eplb.placement_files import read_placement, write_placement
-from eplb.plan import Plan
-from eplb.topology import Topology
 from eplb_traces import ModelShape
-from tests.strategies import formats_examples, plans
+from tests.generators import formats_examples, plans
 
 FOREIGN = sorted(set(FORMATS) - {"native"})
 FILES = [(name, suffix) for name, entry in FORMATS.items() for suffix in entry.suffixes]

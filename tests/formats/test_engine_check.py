@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from eplb.engine_check import ENGINES, NO_RELEASE, check_file
+from eplb.core.placement import Placement
+from eplb.core.problem import Plan
+from eplb.core.topology import Topology
 from eplb.errors import FormatError, UnknownNameError
 from eplb.formats import FORMATS, write_plan
-from eplb.placement import Placement
-from eplb.plan import Plan
-from eplb.topology import Topology
+from eplb.formats.engine_check import ENGINES, NO_RELEASE, check_file
 from eplb_traces import ModelShape
 
 # Two MoE layers, 1 and 2 of a model of 3; 4 experts in 6 slots on 2 ranks.

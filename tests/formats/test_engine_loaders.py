@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from eplb.formats import write_plan
-from tests.strategies import formats_examples, plans
+from tests.generators import formats_examples, plans
 
 torch = pytest.importorskip("torch")
 yaml = pytest.importorskip("yaml")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eplb.core.placement import Placement
+from eplb.core.problem import BindingBound, LayerCertificate, Plan, SolveStatus
+from eplb.core.topology import Topology
 from eplb.formats import FORMATS, read_plan, write_plan
 from eplb.formats.provenance import eplb_version
 from eplb.formats.sidecar import sidecar_path
-from eplb.placement import Placement
-from eplb.plan import BindingBound, LayerCertificate, Plan, SolveStatus
-from eplb.topology import Topology
 from eplb_traces import ModelShape
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

@@ -26,12 +26,12 @@ from vllm_ascend.eplb.core.policy import policy_factory  # noqa: E402
 
 import eplb  # noqa: E402
 from eplb import Placement  # noqa: E402
-from eplb.dispatch_rule import DispatchRule  # noqa: E402
-from eplb.engine_check import check_file  # noqa: E402
-from eplb.engine_dispatch import rank_slot_map  # noqa: E402
+from eplb.core.dispatch_rule import DispatchRule  # noqa: E402
+from eplb.dispatch.engine_rules import rank_slot_map  # noqa: E402
 from eplb.engines.ascend import AscendPolicy, register  # noqa: E402
 from eplb.engines.policy import PolicySettings  # noqa: E402
 from eplb.errors import FormatError  # noqa: E402
+from eplb.formats.engine_check import check_file  # noqa: E402
 from tests.real_engines.installed import put_on_path  # noqa: E402
 from tests.real_engines.our_plans import NUM_EXPERTS, NUM_LAYERS, a_load, a_plan, doubled  # noqa: E402
 

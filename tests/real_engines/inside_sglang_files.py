@@ -23,10 +23,10 @@ from sglang.srt.eplb.expert_location_dispatch import (  # noqa: E402
 )
 
 import eplb  # noqa: E402
-from eplb.dispatch_rule import DispatchRule  # noqa: E402
-from eplb.engine_check import check_file  # noqa: E402
-from eplb.engine_dispatch import rank_slot_map  # noqa: E402
+from eplb.core.dispatch_rule import DispatchRule  # noqa: E402
+from eplb.dispatch.engine_rules import rank_slot_map  # noqa: E402
 from eplb.errors import FormatError  # noqa: E402
+from eplb.formats.engine_check import check_file  # noqa: E402
 from tests.real_engines.our_plans import DENSE_LAYERS, NUM_EXPERTS, NUM_LAYERS, SHAPE, a_load, a_plan  # noqa: E402
 from tests.real_engines.sglang_server import forget_live_map, put_model_in, read_location, serve  # noqa: E402
 

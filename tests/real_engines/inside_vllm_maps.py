@@ -22,11 +22,11 @@ from vllm.model_executor.layers.fused_moe.expert_map_manager import determine_ex
 
 import eplb  # noqa: E402
 from eplb import Migration, Placement  # noqa: E402
-from eplb.engine_check import check_file  # noqa: E402
+from eplb.core.migration import Hop  # noqa: E402
 from eplb.engines.policy import PolicySettings  # noqa: E402
 from eplb.engines.vllm import VllmPolicy, register  # noqa: E402
 from eplb.errors import FormatError  # noqa: E402
-from eplb.migration import Hop  # noqa: E402
+from eplb.formats.engine_check import check_file  # noqa: E402
 from tests.real_engines.installed import put_on_path  # noqa: E402
 from tests.real_engines.our_plans import NUM_EXPERTS, NUM_LAYERS, a_load, a_machine, a_plan, doubled  # noqa: E402
 

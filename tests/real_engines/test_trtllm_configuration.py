@@ -7,9 +7,9 @@ look-up of a layer by its absolute index with its two errors. Nothing of TensorR
 
 import pytest
 
-from eplb.engine_check import check_file
 from eplb.errors import FormatError
 from eplb.formats import write_plan
+from eplb.formats.engine_check import check_file
 from tests.real_engines.our_plans import SHAPE, a_plan
 
 pydantic = pytest.importorskip("pydantic")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import eplb
+from eplb.core.placement import EMPTY_SLOT
 from eplb.errors import InputError
-from eplb.placement import EMPTY_SLOT
+from eplb.evaluation.token_spread import token_spread
 from eplb.report import gather
 from eplb.report.contents import BEFORE, in_order
-from eplb.traffic import token_spread
 from tests.report.examples import MACHINE, contents_of_trace, placement, skewed, some_trace
 
 

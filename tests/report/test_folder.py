@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.affinity import share_inside_nodes
 from eplb.errors import InputError, MissingExtraError
+from eplb.evaluation.pair_locality import share_inside_nodes
+from eplb.planning.redundancy_sweep import sweep
 from eplb.report import gather
-from eplb.report.album import album, close_up
-from eplb.report.canvas import ImageFormat
+from eplb.report.figures import album, close_up
 from eplb.report.folder import PAGE, FolderOptions, write_folder
-from eplb.report.summary import summary_page
-from eplb.sweeps import sweep
+from eplb.report.style import ImageFormat
+from eplb.report.summary_page import summary_page
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
-from eplb_traces.coactivation import coactivation
+from eplb_traces.coactivation.layer_coactivation import coactivation
 from tests.report.examples import MACHINE, contents_of_trace, placement, skewed, some_trace
 
 pytest.importorskip("matplotlib")

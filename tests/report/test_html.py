@@ -14,7 +14,7 @@ from eplb.report.html import json_in_html, page, write_page
 from eplb.report.html_arrays import unpacked
 from eplb.report.html_payload import payload
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch, synthesize_trace
-from eplb_traces.coactivation import coactivations
+from eplb_traces.coactivation.layer_coactivation import coactivations
 
 pytest.importorskip("plotly")
 

@@ -12,7 +12,7 @@ from eplb.report.contents import gather
 from eplb.report.html import write_page
 from eplb_cli.main import app
 from eplb_traces import ExpertLoad, ModelShape, synthesize_trace, write_load
-from eplb_traces.coactivation import coactivation
+from eplb_traces.coactivation.layer_coactivation import coactivation
 from tests.report.browser import chart, choose, chromium, complaints, layout, press, requested, settle, table
 
 pytest.importorskip("plotly")

@@ -7,12 +7,12 @@ import pytest
 
 import eplb
 from eplb.errors import InputError, MissingExtraError, UnknownNameError
-from eplb.report import canvas, gather, pictures
+from eplb.planning.redundancy_sweep import sweep
+from eplb.report import gather, pictures, style
 from eplb.report.pictures import Measure, Order
 from eplb.report.pictures.balance_and_traffic import undominated
-from eplb.sweeps import sweep
 from eplb_traces import ExpertLoad, ModelShape
-from eplb_traces.coactivation import CoActivation, coactivation
+from eplb_traces.coactivation.layer_coactivation import CoActivation, coactivation
 from tests.report.examples import SHAPE, contents_of_trace, placement, skewed, some_trace
 
 pytest.importorskip("matplotlib")
@@ -272,10 +272,10 @@ def test_every_picture_goes_where_it_is_told_and_leaves_pyplot_alone(draw):
     assert "matplotlib.pyplot" not in sys.modules or sys.modules["matplotlib.pyplot"].get_fignums() == []
 
 
-@pytest.mark.parametrize("image_format", canvas.ImageFormat)
+@pytest.mark.parametrize("image_format", style.ImageFormat)
 def test_equal_pictures_have_equal_bytes(tmp_path, image_format):
     for name in ("a", "b"):
-        canvas.save(pictures.draw_expert_load(skewed()), tmp_path / f"{name}.{image_format}")
+        style.save(pictures.draw_expert_load(skewed()), tmp_path / f"{name}.{image_format}")
     content = (tmp_path / f"a.{image_format}").read_bytes()
     assert content == (tmp_path / f"b.{image_format}").read_bytes()
     assert content[:4] == {"png": b"\x89PNG", "svg": b"<?xm", "pdf": b"%PDF"}[image_format]
@@ -287,17 +287,17 @@ def test_names_of_files_cannot_break_a_picture(tmp_path):
     axes = pictures.draw_layer_balance(contents.plans)
     assert words(axes)[:2] == [" _hidden", r"\$x^2"]
     assert len(words(axes)[2]) == 40
-    canvas.save(axes, tmp_path / "x.png")
+    style.save(axes, tmp_path / "x.png")
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     axes = pictures.draw_expert_load(skewed())
     with pytest.raises(InputError, match="expected a name that ends in"):
-        canvas.save(axes, tmp_path / "x.gif")
+        style.save(axes, tmp_path / "x.gif")
     with pytest.raises(InputError, match="cannot write"):
-        canvas.save(axes, tmp_path / "nowhere" / "x.png")
+        style.save(axes, tmp_path / "nowhere" / "x.png")
     with pytest.raises(UnknownNameError):
-        canvas.ImageFormat.named("gif")
+        style.ImageFormat.named("gif")
 
 
 def test_drawing_needs_its_extra(monkeypatch):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eplb.dispatch_rule import DispatchRule
-from eplb.placement import Placement
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.placement import Placement
+from eplb.core.topology import Topology
 from eplb.runtime import (
     AllGather,
     AllToAll,
@@ -21,7 +22,6 @@ from eplb.runtime import (
     TokenSource,
     route,
 )
-from eplb.topology import Topology
 
 RULES = tuple(DispatchRule)
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb.migration import Migration
-from eplb.placement import Placement
-from eplb.runtime.expert_bank import BankShape, ExpertBank
-from eplb.runtime.migrate import LiveMigration, MigrationError, MigrationPoint, migrate
-from eplb.runtime.quantization import Fp4Blocks, Fp8Blocks
-from eplb.runtime.rank_group import RankGroup
-from eplb.runtime.tables import PlacementTables
-from eplb.topology import Topology
+from eplb.core.migration import Migration
+from eplb.core.placement import Placement
+from eplb.core.topology import Topology
+from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.layer.placement_tables import PlacementTables
+from eplb.runtime.live_migration import LiveMigration, MigrationError, MigrationPoint, migrate
+from eplb.runtime.weights.expert_weights import BankShape, ExpertBank
+from eplb.runtime.weights.quantization import Fp4Blocks, Fp8Blocks
 
 HIDDEN, INNER, TOP_K, NUM_TOKENS = 32, 32, 2, 24
 

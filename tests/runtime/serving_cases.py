@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from eplb.core.migration import Migration
+from eplb.core.placement import Placement
+from eplb.core.topology import Topology
 from eplb.errors import VerificationError
-from eplb.migration import Migration
 from eplb.online import OnlineSettings, Rebalancer
-from eplb.placement import Placement
 from eplb.runtime import (
     AllToAll,
     BankShape,
@@ -24,7 +25,6 @@ from eplb.runtime import (
     TokenSource,
 )
 from eplb.runtime.agreement import check_agreement, summed_counts
-from eplb.topology import Topology
 from tests.runtime.migration_cases import HIDDEN, INNER, _expert
 
 LAYERS, TOKENS, TOP_K, STEPS, DRIFT_AT = 2, 48, 2, 48, 24

@@ -2,12 +2,12 @@
 
 from eplb_traces.errors import EplbError, InputError, MissingExtraError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.writers import LOAD_WRITERS, write_load, write_trace
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers import READERS, read_load, read_trace
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
-from eplb_traces.synthetic import synthesize_load, synthesize_trace
-from eplb_traces.synthetic_presets import PRESETS
-from eplb_traces.writers import LOAD_WRITERS, write_load, write_trace
+from eplb_traces.synthetic.presets import PRESETS
+from eplb_traces.synthetic.synthetic import synthesize_load, synthesize_trace
 
 __all__ = [
     "LOAD_WRITERS",

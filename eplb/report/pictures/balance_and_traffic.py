@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eplb.errors import InputError
-from eplb.report.canvas import axes_or_new, in_words, legend_above, plan_style
-from eplb.report.contents import PlanView
+from eplb.report.plan_view import PlanView
+from eplb.report.style import axes_or_new, in_words, legend_above, plan_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

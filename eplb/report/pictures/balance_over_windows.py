@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplb.errors import InputError
-from eplb.report.canvas import axes_or_new, in_words, legend_above, plan_style, whole_ticks
-from eplb.report.contents import PlanView
+from eplb.report.plan_view import PlanView
+from eplb.report.style import axes_or_new, in_words, legend_above, plan_style, whole_ticks
 from eplb_traces import ExpertLoad
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.report.canvas import (
+from eplb.report.style import (
     BORDER_COLOUR,
     axes_or_new,
     colour_bar,
@@ -15,13 +15,13 @@ from eplb.report.canvas import (
     row_borders,
     whole_ticks,
 )
-from eplb.report.verdicts import layer_name
+from eplb.report.summary_text import layer_name
 from eplb_traces import ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from eplb_traces.coactivation import CoActivation
+    from eplb_traces.coactivation.layer_coactivation import CoActivation
 
 _LOWEST, _HIGHEST = 1 / 8, 8.0
 _PRIOR_PAIRS = 5.0

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb.report.canvas import axes_or_new, colour_bar, colour_map, column_borders, whole_ticks
+from eplb.report.style import axes_or_new, colour_bar, colour_map, column_borders, whole_ticks
 from eplb_traces import ExpertLoad
 
 if TYPE_CHECKING:

@@ -4,8 +4,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb.migration import Migration
-from eplb.report.canvas import axes_or_new, colour_bar, colour_map, column_borders, in_words, row_borders, whole_ticks
+from eplb.core.migration import Migration
+from eplb.report.style import (
+    axes_or_new,
+    colour_bar,
+    colour_map,
+    column_borders,
+    in_words,
+    row_borders,
+    whole_ticks,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

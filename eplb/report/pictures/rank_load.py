@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb.report.canvas import BOUND_COLOUR, axes_or_new, in_words, legend_above, plan_style, whole_ticks
-from eplb.report.contents import PlanView
-from eplb.report.verdicts import layer_name
+from eplb.report.plan_view import PlanView
+from eplb.report.style import BOUND_COLOUR, axes_or_new, in_words, legend_above, plan_style, whole_ticks
+from eplb.report.summary_text import layer_name
 from eplb_traces import ModelShape
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eplb.errors import InputError
-from eplb.report.canvas import PLAN_COLOURS, axes_or_new, legend_above
-from eplb.sweeps import SweepPoint
+from eplb.planning.redundancy_sweep import SweepPoint
+from eplb.report.style import PLAN_COLOURS, axes_or_new, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
     Parameters
     ----------
     points
-        From `eplb.sweeps.sweep`.
+        From `eplb.planning.redundancy_sweep.sweep`.
     ax
         Where to draw; a new figure by default.
 

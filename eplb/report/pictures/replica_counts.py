@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eplb.placement import Placement
-from eplb.report.canvas import axes_or_new, colour_bar, colour_map, column_borders, in_words, whole_ticks
+from eplb.core.placement import Placement
+from eplb.report.style import axes_or_new, colour_bar, colour_map, column_borders, in_words, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ import numpy as np
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.long_form import LONG_FORM_COLUMNS, load_from_long_form
+from eplb_traces.files.long_form import LONG_FORM_COLUMNS, load_from_long_form
 from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
 from eplb_traces.routing_trace import RoutingTrace
 

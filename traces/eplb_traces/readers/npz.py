@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.shape_json import shape_from_json
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import ReadOptions, loads_only, required_num_experts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
-from eplb_traces.shape_json import shape_from_json
 
 SUFFIXES: tuple[str, ...] = (".npz",)
 LOAD_KEYS = ("tokens", "load", "tokens_per_expert", "logical_count")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.parquet_file import holds_trace, read_parquet_load, read_parquet_trace
+from eplb_traces.files.parquet_file import holds_trace, read_parquet_load, read_parquet_trace
 from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
 from eplb_traces.routing_trace import RoutingTrace
 

@@ -1,0 +1,1 @@
+"""What commands take: options, topology, model shape, constraints, files."""

@@ -1,0 +1,93 @@
+"""Knows the TOML file of hard side constraints: the keys of `eplb.core.constraints.Constraints`; solves nothing.
+
+::
+
+    pin = [[3, 0]]  # [expert, rank]: a copy of the expert lies on the rank
+    forbid = [[5, 2], [5, 3]]  # [expert, rank]: no copy of it lies there
+    apart = [[0, 1, 2]]  # a rank holds at most one of these experts
+    together = [[8, 9]]  # a rank holds all of these experts or none
+    replica_counts = [2, 1, 1]  # copies of each expert
+    expert_bytes = 44040192  # bytes of one copy: one number, or one for each expert
+    rank_bytes = 400e6  # room of a rank for one layer: one number, or one for each rank
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eplb.core.constraints import Constraints
+
+
+def read_constraints(path: Path) -> "Constraints":
+    """The constraints in a file.
+
+    Raises
+    ------
+    FormatError
+        With the key of what is no constraint.
+    """
+    from eplb.core.constraints import Constraints
+    from eplb.formats.json_fields import located
+
+    given = _keys(path, tuple(field.name for field in dataclasses.fields(Constraints)))
+    with located(path):
+        return Constraints(
+            pin=_pairs(given.get("pin", []), f"{path}: pin"),
+            forbid=_pairs(given.get("forbid", []), f"{path}: forbid"),
+            apart=_sets(given.get("apart", []), f"{path}: apart"),
+            together=_sets(given.get("together", []), f"{path}: together"),
+            replica_counts=_counts(given.get("replica_counts"), f"{path}: replica_counts"),
+            expert_bytes=_bytes(given.get("expert_bytes"), f"{path}: expert_bytes"),
+            rank_bytes=_bytes(given.get("rank_bytes"), f"{path}: rank_bytes"),
+        )
+
+
+def _keys(path: Path, known: Collection[str]) -> dict[str, object]:
+    """The keys and values of the file, all of them known ones."""
+    from eplb.errors import FormatError
+    from eplb.formats.json_fields import read_text
+
+    try:
+        fields: dict[str, object] = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise FormatError(f"{path}: not TOML: {error}") from error
+    for key in fields:
+        if key not in known:
+            raise FormatError(f"{path}: unknown key {key!r}: expected only {', '.join(known)}")
+    return fields
+
+
+def _pairs(value: object, place: str) -> list[tuple[int, int]]:
+    from eplb.errors import FormatError
+
+    for index, pair in enumerate(_sets(value, place)):
+        if len(pair) != 2:
+            raise FormatError(f"{place}[{index}] has {len(pair)} entries: expected [expert, rank]")
+    return [(expert, rank) for expert, rank in _sets(value, place)]
+
+
+def _sets(value: object, place: str) -> list[list[int]]:
+    from eplb.formats.json_fields import as_list
+
+    return [_ids(members, f"{place}[{i}]") for i, members in enumerate(as_list(value, place))]
+
+
+def _ids(value: object, place: str) -> list[int]:
+    from eplb.formats.json_fields import as_int, as_list
+
+    return [as_int(item, f"{place}[{i}]") for i, item in enumerate(as_list(value, place))]
+
+
+def _counts(value: object, place: str) -> list[int] | None:
+    return None if value is None else _ids(value, place)
+
+
+def _bytes(value: object, place: str) -> float | list[float] | None:
+    from eplb.formats.json_fields import as_number, as_number_row
+
+    if value is None:
+        return None
+    return as_number_row(value, place).tolist() if isinstance(value, list) else as_number(value, place)

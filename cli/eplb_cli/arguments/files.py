@@ -1,0 +1,101 @@
+"""Knows how a command reads its files, with a bar while it lasts; knows no dialect."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eplb_cli import output
+
+if TYPE_CHECKING:
+    from eplb.core.problem import Plan
+    from eplb.formats import ReadHints
+    from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
+
+
+def read_load(path: Path, num_experts: int | None, window: int | None = None) -> "ExpertLoad":
+    """The load in a file of any dialect; the tokens of a token-level trace are counted, `window` steps a window."""
+    import eplb_traces
+
+    if window is not None:
+        return load_of(read_load_or_trace(path, num_experts), window)
+    with output.progress(f"reading {path.name}"):
+        return eplb_traces.read_load(path, num_experts=num_experts)
+
+
+def read_load_or_trace(path: Path, num_experts: int | None) -> "ExpertLoad | RoutingTrace":
+    """What a file of any dialect holds: a token-level trace where it can be read as one, else a load."""
+    import eplb_traces
+
+    try:
+        return eplb_traces.read_trace(path, num_experts)
+    except eplb_traces.InputError:
+        return read_load(path, num_experts)
+
+
+def load_of(source: "ExpertLoad | RoutingTrace", window: int | None) -> "ExpertLoad":
+    """A load, its windows summed `window` at a time, or the counted tokens of a trace, `window` steps a window."""
+    import eplb_traces
+
+    if isinstance(source, eplb_traces.RoutingTrace):
+        return source.load(window)
+    return source if window is None else source.merged(window)
+
+
+def read_loads(paths: Sequence[Path], num_experts: int | None, window: int | None) -> "ExpertLoad":
+    """The loads of several files as windows of one, in order, labelled by file; their tokens are left as they are."""
+    loads = [read_load(path, num_experts, window) for path in paths]
+    return loads[0] if len(loads) == 1 else _side_by_side(loads, paths)
+
+
+def _side_by_side(loads: "Sequence[ExpertLoad]", paths: Sequence[Path]) -> "ExpertLoad":
+    import numpy as np
+
+    import eplb_traces
+
+    shape = loads[0].shape
+    for load, path in zip(loads, paths, strict=True):
+        shape = _joined(shape, load.shape, f"{path}, beside {paths[0]}")
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    labels = [label for load, name in zip(loads, names, strict=True) for label in _labels(load, name)]
+    tokens = np.concatenate([load.tokens for load in loads])
+    return eplb_traces.ExpertLoad(tokens, np.concatenate([load.weights for load in loads]), labels, shape)
+
+
+def _joined(shape: "ModelShape", other: "ModelShape", place: str) -> "ModelShape":
+    """What two loads of one model know of it together; refused if they are of different models."""
+    from eplb.formats.engine_file import agree
+
+    agree("layers", shape.num_layers, other.num_layers, place)
+    agree("experts", shape.num_experts, other.num_experts, place)
+    return replace(
+        shape,
+        top_k=agree("top_k", shape.top_k, other.top_k, place),
+        moe_layer_ids=agree("MoE layer ids", shape.moe_layer_ids, other.moe_layer_ids, place),
+        num_hidden_layers=agree("hidden layers", shape.num_hidden_layers, other.num_hidden_layers, place),
+    )
+
+
+def _labels(load: "ExpertLoad", name: str) -> list[str]:
+    if load.num_windows == 1:
+        return [name]
+    return [f"{name}, {window_name(load, window)}" for window in range(load.num_windows)]
+
+
+def window_name(load: "ExpertLoad", window: int) -> str:
+    """The label of a window, or its number."""
+    return load.labels[window] if load.labels else f"window {window}"
+
+
+def read_plan_for(load: "ExpertLoad | RoutingTrace", path: Path, format: str | None, hints: "ReadHints") -> "Plan":
+    """The plan in a file; where an engine's dialect does not say which layers it means, the load does.
+
+    Our own files say everything, so one for another model is left for the judge to refuse.
+    """
+    from eplb.formats import detect_format, find_format, read_plan
+
+    entry = detect_format(path) if format is None else find_format(format)
+    says_all = entry.name == "native"
+    return read_plan(path, entry.name, hints if says_all else replace(hints, shape=load.shape))

@@ -1,0 +1,47 @@
+"""Knows how the flags that describe a model become its shape."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from eplb_cli.arguments.parse import id_list
+
+if TYPE_CHECKING:
+    from eplb_traces import ModelShape
+
+
+def layer_ids(text: str) -> tuple[int, ...]:
+    """The ids in "3-60", "1,3,5" or a mix of both."""
+    return id_list(text, "--moe-layers")
+
+
+def from_flags(
+    layers: int | None, experts: int | None, ids: tuple[int, ...] | None, hidden_layers: int | None
+) -> "ModelShape | None":
+    """The model as the flags alone say it; None where they do not say enough, so that the file has to."""
+    from eplb_traces import ModelShape
+
+    if layers is not None and experts is None:
+        raise typer.BadParameter("needs --experts too", param_hint="--layers")
+    num_layers = len(ids) if layers is None and ids is not None else layers
+    if num_layers is None or experts is None:
+        return None
+    return ModelShape(num_layers, experts, moe_layer_ids=ids, num_hidden_layers=hidden_layers)
+
+
+def of_rows(
+    experts: int | None, top_k: int | None, moe_layers: str | None, hidden_layers: int | None
+) -> "ModelShape | None":
+    """The model behind ids with one row a hidden layer; None where the flags do not say the layers."""
+    from eplb_traces import ModelShape
+
+    if moe_layers is None and hidden_layers is None:
+        if top_k is not None:
+            raise typer.BadParameter("needs --hidden-layers or --moe-layers too", param_hint="--top-k")
+        return None
+    if experts is None:
+        flag = "--hidden-layers" if moe_layers is None else "--moe-layers"
+        raise typer.BadParameter("needs --num-experts too", param_hint=flag)
+    ids = None if moe_layers is None else layer_ids(moe_layers)
+    num_layers = hidden_layers if ids is None else len(ids)
+    return ModelShape(num_layers or 0, experts, top_k, moe_layer_ids=ids, num_hidden_layers=hidden_layers)

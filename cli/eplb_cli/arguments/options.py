@@ -1,0 +1,168 @@
+"""Knows the words that more than one command takes. Names are checked by the libraries, which list what there is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _complete_strategy(incomplete: str) -> list[str]:
+    from eplb.strategies import STRATEGIES
+
+    return [name for name in ("auto", *STRATEGIES) if name.startswith(incomplete)]
+
+
+def _complete_dispatch(incomplete: str) -> list[str]:
+    from eplb.core.dispatch_rule import DispatchRule
+
+    return [rule.value for rule in DispatchRule if rule.value.startswith(incomplete)]
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """The names of formats that begin like this."""
+    from eplb.formats import FORMATS
+
+    return [name for name in FORMATS if name.startswith(incomplete)]
+
+
+LoadArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="LOAD",
+        help="What the router did: a load or a token-level trace, in any dialect of `eplb trace`.",
+        show_default=False,
+    ),
+]
+LoadsArg = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="LOAD",
+        help="What the router did: a load or a token-level trace, in any dialect of `eplb trace`; several loads of one "
+        "model are planned for together.",
+        show_default=False,
+    ),
+]
+PlanArg = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A placement file, in any dialect of `eplb formats`.", show_default=False)
+]
+TraceArg = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A load or a token-level trace of any dialect.", show_default=False)
+]
+
+RanksOpt = Annotated[
+    int, typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False)
+]
+NodesOpt = Annotated[int, typer.Option("--nodes", "-n", metavar="N", help="Nodes that hold the ranks.")]
+RedundantOpt = Annotated[
+    int, typer.Option("--redundant", "-k", metavar="K", help="Redundant experts of a layer, over all ranks.")
+]
+GroupModeOpt = Annotated[
+    str,
+    typer.Option(
+        "--group-mode",
+        metavar="M",
+        help="free: any expert on any node; pinned: a group on one node; priced: see --group-price.",
+    ),
+]
+GroupsOpt = Annotated[
+    int | None,
+    typer.Option("--groups", "-g", metavar="G", help="Expert groups of the router.", show_default="as the load says"),
+]
+SeedOpt = Annotated[int, typer.Option("--seed", metavar="I", help="Seed of randomised strategies.")]
+NumExpertsOpt = Annotated[
+    int | None,
+    typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not say (.npz)."),
+]
+WindowOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        metavar="STEPS",
+        help="Steps of a window of a trace; of a load, windows to sum into one.",
+        show_default="a trace is one window, a load keeps its own",
+    ),
+]
+DispatchOpt = Annotated[
+    str,
+    typer.Option(
+        "--dispatch",
+        metavar="RULE",
+        help="How the runtime splits an expert's tokens over its copies: even, weighted, online, local_first, or an "
+        "engine's own rule: vllm, sglang_static, sglang_dynamic, ascend, trtllm.",
+        autocompletion=_complete_dispatch,
+    ),
+]
+ExpertBytesOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--expert-bytes",
+        metavar="B",
+        help="Bytes of one expert of one layer.",
+        show_default="44040192, DeepSeek-V3's in FP8",
+    ),
+]
+StrategyOpt = Annotated[
+    str,
+    typer.Option(
+        "--strategy", "-s", metavar="S", help="See `eplb strategies`; auto picks.", autocompletion=_complete_strategy
+    ),
+]
+WriteFormatOpt = Annotated[
+    str,
+    typer.Option(
+        "--format", "-f", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=complete_format
+    ),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+# The model, for files that know layers by another number or not at all.
+ExpertsOpt = Annotated[
+    int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, if the file is silent.")
+]
+MoeLayersOpt = Annotated[
+    str | None, typer.Option("--moe-layers", metavar="IDS", help="Ids of the MoE layers in the model: 3-60 or 1,3,5.")
+]
+HiddenLayersOpt = Annotated[
+    int | None, typer.Option("--hidden-layers", metavar="H", help="Layers of the model, dense ones included.")
+]
+
+# What a placement file of an engine may not say.
+FromOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="F",
+        help="Dialect of the file.",
+        show_default="by its content",
+        autocompletion=complete_format,
+    ),
+]
+PlanFormatOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        "--from",
+        metavar="F",
+        help="Dialect of PLAN.",
+        show_default="by its content",
+        autocompletion=complete_format,
+    ),
+]
+HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if the file is silent.")]
+HintNodesOpt = Annotated[int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes, if the file is silent.")]
+
+# Traces and loads that are rewritten.
+TraceOutArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT", help="A trace as .parquet; a load as .parquet, .npz, .csv or .json.", show_default=False
+    ),
+]
+TraceFromOpt = Annotated[
+    str | None,
+    typer.Option("--from", metavar="F", help="Dialect of FILE.", show_default="by suffix and content"),
+]
+TraceTopKOpt = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", help="Experts a token selects, for raw ids (sglang_routed).")
+]

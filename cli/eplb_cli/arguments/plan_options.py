@@ -1,0 +1,91 @@
+"""Knows the words that only `eplb plan` takes, and which of them exclude each other."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from eplb_cli.arguments.parse import refuse_typed
+
+RanksOpt = Annotated[
+    int | None,
+    typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False),
+]
+NodesOpt = Annotated[
+    int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes that hold the ranks.", show_default="1")
+]
+RedundantOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--redundant", "-k", metavar="K", help="Redundant experts of a layer, over all ranks.", show_default="0"
+    ),
+]
+MindieConfigOpt = Annotated[
+    Path | None,
+    typer.Option("--mindie-config", metavar="FILE", help="MindIE's config.json, which says ranks, nodes, redundancy."),
+]
+OutOpt = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="OUT", help="Placement file to write; without it nothing is written."),
+]
+PreviousOpt = Annotated[
+    Path | None,
+    typer.Option("--previous", metavar="PLAN", help="The live placement: change it, and move few copies."),
+]
+TargetOpt = Annotated[
+    float,
+    typer.Option("--target", metavar="X", help="With --previous: busiest over mean rank that is good enough."),
+]
+MaxMovesOpt = Annotated[
+    int | None,
+    typer.Option("--max-moves", metavar="M", help="With --previous: most copies to move.", show_default="any number"),
+]
+
+ConstraintsOpt = Annotated[
+    Path | None,
+    typer.Option("--constraints", metavar="FILE", help="Hard side constraints, a TOML file; see README. Strategy ilp."),
+]
+TimeLimitOpt = Annotated[
+    float | None,
+    typer.Option("--time-limit", metavar="S", help="Seconds to search, for ilp.", show_default="the strategy's own"),
+]
+LostRanksOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--lost-ranks", metavar="IDS", help="With --previous: ranks that are gone, 3,17; plan on with the others."
+    ),
+]
+GroupPriceOpt = Annotated[
+    float,
+    typer.Option(
+        "--group-price",
+        metavar="X",
+        help="With --group-mode priced: what a copy away from its group's home node must save, in busiest / mean rank.",
+    ),
+]
+SurviveOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--survive",
+        metavar="UNIT",
+        help="rank or node: every expert outlives the loss of any one of them.",
+        show_default="nothing",
+    ),
+]
+
+_ONLY_WITH_PREVIOUS: Final = ("--target", "--max-moves", "--lost-ranks", "--expert-bytes")
+_ONLY_WITHOUT_PREVIOUS: Final = (
+    *("--redundant", "--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
+    *("--constraints", "--time-limit", "--survive"),
+)
+_ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")
+
+
+def check_words(context: typer.Context, previous: Path | None, strategy: str) -> None:
+    """Refuse what would be ignored: with --previous, without it, or by the strategy."""
+    if previous is not None:
+        refuse_typed(context, _ONLY_WITHOUT_PREVIOUS, "cannot be chosen with --previous, which keeps the machine")
+        return
+    refuse_typed(context, _ONLY_WITH_PREVIOUS, "means nothing without --previous")
+    if strategy != "ilp":
+        refuse_typed(context, _ONLY_FOR_ILP, "needs --strategy ilp")

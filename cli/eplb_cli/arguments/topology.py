@@ -1,0 +1,40 @@
+"""Knows how the words of the command line, or a MindIE configuration, become the machine of a plan."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from eplb.core.topology import Topology
+
+
+def machine(
+    num_experts: int, *, ranks: int | None, nodes: int | None, redundant: int | None, mindie_config: Path | None
+) -> "Topology":
+    """The machine for a model of so many experts; words may repeat what the configuration says, not contradict it.
+
+    Raises
+    ------
+    typer.BadParameter
+        Without ranks and without a configuration.
+    """
+    from eplb.core.topology import Topology
+    from eplb.formats.engine_file import agree
+    from eplb.formats.mindie_config import read_mindie_config
+
+    if mindie_config is None:
+        if ranks is None:
+            raise typer.BadParameter("needed, unless --previous or --mindie-config says it", param_hint="--ranks")
+        return Topology.for_experts(
+            num_experts,
+            num_ranks=ranks,
+            num_nodes=1 if nodes is None else nodes,
+            num_redundant=0 if redundant is None else redundant,
+        )
+    config = read_mindie_config(mindie_config)
+    agree("moe_ep", config.layout.moe_ep, ranks, mindie_config)
+    num_redundant = agree("num_redundant_experts", config.num_redundant_experts or None, redundant, mindie_config)
+    topology = config.topology(num_experts, num_redundant or 0)
+    agree("nodes", topology.num_nodes, nodes, mindie_config)
+    return topology

@@ -1,0 +1,85 @@
+"""`eplb backtest`: what plans made on the first part of a history would have done on the rest."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import files
+from eplb_cli.arguments.options import (
+    DispatchOpt,
+    GroupModeOpt,
+    GroupsOpt,
+    JsonOpt,
+    LoadArg,
+    NodesOpt,
+    NumExpertsOpt,
+    RanksOpt,
+    RedundantOpt,
+    SeedOpt,
+    WindowOpt,
+)
+
+if TYPE_CHECKING:
+    from eplb.planning.backtest import Score
+
+_HEADINGS = ("candidate", "planned", "held out", "p95", "drift")
+_LEGEND = """\
+max/mean, mean over windows and layers: planned, on the windows the plan was made for;
+held out, on the end of the history, p95 over its windows and layers; drift: the difference"""
+
+
+def backtest(  # noqa: PLR0913  # one parameter a word of the command line
+    load_path: LoadArg,
+    ranks: RanksOpt,
+    nodes: NodesOpt = 1,
+    redundant: RedundantOpt = 0,
+    held_out: Annotated[
+        float, typer.Option("--held-out", metavar="X", help="Share of the windows, at the end, that no plan sees.")
+    ] = 0.25,
+    window: WindowOpt = None,
+    groups: GroupsOpt = None,
+    group_mode: GroupModeOpt = "free",
+    dispatch: DispatchOpt = "even",
+    seed: SeedOpt = 0,
+    num_experts: NumExpertsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
+    from eplb.core.dispatch_rule import DispatchRule
+    from eplb.core.problem import GroupMode, Problem
+    from eplb.core.topology import Topology
+    from eplb.planning.backtest import backtest as run
+    from eplb.planning.planner import CANDIDATES
+
+    load = files.read_load(load_path, num_experts, window)
+    problem = Problem(
+        load,
+        Topology.for_experts(load.num_experts, num_ranks=ranks, num_nodes=nodes, num_redundant=redundant),
+        num_groups=load.shape.num_expert_groups if groups is None else groups,
+        group_mode=GroupMode.named(group_mode),
+        dispatch=DispatchRule.named(dispatch),
+    )
+    with output.progress("planning and scoring"):
+        scores = run(problem, CANDIDATES, held_out=held_out, seed=seed)
+    if as_json:
+        output.json_object({"load": str(load_path), "candidates": [_as_object(score) for score in scores]})
+        return
+    title = f"{load_path.name}: {load.num_windows} windows, {problem.dispatch} dispatch"
+    output.table(title, _HEADINGS, [_row(score) for score in scores])
+    output.note(_LEGEND)
+
+
+def _row(score: "Score") -> tuple[output.Cell, ...]:
+    return score.candidate.name, score.planned, score.mean, score.p95, score.predicted_loss
+
+
+def _as_object(score: "Score") -> dict[str, object]:
+    return {
+        "candidate": score.candidate.name,
+        "strategy": score.candidate.strategy.name,
+        "max_over_mean_planned": score.planned,
+        "max_over_mean_held_out": score.mean,
+        "max_over_mean_p95_held_out": score.p95,
+        "predicted_loss": score.predicted_loss,
+    }

@@ -1,0 +1,43 @@
+"""`eplb check`: whether an engine would load this file and do what it says."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import model_shape
+from eplb_cli.arguments.options import HiddenLayersOpt, MoeLayersOpt, RanksOpt
+
+
+def _complete_engine(incomplete: str) -> list[str]:
+    from eplb.formats.engine_check import ENGINES
+
+    return [name for name in ENGINES if name.startswith(incomplete)]
+
+
+def check(  # noqa: PLR0913  # one parameter a word of the command line
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A placement file of the engine.", show_default=False)],
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", "-e", metavar="E", help="sglang, vllm, ascend, trtllm or omni.", autocompletion=_complete_engine
+        ),
+    ],
+    ranks: RanksOpt,
+    experts: Annotated[
+        int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, to find missing ones at the end.")
+    ] = None,
+    moe_layers: MoeLayersOpt = None,
+    hidden_layers: HiddenLayersOpt = None,
+) -> None:
+    """Refuse what the engine would swallow or die of; exit code 3 and a sentence if it is refused."""
+    from eplb.formats.engine_check import check_file
+
+    if moe_layers is None and hidden_layers is not None:
+        raise typer.BadParameter("needs --moe-layers too", param_hint="--hidden-layers")
+    if experts is None and moe_layers is not None:
+        raise typer.BadParameter("needs --experts too", param_hint="--moe-layers")
+    ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
+    shape = model_shape.from_flags(None, experts, ids, hidden_layers)
+    output.line(str(check_file(path, engine, ranks, experts, shape)))

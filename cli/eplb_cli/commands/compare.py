@@ -1,0 +1,93 @@
+"""`eplb compare`: every strategy on one load."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import files
+from eplb_cli.arguments.options import (
+    GroupsOpt,
+    JsonOpt,
+    LoadArg,
+    NodesOpt,
+    NumExpertsOpt,
+    RanksOpt,
+    RedundantOpt,
+    SeedOpt,
+    WindowOpt,
+)
+
+if TYPE_CHECKING:
+    from eplb.planning.planner import Comparison
+
+_ONLY_WHEN_NAMED = "ilp"  # it searches until its time is up, and needs an extra
+_HEADINGS = ("strategy", "max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "doubled", "ms")
+_LEGEND = """\
+max/mean: load of the busiest rank over the mean, mean and worst of the layers
+gap: above the proven lower bound; vLLM, SGLang: what they call balancedness
+doubled: slots wasted on a second copy of an expert on a rank; ms: to plan"""
+
+
+def compare(  # noqa: PLR0913  # one parameter a word of the command line
+    load_path: LoadArg,
+    ranks: RanksOpt,
+    nodes: NodesOpt = 1,
+    redundant: RedundantOpt = 0,
+    strategies: Annotated[
+        str | None,
+        typer.Option(
+            "--strategies",
+            metavar="A,B",
+            help="Names, with commas.",
+            show_default="all but ilp, which searches for long",
+        ),
+    ] = None,
+    groups: GroupsOpt = None,
+    window: WindowOpt = None,
+    seed: SeedOpt = 0,
+    num_experts: NumExpertsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Plan LOAD with every strategy and judge the plans by the same measures."""
+    import eplb
+    from eplb.strategies import STRATEGIES
+
+    load = files.read_load(load_path, num_experts, window)
+    topology = eplb.Topology.for_experts(load.num_experts, num_ranks=ranks, num_nodes=nodes, num_redundant=redundant)
+    quick = [name for name in STRATEGIES if name != _ONLY_WHEN_NAMED]
+    names = quick if strategies is None else strategies.split(",")
+    results: list[Comparison] = []
+    with output.progress("comparing", len(names)) as step:
+        for name in names:
+            results += eplb.compare(load, topology, [name], groups=groups, seed=seed)
+            step()
+    if as_json:
+        output.json_object({"load": str(load_path), "strategies": [_as_object(result) for result in results]})
+        return
+    machine = f"{output.counted(ranks, 'rank')}, {output.counted(nodes, 'node')}, {topology.num_slots} slots"
+    windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
+    model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
+    output.table(f"{load_path.name}: {model} on {machine}", _HEADINGS, [_row(result) for result in results])
+    output.note(_LEGEND)
+
+
+def _row(result: "Comparison") -> tuple[output.Cell, ...]:
+    summary = result.evaluation.summary()
+    return (
+        result.plan.strategy,
+        summary["max_over_mean_mean"],
+        summary["max_over_mean_worst"],
+        output.percentage(summary["gap_mean"]),
+        output.percentage(summary["gap_worst"]),
+        summary["balancedness_vllm"],
+        summary["balancedness_sglang"],
+        summary["duplicate_slots"],
+        output.milliseconds(result.plan.seconds),
+    )
+
+
+def _as_object(result: "Comparison") -> dict[str, object]:
+    plan = result.plan
+    head = {"strategy": plan.strategy, "status": plan.status.value, "seconds": plan.seconds, "seed": plan.seed}
+    return head | result.evaluation.summary() | {"notes": list(plan.notes)}

@@ -1,0 +1,79 @@
+"""`eplb convert`: a placement file from one engine's dialect to another's."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import model_shape
+from eplb_cli.arguments.options import (
+    ExpertsOpt,
+    FromOpt,
+    HiddenLayersOpt,
+    HintNodesOpt,
+    HintRanksOpt,
+    MoeLayersOpt,
+    complete_format,
+)
+
+if TYPE_CHECKING:
+    from eplb.core.problem import Plan
+
+
+def convert(  # noqa: PLR0913  # one parameter a word of the command line
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A placement file.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=complete_format),
+    ],
+    from_: FromOpt = None,
+    ranks: HintRanksOpt = None,
+    nodes: HintNodesOpt = None,
+    experts: ExpertsOpt = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", metavar="L", help="MoE layers, if the file is silent.")
+    ] = None,
+    moe_layers: MoeLayersOpt = None,
+    hidden_layers: HiddenLayersOpt = None,
+) -> None:
+    """Rewrite the placement in IN for another engine."""
+    from eplb.formats import FORMATS, ReadHints, read_plan, write_plan
+
+    ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
+    shape = model_shape.from_flags(layers, experts, ids, hidden_layers)
+    hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts, shape=shape)
+    plan = _with_layers(read_plan(source, from_, hints), ids, hidden_layers)
+    write_plan(plan, target, to)
+    for text in plan.notes:
+        output.note(f"note: {text}")
+    output.written(target, to, FORMATS[to].server_flags(target, plan))
+
+
+def _with_layers(plan: "Plan", ids: tuple[int, ...] | None, hidden_layers: int | None) -> "Plan":
+    """The plan with the layer ids and the depth of the flags, which may add to what it knows but not contradict it."""
+    from eplb.errors import FormatError
+
+    if ids is not None and len(ids) != plan.shape.num_layers:
+        raise FormatError(
+            f"--moe-layers names {len(ids)} layers: the file has {plan.shape.num_layers} "
+            "(one with rows for dense layers needs --experts too)"
+        )
+    shape = plan.shape
+    _check_agreement("--moe-layers", shape.moe_layer_ids, ids)
+    _check_agreement("--hidden-layers", shape.num_hidden_layers, hidden_layers)
+    shape = replace(
+        shape,
+        moe_layer_ids=shape.moe_layer_ids if ids is None else ids,
+        num_hidden_layers=shape.num_hidden_layers if hidden_layers is None else hidden_layers,
+    )
+    return replace(plan, shape=shape)
+
+
+def _check_agreement(flag: str, known: object, given: object) -> None:
+    from eplb.errors import FormatError
+
+    if known is not None and given is not None and known != given:
+        raise FormatError(f"{flag} = {given}: the file says {known}")

@@ -1,0 +1,63 @@
+"""`eplb diff`: what has to move from one placement to another."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments.options import ExpertBytesOpt, ExpertsOpt, HintNodesOpt, HintRanksOpt, JsonOpt
+from eplb_cli.views.migration_rows import layer_objects, layer_table, migration_facts
+
+if TYPE_CHECKING:
+    from eplb.core.problem import Plan
+    from eplb.formats import ReadHints
+
+
+def diff(  # noqa: PLR0913  # one parameter a word of the command line
+    old_path: Annotated[Path, typer.Argument(metavar="OLD", help="The live placement.", show_default=False)],
+    new_path: Annotated[Path, typer.Argument(metavar="NEW", help="The placement to come.", show_default=False)],
+    ranks: HintRanksOpt = None,
+    nodes: HintNodesOpt = None,
+    experts: ExpertsOpt = None,
+    expert_bytes: ExpertBytesOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show which copies move where from OLD to NEW, placement files of any dialect for the same machine and model."""
+    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+
+    old, new = _read(old_path, new_path, ranks, nodes, experts)
+    size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
+    migration = Migration.between(old.placement, new.placement, size)
+    if as_json:
+        output.json_object({**migration.summary(), "layers": layer_objects(migration)})
+        return
+    output.facts(f"{old_path.name} ({old.strategy}) to {new_path.name} ({new.strategy})", migration_facts(migration))
+    layer_table(migration)
+
+
+def _read(
+    old_path: Path, new_path: Path, ranks: int | None, nodes: int | None, experts: int | None
+) -> tuple["Plan", "Plan"]:
+    """Both plans; where the file of an engine is silent, the flags speak, then the other file."""
+    from eplb.formats import ReadHints, detect_format, read_plan
+
+    hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts)
+    native = [detect_format(path).name == "native" for path in (old_path, new_path)]
+    if native[1]:
+        new = read_plan(new_path, None, hints)
+        return read_plan(old_path, None, hints if native[0] else _as(new, hints)), new
+    old = read_plan(old_path, None, hints)
+    return old, read_plan(new_path, None, _as(old, hints))
+
+
+def _as(other: "Plan", hints: "ReadHints") -> "ReadHints":
+    """The hints, and what another file for the same machine and model says."""
+    topology = other.placement.topology
+    return replace(
+        hints,
+        num_ranks=topology.num_ranks if hints.num_ranks is None else hints.num_ranks,
+        num_nodes=topology.num_nodes if hints.num_nodes is None else hints.num_nodes,
+        shape=other.shape,
+    )

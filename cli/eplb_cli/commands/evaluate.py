@@ -1,0 +1,56 @@
+"""`eplb evaluate`: what a placement does to a load, whoever made it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import files
+from eplb_cli.arguments.options import (
+    DispatchOpt,
+    HintNodesOpt,
+    HintRanksOpt,
+    JsonOpt,
+    LoadArg,
+    NumExpertsOpt,
+    PlanArg,
+    PlanFormatOpt,
+    WindowOpt,
+)
+from eplb_cli.views.metric_rows import metric_facts, window_objects, window_table
+
+TraceOpt = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="TRACE", help="Token-level trace: judge how many ranks and nodes a token visits."),
+]
+
+
+def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
+    plan_path: PlanArg,
+    load_path: LoadArg,
+    format: PlanFormatOpt = None,
+    ranks: HintRanksOpt = None,
+    nodes: HintNodesOpt = None,
+    dispatch: DispatchOpt = "even",
+    window: WindowOpt = None,
+    trace_path: TraceOpt = None,
+    num_experts: NumExpertsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Judge the placement in PLAN by the traffic in LOAD, which need not be the traffic it was made for."""
+    import eplb
+    from eplb.formats import ReadHints
+
+    load = files.read_load(load_path, num_experts, window)
+    plan = files.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    trace = None if trace_path is None else eplb.read_trace(trace_path, num_experts)
+    with output.progress("evaluating"):
+        evaluation = eplb.evaluate(plan.placement, load, dispatch, trace=trace)
+    if as_json:
+        head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value}
+        output.json_object({**head, **evaluation.summary(), "windows": window_objects(evaluation)})
+        return
+    title = f"{plan_path.name} ({plan.strategy}) under {load_path.name}, {evaluation.dispatch} dispatch"
+    output.facts(title, metric_facts(evaluation.summary()))
+    window_table(evaluation)

@@ -1,0 +1,158 @@
+"""`eplb report`: what the router did and what plans make of it, as pictures, tables and words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import files
+from eplb_cli.arguments.options import (
+    DispatchOpt,
+    ExpertBytesOpt,
+    JsonOpt,
+    LoadArg,
+    NumExpertsOpt,
+    WindowOpt,
+    complete_format,
+)
+from eplb_cli.arguments.parse import id_list, refuse_typed
+from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt, RedundantOpt
+from eplb_cli.arguments.topology import machine
+
+if TYPE_CHECKING:
+    from eplb.core.placement import Placement
+    from eplb.report import ReportContents
+    from eplb_traces import ExpertLoad, RoutingTrace
+
+_PAGE_SUFFIXES: Final = (".html", ".htm")
+_ONLY_FOR_FOLDERS: Final = ("--layer", "--image-format")
+
+OutOpt = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="A folder for pictures, tables and summary.md, or one interactive page if the name ends in .html.",
+        show_default=False,
+    ),
+]
+PlansOpt = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plan",
+        metavar="PLAN",
+        help="A placement to show, in any dialect of `eplb formats`; several are compared with the first one.",
+        show_default="greedy, on --ranks",
+    ),
+]
+PlanDialectOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="F",
+        help="Dialect of the plans.",
+        show_default="by their content",
+        autocompletion=complete_format,
+    ),
+]
+LayersOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--layer", metavar="IDS", help="Layers to show closely: 7 or 0-3,7.", show_default="the worst before planning"
+    ),
+]
+ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help="png, svg or pdf.")]
+
+
+def report(  # noqa: PLR0913  # one parameter a word of the command line
+    context: typer.Context,
+    load_path: LoadArg,
+    out: OutOpt,
+    plan_paths: PlansOpt = None,
+    dialect: PlanDialectOpt = None,
+    ranks: RanksOpt = None,
+    nodes: NodesOpt = None,
+    redundant: RedundantOpt = None,
+    dispatch: DispatchOpt = "even",
+    layers: LayersOpt = None,
+    image_format: ImageFormatOpt = "png",
+    expert_bytes: ExpertBytesOpt = None,
+    window: WindowOpt = None,
+    num_experts: NumExpertsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show LOAD, what plans make of it, and how far they are from what is possible.
+
+    Without --plan, experts in order are compared with a plan by `greedy` for --ranks. One plan is compared with experts
+    in order on its machine, several with the first of them.
+    """
+    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+    from eplb.report import gather
+    from eplb.report.folder import FolderOptions, write_folder
+    from eplb.report.style import ImageFormat
+
+    is_page = out.suffix.lower() in _PAGE_SUFFIXES
+    if is_page:
+        refuse_typed(context, _ONLY_FOR_FOLDERS, "means nothing for a page, which shows every layer")
+    options = FolderOptions(
+        () if layers is None else id_list(layers, "--layer"),
+        ImageFormat.named(image_format),
+    )
+    if plan_paths:
+        refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which says the slots")
+    elif ranks is None:
+        raise typer.BadParameter("needed, unless --plan says it", param_hint="--ranks")
+    source = files.read_load_or_trace(load_path, num_experts)
+    with output.progress("judging"):
+        plans = _read_plans(source, plan_paths or [], dialect, ranks, nodes)
+        asked = None if plans else machine(
+            source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=None
+        )  # fmt: skip
+        size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
+        contents = gather(
+            source, plans, asked, window=window, dispatch=dispatch, title=load_path.name, expert_bytes=size
+        )
+    with output.progress(f"writing {out.name}"):
+        written = _write_page(contents, out) if is_page else write_folder(contents, out, options)
+    _say(contents, written, as_json=as_json)
+
+
+def _write_page(contents: "ReportContents", out: Path) -> tuple[Path, ...]:
+    from eplb.report.html import write_page
+
+    write_page(contents, out)
+    return (out,)
+
+
+def _read_plans(
+    source: "ExpertLoad | RoutingTrace",
+    paths: Sequence[Path],
+    dialect: str | None,
+    ranks: int | None,
+    nodes: int | None,
+) -> "dict[str, Placement]":
+    """{file name: placement}, by the whole path where two files have one name."""
+    from eplb.formats import ReadHints
+
+    hints = ReadHints(num_ranks=ranks, num_nodes=nodes)
+    distinct = len({path.name for path in paths}) == len(paths)
+    return {
+        path.name if distinct else str(path): files.read_plan_for(source, path, dialect, hints).placement
+        for path in paths
+    }
+
+
+def _say(contents: "ReportContents", files: Sequence[Path], *, as_json: bool) -> None:
+    if as_json:
+        plans = {view.name: view.metrics() for view in contents.plans}
+        verdicts = {"verdict": contents.verdicts[0].splitlines(), "layers": list(contents.verdicts[1:])}
+        output.json_object({**verdicts, "plans": plans, "written": [str(path) for path in files]})
+        return
+    for sentence in contents.verdicts[0].splitlines():
+        output.line(sentence)
+    output.line(f"wrote {files[0]}")
+    if len(files) > 1:
+        output.line(f"  {output.counted(len(files) - 1, 'file')} beside it: pictures and tables")

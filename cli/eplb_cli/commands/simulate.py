@@ -1,0 +1,151 @@
+"""`eplb simulate`: a history served again, step by step, under several replanning policies."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import files
+from eplb_cli.arguments.options import (
+    ExpertBytesOpt,
+    JsonOpt,
+    LoadArg,
+    NodesOpt,
+    NumExpertsOpt,
+    RanksOpt,
+    RedundantOpt,
+    SeedOpt,
+    WindowOpt,
+)
+
+if TYPE_CHECKING:
+    from eplb.core.topology import Topology
+    from eplb.online import OnlineSettings
+    from eplb.online.replay import Replay, Served
+    from eplb_traces import ExpertLoad
+
+_HEADINGS = ("policy", "mean", "p95", "moves", "GB", "stall s", "plan s")
+_LEGEND = """\
+mean, p95: max/mean over steps and layers after the first interval, which all plan for alike
+moves: copies fetched from another rank; stall: their batches, one after the other"""
+_BARS = "▁▂▃▄▅▆▇█"
+_NUM_PHASES = 48
+
+
+def simulate(  # noqa: PLR0913  # one parameter a word of the command line
+    load_path: LoadArg,
+    ranks: RanksOpt,
+    nodes: NodesOpt = 1,
+    redundant: RedundantOpt = 0,
+    interval: Annotated[int, typer.Option("--interval", "-i", metavar="STEPS", help="Steps between two replans.")] = 20,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="A,B",
+            help="never, incremental, full (DeepSeek's EPLB), full_renamed, full_greedy, full_scenario, oracle.",
+            show_default="all of them",
+        ),
+    ] = None,
+    max_moves: Annotated[
+        int | None,
+        typer.Option("--max-moves", metavar="M", help="Most copies that one migration of incremental may move."),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", metavar="X", help="What a copy must gain for incremental: more moves less.",
+                     show_default="0.002"),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", metavar="STEPS", help="Steps that incremental remembers.", show_default="128"),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("--bandwidth", metavar="GB/S", help="Of a rank, inside a node and between nodes alike.",
+                     show_default="370 inside, 45 between"),
+    ] = None,
+    expert_bytes: ExpertBytesOpt = None,
+    window: WindowOpt = None,
+    seed: SeedOpt = 0,
+    num_experts: NumExpertsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:  # fmt: skip
+    """Serve LOAD again, one window a step, and replan every interval: what each policy gains and moves."""
+    from eplb.core.topology import Topology
+    from eplb.online.replay import POLICIES
+    from eplb.online.replay import simulate as run
+
+    load = files.read_load(load_path, num_experts, window)
+    machine = Topology.for_experts(load.num_experts, num_ranks=ranks, num_nodes=nodes, num_redundant=redundant)
+    replay = _replay(load, _with_bandwidth(machine, bandwidth), interval, expert_bytes, seed)
+    replay = _with_online(replay, max_moves, price, memory)
+    with output.progress("serving again"):
+        served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
+    if as_json:
+        output.json_object(
+            {"load": str(load_path), "interval": interval, "policies": [one.summary() for one in served]}
+        )
+        return
+    steps = load.num_windows - interval
+    output.table(
+        f"{load_path.name}: {steps} steps, a replan every {interval}", _HEADINGS, [_row(one) for one in served]
+    )
+    _draw(served)
+    output.note(_LEGEND)
+
+
+def _with_bandwidth(machine: "Topology", bandwidth: float | None) -> "Topology":
+    from dataclasses import replace
+
+    if bandwidth is None:
+        return machine
+    return replace(machine, intra_node_gbps=bandwidth, inter_node_gbps=bandwidth)
+
+
+def _replay(load: "ExpertLoad", machine: "Topology", interval: int, expert_bytes: float | None, seed: int) -> "Replay":
+    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+    from eplb.online.replay import Replay
+
+    size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
+    return Replay(load=load, topology=machine, interval=interval, expert_bytes=size, seed=seed)
+
+
+def _with_online(replay: "Replay", max_moves: int | None, price: float | None, memory: int | None) -> "Replay":
+    """The settings of `incremental` that were said."""
+    from dataclasses import replace
+
+    online: OnlineSettings = replace(replay.online, max_moves=max_moves)
+    if price is not None:
+        online = replace(online, price=price)
+    if memory is not None:
+        online = replace(online, window=memory)
+    return replace(replay, online=online)
+
+
+def _row(served: "Served") -> tuple[output.Cell, ...]:
+    return (
+        served.policy,
+        served.mean,
+        served.p95,
+        served.moved_copies,
+        f"{served.moved_bytes / 1e9:.1f}",
+        f"{served.stall_s:.2f}",
+        f"{served.plan_s:.2f}",
+    )
+
+
+def _draw(served: "tuple[Served, ...]") -> None:
+    """Print balance over time, a line a policy, all on one scale."""
+    phases = {one.policy: one.phases(_NUM_PHASES).tolist() for one in served}
+    least, most = min(map(min, phases.values())), max(map(max, phases.values()))
+    output.facts(
+        f"max/mean over time, {least:.3f} to {most:.3f}",
+        [(name, "".join(_bar(value, least, most) for value in values)) for name, values in phases.items()],
+    )
+
+
+def _bar(value: float, least: float, most: float) -> str:
+    if most <= least:
+        return _BARS[0]
+    return _BARS[min(int((value - least) / (most - least) * len(_BARS)), len(_BARS) - 1)]

@@ -1,0 +1,86 @@
+"""`eplb sweep`: what each number of redundant experts buys and costs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import files
+from eplb_cli.arguments.options import (
+    ExpertBytesOpt,
+    JsonOpt,
+    LoadArg,
+    NodesOpt,
+    NumExpertsOpt,
+    RanksOpt,
+    WindowOpt,
+)
+from eplb_cli.arguments.parse import number_range
+
+if TYPE_CHECKING:
+    from eplb.planning.redundancy_sweep import SweepPoint
+
+_HEADINGS = ("redundant", "slots", "max/mean", "worst", "gap %", "GB a rank", "ms")
+_LEGEND = """\
+slots: of a rank; max/mean: busiest over mean rank, mean and worst of layers and windows
+gap: above the proven lower bound; GB: expert weights of all layers; ms: to plan, with greedy"""
+_DRAWINGS: Final = (".png", ".svg", ".pdf")
+
+
+def sweep(  # noqa: PLR0913  # one parameter a word of the command line
+    load_path: LoadArg,
+    ranks: RanksOpt,
+    redundant: Annotated[
+        str, typer.Option("--redundant", "-k", metavar="A:B:STEP", help="Redundant experts to try, B included: 0:64:8.")
+    ],
+    nodes: NodesOpt = 1,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Drawing to write: .png, .svg or .pdf.")
+    ] = None,
+    expert_bytes: ExpertBytesOpt = None,
+    window: WindowOpt = None,
+    num_experts: NumExpertsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Plan LOAD with several numbers of redundant experts: balance against memory."""
+    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+    from eplb.planning.redundancy_sweep import sweep as run
+
+    numbers = number_range(redundant, "--redundant")
+    if out is not None and out.suffix.lower() not in _DRAWINGS:
+        raise typer.BadParameter(f"{out}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
+    load = files.read_load(load_path, num_experts, window)
+    with output.progress("planning"):
+        points = run(load, ranks, nodes, numbers, DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes)
+    if out is not None:
+        _draw(points, out)
+    if as_json:
+        written = None if out is None else {"path": str(out)}
+        output.json_object({"load": str(load_path), "points": [asdict(p) for p in points], "written": written})
+        return
+    output.table(f"{load_path.name} on {output.counted(ranks, 'rank')}", _HEADINGS, [_row(point) for point in points])
+    output.note(_LEGEND)
+    if out is not None:
+        output.line(f"wrote {out}")
+
+
+def _draw(points: "Sequence[SweepPoint]", out: Path) -> None:
+    from eplb.report.pictures import draw_redundancy
+    from eplb.report.style import save
+
+    save(draw_redundancy(points), out)
+
+
+def _row(point: "SweepPoint") -> tuple[output.Cell, ...]:
+    return (
+        point.num_redundant,
+        point.slots_per_rank,
+        point.max_over_mean_mean,
+        point.max_over_mean_worst,
+        output.percentage(point.gap_mean),
+        output.gigabytes(point.bytes_per_rank),
+        output.milliseconds(point.seconds),
+    )

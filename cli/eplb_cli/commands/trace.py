@@ -1,0 +1,80 @@
+"""`eplb trace info|convert|record|synth`: what the router did, looked at, rewritten, recorded or made up."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments.options import SeedOpt, TraceOutArg
+from eplb_cli.commands import trace_convert, trace_info, trace_record
+
+if TYPE_CHECKING:
+    from eplb_traces import ModelShape
+
+app = typer.Typer(no_args_is_help=True, help="Look at traces and loads, rewrite them, make synthetic ones.")
+app.command()(trace_info.info)
+app.command()(trace_convert.convert)
+app.command()(trace_record.record)
+
+
+@app.command()
+def synth(  # noqa: PLR0913  # one parameter a word of the command line
+    out: TraceOutArg,
+    preset: Annotated[str, typer.Option("--preset", "-p", metavar="P", help="Whose statistics.")] = "v3-prefill",
+    layers: Annotated[
+        int | None, typer.Option("--layers", metavar="L", help="MoE layers.", show_default="the preset's")
+    ] = None,
+    experts: Annotated[
+        int | None, typer.Option("--experts", metavar="E", help="Experts of a layer.", show_default="the preset's")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", help="Experts a token selects.", show_default="the preset's")
+    ] = None,
+    groups: Annotated[
+        int | None, typer.Option("--groups", metavar="G", help="Expert groups.", show_default="the preset's")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="T", help="Tokens of a window.")] = 1024,
+    windows: Annotated[int, typer.Option("--windows", metavar="W", help="Windows, or steps of a trace.")] = 8,
+    as_load: Annotated[
+        bool, typer.Option("--load", help="Draw tokens per expert, not the choices of each token.")
+    ] = False,
+    seed: SeedOpt = 0,
+) -> None:
+    """Make synthetic traffic with the statistics of real traffic; the same words give the same file."""
+    import eplb_traces
+
+    shape = _synthetic_shape(preset, {"num_layers": layers, "num_experts": experts, "top_k": top_k}, groups)
+    with output.progress(f"writing {out.name}"):
+        if as_load or out.suffix.lower() != ".parquet":
+            load = eplb_traces.synthesize_load(
+                preset, shape=shape, num_windows=windows, tokens_per_window=tokens, seed=seed
+            )
+            eplb_traces.write_load(load, out)
+        else:
+            trace = eplb_traces.synthesize_trace(
+                preset, shape=shape, num_steps=windows, tokens_per_step=tokens, seed=seed
+            )
+            eplb_traces.write_trace(trace, out)
+    output.line(f"wrote {out}")
+
+
+def _synthetic_shape(preset: str, numbers: dict[str, int | None], groups: int | None) -> "ModelShape | None":
+    """The preset's model with the numbers that were given; None where none was, or the preset is unknown."""
+    import eplb_traces
+
+    given = {name: number for name, number in numbers.items() if number is not None}
+    if preset not in eplb_traces.PRESETS or (not given and groups is None):
+        return None
+    base = eplb_traces.PRESETS[preset].shape
+    if groups is None:  # groups that no longer fit are no groups
+        groups = base.num_expert_groups if given.get("num_experts", base.num_experts) == base.num_experts else 1
+    keeps_layers = given.get("num_layers", base.num_layers) == base.num_layers
+    return replace(
+        base,
+        **given,
+        num_expert_groups=groups,
+        top_k_groups=base.top_k_groups if groups == base.num_expert_groups else None,
+        moe_layer_ids=base.moe_layer_ids if keeps_layers else None,
+        num_hidden_layers=base.num_hidden_layers if keeps_layers else None,
+    )

@@ -1,0 +1,146 @@
+"""`eplb verify`: a placement executed on real processes, and whether they did what it says."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments.options import (
+    HintNodesOpt,
+    HintRanksOpt,
+    JsonOpt,
+    NumExpertsOpt,
+    PlanArg,
+    PlanFormatOpt,
+    SeedOpt,
+)
+
+if TYPE_CHECKING:
+    from eplb.runtime import VerifyReport
+    from eplb_traces import RoutingTrace
+
+
+def verify(  # noqa: PLR0913  # one parameter a word of the command line
+    plan_path: PlanArg,
+    format: PlanFormatOpt = None,
+    ranks: HintRanksOpt = None,
+    nodes: HintNodesOpt = None,
+    processes: Annotated[
+        int, typer.Option("--processes", "-p", metavar="P", help="Processes to start; each executes several ranks.")
+    ] = 2,
+    backend: Annotated[
+        str, typer.Option("--backend", "-b", metavar="B", help="gloo (CPU) or nccl (a GPU for each process).")
+    ] = "gloo",
+    mindie_config: Annotated[
+        Path | None,
+        typer.Option("--mindie-config", metavar="FILE", help="Exchange and buffer sizes from MindIE's config.json."),
+    ] = None,
+    exchange: Annotated[
+        str, typer.Option("--exchange", metavar="X", help="all, auto (by bytes), allgather or alltoall.")
+    ] = "all",
+    dispatch: Annotated[
+        str,
+        typer.Option(
+            "--dispatch",
+            metavar="RULE",
+            help="even, weighted, local_first, online, vllm, sglang_static, sglang_dynamic, ascend or trtllm.",
+        ),
+    ] = "even",
+    tokens: Annotated[int, typer.Option("--tokens", "-t", metavar="T", help="Tokens of each rank.")] = 64,
+    trace_path: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="TRACE", help="Token-level trace to route by; else a random router."),
+    ] = None,
+    num_experts: NumExpertsOpt = None,
+    layers: Annotated[
+        str,
+        typer.Option("--layers", metavar="IDS", help="Layers to execute: 0,5 or all.", show_default="a few"),
+    ] = "",
+    hidden: Annotated[int, typer.Option("--hidden", metavar="H", help="Hidden size of the probe experts.")] = 32,
+    top_k: Annotated[
+        int, typer.Option("--top-k", metavar="K", help="Experts of a token.", show_default="as the plan says, or 8")
+    ] = 0,
+    buffer_scale_factors: Annotated[
+        str, typer.Option(metavar="JSON", help="All-to-all buffers, as MindIE has them: [[8192, 5.2], [0, 8.0]].")
+    ] = "[]",
+    topk_scaling_factor: Annotated[
+        float, typer.Option(metavar="F", help="Part of the sorted rows that AllGather keeps, as MindIE has it.")
+    ] = 1.0,
+    overflow: Annotated[
+        str, typer.Option("--overflow", metavar="O", help="raise, or drop: count what a buffer has no room for.")
+    ] = "raise",
+    inject: Annotated[
+        str,
+        typer.Option(
+            "--inject",
+            metavar="FAULT",
+            help="Break something to see a check fail: swap-weights, drop-row, stale-map, ...",
+        ),
+    ] = "none",
+    record: Annotated[
+        Path | None, typer.Option("--record", metavar="OUT", help="Write the measured choices as a trace (.parquet).")
+    ] = None,
+    seed: SeedOpt = 0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Start processes, let them execute PLAN, and recount everything they did; exit code 5 if anything is wrong."""
+    from eplb import runtime
+    from eplb.core.dispatch_rule import DispatchRule
+    from eplb.formats import ReadHints, read_plan
+    from eplb.formats.mindie_config import read_mindie_config
+    from eplb_traces import write_trace
+
+    plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
+    if mindie_config is not None:
+        config = read_mindie_config(mindie_config)
+        config.check_ranks(plan.placement.topology.num_ranks)
+    request = runtime.VerifyRequest(
+        launch=runtime.Launch(processes, backend),
+        tokens_per_rank=tokens,
+        layers=runtime.read_layers("all" if record else layers, plan.placement.num_layers),
+        rule=DispatchRule.named(dispatch),
+        exchange=exchange if config is None else config.exchange,
+        limits=runtime.ExchangeLimits(
+            factors if config is None else config.buffer_scale_factors,
+            topk_scaling_factor if config is None else config.topk_scaling_factor,
+            runtime.Overflow.named(overflow),
+        ),
+        hidden=hidden,
+        top_k=top_k,
+        fault=runtime.Fault.named(inject),
+        seed=seed,
+    )
+    trace = None if trace_path is None else _read_trace(trace_path, num_experts)
+    with output.progress(f"executing on {processes} processes"):
+        report = runtime.verify(plan, request, trace)
+    if as_json:
+        output.json_object(report.summary())
+    else:
+        _print_report(report, plan_path.name)
+    if record is not None:
+        write_trace(report.recorded(), record)
+        output.note(f"wrote {record}")
+    report.raise_on_failure()
+
+
+def _read_trace(path: Path, num_experts: int | None) -> "RoutingTrace":
+    import eplb_traces
+
+    with output.progress(f"reading {path.name}"):
+        return eplb_traces.read_trace(path, num_experts)
+
+
+def _print_report(report: "VerifyReport", name: str) -> None:
+    output.facts(name, report.facts())
+    output.table("checks", ("check", "outcome"), list(report.check_outcomes().items()))
+    output.table("rank load", ("layer", "busiest rank", "predicted", "measured", "mean"), report.load_rows())
+    output.table(
+        "bytes on the wire, dispatch and combine",
+        ("exchange", "copies", "in node", "between", "busiest", "dropped"),
+        [(mode, *numbers.values()) for mode, numbers in report.traffic().items()],
+    )
+    dropped = report.dropped_rows()
+    if dropped:
+        output.table("dropped selections", ("exchange", "layer", "expert", "dropped"), dropped)

@@ -1,0 +1,1 @@
+"""Rows and tables that more than one command shows."""

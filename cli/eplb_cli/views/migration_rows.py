@@ -1,0 +1,56 @@
+"""Knows how a migration is shown: what moves how far, in how many batches and seconds; computes no move."""
+
+from typing import TYPE_CHECKING
+
+from eplb_cli import output
+
+if TYPE_CHECKING:
+    from eplb.core.migration import Migration
+
+_MOST_LAYERS = 12
+
+
+def migration_facts(migration: "Migration") -> list[tuple[str, output.Cell]]:
+    """What moves, one line each."""
+    from eplb.core.migration import Hop
+
+    of_all = f"{migration.moved_copies} ({output.percentage(migration.moved_fraction)} % of the slots)"
+    copies = [migration.copies_of_hop(hop) for hop in Hop]
+    volume = [output.gigabytes(count * migration.expert_bytes) for count in copies]
+    return [
+        ("copies moved to another rank", of_all),
+        ("inside a rank / inside a node / between nodes", " / ".join(str(count) for count in copies)),
+        ("the same in bytes", " / ".join(volume)),
+        ("batches, one after the other", migration.num_batches),
+        ("transfer", f"{output.milliseconds(migration.transfer_s)} ms"),
+        ("staging", f"{output.counted(migration.staging_copies, 'expert')} on a rank"),
+    ]
+
+
+def layer_table(migration: "Migration") -> None:
+    """Print what moves in each layer, the fullest ones where there are many; nothing if nothing moves."""
+    moved, batches = migration.moved_copies_by_layer.tolist(), migration.num_batches_by_layer.tolist()
+    seconds = migration.transfer_s_by_layer.tolist()
+    rows = [(layer, moved[layer], batches[layer], output.milliseconds(seconds[layer])) for layer in _moving(migration)]
+    if not rows:
+        return
+    title = "Layers that move"
+    if len(rows) > _MOST_LAYERS:
+        title = f"{title}, the fullest {_MOST_LAYERS} of {len(rows)}"
+        rows = sorted(rows, key=lambda row: row[1], reverse=True)[:_MOST_LAYERS]
+    output.table(title, ("layer", "copies", "batches", "ms"), rows)
+
+
+def layer_objects(migration: "Migration") -> list[dict[str, object]]:
+    """What moves in each layer, for `--json`."""
+    moved, batches = migration.moved_copies_by_layer.tolist(), migration.num_batches_by_layer.tolist()
+    seconds = migration.transfer_s_by_layer.tolist()
+    return [
+        {"layer": layer, "moved_copies": moved[layer], "num_batches": batches[layer], "transfer_s": seconds[layer]}
+        for layer in _moving(migration)
+    ]
+
+
+def _moving(migration: "Migration") -> list[int]:
+    """Layers in which a copy goes to another rank."""
+    return [layer for layer, count in enumerate(migration.moved_copies_by_layer.tolist()) if count]

@@ -1,0 +1,1 @@
+"""Types that every other folder uses: topology, placement, problem and plan, constraints, migration."""

@@ -1,0 +1,270 @@
+"""Knows what a strategy is asked (Problem) and what it answers (Plan, with a certificate a layer)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, final
+
+from eplb.core.constraints import Constraints
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.migration import Migration
+from eplb.core.named_enum import NamedEnum
+from eplb.core.placement import Placement
+from eplb.core.topology import Topology
+from eplb.errors import InfeasibleError, InputError
+from eplb_traces import ExpertLoad, ModelShape
+
+NO_CONSTRAINTS = Constraints()
+
+
+class SolveStatus(StrEnum):
+    """How much is known about a plan's distance from the optimum. Infeasible is an exception, not a status."""
+
+    OPTIMAL = "optimal"
+    """The bound is met or the optimum is proven."""
+    FEASIBLE = "feasible"
+    """A search ended at its limit; the gap is known."""
+    HEURISTIC = "heuristic"
+    """No search for a proof was made; the gap to the lower bound is known all the same."""
+
+
+class BindingBound(StrEnum):
+    """Which lower bound is the largest one; see `eplb.bounds.lower_bounds`."""
+
+    MEAN = "mean"
+    REPLICATION = "replication"
+    FULL_SLOT = "full_slot"
+    COMPANION = "companion"
+    PAIRING = "pairing"
+    SEARCH = "search"
+
+
+class GroupMode(NamedEnum):
+    """How expert groups bind experts to nodes."""
+
+    FREE = "free"
+    """Any expert on any node."""
+    PINNED = "pinned"
+    """All copies of a group's experts on one node, so that group-limited routing limits nodes too."""
+    PRICED = "priced"
+    """Any expert on any node, at a price for each copy away from the node that holds most of its group's copies."""
+
+
+class Survive(NamedEnum):
+    """What may be lost at once without losing an expert."""
+
+    NOTHING = "nothing"
+    RANK = "rank"
+    """Any one rank: every expert has copies on two ranks."""
+    NODE = "node"
+    """Any one node: every expert has copies on two nodes."""
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """What every strategy is asked.
+
+    Parameters
+    ----------
+    load
+        The traffic to plan for; strategies of one load vector plan for `load.total`.
+    topology
+        The machine; it must have at least one slot an expert.
+    num_groups
+        Expert groups of the model; a divisor of the number of experts.
+    group_mode
+        Whether groups are pinned to nodes, or leaving them has a price.
+    group_price
+        In mode "priced": by how much one copy away from its group's home node must lower a layer's busiest over mean
+        rank; only `greedy` weighs that.
+    dispatch
+        How the runtime will split an expert's tokens over its replicas.
+    constraints
+        What every layer's placement must meet; only `ilp` takes any.
+    time_limit_s
+        Wall time for all layers together, for strategies that search until they have a proof; None for their default.
+    survive
+        What may be lost without losing an expert; only `greedy` plans for that.
+
+    Raises
+    ------
+    InputError
+        For an all-zero load, too few slots, groups that do not divide the experts, pinned groups that do not divide by
+        the nodes, constraints that do not fit the problem, or a time limit that is not above 0.
+    InfeasibleError
+        For constraints that contradict each other or the machine at sight, pinned groups with more experts than their
+        node has slots, or too few slots to survive a loss.
+    """
+
+    load: ExpertLoad
+    topology: Topology
+    num_groups: int = 1
+    group_mode: GroupMode = GroupMode.FREE
+    group_price: float = 0.0
+    dispatch: DispatchRule = DispatchRule.EVEN
+    constraints: Constraints = NO_CONSTRAINTS
+    time_limit_s: float | None = None
+    survive: Survive = Survive.NOTHING
+
+    def __post_init__(self) -> None:
+        num_experts = self.load.num_experts
+        if self.load.tokens.max() == 0:
+            raise InputError("load: every count is zero, nothing to plan for")
+        if self.topology.num_slots < num_experts:
+            raise InputError(
+                f"{self.topology.num_slots} slots: expected at least one for each of {num_experts} experts"
+            )
+        most_slots = int(self.topology.rank_num_slots.max())
+        if most_slots > num_experts:
+            raise InputError(f"slots_per_rank = {most_slots}: a rank can hold each of {num_experts} experts only once")
+        if self.num_groups < 1 or num_experts % self.num_groups:
+            raise InputError(f"groups = {self.num_groups}: expected a divisor of {num_experts} experts")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise InputError(f"time_limit_s = {self.time_limit_s}: expected > 0")
+        if not 0 <= self.group_price < float("inf"):
+            raise InputError(f"group_price = {self.group_price}: expected finite and >= 0")
+        if (self.group_price > 0) is not (self.group_mode is GroupMode.PRICED):
+            raise InputError(
+                f"group mode {self.group_mode}, group_price = {self.group_price}: expected a price above 0 with mode "
+                "priced and none otherwise"
+            )
+        if self.group_mode is GroupMode.PRICED and self.survive is not Survive.NOTHING:
+            raise InputError(f"group mode priced: plans for no loss, this is survive = {self.survive}")
+        self.constraints.check(num_experts, self.topology)
+        if self.group_mode is GroupMode.PINNED and self.num_groups % self.topology.num_nodes:
+            raise InputError(
+                f"groups = {self.num_groups}: pinned groups need a multiple of {self.topology.num_nodes} nodes"
+            )
+        self._check_nodes()
+
+    @property
+    def least_copies(self) -> int:
+        """Copies that every expert must have."""
+        return 1 if self.survive is Survive.NOTHING else 2
+
+    def _check_nodes(self) -> None:
+        """Whether the copies that every expert must have fit the machine, or the node its group is pinned to."""
+        num_experts, num_copies = self.load.num_experts, self.least_copies * self.load.num_experts
+        if self.topology.num_slots < num_copies:
+            raise InfeasibleError(
+                f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 copies of each of "
+                f"{num_experts} experts, {num_copies} slots ({num_copies - num_experts} redundant ones)"
+            )
+        node_slots = self.topology.rank_num_slots.reshape(self.topology.num_nodes, -1).sum(axis=1)
+        if self.survive is Survive.NODE:
+            if self.group_mode is GroupMode.PINNED or self.topology.num_nodes == 1:
+                raise InfeasibleError("surviving the loss of a node takes two nodes for each expert, not pinned to one")
+            usable = int(node_slots.clip(max=num_experts).sum())
+            if usable < num_copies:
+                raise InfeasibleError(
+                    f"nodes of {node_slots.tolist()} slots: 2 copies of each of {num_experts} experts on different "
+                    f"nodes take {num_copies} slots, not counting more than {num_experts} of a node: there are {usable}"
+                )
+        elif self.group_mode is GroupMode.PINNED:
+            needed = num_copies // self.topology.num_nodes
+            if (node_slots < needed).any():
+                node = int((node_slots < needed).argmax())
+                raise InfeasibleError(
+                    f"node {node} has {node_slots[node]} slots: its pinned groups take {needed}, at least "
+                    f"{self.least_copies} for each of {num_experts // self.topology.num_nodes} experts"
+                )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LayerCertificate:
+    """What a plan claims about one layer, for the planned load.
+
+    `objective` and `lower_bound` are tokens on the busiest rank (tokens over relative speed where ranks differ).
+    """
+
+    objective: float
+    lower_bound: float
+    binding_bound: BindingBound
+    status: SolveStatus
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the objective from the bound; 0 for a layer without load."""
+        return self.objective / self.lower_bound - 1 if self.lower_bound > 0 else 0.0
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A placement with everything needed to trust it and to write it for an engine.
+
+    Parameters
+    ----------
+    placement
+        The placement itself.
+    shape
+        The model it is for.
+    strategy
+        Name of the strategy, or of the format that a foreign file came in.
+    status
+        The weakest status of its layers.
+    seconds
+        Wall time of planning.
+    seed
+        Seed of a randomised strategy; the same inputs and seed give the same bytes.
+    layers
+        One certificate a layer; empty for a placement read from a file that carries none.
+    notes
+        Sentences for the user: what was chosen and why.
+    load_digest
+        Digest of the load planned for; empty where unknown.
+    migration
+        What must move from the placement that was live, for a plan that was made from one.
+    """
+
+    placement: Placement
+    shape: ModelShape
+    strategy: str
+    status: SolveStatus = SolveStatus.HEURISTIC
+    seconds: float = 0.0
+    seed: int = 0
+    layers: tuple[LayerCertificate, ...] = ()
+    notes: tuple[str, ...] = ()
+    load_digest: str = ""
+    migration: Migration | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers and len(self.layers) != self.placement.num_layers:
+            raise InputError(
+                f"{len(self.layers)} certificates: expected one for each of {self.placement.num_layers} layers"
+            )
+        found = (self.placement.num_layers, self.placement.num_experts)
+        if found != (self.shape.num_layers, self.shape.num_experts):
+            raise InputError(
+                f"placement of {found[0]} layers x {found[1]} experts: "
+                f"the model has {self.shape.num_layers} x {self.shape.num_experts}"
+            )
+
+    @property
+    def gap_mean(self) -> float:
+        """Mean over layers of the gap to the proven bound."""
+        return sum(layer.gap for layer in self.layers) / max(1, len(self.layers))
+
+    @property
+    def gap_worst(self) -> float:
+        """Largest gap of a layer."""
+        return max((layer.gap for layer in self.layers), default=0.0)
+
+
+class Strategy(Protocol):
+    """A named way to make a plan. Its fields are its parameters; equal fields, problem and seed give an equal plan."""
+
+    @property
+    def name(self) -> str:
+        """The name in the table and on the command line."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for `eplb strategies`."""
+        ...
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
+        """Make a plan; `seconds` is filled in by the planner."""
+        ...

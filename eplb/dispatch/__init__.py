@@ -1,0 +1,1 @@
+"""How an expert's tokens are shared out over its replicas."""

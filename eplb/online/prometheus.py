@@ -1,0 +1,83 @@
+"""Knows how decisions become Prometheus metrics; the only file that knows prometheus_client (extra `metrics`)."""
+
+from typing import TYPE_CHECKING, final
+
+from eplb.errors import MissingExtraError
+from eplb.evaluation.metrics import Evaluation
+from eplb.online.decision import SKIPS, Decision, Outcome
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+PLAN_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@final
+class OnlineMetrics:
+    """An observer that keeps Prometheus metrics.
+
+    Parameters
+    ----------
+    registry
+        Where the metrics are registered; one rebalancer a registry.
+
+    Raises
+    ------
+    MissingExtraError
+        Without prometheus_client.
+    """
+
+    def __init__(self, registry: "CollectorRegistry") -> None:
+        try:
+            from prometheus_client import Counter, Gauge, Histogram
+        except ImportError as error:
+            raise MissingExtraError("Prometheus metrics", "metrics") from error
+        self._balance = Gauge(
+            "eplb_balance",
+            "Balance of rank loads since the last look, by each engine's own definition.",
+            ["definition"],
+            registry=registry,
+        )
+        self._drift = Gauge(
+            "eplb_drift", "Distance of the traffic from what was planned for; chance is 1.", registry=registry
+        )
+        self._looks = Counter("eplb_looks", "Looks at the traffic.", registry=registry)
+        self._skipped = Counter("eplb_skipped", "Looks that left the placement alone.", ["reason"], registry=registry)
+        self._migrations = Counter("eplb_migrations", "Migrations handed out.", registry=registry)
+        self._copies = Counter("eplb_moved_copies", "Copies that ranks had to fetch.", registry=registry)
+        self._bytes = Counter("eplb_moved_bytes", "Bytes of these copies.", registry=registry)
+        self._plan_s = Histogram(
+            "eplb_plan_seconds", "Wall time of planning.", buckets=PLAN_BUCKETS_S, registry=registry
+        )
+        for reason in SKIPS:
+            self._skipped.labels(reason.value)  # a reason that never came is 0, not absent
+
+    def __call__(self, decision: Decision) -> None:
+        """Take note of one decision."""
+        if decision.plan_s is None:
+            self._looks.inc()
+        else:
+            self._plan_s.observe(decision.plan_s)
+        if decision.measured is not None:
+            for name, value in balance_by_definition(decision.measured).items():
+                self._balance.labels(name).set(value)
+        if decision.drift is not None:
+            self._drift.set(decision.drift)
+        if decision.outcome in SKIPS:
+            self._skipped.labels(decision.outcome.value).inc()
+        if decision.outcome is Outcome.MIGRATION and decision.migration is not None:
+            self._migrations.inc()
+            self._copies.inc(decision.migration.moved_copies)
+            self._bytes.inc(decision.migration.moved_bytes)
+
+
+def balance_by_definition(measured: Evaluation) -> dict[str, float]:
+    """The engines' balance metrics, keyed as in `Evaluation.summary`."""
+    return {
+        "max_over_mean_mean": float(measured.max_over_mean.mean()),
+        "max_over_mean_worst": float(measured.max_over_mean_by_window.max()),
+        "balancedness_vllm": measured.balancedness_vllm,
+        "balancedness_sglang": measured.balancedness_sglang,
+        "imbalance_ratio_trtllm": measured.imbalance_ratio_trtllm,
+        "par_ascend": measured.par_ascend,
+    }

@@ -1,0 +1,257 @@
+"""Knows how a history is served again under different policies: balance step by step, moves, bytes, stall.
+
+All policies start with the same plan, made from the first interval, and are scored from then on; at the end of every
+interval a policy may change its placement. A plan takes effect at once, and the copies it moves are charged as a stall:
+the seconds of the migration's batches, one after the other.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, rename_ranks
+from eplb.core.placement import Placement
+from eplb.core.problem import Problem, Strategy
+from eplb.core.topology import Topology
+from eplb.errors import InputError, UnknownNameError
+from eplb.evaluation.metrics import evaluate
+from eplb.online import OnlineSettings, Rebalancer
+from eplb.strategies.baselines.deepseek import DeepSeek
+from eplb.strategies.greedy.greedy import Greedy
+from eplb.strategies.scenario.scenario import Scenario
+from eplb_traces import ExpertLoad
+
+Floats = NDArray[np.float64]
+LEAST_INTERVALS = 2  # one to plan for, one to score
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What is served again.
+
+    Parameters
+    ----------
+    load
+        The history, one window a step, in order of time.
+    topology
+        The machine.
+    interval
+        Steps between two replans, of every policy alike.
+    online
+        Settings of the policy `incremental`; its interval is replaced by `interval`, its `plan_steps` by 0.
+    expert_bytes
+        Bytes of one expert of one layer.
+    seed
+        For randomised strategies.
+
+    Raises
+    ------
+    InputError
+        If the history is shorter than two intervals.
+    """
+
+    load: ExpertLoad
+    topology: Topology
+    interval: int = 20
+    online: OnlineSettings = field(default_factory=OnlineSettings)
+    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise InputError(f"interval = {self.interval}: expected >= 1")
+        if self.load.num_windows < LEAST_INTERVALS * self.interval:
+            raise InputError(
+                f"a history of {self.load.num_windows} steps: expected at least {LEAST_INTERVALS} intervals of "
+                f"{self.interval}, one to plan for and one to score"
+            )
+
+    def steps(self, first: int, last: int) -> ExpertLoad:
+        """The steps first .. last - 1, as far as there are any."""
+        return self.load.select(slice(max(first, 0), last))
+
+    def first_placement(self) -> Placement:
+        """What every policy starts with: the scenario strategy's plan for the first interval."""
+        return Scenario()(Problem(self.steps(0, self.interval), self.topology), seed=self.seed).placement
+
+
+Replanner = Callable[[Placement, int], Placement]
+"""From the live placement and the number of steps served to the next placement; the same object if nothing changes."""
+
+
+def _never(replay: Replay) -> Replanner:
+    return lambda live, step: live
+
+
+def _full(replay: Replay, strategy: Strategy) -> Replanner:
+    """Plan for the sum of the last interval, from nothing."""
+
+    def next_placement(live: Placement, step: int) -> Placement:
+        problem = Problem(replay.steps(step - replay.interval, step), replay.topology)
+        return strategy(problem, seed=replay.seed).placement
+
+    return next_placement
+
+
+def _full_renamed(replay: Replay) -> Replanner:
+    """As `full`, but ranks exchange their names where that keeps copies in place: balance is the same."""
+    plan = _full(replay, DeepSeek())
+
+    def next_placement(live: Placement, step: int) -> Placement:
+        return rename_ranks(live, plan(live, step), ranks_per_block=replay.topology.num_ranks)
+
+    return next_placement
+
+
+def _full_scenario(replay: Replay) -> Replanner:
+    """Plan for all steps that the incremental policy remembers, from nothing."""
+
+    def next_placement(live: Placement, step: int) -> Placement:
+        problem = Problem(replay.steps(step - replay.online.window, step), replay.topology)
+        return Scenario(most_scenarios=replay.online.window)(problem, seed=replay.seed).placement
+
+    return next_placement
+
+
+def _oracle(replay: Replay) -> Replanner:
+    """Plan for the steps that come, from nothing."""
+
+    def next_placement(live: Placement, step: int) -> Placement:
+        problem = Problem(replay.steps(step, step + replay.interval), replay.topology)
+        return Scenario(amplification=1.0)(problem, seed=replay.seed).placement
+
+    return next_placement
+
+
+def _incremental(replay: Replay) -> Replanner:
+    """Feed the online rebalancer step by step and carry out what it hands out."""
+    settings = replace(replay.online, interval=replay.interval, plan_steps=0, expert_bytes=replay.expert_bytes)
+    rebalancer: Rebalancer | None = None
+
+    def next_placement(live: Placement, step: int) -> Placement:
+        nonlocal rebalancer
+        if rebalancer is None:
+            rebalancer = Rebalancer(live, settings)
+            for tokens in replay.load.tokens[: replay.interval]:
+                rebalancer.record(tokens)
+        for tokens in replay.load.tokens[step - replay.interval : step]:
+            rebalancer.record(tokens)
+            migration = rebalancer.step()
+            if migration is not None:
+                rebalancer.commit(migration)
+        return rebalancer.placement
+
+    return next_placement
+
+
+POLICIES: MappingProxyType[str, tuple[Callable[[Replay], Replanner], str]] = MappingProxyType(
+    {
+        "never": (_never, "keep the first plan"),
+        "incremental": (_incremental, "the online rebalancer: few copies moved, each worth its price"),
+        "full": (lambda replay: _full(replay, DeepSeek()), "DeepSeek's EPLB, global, for the last interval"),
+        "full_renamed": (_full_renamed, "full, with ranks named anew so that fewer copies move"),
+        "full_greedy": (lambda replay: _full(replay, Greedy()), "greedy for the last interval"),
+        "full_scenario": (_full_scenario, "scenario for the steps that incremental remembers"),
+        "oracle": (_oracle, "scenario for the very steps that it will serve"),
+    }
+)
+"""Policies by name, and what they do when an interval ends."""
+
+
+@final
+@dataclass(frozen=True)
+class Served:
+    """What a policy made of a history."""
+
+    policy: str
+    max_over_mean: Floats
+    """[W', L] of every step after the first interval."""
+    migrations: tuple[Migration, ...]
+    """Those that change a slot, in order of time."""
+    plan_s: float
+    """Wall time of all replans, judging and compilation included."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over steps and layers."""
+        return float(self.max_over_mean.mean())
+
+    @property
+    def p95(self) -> float:
+        """Over steps and layers."""
+        return float(np.percentile(self.max_over_mean, 95))
+
+    @property
+    def moved_copies(self) -> int:
+        """Copies that ranks had to fetch, over all migrations."""
+        return sum(migration.moved_copies for migration in self.migrations)
+
+    @property
+    def moved_bytes(self) -> float:
+        """Bytes that crossed ranks."""
+        return sum((migration.moved_bytes for migration in self.migrations), 0.0)
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds of all batches, one after the other: what serving waits if it waits for migrations."""
+        return sum((migration.transfer_s for migration in self.migrations), 0.0)
+
+    def phases(self, num_phases: int) -> Floats:
+        """[num_phases or fewer] mean over layers and over steps of equally long stretches of the history."""
+        parts = np.array_split(self.max_over_mean.mean(axis=1), min(num_phases, self.max_over_mean.shape[0]))
+        return np.array([part.mean() for part in parts])
+
+    def summary(self) -> dict[str, object]:
+        """The figures by name, as `--json` prints them."""
+        return {
+            "policy": self.policy,
+            "max_over_mean_mean": self.mean,
+            "max_over_mean_p95": self.p95,
+            "max_over_mean_worst": float(self.max_over_mean.max()),
+            "num_migrations": len(self.migrations),
+            "moved_copies": self.moved_copies,
+            "moved_bytes": self.moved_bytes,
+            "stall_s": self.stall_s,
+            "plan_s": self.plan_s,
+            "max_over_mean_by_step": self.max_over_mean.mean(axis=1).tolist(),
+        }
+
+
+def simulate(replay: Replay, policies: Iterable[str] = tuple(POLICIES)) -> tuple[Served, ...]:
+    """Serve a history under each policy, in the order asked for.
+
+    Raises
+    ------
+    UnknownNameError
+        For a policy that POLICIES does not hold.
+    """
+    asked = tuple(policies)
+    for name in asked:
+        if name not in POLICIES:
+            raise UnknownNameError("policy", name, POLICIES)
+    first = replay.first_placement()
+    return tuple(_serve(replay, name, first) for name in asked)
+
+
+def _serve(replay: Replay, policy: str, live: Placement) -> Served:
+    next_placement = POLICIES[policy][0](replay)
+    scored: list[Floats] = []
+    migrations: list[Migration] = []
+    plan_s = 0.0
+    for step in range(replay.interval, replay.load.num_windows, replay.interval):
+        if step > replay.interval:  # the first interval's plan is live already
+            start = time.perf_counter()
+            new = next_placement(live, step)
+            plan_s += time.perf_counter() - start
+            migration = Migration.between(live, new, replay.expert_bytes)
+            if migration.layer.size:
+                migrations.append(migration)
+            live = new
+        scored.append(evaluate(live, replay.steps(step, step + replay.interval)).max_over_mean_by_window)
+    return Served(policy, np.concatenate(scored), tuple(migrations), plan_s)

@@ -1,0 +1,93 @@
+"""Knows how to choose a strategy by its past: plan on the first part of a history, score on the rest."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.problem import Problem, Strategy
+from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.errors import InputError
+from eplb.evaluation.metrics import evaluate
+from eplb_traces import ExpertLoad
+
+LEAST_WINDOWS = 8  # below this the held-out end is too short to tell candidates apart
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """A strategy with the part of the history that it looks at."""
+
+    name: str
+    strategy: Strategy
+    history: Callable[[ExpertLoad], ExpertLoad]
+
+
+@final
+@dataclass(frozen=True)
+class Score:
+    """What a candidate reached on the held-out end, in max/mean over windows and layers."""
+
+    candidate: Candidate
+    mean: float
+    p95: float
+    planned: float
+    """On the windows it was planned on; the difference to `mean` is the predicted loss by drift."""
+
+    @property
+    def predicted_loss(self) -> float:
+        """How much worse than planned the next windows will be, by this history."""
+        return self.mean - self.planned
+
+
+def whole(load: ExpertLoad) -> ExpertLoad:
+    """The history as it is."""
+    return load
+
+
+def recent(load: ExpertLoad) -> ExpertLoad:
+    """The last quarter of the history."""
+    return load.select(slice(-max(1, load.num_windows // 4), None))
+
+
+def backtest(
+    problem: Problem, candidates: Sequence[Candidate], *, held_out: float = 0.25, seed: int = 0
+) -> tuple[Score, ...]:
+    """Score every candidate on the end of the history, best mean first; ties to the earlier candidate.
+
+    Parameters
+    ----------
+    problem
+        Its load is the history, windows in order of time, at least `LEAST_WINDOWS` of them.
+    candidates
+        What to try.
+    held_out
+        Share of the windows, at the end, that no candidate sees.
+    seed
+        For randomised strategies.
+
+    Raises
+    ------
+    InputError
+        If the history is too short to hold windows out.
+    """
+    windows = problem.load.num_windows
+    if windows < LEAST_WINDOWS:
+        raise InputError(f"a history of {windows} windows: expected at least {LEAST_WINDOWS} to hold some out")
+    if not 0 < held_out < 1:
+        raise InputError(f"held_out = {held_out}: expected a share between 0 and 1")
+    split = min(windows - 1, max(1, round(windows * (1 - held_out))))
+    past, future = problem.load.select(slice(None, split)), problem.load.select(slice(split, None))
+    scores = []
+    for candidate in candidates:
+        asked = replace(problem, load=candidate.history(past))
+        placement = candidate.strategy(asked, seed=seed).placement
+        if problem.dispatch is DispatchRule.WEIGHTED:
+            placement = weighted_placement(placement, asked.load)
+        later = evaluate(placement, future, problem.dispatch).max_over_mean_by_window
+        planned = evaluate(placement, past, problem.dispatch).max_over_mean_by_window
+        scores.append(Score(candidate, float(later.mean()), float(np.percentile(later, 95)), float(planned.mean())))
+    return tuple(sorted(scores, key=lambda score: score.mean))

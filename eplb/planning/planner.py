@@ -1,0 +1,162 @@
+"""The only place that picks and runs strategies."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from eplb.core.constraints import Constraints
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
+from eplb.core.topology import Topology
+from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.evaluation.failures import after_loss
+from eplb.evaluation.metrics import Evaluation, copies_away, evaluate
+from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
+from eplb.strategies import STRATEGIES, find_strategy
+from eplb.strategies.scenario.scenario import Scenario
+from eplb_traces import ExpertLoad
+
+AUTO = "auto"
+
+CANDIDATES = (
+    Candidate("greedy on the sum", STRATEGIES["greedy"], whole),
+    Candidate("greedy on the last quarter", STRATEGIES["greedy"], recent),
+    Candidate("scenario", STRATEGIES["scenario"], whole),
+    Candidate("scenario, deviations as they were", Scenario(amplification=1.0), whole),
+    Candidate("scenario on the last quarter", STRATEGIES["scenario"], recent),
+)
+"""What `auto` tries on a history that is long enough to hold windows out."""
+
+
+def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, by keyword
+    load: ExpertLoad,
+    topology: Topology,
+    strategy: str = AUTO,
+    *,
+    groups: int | None = None,
+    group_mode: str = GroupMode.FREE,
+    group_price: float = 0.0,
+    dispatch: str = DispatchRule.EVEN,
+    constraints: Constraints = NO_CONSTRAINTS,
+    time_limit_s: float | None = None,
+    survive: str | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Decide where every expert lives.
+
+    Parameters
+    ----------
+    load
+        The traffic to plan for.
+    topology
+        The machine.
+    strategy
+        A name of `eplb.strategies.STRATEGIES`, or "auto" to let the planner pick and say what and why in the notes.
+    groups
+        Expert groups of the model; by default what the load's own shape says.
+    group_mode
+        "free", "pinned" or "priced": whether each group stays on one node, or leaving it has a price; only `greedy`
+        weighs that.
+    group_price
+        With "priced", by how much a copy away from its group's home node must lower a layer's busiest over mean rank.
+    dispatch
+        How the runtime splits an expert's tokens over its replicas. With "weighted" the plan carries the shares that
+        are best for the load.
+    constraints
+        What every layer must meet; only `ilp` takes any.
+    time_limit_s
+        Wall time for strategies that search until they have a proof, all layers together; None for their own default.
+    survive
+        "rank" or "node": after losing any one of them every expert still lives, and the notes say how the busiest rank
+        grows; only `greedy` plans for that. None when losses need not be survived.
+    seed
+        For randomised strategies; the same inputs and seed give the same plan.
+
+    Raises
+    ------
+    InputError
+        For an all-zero load, an unknown name, too few slots, or groups that do not fit.
+    InfeasibleError
+        If no placement meets the constraints, or survives the loss.
+    """
+    start = time.perf_counter()
+    problem = Problem(
+        load,
+        topology,
+        num_groups=load.shape.num_expert_groups if groups is None else groups,
+        group_mode=GroupMode.named(group_mode),
+        group_price=group_price,
+        dispatch=DispatchRule.named(dispatch),
+        constraints=constraints,
+        time_limit_s=time_limit_s,
+        survive=Survive.NOTHING if survive is None else Survive.named(survive),
+    )
+    chosen, problem, notes = _choose(strategy, problem, seed)
+    made = chosen(problem, seed=seed)
+    if problem.dispatch is DispatchRule.WEIGHTED:
+        made = replace(made, placement=weighted_placement(made.placement, problem.load))
+    if problem.survive is not Survive.NOTHING:
+        notes += after_loss(made.placement, problem.load, unit=problem.survive).notes
+    if problem.group_mode is GroupMode.PRICED:
+        away = copies_away(made.placement, problem.num_groups)
+        notes += (
+            f"copies away from their group's home node: {away.mean():.1f} of {topology.num_slots} in the mean layer, "
+            f"at most {away.max()}",
+        )
+    return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
+
+
+def _choose(name: str, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
+    """Look the strategy up, or choose one by what the load shows; the problem may come back with less history."""
+    if name != AUTO:
+        return find_strategy(name), problem, ()
+    if problem.survive is not Survive.NOTHING:
+        return STRATEGIES["greedy"], problem, (f"auto: greedy, the one that survives the loss of a {problem.survive}",)
+    if problem.group_mode is GroupMode.PRICED:
+        return STRATEGIES["greedy"], problem, ("auto: greedy, the one that weighs a price on leaving the home node",)
+    num_windows = problem.load.num_windows
+    if num_windows == 1:
+        return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)
+    if num_windows < LEAST_WINDOWS:
+        return STRATEGIES["scenario"], problem, (f"auto: scenario, one plan for all {num_windows} windows",)
+    scores = backtest(problem, CANDIDATES, seed=seed)
+    notes = tuple(
+        f"backtest: {score.candidate.name}: max/mean {score.planned:.3f} as planned, {score.mean:.3f} "
+        f"(p95 {score.p95:.3f}) on the held-out end"
+        for score in scores
+    )
+    best = scores[0]
+    chosen = f"auto: {best.candidate.name}, the best of {len(scores)}; expect {best.predicted_loss:+.3f} by drift"
+    history = best.candidate.history(problem.load)
+    return best.candidate.strategy, replace(problem, load=history), (chosen, *notes)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One strategy's plan beside what the judge says of it."""
+
+    plan: Plan
+    evaluation: Evaluation
+
+
+def compare(  # noqa: PLR0913  # the same keywords as plan()
+    load: ExpertLoad,
+    topology: Topology,
+    strategies: Sequence[str] | None = None,
+    *,
+    groups: int | None = None,
+    group_mode: str = GroupMode.FREE,
+    seed: int = 0,
+) -> tuple[Comparison, ...]:
+    """Plan with several strategies, by default all that plan in milliseconds, and judge each on the same load.
+
+    Parameters are as in `plan`; every strategy is run once before it is timed, so that no compilation counts.
+    """
+    results = []
+    for name in strategies if strategies is not None else [name for name in STRATEGIES if name != "ilp"]:
+        for _ in range(2):
+            made = plan(load, topology, name, groups=groups, group_mode=group_mode, seed=seed)
+        results.append(Comparison(made, evaluate(made.placement, load)))
+    return tuple(results)

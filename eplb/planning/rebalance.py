@@ -1,0 +1,142 @@
+"""The only place that decides whether a live placement is changed: which layers move, and whether that pays."""
+
+import dataclasses
+import time
+from typing import final
+
+import numpy as np
+
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.core.placement import Placement
+from eplb.core.problem import Plan, Problem
+from eplb.core.topology import Topology
+from eplb.errors import InputError
+from eplb.strategies.certify import certified_plan
+from eplb.strategies.incremental.incremental import Incremental, busiest_rank
+from eplb_traces import ExpertLoad
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Horizon:
+    """What a better balance is worth until the next rebalance. A layer is moved only if that exceeds its transfer.
+
+    The gain of a layer, in seconds, is `token_s` times `num_loads` times the tokens by which its busiest rank falls:
+    ranks wait for the busiest one in every layer. The price is `transfer_share` times the seconds of its batches.
+
+    Parameters
+    ----------
+    token_s
+        Seconds that one token takes at one expert of one layer on a rank of mean speed. Measure it: the time of a
+        layer's expert computation over the tokens of its busiest rank.
+    num_loads
+        How many times the given load will come again before the next rebalance.
+    transfer_share
+        Part of the transfer time that serving stands still: 1 for a blocking migration, less for one in the background.
+
+    Raises
+    ------
+    InputError
+        If a number is not finite and >= 0.
+    """
+
+    token_s: float
+    num_loads: float = 1.0
+    transfer_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("token_s", "num_loads", "transfer_share"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
+
+
+def rebalance(  # noqa: PLR0913  # the front door: everything a replan can depend on, by keyword
+    previous: Placement,
+    load: ExpertLoad,
+    *,
+    target: float = 1.05,
+    max_moves: int | None = None,
+    horizon: Horizon | None = None,
+    topology: Topology | None = None,
+    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    seed: int = 0,
+) -> Plan:
+    """Improve a live placement with few copies moved.
+
+    Parameters
+    ----------
+    previous
+        The live placement.
+    load
+        The traffic to serve from now on; windows are summed.
+    target
+        Every layer is to have at most this times its lower bound on the busiest rank. The bound is the mean rank load
+        unless no placement gets there, so the target is on max/mean wherever that is possible. Layers that are within
+        the target are not touched; a load that has not changed moves nothing.
+    max_moves
+        Most copies that ranks may fetch from others, over all layers. Where the target takes more, they are spent
+        where each lowers the busiest ranks most.
+    horizon
+        What a better balance is worth; layers whose gain does not pay for their transfer stay as they are. By default
+        the target alone decides.
+    topology
+        The machine, if its bandwidths or speeds are not those of `previous`; its ranks and slots must be.
+    expert_bytes
+        Bytes of one expert of one layer.
+    seed
+        Kept in the plan; the search is deterministic.
+
+    Returns
+    -------
+    Plan
+        With `migration`, and with what was done and what was not in `notes`. No rank gets an expert twice that did not
+        hold it twice before; experts that stay on a rank keep their slots.
+
+    Raises
+    ------
+    InputError
+        If placement, load and topology do not fit together, or a number is out of range.
+    """
+    start = time.perf_counter()
+    machine = previous.topology if topology is None else topology
+    problem = Problem(load, machine)
+    made = Incremental(previous=previous, target=target, max_moves=max_moves)(problem, seed=seed)
+    before = Placement(previous.physical_to_logical_map, previous.num_experts, machine)
+    made = dataclasses.replace(made, migration=Migration.between(before, made.placement, expert_bytes))
+    if horizon is not None:
+        made = _only_what_pays(made, problem, horizon)
+    return dataclasses.replace(made, seconds=time.perf_counter() - start)
+
+
+def _only_what_pays(made: Plan, problem: Problem, horizon: Horizon) -> Plan:
+    """Put layers back whose gain is worth less than their transfer takes."""
+    migration = made.migration
+    if migration is None or not migration.moved_copies:
+        return made
+    old, new = migration.before.physical_to_logical_map, made.placement.physical_to_logical_map
+    load, topology = problem.load.total, problem.topology
+    fall = busiest_rank(load, old, topology) - busiest_rank(load, new, topology)
+    gain_s = fall * horizon.token_s * horizon.num_loads
+    price_s = migration.transfer_s_by_layer * horizon.transfer_share
+    moves = migration.moved_copies_by_layer > 0
+    back = moves & (gain_s < price_s)
+    if not back.any():
+        note = f"moving takes {price_s.sum():.3g} s and saves {gain_s.sum():.3g} s over the horizon"
+        return dataclasses.replace(made, notes=(*made.notes, note))
+    notes = (
+        f"incremental: {migration.moved_copies_by_layer[~back].sum()} copies moved for {(moves & ~back).sum()} layers",
+        f"{back.sum()} layers over the target stay as they are: moving them would take {price_s[back].sum():.3g} s and "
+        f"save {gain_s[back].sum():.3g} s over the horizon",
+    )
+    phy2log = np.where(back[:, None], old, new)
+    kept = certified_plan(
+        problem,
+        phy2log,
+        strategy=made.strategy,
+        objective=busiest_rank(load, phy2log, topology),
+        seed=made.seed,
+        notes=notes,
+    )
+    return dataclasses.replace(
+        kept, migration=Migration.between(migration.before, kept.placement, migration.expert_bytes)
+    )

@@ -1,0 +1,103 @@
+"""Knows what each number of redundant experts would buy and cost; `eplb.report` draws it."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable
+from typing import final
+
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+from eplb.core.problem import Problem
+from eplb.core.topology import Topology
+from eplb.errors import InputError
+from eplb.evaluation.metrics import evaluate
+from eplb.strategies.greedy.greedy import Greedy
+from eplb_traces import ExpertLoad
+
+_logger = logging.getLogger("eplb")
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One number of redundant experts: what a plan of `greedy` reaches with it and what it costs."""
+
+    num_redundant: int
+    slots_per_rank: int
+    num_slots: int
+    max_over_mean_mean: float
+    """Mean over layers and windows, by the windows' weights."""
+    max_over_mean_worst: float
+    """Largest of a layer and window."""
+    gap_mean: float
+    """Mean over layers of the relative distance to the proven bound, for the summed load."""
+    bytes_per_rank: float
+    """Expert weights of all layers on one rank."""
+    seconds: float
+    """Wall time of planning; the first one may include compilation."""
+
+
+def sweep(
+    load: ExpertLoad,
+    num_ranks: int,
+    num_nodes: int,
+    redundant: Iterable[int],
+    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+) -> tuple[SweepPoint, ...]:
+    """Plan with each number of redundant experts and judge the plans.
+
+    Numbers that do not fill all ranks alike, or would make a rank hold an expert twice, are left out; the log names
+    them.
+
+    Parameters
+    ----------
+    load
+        The traffic; planned for its sum, judged window by window.
+    num_ranks, num_nodes
+        The machine.
+    redundant
+        Numbers of redundant experts to try, such as ``range(0, 65, 8)``.
+    expert_bytes
+        Bytes of one expert of one layer.
+
+    Raises
+    ------
+    InputError
+        If no number fits, or one is negative; the message says which would fit.
+    """
+    if not 0 < expert_bytes < float("inf"):
+        raise InputError(f"expert_bytes = {expert_bytes}: expected finite and > 0")
+    asked, num_experts = tuple(redundant), load.num_experts
+    for number in asked:
+        if number < 0:
+            raise InputError(f"redundant = {number}: expected >= 0")
+    machine = Topology.for_experts(num_experts, num_ranks=num_ranks, num_nodes=num_nodes, num_redundant=(
+        -num_experts % num_ranks if num_ranks > 0 else 0
+    ))  # fmt: skip
+    least, most = machine.num_slots - num_experts, (num_ranks - 1) * num_experts
+    fit = [number for number in asked if number <= most and (number - least) % num_ranks == 0]
+    left_out = sorted(set(asked) - set(fit))
+    rule = f"{least} plus a multiple of {num_ranks}, at most {most}, as {num_experts} experts on {num_ranks} ranks ask"
+    if not fit:
+        raise InputError(f"redundant = {list(asked)}: none can be planned, expected {rule}")
+    if left_out:
+        _logger.warning("sweep: redundant = %s left out: expected %s", left_out, rule)
+    return tuple(_point(load, machine, number, expert_bytes) for number in fit)
+
+
+def _point(load: ExpertLoad, machine: Topology, num_redundant: int, expert_bytes: float) -> SweepPoint:
+    slots = (load.num_experts + num_redundant) // machine.num_ranks
+    start = time.perf_counter()
+    made = Greedy()(Problem(load, dataclasses.replace(machine, slots_per_rank=slots)))
+    seconds = time.perf_counter() - start
+    judged = evaluate(made.placement, load)
+    return SweepPoint(
+        num_redundant,
+        slots,
+        slots * machine.num_ranks,
+        float(judged.max_over_mean.mean()),
+        float(judged.max_over_mean_by_window.max()),
+        made.gap_mean,
+        load.num_layers * slots * expert_bytes,
+        seconds,
+    )

@@ -1,0 +1,191 @@
+"""Knows what the loss of ranks or nodes does to a placement, and how to plan on with the ranks that are left.
+
+It does not detect failures. The load of lost copies is taken to be split evenly over the copies that survive.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.problem import Plan
+from eplb.core.topology import Topology
+from eplb.errors import InfeasibleError, InputError
+from eplb.evaluation.failures import check_same_model, replica_counts
+from eplb.planning.rebalance import rebalance
+from eplb_traces import ExpertLoad
+
+Floats = NDArray[np.float64]
+Map = NDArray[np.int32]
+
+
+class Survivors(NamedTuple):
+    """The machine that is left."""
+
+    topology: Topology
+    rank_map: NDArray[np.int64]
+    """[R] new rank of each old one, in the old order; -1 for the lost."""
+    notes: tuple[str, ...]
+
+
+def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
+    """Take ranks away and renumber the rest in order.
+
+    Nodes that keep equally many ranks stay nodes. Otherwise a `Topology` cannot say them, and all ranks become one
+    node; a note says so.
+
+    Raises
+    ------
+    InputError
+        If a rank does not exist or is named twice.
+    InfeasibleError
+        If no rank is left.
+    """
+    lost = [int(rank) for rank in lost_ranks]
+    for rank in lost:
+        if not 0 <= rank < topology.num_ranks:
+            raise InputError(f"lost rank {rank}: expected 0 <= rank < {topology.num_ranks}")
+        if lost.count(rank) > 1:
+            raise InputError(f"lost rank {rank}: named {lost.count(rank)} times, expected once")
+    kept = np.setdiff1d(np.arange(topology.num_ranks), lost)
+    if not kept.size:
+        raise InfeasibleError(f"all {topology.num_ranks} ranks are lost: none is left to plan for")
+    rank_map = np.full(topology.num_ranks, -1, dtype=np.int64)
+    rank_map[kept] = np.arange(kept.size)
+    rank_map.setflags(write=False)
+    ranks_on_node = np.bincount(topology.node_of_rank[kept])
+    sizes = ranks_on_node[ranks_on_node > 0]
+    even = bool((sizes == sizes[0]).all())
+    num_nodes = sizes.size if even else 1
+    machine = dataclasses.replace(
+        topology,
+        num_nodes=num_nodes,
+        ranks_per_node=kept.size // num_nodes,
+        slots_per_rank=topology.rank_num_slots[kept].tolist(),
+        rank_speed=topology.relative_speed[kept].tolist(),
+    )
+    uneven = f"nodes keep {sizes.tolist()} ranks, unequally many: planned as one node of {kept.size} ranks"
+    return Survivors(machine, rank_map, () if even else (uneven,))
+
+
+def replan_without(  # noqa: PLR0913  # a replan and what is lost
+    previous: Placement,
+    load: ExpertLoad,
+    lost_ranks: Sequence[int],
+    *,
+    target: float = 1.05,
+    max_moves: int | None = None,
+    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    seed: int = 0,
+) -> Plan:
+    """Plan on with the ranks that are left, with few copies moved.
+
+    Surviving copies keep their slots. Experts that died are loaded from the checkpoint into empty slots, or in place of
+    copies that are cheapest to give up: the hottest expert first, each where the busiest of the touched ranks ends
+    lowest, ties to the lowest slot. Then `rebalance` moves copies until every layer meets the target.
+
+    Parameters
+    ----------
+    previous
+        The placement that was live, lost ranks included.
+    load
+        The traffic to serve from now on; windows are summed.
+    lost_ranks
+        Ranks of `previous` that are gone.
+    target, max_moves, expert_bytes, seed
+        As in `rebalance`; `max_moves` does not count what is loaded from the checkpoint.
+
+    Returns
+    -------
+    Plan
+        For the machine that `survivors` describes. `migration` starts when the checkpoint is loaded. The notes say
+        what was loaded, what moves and how ranks were renumbered.
+
+    Raises
+    ------
+    InputError
+        If placement, load and ranks do not fit together.
+    InfeasibleError
+        If the survivors have fewer slots than there are experts.
+    """
+    start = time.perf_counter()
+    check_same_model(previous, load)
+    left = survivors(previous.topology, lost_ranks)
+    num_experts = previous.num_experts
+    if left.topology.num_slots < num_experts:
+        raise InfeasibleError(
+            f"{left.topology.num_ranks} ranks are left with {left.topology.num_slots} slots: expected at least one "
+            f"for each of {num_experts} experts"
+        )
+    kept_slots = left.rank_map[previous.topology.rank_of_slot] >= 0
+    phy2log = previous.physical_to_logical_map[:, kept_slots].copy()
+    num_dead, num_given_up = 0, 0
+    for layer in range(previous.num_layers):
+        dead = np.setdiff1d(np.arange(num_experts), phy2log[layer])
+        num_dead += dead.size
+        num_given_up += _revive(load.total[layer], dead, phy2log[layer], left.topology)
+    seeded = Placement(phy2log, num_experts, left.topology)
+    made = rebalance(seeded, load, target=target, max_moves=max_moves, expert_bytes=expert_bytes, seed=seed)
+    lost = sorted(int(rank) for rank in lost_ranks)
+    loaded = (
+        f"without ranks {lost}: {num_dead} dead experts loaded from the checkpoint "
+        f"({num_dead * expert_bytes:.3g} bytes), {num_given_up} of them in place of copies given up"
+    )
+    renumbered = f"ranks renumbered in order: {_ranges(left.rank_map)}"
+    notes = (loaded, *left.notes, renumbered, *made.notes)
+    return dataclasses.replace(made, notes=notes, seconds=time.perf_counter() - start)
+
+
+def _revive(load: Floats, dead: NDArray[np.int64], phy2log: Map, topology: Topology) -> int:
+    """Write dead experts into the slots [P] that are cheapest to give up; returns how many held a copy."""
+    rank, scale, num_given_up = topology.rank_of_slot, 1 / topology.relative_speed, 0
+    for expert in sorted(dead.tolist(), key=lambda e: (-load[e], e)):
+        count = replica_counts(phy2log[None], load.size)[0]
+        held = phy2log != EMPTY_SLOT
+        unit = np.where(held, load[phy2log] / np.maximum(count[phy2log], 1), 0.0)
+        rank_time = np.bincount(rank, weights=unit, minlength=topology.num_ranks) * scale
+        # Without one copy each of the others carries this much more.
+        more = np.where(held, load[phy2log] / np.maximum(count[phy2log] - 1, 1), 0.0) - unit
+        _, first, pair, num_here = np.unique(
+            rank * (load.size + 1) + phy2log + 1, return_index=True, return_inverse=True, return_counts=True
+        )
+        own = rank_time[rank] + (load[expert] - unit + more * (num_here[pair] - 1)) * scale[rank]
+        heavier = rank_time[rank[first]] + more[first] * num_here * scale[rank[first]]
+        others = np.where(held, _largest_of_others(heavier, phy2log[first])[pair], -np.inf)
+        free = ~held | (count[phy2log] > 1)
+        best = int(np.where(free, np.maximum(own, others), np.inf).argmin())
+        num_given_up += bool(held[best])
+        phy2log[best] = expert
+    return num_given_up
+
+
+def _largest_of_others(value: Floats, expert: Map) -> Floats:
+    """[N] largest value of the other entries with the same expert; -inf where there is none."""
+    order = np.lexsort((value, expert))
+    last = np.append(np.diff(expert[order]) != 0, True)
+    # Each expert's entries by rising value: the last has the one before it beside it, every other one has the last.
+    top = value[order][last]
+    others = np.repeat(top, np.diff(np.nonzero(last)[0], prepend=-1))
+    before = np.where(np.append(True, last[:-1]), -np.inf, np.append(0.0, value[order][:-1]))
+    others[last] = before[last]
+    result = np.empty_like(value)
+    result[order] = others
+    return result
+
+
+def _ranges(rank_map: NDArray[np.int64]) -> str:
+    """The map as runs: "0-2 stay, 4-7 -> 3-6"."""
+    kept = np.nonzero(rank_map >= 0)[0]
+    runs = np.split(kept, np.nonzero(np.diff(kept) > 1)[0] + 1)
+    return ", ".join(
+        f"{_run(run[0], run[-1])} -> {_run(rank_map[run[0]], rank_map[run[-1]])}" for run in runs if run.size
+    )
+
+
+def _run(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -1,0 +1,65 @@
+"""One placement of a report and its evaluation."""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.bounds.lower_bounds import LowerBounds
+from eplb.core.migration import Hop, Migration
+from eplb.core.placement import Placement
+from eplb.evaluation.metrics import Evaluation
+from eplb.evaluation.token_spread import TokenSpread
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PlanView:
+    """One placement and what the judge says of it."""
+
+    name: str
+    """File name or strategy; unique in a report."""
+    placement: Placement
+    evaluation: Evaluation
+    """By `eplb.evaluate` under the report's load and dispatch rule."""
+    bound: LowerBounds
+    """`value` [L] tokens on the busiest rank that no placement can go below, for the summed load; `binding` [L].
+
+    Where ranks differ in speed: tokens over relative speed."""
+    migration: Migration | None
+    """From the first plan of the report; None for the first itself, and where the slots differ."""
+    spread: TokenSpread | None
+    """Ranks and nodes that a token's choices lie on; None without a trace."""
+    balance_by_window: NDArray[np.float64] | None
+    """[W, L] busiest over mean rank in the windows of `ReportContents.windows`; None without these."""
+
+    @property
+    def total_rank_load(self) -> NDArray[np.float64]:
+        """[L, R] tokens of every rank, summed over windows by their weights."""
+        return np.einsum("w,wlr->lr", self.evaluation.load.weights, self.evaluation.rank_load)
+
+    @property
+    def busiest_rank(self) -> NDArray[np.int64]:
+        """[L] the rank that works longest on the summed load; ties to the lowest."""
+        return (self.total_rank_load / self.placement.topology.relative_speed).argmax(axis=1)
+
+    @property
+    def moved_in(self) -> NDArray[np.int64]:
+        """[L, R] expert copies that a rank fetches from others on the way here; 0 where there is no way."""
+        moved = np.zeros(self.evaluation.rank_load.shape[1:], np.int64)
+        if self.migration is not None:
+            crossing = self.migration.hop != Hop.SAME_RANK
+            np.add.at(moved, (self.migration.layer[crossing], self.migration.rank[crossing]), 1)
+        return moved
+
+    def metrics(self) -> dict[str, float | int]:
+        """Every number that the judge has, by name: balance, and where they are known tokens' spread and moves.
+
+        The names of `Evaluation.summary` come first, with the values that `eplb evaluate --json` prints.
+        """
+        found = self.evaluation.summary()
+        if self.spread is not None:
+            found["ranks_per_token"] = float(self.spread.ranks_per_token.mean())
+            found["nodes_per_token"] = float(self.spread.nodes_per_token.mean())
+        return found if self.migration is None else {**found, **self.migration.summary()}

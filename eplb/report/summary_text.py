@@ -1,0 +1,109 @@
+"""Puts what the judge found into plain words; computes nothing that the judge does not say."""
+
+from collections.abc import Sequence
+
+from eplb.report.plan_view import PlanView
+from eplb_traces import ExpertLoad, ModelShape
+
+_LEAST_CHANGE = 0.05  # per cent; less would be said as 0.0
+
+
+def layer_name(shape: ModelShape, layer: int) -> str:
+    """`layer 23`, and where it is known which layer of the whole model that is: `layer 23 (26 in the model)`."""
+    if shape.moe_layer_ids is None or shape.moe_layer_ids[layer] == layer:
+        return f"layer {layer}"
+    return f"layer {layer} ({shape.moe_layer_ids[layer]} in the model)"
+
+
+def per_layer(layer: int, load: ExpertLoad, views: Sequence[PlanView]) -> str:
+    """What the busiest rank of one layer carries before, and what each plan makes of it, for the summed load."""
+    name = layer_name(load.shape, layer)
+    if not load.total[layer].any():
+        return f"{name}: no tokens"
+    before, *rest = views
+    was = float(before.evaluation.max_over_mean_of_total[layer])
+    sentence = f"{name}: rank {before.busiest_rank[layer]} {_carries(before)} {_times(was)} the mean ({before.name})"
+    return "; ".join([sentence, *(_change(layer, was, view) for view in rest)])
+
+
+def _change(layer: int, was: float, view: PlanView) -> str:
+    now = float(view.evaluation.max_over_mean_of_total[layer])
+    gap = f"gap to the bound {100 * view.evaluation.gap[layer]:.2f} %"
+    verb = "leaves it at" if _times(now) == _times(was) else "brings it to" if now < was else "raises it to"
+    return f"{view.name} {verb} {_times(now)}; {gap}"
+
+
+def over_all(title: str, load: ExpertLoad, views: Sequence[PlanView]) -> str:
+    """What it costs that a layer waits for its busiest rank, before and with each plan: sentences, one a line."""
+    before, *rest = views
+    topology = before.placement.topology
+    machine = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
+    model = f"{counted(load.num_layers, 'layer')} of {load.num_experts} experts"
+    if not load.total.any():
+        return f"{title}: {model} on {machine}, no tokens."
+    sentences = [f"{title}: {model} on {machine}.", _balance(before, load), *(_balance(view, load) for view in rest)]
+    if load.num_windows > 1:
+        sentences += [_window_by_window(view, load) for view in views]
+    for view in rest:
+        sentences += _saved(before, view)
+    return "\n".join(sentences)
+
+
+def _balance(view: PlanView, load: ExpertLoad) -> str:
+    of_total, summary = view.evaluation.max_over_mean_of_total, view.evaluation.summary()
+    worst = int(of_total.argmax())
+    found = f"With {view.name} the busiest rank of a layer {_carries(view)} {_times(float(of_total.mean()))} the mean"
+    gap = f"{100 * summary['gap_mean']:.2f} % above the proven bound"
+    if load.num_layers == 1:
+        return f"{found}, {gap}."
+    return (
+        f"{found} on average and {_times(float(of_total[worst]))} in {layer_name(load.shape, worst)}, {gap} on average."
+    )
+
+
+def _window_by_window(view: PlanView, load: ExpertLoad) -> str:
+    by_window = view.evaluation.max_over_mean_by_window
+    window, layer = divmod(int(by_window.argmax()), load.num_layers)
+    name = load.labels[window] if load.labels else f"window {window}"
+    return (
+        f"Window by window ({load.num_windows} windows) {view.name} has "
+        f"{_times(float(view.evaluation.max_over_mean.mean()))} on average, {_times(float(by_window.max()))} at worst, "
+        f"in {name}, {layer_name(load.shape, layer)}."
+    )
+
+
+def _saved(before: PlanView, view: PlanView) -> list[str]:
+    """What a plan changes for a step, for the wire, and what it takes to get there."""
+    old, new = (float(of.total_rank_load.max(axis=1).sum()) for of in (before, view))
+    change = 100 * abs(1 - new / old)
+    words = "as many" if change < _LEAST_CHANGE else f"{change:.1f} % {'fewer' if new < old else 'more'}"
+    found = [f"Summed over layers the busiest ranks get {words} tokens with {view.name}."]
+    if before.spread is not None and view.spread is not None:
+        ranks, nodes = view.spread.ranks_per_token.mean(), view.spread.nodes_per_token.mean()
+        found.append(
+            f"A token's choices lie on {ranks:.2f} ranks and {nodes:.2f} nodes with {view.name} ({before.name}: "
+            f"{before.spread.ranks_per_token.mean():.2f} and {before.spread.nodes_per_token.mean():.2f})."
+        )
+    if view.migration is not None:
+        moved = f"{view.migration.moved_copies} copies to another rank"
+        found.append(f"Getting to {view.name} moves {moved}, {100 * view.migration.moved_fraction:.1f} % of the slots.")
+    return found
+
+
+def _carries(view: PlanView) -> str:
+    return "carries" if view.placement.topology.rank_speed is None else "works"
+
+
+def _times(ratio: float) -> str:
+    """A ratio as a person says it: 2.9x, 1.53x; near 1 with the digits that matter."""
+    return f"{ratio:.3f}x" if ratio < 1.1 else f"{ratio:.2f}x"
+
+
+def megabytes(num_bytes: float) -> str:
+    """`44.04 MB`."""
+    return f"{num_bytes / 1e6:.4g} MB"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 rank`, `4 ranks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,1 @@
+"""Dispatch and combine: how tokens travel between ranks and back."""

@@ -1,0 +1,151 @@
+"""Knows which process executes which ranks and how bytes travel between processes; knows no experts and no routing.
+
+    Q processes   R ranks of the plan   P slots   H hidden
+
+A plan of R ranks is folded onto Q <= R processes: each executes consecutive ranks and so holds consecutive slots.
+
+    ranks      0 1 2 | 3 4 | 5 6      R = 7
+    processes  0     | 1   | 2        Q = 3
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from eplb.core.topology import Topology
+from eplb.errors import InputError
+
+Allocate = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
+"""Makes a receive buffer; the verifier's fills it with NaN first."""
+
+
+def uninitialised(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A buffer whose content is whatever the memory held."""
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+# torch 2.13 renamed the two collectives and warns about the old names; 2.11 has only those.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@final
+@dataclass(frozen=True)
+class RankGroup:
+    """The place of this process among those that together execute all ranks of a plan.
+
+    Parameters
+    ----------
+    topology
+        The plan's ranks and slots.
+    num_processes, process
+        Q, and the number of this one.
+    process_group
+        The communicator; None for one process, which talks to nobody.
+    allocate
+        Makes receive buffers.
+
+    Raises
+    ------
+    InputError
+        If there are more processes than ranks.
+    """
+
+    topology: Topology
+    num_processes: int = 1
+    process: int = 0
+    process_group: dist.ProcessGroup | None = None
+    allocate: Allocate = field(default=uninitialised, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_processes <= self.topology.num_ranks:
+            raise InputError(
+                f"{self.num_processes} processes: expected 1 to {self.topology.num_ranks} (the plan's ranks)"
+            )
+        if not 0 <= self.process < self.num_processes:
+            raise InputError(f"process = {self.process}: expected 0 <= process < {self.num_processes}")
+
+    @classmethod
+    def of(
+        cls, topology: Topology, process_group: dist.ProcessGroup, allocate: Allocate = uninitialised
+    ) -> "RankGroup":
+        """The group that a communicator's processes make."""
+        return cls(topology, process_group.size(), process_group.rank(), process_group, allocate)
+
+    def first_rank(self, process: int) -> int:
+        """First rank that a process executes; of process Q: R."""
+        return process * self.topology.num_ranks // self.num_processes
+
+    def first_slot(self, process: int) -> int:
+        """First slot that a process holds; of process Q: P."""
+        return int(self.topology.rank_first_slot[self.first_rank(process)])
+
+    @property
+    def ranks(self) -> range:
+        """Ranks that this process executes."""
+        return range(self.first_rank(self.process), self.first_rank(self.process + 1))
+
+    @property
+    def slots(self) -> range:
+        """Slots that this process holds."""
+        return range(self.first_slot(self.process), self.first_slot(self.process + 1))
+
+    def process_of_rank(self, device: torch.device | str) -> Tensor:
+        """[R] int64 process that executes each rank."""
+        firsts = [self.first_rank(process) for process in range(self.num_processes + 1)]
+        sizes = torch.tensor(firsts, device=device).diff()
+        numbers = torch.arange(self.num_processes, device=device)
+        return torch.repeat_interleave(numbers, sizes, output_size=self.topology.num_ranks)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """[Q, N, *] what each process holds; `x` [N, *] has the same shape everywhere."""
+        if self.process_group is None:
+            return x[None]
+        flat = as_bytes_if_float8(x.contiguous())
+        gathered = self.allocate((self.num_processes, *flat.shape), flat.dtype, flat.device)
+        _all_gather(gathered.flatten(0, 1), flat, group=self.process_group)
+        return gathered.view(x.dtype)
+
+    def all_to_all(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Rows from every process, in the order of processes.
+
+        Parameters
+        ----------
+        x
+            [sum(send), *] rows, those for process 0 first.
+        send, receive
+            [Q] rows to and from each process.
+
+        Returns
+        -------
+        Tensor
+            [sum(receive), *].
+        """
+        if self.process_group is None:
+            return x
+        flat = as_bytes_if_float8(x.contiguous())
+        received = self.allocate((sum(receive), *flat.shape[1:]), flat.dtype, flat.device)
+        dist.all_to_all_single(received, flat, receive, send, group=self.process_group)
+        return received.view(x.dtype)
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """[*] sum over processes of this process's part of x [Q, *]."""
+        if self.process_group is None:
+            return x[0]
+        if dist.get_backend(self.process_group) == "gloo":
+            # gloo reduces all of x everywhere and then cuts: an exchange and a local sum move 1/Q of that.
+            parts = torch.empty_like(x)
+            dist.all_to_all_single(parts, x.contiguous(), group=self.process_group)
+            return parts.sum(dim=0)
+        own = self.allocate(x.shape[1:], x.dtype, x.device)
+        _reduce_scatter(own, x.contiguous().flatten(0, 1), group=self.process_group)
+        return own
+
+
+def as_bytes_if_float8(x: Tensor) -> Tensor:
+    """The same bytes as uint8 where the element is a one-byte float, which no communicator knows."""
+    return x.view(torch.uint8) if x.dtype.is_floating_point and x.dtype.itemsize == 1 else x

@@ -1,0 +1,206 @@
+"""Knows which replica a token is sent to; knows no weights and no communication.
+
+    T tokens of this process   K experts a token   E logical experts   X most replicas   R ranks
+
+Every rule is a pure function of (token index, k, source rank, tables, epoch): a CPU replays exactly what a GPU chose.
+A selection of -1 (a masked token) stays -1 under every rule.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.dispatch.batch_split import source_quotas, split_counts
+from eplb.errors import InputError
+from eplb.runtime.layer.placement_tables import PlacementTables
+
+_MASK = 0xFFFFFFFF
+_KNUTH = 2654435761
+"""2**32 over the golden ratio, as vLLM multiplies with."""
+_TRTLLM_BLOCK = 1024
+"""Selections that one block of TensorRT-LLM's kernel counts; the next block starts one replica further."""
+
+
+@final
+@dataclass(frozen=True)
+class TokenSource:
+    """Where the tokens of a batch came from."""
+
+    rank_T: Tensor
+    """[T] int64 rank that held the token before dispatch, ascending."""
+    index_T: Tensor
+    """[T] int64 position of the token in its rank's batch."""
+
+    @classmethod
+    def consecutive(cls, first_rank: int, tokens_per_rank: list[int], device: torch.device | str) -> "TokenSource":
+        """Tokens of consecutive ranks, one rank's batch after the other's."""
+        counts = torch.tensor(tokens_per_rank, dtype=torch.int64, device=device)
+        ranks = torch.arange(first_rank, first_rank + len(tokens_per_rank), device=device)
+        total = sum(tokens_per_rank)
+        rank_T = torch.repeat_interleave(ranks, counts, output_size=total)
+        start_T = torch.repeat_interleave(counts.cumsum(0) - counts, counts, output_size=total)
+        return cls(rank_T, torch.arange(total, device=device) - start_T)
+
+
+def choose_slots(
+    expert_ids_TK: Tensor, source: TokenSource, tables: PlacementTables, layer: int, quota_REX: Tensor
+) -> Tensor:
+    """Replace logical experts by slots, under the rule of the tables.
+
+    Parameters
+    ----------
+    expert_ids_TK
+        [T, K] int64 logical experts; -1 is a masked selection.
+    source
+        Where the tokens came from.
+    tables
+        The maps in force.
+    layer
+        The layer.
+    quota_REX
+        [R, E, X] what `online_quotas` says of this batch; read under `online` only, `no_quotas()` else.
+
+    Returns
+    -------
+    Tensor
+        [T, K] int64 slots, -1 where the selection is masked.
+
+    Raises
+    ------
+    InputError
+        For an expert without a replica. On a GPU that check would wait for the device; there the tables guarantee it.
+    """
+    valid_TK = expert_ids_TK >= 0
+    expert_TK = expert_ids_TK.clamp(min=0)
+    count_TK = tables.logcnt_LE[layer][expert_TK]
+    if expert_ids_TK.device.type == "cpu" and bool((valid_TK & (count_TK == 0)).any()):
+        expert = int(expert_TK[valid_TK & (count_TK == 0)][0])
+        raise InputError(f"layer {layer}, expert {expert}: selected, and the tables hold no replica of it")
+    if tables.rank_slot_LRE.shape[1]:  # ascend and sglang_static
+        slot_TK = tables.rank_slot_LRE[layer][source.rank_T[:, None], expert_TK]
+    elif tables.rule is DispatchRule.LOCAL_FIRST:
+        slot_TK = _nearest_slot(expert_TK, source, tables, layer)
+    else:
+        replica_TK = _replica(expert_TK, valid_TK, count_TK, source, tables, layer, quota_REX)
+        slot_TK = tables.log2phy_LEX[layer][expert_TK, replica_TK]
+    return torch.where(valid_TK, slot_TK, -1)
+
+
+def _replica(  # noqa: PLR0913  # one argument a thing that a rule may depend on
+    expert_TK: Tensor,
+    valid_TK: Tensor,
+    count_TK: Tensor,
+    source: TokenSource,
+    tables: PlacementTables,
+    layer: int,
+    quota_REX: Tensor,
+) -> Tensor:
+    """[T, K] which of its expert's replicas each selection gets, under the rules that count replicas."""
+    match tables.rule:
+        case DispatchRule.EVEN | DispatchRule.SGLANG_DYNAMIC:
+            hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
+            return (hash_TK * count_TK) >> 32
+        case DispatchRule.WEIGHTED:
+            hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
+            return (hash_TK[..., None] >= tables.weight_bound_LEX[layer][expert_TK]).sum(dim=2)
+        case DispatchRule.VLLM:
+            return ((source.index_T * _KNUTH) & _MASK)[:, None] % count_TK
+        case DispatchRule.TRTLLM:
+            return _round_robin(expert_TK, valid_TK, source, tables.num_experts) % count_TK
+        case DispatchRule.ONLINE:
+            arrival_TK = arrival(expert_TK, valid_TK, source.rank_T, tables.num_experts)
+            bound_TKX = quota_REX.cumsum(dim=2)[source.rank_T[:, None], expert_TK]
+            return (arrival_TK[..., None] >= bound_TKX).sum(dim=2).clamp(max=quota_REX.shape[2] - 1)
+        case _:
+            raise InputError(f"replica rule {tables.rule}: it fixes slots by rank")
+
+
+def selection_hash(source: TokenSource, top_k: int, epoch: Tensor) -> Tensor:
+    """[T, K] int64 in [0, 2**32): a hash of token index, k, source rank and epoch (murmur3's finaliser)."""
+    k_K = torch.arange(top_k, device=source.index_T.device)
+    seed_T = source.index_T * 0x9E3779B1 + source.rank_T * 0x85EBCA77 + epoch * 0xC2B2AE3D
+    hash_TK = (_mixed(seed_T & _MASK)[:, None] + k_K * 0x27D4EB2F) & _MASK
+    return _mixed(hash_TK)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Murmur3's finaliser over 32-bit numbers kept in int64; products wrap, and their low 32 bits are right."""
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
+    return x ^ (x >> 16)
+
+
+def arrival(expert_TK: Tensor, valid_TK: Tensor, group_T: Tensor, num_experts: int) -> Tensor:
+    """[T, K] how many earlier selections (by token, then k) of the same group chose the same expert."""
+    key = torch.where(valid_TK, group_T[:, None] * num_experts + expert_TK, -1).reshape(-1)
+    order = key.argsort(stable=True)
+    in_order = key[order]
+    first = torch.searchsorted(in_order, in_order)
+    place = torch.empty_like(key)
+    place[order] = torch.arange(key.numel(), device=key.device) - first
+    return place.reshape(expert_TK.shape)
+
+
+def _round_robin(expert_TK: Tensor, valid_TK: Tensor, source: TokenSource, num_experts: int) -> Tensor:
+    """[T, K] arrival within the block of the rank's kernel, plus the block's number, plus the rank."""
+    top_k = expert_TK.shape[1]
+    position_TK = source.index_T[:, None] * top_k + torch.arange(top_k, device=expert_TK.device)
+    block_TK = position_TK // _TRTLLM_BLOCK
+    num_blocks = expert_TK.numel() // _TRTLLM_BLOCK + 2
+    # A block may end inside a token: its choices are numbered as so many tokens of one choice.
+    group = (source.rank_T[:, None] * num_blocks + block_TK).reshape(-1)
+    place = arrival(expert_TK.reshape(-1, 1), valid_TK.reshape(-1, 1), group, num_experts)
+    return place.reshape(expert_TK.shape) + block_TK + source.rank_T[:, None]
+
+
+def _nearest_slot(expert_TK: Tensor, source: TokenSource, tables: PlacementTables, layer: int) -> Tensor:
+    """[T, K] the first replica on the token's rank, else by hash among those on its node, else among all."""
+    slot_TKX = tables.log2phy_LEX[layer][expert_TK]
+    exists_TKX = slot_TKX >= 0
+    rank_TKX = tables.rank_of_slot_P[slot_TKX.clamp(min=0)]
+    rank_T11 = source.rank_T[:, None, None]
+    on_rank_TKX = exists_TKX & (rank_TKX == rank_T11)
+    on_node_TKX = exists_TKX & (tables.node_of_rank_R[rank_TKX] == tables.node_of_rank_R[rank_T11])
+    near_TKX = torch.where(on_node_TKX.any(dim=2, keepdim=True), on_node_TKX, exists_TKX)
+    hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
+    wanted_TK = (hash_TK * near_TKX.sum(dim=2)) >> 32
+    wanted_TK = torch.where(on_rank_TKX.any(dim=2), 0, wanted_TK)
+    candidate_TKX = torch.where(on_rank_TKX.any(dim=2, keepdim=True), on_rank_TKX, near_TKX)
+    # The wanted-th candidate is where their running count first exceeds `wanted`.
+    replica_TK = ((candidate_TKX.cumsum(dim=2) > wanted_TK[..., None]).to(torch.int8)).argmax(dim=2)
+    return slot_TKX.gather(2, replica_TK[..., None])[..., 0]
+
+
+def no_quotas(device: torch.device | str) -> Tensor:
+    """[0, 0, 0]: what rules other than `online` are given."""
+    return torch.empty((0, 0, 0), dtype=torch.int64, device=device)
+
+
+def online_quotas(counts_RE: Tensor, tables: PlacementTables, layer: int) -> Tensor:
+    """[R, E, X] tokens that each source rank sends to each replica, levelling the ranks of this one batch.
+
+    Parameters
+    ----------
+    counts_RE
+        [R, E] selections of this batch by source rank and logical expert, the same on every rank: with the same counts
+        all ranks compute the same split, and no rank needs to be asked.
+    tables
+        The maps in force.
+    layer
+        The layer.
+    """
+    counts = counts_RE.cpu().numpy()
+    log2phy = tables.log2phy_LEX[layer].cpu().numpy()
+    rank_of_slot = tables.topology.rank_of_slot
+    split = split_counts(counts.sum(axis=0), log2phy.astype(np.int32), rank_of_slot)
+    quota = torch.zeros((*counts.shape, log2phy.shape[1]), dtype=torch.int64)
+    quota[:, :, 0] = torch.from_numpy(counts)
+    for expert in np.flatnonzero((log2phy >= 0).sum(axis=1) > 1):
+        slots = log2phy[expert][log2phy[expert] >= 0]
+        here = source_quotas(split[expert, : slots.size], counts[:, expert], rank_of_slot[slots])
+        quota[:, expert, : slots.size] = torch.from_numpy(here)
+    return quota.to(counts_RE.device)

@@ -1,0 +1,1 @@
+"""Executes a placement on real processes and checks what they did."""

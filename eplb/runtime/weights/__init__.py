@@ -1,0 +1,1 @@
+"""Expert weights on a rank: storage, quantization, checkpoints, fingerprints."""

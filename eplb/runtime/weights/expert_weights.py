@@ -1,0 +1,239 @@
+"""Knows the weights in one rank's slots and how to push rows through them; knows no placement and no communication.
+
+Shape suffixes: S local slots, H hidden size, I intermediate size of an expert, R rows that reached this rank. Rows come
+sorted by slot and may be followed by unused ones::
+
+    x_RH           | rows of slot 0 | rows of slot 1 | (slot 2: none) | rows of slot 3 | unused |
+    rows_per_slot  |       5        |       3        |       0        |       7        |
+
+An expert is a SwiGLU FFN: ``down @ (silu(gate @ x) * (up @ x))``. A layer's weights are one tensor for each stored part
+with the slots in front, so that a slot is a piece of memory that never moves::
+
+    gate_up.weight   [S, 2, I, H]   gate of slot 0, up of slot 0, gate of slot 1, ..
+    down.weight      [S, H, I]      (and .scale parts where the codec has them)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from eplb.errors import InputError
+from eplb.runtime.weights.fingerprint import combined, fingerprint
+from eplb.runtime.weights.quantization import Dense, WeightCodec
+
+GATE_UP = "gate_up"
+DOWN = "down"
+_ALIGNMENT_BYTES = 16
+_HAS_GROUPED_MM = "grouped_mm" in vars(F)  # torch 2.10 and later
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BankShape:
+    """Sizes of a bank: layers, slots of this rank, hidden and intermediate size of an expert."""
+
+    num_layers: int
+    num_slots: int
+    hidden_size: int
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_slots", "hidden_size", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: expected >= 1")
+
+
+@final
+class ExpertBank:
+    """The slots of every layer on one rank.
+
+    Parameters
+    ----------
+    shape
+        Sizes.
+    codec
+        How weights are stored; the default stores them in `compute_dtype`.
+    compute_dtype
+        Type of the rows and of the arithmetic.
+    device
+        Where the weights live.
+    """
+
+    def __init__(
+        self,
+        shape: BankShape,
+        codec: WeightCodec | None = None,
+        *,
+        compute_dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shape = shape
+        self.codec: WeightCodec = Dense(compute_dtype) if codec is None else codec
+        self.compute_dtype = compute_dtype
+        self.device = torch.device(device)
+        self._layers = [self._empty_layer() for _ in range(shape.num_layers)]
+
+    def _empty_layer(self) -> dict[str, Tensor]:
+        num_slots, hidden, inner = self.shape.num_slots, self.shape.hidden_size, self.shape.intermediate_size
+        layer: dict[str, Tensor] = {}
+        for name, lead, rows, columns in (
+            (GATE_UP, (num_slots, 2), inner, hidden),
+            (DOWN, (num_slots,), hidden, inner),
+        ):
+            for part, spec in self.codec.parts(rows, columns).items():
+                layer[f"{name}.{part}"] = torch.zeros((*lead, *spec.shape), dtype=spec.dtype, device=self.device)
+        return layer
+
+    def layer_parts(self, layer: int) -> Mapping[str, Tensor]:
+        """Live memory of a layer: part name to [S, ...]. Its addresses stay as they are for the life of the bank."""
+        return self._layers[layer]
+
+    def slot_parts(self, layer: int, slot: int) -> dict[str, Tensor]:
+        """Live memory of one slot: part name to a contiguous view."""
+        self._check_place(layer, slot)
+        return {name: part[slot] for name, part in self._layers[layer].items()}
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert as stored, scales included: what a migration moves."""
+        return sum(part[0].numel() * part.element_size() for part in self._layers[0].values())
+
+    def write_dense(self, layer: int, slot: int, gate_up_2IH: Tensor, down_HI: Tensor) -> None:
+        """Store an expert's dense matrices in a slot, through the codec.
+
+        Raises
+        ------
+        InputError
+            If a matrix has another shape than the bank.
+        """
+        hidden, inner = self.shape.hidden_size, self.shape.intermediate_size
+        for name, matrix, expected in (
+            (GATE_UP, gate_up_2IH, (2, inner, hidden)),
+            (DOWN, down_HI, (hidden, inner)),
+        ):
+            if tuple(matrix.shape) != expected:
+                raise InputError(f"{name} has shape {tuple(matrix.shape)}: expected {expected}")
+            stored = self.codec.encode(matrix.to(self.device))
+            self.write_parts(layer, slot, {f"{name}.{part}": tensor for part, tensor in stored.items()})
+
+    def write_parts(self, layer: int, slot: int, parts: Mapping[str, Tensor]) -> None:
+        """Store parts as they are, bit for bit; parts not named stay.
+
+        Raises
+        ------
+        InputError
+            If the bank has no such part, or one of another shape or type.
+        """
+        live = self.slot_parts(layer, slot)
+        for name, tensor in parts.items():
+            if name not in live:
+                raise InputError(f"part {name!r}: expected one of {', '.join(live)}")
+            if tensor.shape != live[name].shape or tensor.dtype != live[name].dtype:
+                raise InputError(
+                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}: "
+                    f"expected {live[name].dtype} {tuple(live[name].shape)}"
+                )
+            live[name].copy_(tensor)
+
+    def dense(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
+        """The matrices of a slot in the compute type: gate and up [2, I, H], down [H, I]."""
+        parts = self.slot_parts(layer, slot)
+        return self._decoded(parts, GATE_UP), self._decoded(parts, DOWN)
+
+    def fingerprints(self, layer: int, slot: int) -> dict[str, int]:
+        """64 bits of each part of a slot, unsigned."""
+        parts = self.slot_parts(layer, slot)
+        return {name: combined({name: fingerprint(part)}) for name, part in parts.items()}
+
+    def fingerprint(self, layer: int, slot: int) -> int:
+        """64 bits of all parts of a slot, unsigned: equal for replicas, different for different experts."""
+        return combined({name: fingerprint(part) for name, part in self.slot_parts(layer, slot).items()})
+
+    def forward(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
+        """Push rows through the experts of their slots.
+
+        Parameters
+        ----------
+        layer
+            Layer.
+        x_RH
+            Rows in the compute type, sorted by local slot; there may be unused ones behind.
+        rows_per_slot
+            [S] integers, rows of each slot.
+
+        Returns
+        -------
+        Tensor
+            y_RH, rows in the same order; zeros where a row was unused.
+
+        Raises
+        ------
+        InputError
+            For rows of another type or width. Counts are trusted: checking them would wait for the device.
+        """
+        if x_RH.dtype != self.compute_dtype or x_RH.shape[-1] != self.shape.hidden_size:
+            raise InputError(
+                f"rows are {x_RH.dtype} of width {x_RH.shape[-1]}: "
+                f"expected {self.compute_dtype} of width {self.shape.hidden_size}"
+            )
+        if rows_per_slot.shape != (self.shape.num_slots,):
+            raise InputError(
+                f"rows_per_slot has shape {tuple(rows_per_slot.shape)}: expected ({self.shape.num_slots},)"
+            )
+        if x_RH.shape[0] == 0:
+            return torch.zeros_like(x_RH)
+        return (
+            self._grouped(layer, x_RH, rows_per_slot)
+            if self.has_grouped_path
+            else self._looped(layer, x_RH, rows_per_slot)
+        )
+
+    @property
+    def has_grouped_path(self) -> bool:
+        """Whether `grouped_mm` exists and takes the bank's type and widths; elsewhere slots are looped over.
+
+        CUDA's kernel takes bf16 only; all strides have to be multiples of 16 bytes.
+        """
+        types = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float16, torch.float32)}
+        widths = (self.shape.hidden_size, self.shape.intermediate_size)
+        aligned = all(width * self.compute_dtype.itemsize % _ALIGNMENT_BYTES == 0 for width in widths)
+        return _HAS_GROUPED_MM and self.compute_dtype in types.get(self.device.type, ()) and aligned
+
+    def _grouped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
+        """All slots in one call; nothing is read back from the device."""
+        last_row = rows_per_slot.cumsum(0).to(torch.int32)  # grouped_mm takes int32 alone
+        parts = self._layers[layer]
+        gate_up_SJH = self._decoded(parts, GATE_UP).flatten(1, 2)  # J = 2 I
+        down_SHI = self._decoded(parts, DOWN)
+        gate_RI, up_RI = F.grouped_mm(x_RH.contiguous(), gate_up_SJH.transpose(1, 2), offs=last_row).chunk(2, dim=-1)
+        y_RH = F.grouped_mm(F.silu(gate_RI) * up_RI, down_SHI.transpose(1, 2), offs=last_row)
+        # Rows past the last offset are memory that nobody wrote.
+        used_R1 = torch.arange(x_RH.shape[0], device=x_RH.device).unsqueeze(1) < last_row[-1]
+        return torch.where(used_R1, y_RH, 0)
+
+    def _looped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
+        """Slot by slot; reads the counts back from the device."""
+        y_RH = torch.zeros_like(x_RH)
+        first = 0
+        for slot, num_rows in enumerate(rows_per_slot.tolist()):
+            if num_rows:
+                gate_up_2IH, down_HI = self.dense(layer, slot)
+                rows = slice(first, first + num_rows)
+                gate_RI, up_RI = F.linear(x_RH[rows], gate_up_2IH.flatten(0, 1)).chunk(2, dim=-1)
+                y_RH[rows] = F.linear(F.silu(gate_RI) * up_RI, down_HI)
+                first += num_rows
+        return y_RH
+
+    def _decoded(self, parts: Mapping[str, Tensor], name: str) -> Tensor:
+        """The matrix `name` of a slot, or of all slots of a layer."""
+        own = {part.removeprefix(f"{name}."): tensor for part, tensor in parts.items() if part.startswith(f"{name}.")}
+        return self.codec.decode(own, self.compute_dtype)
+
+    def _check_place(self, layer: int, slot: int) -> None:
+        for word, index, size in (("layer", layer, self.shape.num_layers), ("slot", slot, self.shape.num_slots)):
+            if not 0 <= index < size:
+                raise InputError(f"{word} = {index}: expected 0 <= {word} < {size}")

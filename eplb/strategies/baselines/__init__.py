@@ -1,0 +1,1 @@
+"""Strategies that look at no load, and DeepSeek's algorithm as published."""

@@ -1,0 +1,1 @@
+"""The default strategy for one load vector: replicate, pack, improve by local search."""

@@ -1,0 +1,85 @@
+"""Knows how to make every expert live on two nodes, so that a whole node may be lost.
+
+A placement with two copies of every expert is repaired: a copy of an expert that lives on one node only is exchanged
+for a slot on another node, the pair that leaves their ranks lowest; then exchanges that keep every expert on two nodes
+lower the busiest rank again. Where a repair finds no exchange the layer is laid out anew.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.core.layer_threads import for_layer_chunks
+from eplb.core.topology import Topology
+
+Floats = NDArray[np.float64]
+Map = NDArray[np.int32]
+
+
+def busy_load(load: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """[L, E] the load with layers without any made even, and which layers these are."""
+    idle: NDArray[np.bool_] = load.max(axis=1) == 0
+    return (np.where(idle[:, None], 1.0, load) if idle.any() else load), idle
+
+
+def span_nodes(load: Floats, phy2log: Map, topology: Topology, *, tolerance: float) -> tuple[Map, Floats]:
+    """Give every expert copies on two nodes.
+
+    Parameters
+    ----------
+    load
+        [L, E] tokens.
+    phy2log
+        [L, P] a map without empty slots in which every expert has two copies or more, none twice on a rank.
+    topology
+        The machine; its nodes have slots for two copies of each expert on different nodes.
+    tolerance
+        Relative distance from the mean rank time at which the exchanges stop.
+
+    Returns
+    -------
+    tuple
+        The map [L, P] and the rank times [L, R] it gives: tokens over relative speed.
+    """
+    from eplb.strategies.greedy.node_failure_kernel import span_layers
+
+    load, idle = busy_load(load)
+    new, scale = phy2log.copy(), 1 / topology.relative_speed
+    rank_time = np.empty((load.shape[0], topology.num_ranks))
+    done = np.zeros(load.shape[0], dtype=np.bool_)
+    target = load.sum(axis=1) / topology.num_ranks * (1 + tolerance)
+    target[idle] = np.inf
+    places = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
+    nodes = topology.node_of_rank.astype(np.int64)
+
+    def work(layers: slice) -> None:
+        part = np.ascontiguousarray(load[layers])
+        span_layers(part, *places, nodes, scale, target[layers], new[layers], rank_time[layers], done[layers])
+
+    for_layer_chunks(work, load.shape[0])
+    for layer in np.nonzero(~done)[0]:
+        new[layer] = spanning_layout(load[layer], topology)
+        work(slice(layer, layer + 1))
+    rank_time[idle] = 0.0
+    return new, rank_time
+
+
+def spanning_layout(load: Floats, topology: Topology) -> Map:
+    """[P] any layout with every expert on two nodes: places counted off node by node, two laps over the experts.
+
+    A node has at most E places in the count, so an expert's two places, E apart, are on different nodes. The slots
+    that are left go, rank by rank, to the experts with the most load a copy that the rank lacks.
+    """
+    num_experts = load.size
+    order = np.argsort(-load, kind="stable")
+    node_of_slot = topology.node_of_rank[topology.rank_of_slot]
+    places = np.concatenate([np.nonzero(node_of_slot == node)[0][:num_experts] for node in range(topology.num_nodes)])
+    layout = np.full(topology.num_slots, -1, dtype=np.int32)
+    layout[places[: 2 * num_experts]] = np.tile(order, 2)
+    count = np.full(num_experts, 2)
+    for slot in np.nonzero(layout < 0)[0]:
+        held = layout[topology.rank_of_slot == topology.rank_of_slot[slot]]
+        unit = load / count
+        unit[held[held >= 0]] = -1.0
+        layout[slot] = unit.argmax()
+        count[layout[slot]] += 1
+    return layout

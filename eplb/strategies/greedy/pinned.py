@@ -1,0 +1,43 @@
+"""Knows how to pin groups to nodes with any way of placing experts on ranks: groups on nodes, then node by node."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.core.problem import Problem
+
+Floats = NDArray[np.float64]
+Map = NDArray[np.int32]
+Place = Callable[[Floats, NDArray[np.int64], Floats], Map]
+"""From load [L, E] or [L, E, T], first slot [R + 1] and speed [R] of the ranks to a map [L, P]."""
+
+
+def place_pinned(load: Floats, problem: Problem, place: Place) -> Map:
+    """Place whole groups on nodes as if they were experts on ranks, then the experts of each node on its ranks.
+
+    Parameters
+    ----------
+    load
+        [L, E] tokens, or [L, E, T] for T scenarios.
+    problem
+        Says which groups and nodes there are; the nodes divide the groups.
+    place
+        Places experts on ranks.
+    """
+    topology, (num_layers, num_experts) = problem.topology, load.shape[:2]
+    num_nodes, num_groups = topology.num_nodes, problem.num_groups
+    per_node = num_groups // num_nodes
+    group_load = load.reshape(num_layers, num_groups, num_experts // num_groups, *load.shape[2:]).sum(axis=2)
+    node_speed = topology.relative_speed.reshape(num_nodes, -1).mean(axis=1)
+    groups = place(group_load, np.arange(num_nodes + 1) * per_node, node_speed)
+    experts_by_group = np.arange(num_experts, dtype=np.int32).reshape(num_groups, -1)
+    layers = np.arange(num_layers)[:, None]
+    maps = []
+    for node in range(num_nodes):
+        ranks = slice(node * topology.ranks_per_node, (node + 1) * topology.ranks_per_node)
+        first_slot = topology.rank_first_slot[ranks.start : ranks.stop + 1]
+        experts = experts_by_group[groups[:, node * per_node : (node + 1) * per_node]].reshape(num_layers, -1)
+        local = place(load[layers, experts], first_slot - first_slot[0], topology.relative_speed[ranks])
+        maps.append(np.take_along_axis(experts, local, axis=1))
+    return np.concatenate(maps, axis=1)

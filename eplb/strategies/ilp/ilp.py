@@ -1,0 +1,203 @@
+"""Integer programming: a proven optimum or a proven gap per layer, under hard side constraints.
+
+Each layer starts from `greedy`. Small layers are one model of counts and places, solved by OR-tools' CP-SAT until the
+optimum is proven or the time is up; large ones are polished a few ranks at a time. Never worse than the start.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
+from eplb.core.constraints import Constraints
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.placement import Placement
+from eplb.core.problem import BindingBound, GroupMode, LayerCertificate, Plan, Problem, SolveStatus
+from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.errors import InputError
+from eplb.strategies.certify import MET
+from eplb.strategies.greedy.greedy import Greedy
+from eplb.strategies.greedy.two_slot_ranks import improve_pairs, pairs_apply
+from eplb.strategies.ilp.feasibility import nearest_feasible
+from eplb.strategies.ilp.layer_search import LayerSearch, LayerState, hands_of_row
+from eplb.strategies.ilp.region import Hands, whole_layer
+from eplb.strategies.ilp.solver import cp_sat
+
+NUM_THREADS = 2
+"""Layers solved at the same time; the answers do not depend on it."""
+FIRST_ROUND = 0.4
+"""Of the time: every layer gets its share of this first, and what is not needed goes to the layers left open."""
+
+START_TOLERANCE = 1e-6
+"""Of greedy: finer than its default, since a model takes longer than its exchanges."""
+
+_logger = logging.getLogger("eplb")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Ilp:
+    """Parameters of the strategy.
+
+    Parameters
+    ----------
+    time_limit_s
+        Time for all layers where the problem names none: seconds of CP-SAT's deterministic clock, about processor time,
+        so that equal questions get equal answers.
+    most_variables
+        A layer whose model has at most so many booleans is solved whole.
+    progress
+        Called with layers done and layers in all, after each layer of each round.
+    """
+
+    name: ClassVar[str] = "ilp"
+    summary: ClassVar[str] = "integer programming: proven optimum or gap, hard side constraints (extra: ilp)"
+    time_limit_s: float = 20.0
+    most_variables: int = 6000
+    progress: Callable[[int, int], None] | None = None
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
+        """Plan for the summed load.
+
+        Raises
+        ------
+        InputError
+            For group mode "priced".
+        MissingExtraError
+            Without OR-tools.
+        InfeasibleError
+            Naming the constraints that no placement meets together, or that none was found in time.
+        """
+        if problem.group_mode is GroupMode.PRICED:
+            raise InputError("group mode priced: ilp weighs no price, expected strategy greedy")
+        cp_sat()
+        searches = self._searches(problem)
+        states = _starts(problem, searches, seed)
+        reached = np.array([state.objective for state in states])
+        weighted = _is_weighted(problem)
+        bounds = lower_bounds(
+            problem.load.total,
+            problem.topology,
+            full_and_distinct=not weighted,
+            reached=None if weighted else reached,
+        )
+        limit = self.time_limit_s if problem.time_limit_s is None else problem.time_limit_s
+        states = self._search(searches, states, bounds.value.tolist(), limit_s=limit, seed=seed)
+        return _wrap_up(problem, states, bounds, strategy=self.name, seed=seed)
+
+    def _searches(self, problem: Problem) -> list[LayerSearch]:
+        topology, groups = problem.topology, None
+        nodes = tuple(topology.node_of_rank.tolist())
+        if problem.group_mode is GroupMode.PINNED:
+            size = problem.load.num_experts // problem.num_groups
+            groups = tuple(expert // size for expert in range(problem.load.num_experts))
+        slots, speed = tuple(topology.rank_num_slots.tolist()), tuple(topology.relative_speed.tolist())
+        searches = []
+        for load in problem.load.total:
+            whole = whole_layer(load, slots, speed, problem.constraints, np.inf, even=False)
+            if groups is not None:
+                whole = replace(whole, group_of_expert=groups, node_of_rank=nodes)
+            searches.append(LayerSearch(whole, _is_weighted(problem), self.most_variables))
+        return searches
+
+    def _search(
+        self, searches: list[LayerSearch], states: list[LayerState], lower: list[float], *, limit_s: float, seed: int
+    ) -> list[LayerState]:
+        """Two rounds over the layers that are not proven; the second shares out what the first left over."""
+        left = limit_s
+        for part in (FIRST_ROUND, 1.0):
+            is_open = [_is_open(state, bound) for state, bound in zip(states, lower, strict=True)]
+            layers = [layer for layer, still in enumerate(is_open) if still]
+            share = left * part / max(1, len(layers))
+            if share < 1e-3:
+                break
+
+            def work(layer: int, share: float = share) -> LayerState:
+                search, state = searches[layer], states[layer]
+                return search.improve(state, lower[layer], limit_s=share, seed=seed + layer)
+
+            before = sum(state.spent_s for state in states)
+            with ThreadPoolExecutor(NUM_THREADS) as pool:
+                for done, (layer, state) in enumerate(zip(layers, pool.map(work, layers), strict=True), 1):
+                    states[layer] = state
+                    self._tell(len(states) - len(layers) + done, len(states))
+            left -= sum(state.spent_s for state in states) - before
+        return states
+
+    def _tell(self, done: int, num_layers: int) -> None:
+        _logger.debug("ilp: %d of %d layers", done, num_layers)
+        if self.progress is not None:
+            self.progress(done, num_layers)
+
+
+def _is_weighted(problem: Problem) -> bool:
+    return problem.dispatch is not DispatchRule.EVEN
+
+
+def _is_open(state: LayerState, bound: float) -> bool:
+    return not state.is_proven and state.objective > bound * (1 + MET)
+
+
+def _starts(problem: Problem, searches: list[LayerSearch], seed: int) -> list[LayerState]:
+    """Greedy's placement, or the nearest one to it that meets the constraints."""
+    free = replace(problem, constraints=Constraints(), dispatch=DispatchRule.EVEN)
+    greedy = np.array(Greedy(tolerance=START_TOLERANCE)(free, seed=seed).placement.physical_to_logical_map)
+    if pairs_apply(problem.topology) and problem.group_mode is GroupMode.FREE:
+        greedy = _paired(problem, greedy)
+    states = []
+    for row, search in zip(greedy, searches, strict=True):
+        hands = hands_of_row(row, problem.topology.rank_first_slot)
+        if any(problem.constraints.breaches(hands, problem.load.num_experts)):
+            hands = nearest_feasible(search.whole, hands, seed=seed)
+        states.append(LayerState(hands, search.objective_of(hands), 0.0, is_proven=False, spent_s=0.0))
+    return states
+
+
+def _paired(problem: Problem, phy2log: NDArray[np.int32]) -> NDArray[np.int32]:
+    load = problem.load.total
+    count = Placement(phy2log, problem.load.num_experts, problem.topology).logical_replica_count
+    slot_load = np.take_along_axis(load / count, phy2log, axis=1)
+    rank_load = np.add.reduceat(slot_load, problem.topology.rank_first_slot[:-1], axis=1)
+    return improve_pairs(load, phy2log, rank_load, problem.topology)[0]
+
+
+def _wrap_up(problem: Problem, states: list[LayerState], bounds: LowerBounds, *, strategy: str, seed: int) -> Plan:
+    """The plan, its objective recomputed in tokens and its bounds the better of proofs and search."""
+    phy2log = np.array([_row(state.hands) for state in states], dtype=np.int32)
+    placement = Placement(phy2log, problem.load.num_experts, problem.topology)
+    if problem.dispatch is DispatchRule.WEIGHTED:
+        placement = weighted_placement(placement, problem.load)
+    layers = tuple(
+        _certificate(state, bound, binding)
+        for state, bound, binding in zip(states, bounds.value.tolist(), bounds.binding, strict=True)
+    )
+    open_layers = sum(layer.status is not SolveStatus.OPTIMAL for layer in layers)
+    status = SolveStatus.FEASIBLE if open_layers else SolveStatus.OPTIMAL
+    note = f"ilp: optimum proven in {len(layers) - open_layers} of {len(layers)} layers"
+    return Plan(
+        placement,
+        problem.load.shape,
+        strategy,
+        status=status,
+        seed=seed,
+        layers=layers,
+        notes=(note,),
+        load_digest=problem.load.digest,
+    )
+
+
+def _certificate(state: LayerState, bound: float, binding: BindingBound) -> LayerCertificate:
+    if state.lower > bound * (1 + 1e-12):
+        bound, binding = state.lower, BindingBound.SEARCH
+    met = state.is_proven or state.objective <= bound * (1 + MET)
+    status = SolveStatus.OPTIMAL if met else SolveStatus.FEASIBLE
+    return LayerCertificate(state.objective, min(bound, state.objective), binding, status)
+
+
+def _row(hands: Hands) -> list[int]:
+    return [expert for hand in hands for expert in hand]

@@ -1,0 +1,111 @@
+"""Knows how to improve a layer that is too large for one model: a few ranks at a time, each time to proven optimality.
+
+Large neighbourhood search (Shaw 1998): the busiest rank and three to five others are arranged anew by an integer model,
+everything else staying as it is. A step is kept only if it lowers the busiest of these ranks.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.strategies.ilp.model import RegionModel
+from eplb.strategies.ilp.region import Hands, Region, scale_of, some_ranks
+
+Floats = NDArray[np.float64]
+
+FEWEST_RANKS, MOST_RANKS = 4, 6
+STEP_LIMIT_S = 0.25
+"""Deterministic seconds of one step."""
+MOST_FAILURES = 25
+"""Steps in a row without gain before the search gives up."""
+MIN_RELATIVE_GAIN = 1e-9
+SECONDS_PER_VARIABLE = 1e-4
+"""What building and presolving a model takes, which the deterministic clock does not count."""
+GOOD_ENOUGH = 1e-6
+"""Relative distance from the lower bound at which the search ends."""
+
+
+@final
+@dataclass(frozen=True)
+class Polished:
+    """The placement reached and what it cost."""
+
+    hands: Hands
+    spent_s: float
+    """Deterministic seconds."""
+
+
+def rank_times(whole: Region, hands: Hands) -> Floats:
+    """[R] tokens over speed on each rank when every copy gets the same share."""
+    count = np.bincount([expert for hand in hands for expert in hand], minlength=whole.load.size)
+    unit = whole.load / np.maximum(count, 1)
+    return np.array([unit[hand].sum() / speed for hand, speed in zip(hands, whole.speed, strict=True)])
+
+
+def polish(whole: Region, hands: Hands, lower: float, *, limit_s: float, seed: int) -> Polished:
+    """Lower the busiest rank of a layer by arranging a few ranks at a time; never worse than the start.
+
+    Parameters
+    ----------
+    whole
+        The layer, with the counts it may choose from.
+    hands
+        Where to start; meets the constraints.
+    lower
+        A bound, in tokens over speed.
+    limit_s
+        Deterministic seconds for all steps.
+    seed
+        Picks the ranks beside the busiest one.
+    """
+    hands = [list(hand) for hand in hands]
+    scale = scale_of(whole.load, len(whole.slots), 0, exact=False)
+    generator = np.random.default_rng(seed)
+    spent, failures, turn = 0.0, 0, 0
+    while spent < limit_s and failures < MOST_FAILURES:
+        times = rank_times(whole, hands)
+        if times.max() <= lower * (1 + GOOD_ENOUGH):
+            break
+        ranks = _choose_ranks(whole, times, generator, FEWEST_RANKS + turn % (MOST_RANKS - FEWEST_RANKS + 1))
+        turn += 1
+        count = np.bincount([expert for hand in hands for expert in hand], minlength=whole.load.size)
+        region = some_ranks(whole, hands, ranks, count, free_counts=turn % 2 == 0)
+        model = RegionModel(region, scale, weighted=False)
+        model.order_ranks()
+        goal = lower if turn % 2 == 0 else max(lower, _mean_time(whole, times, ranks))
+        model.minimise_busiest(goal * (1 + GOOD_ENOUGH), float(times[list(ranks)].max()))
+        model.hint([hands[rank] for rank in ranks])
+        answer, found = model.run(limit_s=min(STEP_LIMIT_S, limit_s - spent), seed=seed)
+        spent += answer.spent_s + SECONDS_PER_VARIABLE * region.num_variables
+        failures += 1
+        if found is None:
+            continue
+        trial = list(hands)
+        for rank, hand in zip(ranks, found, strict=True):
+            trial[rank] = hand
+        before, after = times[list(ranks)].max(), rank_times(whole, trial)[list(ranks)].max()
+        if after < before * (1 - MIN_RELATIVE_GAIN):
+            hands, failures = trial, 0
+    return Polished(hands, spent)
+
+
+def _mean_time(whole: Region, times: Floats, ranks: tuple[int, ...]) -> float:
+    """Tokens on the ranks over their speed: what they cannot go below while the counts stay."""
+    speed = np.array([whole.speed[rank] for rank in ranks])
+    return float(times[list(ranks)] @ speed / speed.sum())
+
+
+def _choose_ranks(whole: Region, times: Floats, generator: np.random.Generator, size: int) -> tuple[int, ...]:
+    """The busiest rank, the idlest one and random others; all of one node where groups are pinned."""
+    busiest = int(times.argmax())
+    pool = np.arange(times.size)
+    if whole.node_of_rank is not None:
+        pool = pool[np.asarray(whole.node_of_rank) == whole.node_of_rank[busiest]]
+    others = pool[pool != busiest]
+    if others.size == 0:
+        return (busiest,)
+    idlest = int(others[times[others].argmin()])
+    rest = generator.permutation(others[others != idlest])[: size - 2]
+    return tuple(sorted({busiest, idlest, *rest.tolist()}))

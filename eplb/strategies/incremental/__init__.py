@@ -1,0 +1,1 @@
+"""Replans that start from a live placement and move few replicas."""

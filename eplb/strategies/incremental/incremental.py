@@ -1,0 +1,276 @@
+"""From the live placement to one that is good enough, with few copies moved.
+
+Only layers over the target are touched. In each the step that removes most excess per fetched copy is taken until all
+ranks are under the limit: exchange two copies of two ranks, or retarget a copy of an expert that has several. Where
+that fails, or would move a good part of the layer, a fresh greedy plan with its ranks renamed to fit the old one is
+taken if it reaches the limit (with fewer moves, where both do), or comes closer where the search is far off. A budget
+of moves goes where it lowers the busiest ranks most.
+
+Source: our own. The steps are those of vllm-ascend's SwiftBalancer (exchange hot with cold, re-choose a redundant
+expert); the excess over a target as the measure, and the price of a step counted against the live placement, are not.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.bounds.lower_bounds import lower_bounds
+from eplb.core.layer_threads import for_layer_chunks
+from eplb.core.migration import rename_ranks
+from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.problem import Plan, Problem
+from eplb.core.topology import Topology
+from eplb.errors import InfeasibleError, InputError
+from eplb.strategies.certify import certified_plan
+from eplb.strategies.greedy.greedy import Greedy
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Map = NDArray[np.int32]
+
+AT_LIMIT = 1e-9  # relative distance at which a rank still counts as under its limit: rounding of sums over its slots
+FRESH_SHARE = 0.25  # of a layer's slots: a layer that moves more than this is planned afresh as well
+MANY_SLOTS = 1024  # with more, a search is slow: layers that get stuck are planned afresh at once
+LOOSER = (0.002, 0.005, 0.01, 0.02)  # limits to fall back on, above the one that a search got stuck far from
+FAR = 0.02  # a search that ends further over its limit than this leaves the layer to a fresh plan, if that is better
+BUDGET_STEPS = np.array([0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+# The price of being over the limit at all, in mean rank loads: proportional to how much slack the limit leaves, within
+# bounds; then what further searches multiply it with. Tried on the DeepSeek-V3 workloads.
+OVER_PRICE_PER_SLACK, LEAST_OVER_PRICE, MOST_OVER_PRICE = 2.0, 0.005, 0.08
+OVER_PRICE_FACTORS = np.array([1.0, 0.5, 2.0, 0.25, 0.0])
+
+
+class Moved(NamedTuple):
+    """Some layers after some moves."""
+
+    phy2log: Map
+    """[L, P]"""
+    num_fetched: Ints
+    """[L] copies that a rank must fetch."""
+    busiest: Floats
+    """[L] tokens on the busiest rank, over its relative speed."""
+
+    def rows(self, which: NDArray[np.bool_] | Ints) -> "Moved":
+        """Copies of some layers."""
+        return Moved(self.phy2log[which], self.num_fetched[which], self.busiest[which])
+
+    def put(self, rows: NDArray[np.bool_], other: "Moved", where: NDArray[np.bool_]) -> None:
+        """Overwrite the layers `rows` by those of `other`, which has only these, `where` that is True."""
+        rows = rows.copy()
+        rows[rows] = where
+        self.phy2log[rows], self.num_fetched[rows] = other.phy2log[where], other.num_fetched[where]
+        self.busiest[rows] = other.busiest[where]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Incremental:
+    """Parameters of the strategy.
+
+    Parameters
+    ----------
+    previous
+        The placement that is live.
+    target
+        Every layer is to have at most this times its lower bound on the busiest rank; the bound is the mean rank load
+        unless a proof says that no placement gets there. Layers that do already are left alone.
+    max_moves
+        Most copies that ranks may fetch, over all layers; None for as many as the target takes.
+    searches
+        Searches a layer, 1 to 5, of which the one with the fewest moves is kept.
+    """
+
+    name: ClassVar[str] = "incremental"
+    summary: ClassVar[str] = "from the live placement to a target with few copies moved"
+    previous: Placement
+    target: float = 1.05
+    max_moves: int | None = None
+    searches: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.target < float("inf"):
+            raise InputError(f"target = {self.target}: expected max/mean >= 1")
+        if self.max_moves is not None and self.max_moves < 0:
+            raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+        if not 1 <= self.searches <= OVER_PRICE_FACTORS.size:
+            raise InputError(f"searches = {self.searches}: expected 1 to {OVER_PRICE_FACTORS.size}")
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
+        """Move as little as reaches the target for the summed load; deterministic, so the seed changes nothing."""
+        self._check(problem)
+        load, old = problem.load.total, self.previous.physical_to_logical_map
+        busiest = busiest_rank(load, old, problem.topology)
+        plain = not ((old == EMPTY_SLOT).any() or self.previous.duplicate_slots.any())
+        bound = lower_bounds(load, problem.topology, full_and_distinct=plain).value
+        limit = self.target * bound
+        over = busiest > limit * (1 + AT_LIMIT)
+        moved = Moved(old.copy(), np.zeros(old.shape[0], np.int64), busiest.copy())
+        if over.any():
+            reached = self._reach(load[over], old[over], limit[over], problem.topology)
+            moved.put(over, reached, reached.busiest < busiest[over])
+        if self.max_moves is not None and moved.num_fetched.sum() > self.max_moves:
+            moved = self._spend(problem, moved, limit, busiest)
+        return certified_plan(
+            problem,
+            moved.phy2log,
+            strategy=self.name,
+            objective=moved.busiest,
+            seed=seed,
+            notes=self._notes(moved, over, limit),
+        )
+
+    def _check(self, problem: Problem) -> None:
+        found = (problem.load.num_layers, problem.load.num_experts)
+        expected = (self.previous.num_layers, self.previous.num_experts)
+        if found != expected:
+            raise InputError(
+                f"load of {found[0]} layers x {found[1]} experts: "
+                f"the previous placement is for {expected[0]} layers x {expected[1]} experts, another model"
+            )
+        if not np.array_equal(problem.topology.rank_of_slot, self.previous.topology.rank_of_slot):
+            raise InputError("topology: expected the ranks and slots of the previous placement")
+
+    def _reach(self, load: Floats, old: Map, limit: Floats, topology: Topology) -> Moved:
+        """Bring layers under their limits; see the file's head for when a fresh plan takes part."""
+        moved = relieve(load, old, limit, topology, factors=OVER_PRICE_FACTORS, searches=self.searches)
+        for slack in LOOSER if topology.num_slots <= MANY_SLOTS else ():
+            stuck = moved.busiest > limit * (1 + slack)
+            if stuck.any():
+                near = limit[stuck] * (1 + slack)
+                again = relieve(load[stuck], old[stuck], near, topology, factors=OVER_PRICE_FACTORS[:1], searches=1)
+                moved.put(stuck, again, again.busiest < moved.busiest[stuck])
+        dear = moved.busiest > limit * (1 + AT_LIMIT)
+        dear |= moved.num_fetched > FRESH_SHARE * old.shape[1]
+        if not dear.any():
+            return moved
+        mine, fresh = moved.rows(dear), _fresh(load[dear], old[dear], topology)
+        if fresh is None:
+            return moved
+        reached, reached_fresh = (m.busiest <= limit[dear] * (1 + AT_LIMIT) for m in (mine, fresh))
+        better = reached_fresh & (~reached | (fresh.num_fetched < mine.num_fetched))
+        better |= (mine.busiest > limit[dear] * (1 + FAR)) & (fresh.busiest < mine.busiest)
+        moved.put(dear, fresh, better)
+        return moved
+
+    def _spend(self, problem: Problem, reached: Moved, limit: Floats, busiest: Floats) -> Moved:
+        """Go part of the way: each layer to one of several limits, chosen where a move lowers the busiest ranks most.
+
+        Greedy over layers and limits by tokens off the busiest rank per copy moved, ties to the lowest layer and the
+        lower limit, until nothing more fits the budget.
+        """
+        rows = np.nonzero(reached.num_fetched)[0]
+        load, old = problem.load.total[rows], self.previous.physical_to_logical_map[rows]
+        tries = [reached.rows(rows)]
+        for part in BUDGET_STEPS[1:]:
+            between = limit[rows] + part * (busiest[rows] - limit[rows])
+            tries.append(relieve(load, old, between, problem.topology, factors=OVER_PRICE_FACTORS[:1], searches=1))
+        fetched = np.stack([one.num_fetched for one in tries], axis=1)
+        gain = busiest[rows, None] - np.stack([one.busiest for one in tries], axis=1)
+        chosen = _choose_within(fetched, gain, self.max_moves or 0)
+        spent = Moved(self.previous.physical_to_logical_map.copy(), np.zeros_like(reached.num_fetched), busiest.copy())
+        for at, row in enumerate(rows):
+            if chosen[at] >= 0:
+                best = tries[chosen[at]]
+                spent.phy2log[row], spent.num_fetched[row] = best.phy2log[at], best.num_fetched[at]
+                spent.busiest[row] = best.busiest[at]
+        return spent
+
+    def _notes(self, moved: Moved, over: NDArray[np.bool_], limit: Floats) -> tuple[str, ...]:
+        if not over.any():
+            return (f"incremental: every layer is within {self.target:g} of its bound, so nothing moves",)
+        short = moved.busiest > limit * (1 + AT_LIMIT)
+        text = f"incremental: {moved.num_fetched.sum()} copies moved for {over.sum()} layers over the target"
+        if not short.any():
+            return (text,)
+        why = "none was found" if self.max_moves is None else f"the budget is {self.max_moves} moves"
+        worst = float((moved.busiest[short] / limit[short]).max()) * self.target
+        return (text, f"{short.sum()} layers stay over the target ({why}), the worst at {worst:.4f} of its bound")
+
+
+def _choose_within(fetched: Ints, gain: Floats, budget: int) -> Ints:
+    """[L] which of its tries [L, K] each layer takes, -1 for none."""
+    layers = np.arange(fetched.shape[0])
+    chosen = np.full(fetched.shape[0], -1)
+    have_fetched, have_gain = np.zeros_like(fetched[:, 0]), np.zeros_like(gain[:, 0])
+    while True:
+        extra, better = fetched - have_fetched[:, None], gain - have_gain[:, None]
+        fits = (extra <= budget) & (better > 0)
+        rate = np.where(fits, better / np.maximum(extra, 0.5), 0.0)
+        layer, one = np.unravel_index(int(np.argmax(rate)), rate.shape)
+        if rate[layer, one] <= 0:
+            return chosen
+        budget -= int(extra[layer, one])
+        chosen[layers[layer]] = one
+        have_fetched[layer], have_gain[layer] = fetched[layer, one], gain[layer, one]
+
+
+def relieve(  # noqa: PLR0913  # the layers, and how to search
+    load: Floats, old: Map, limit: Floats, topology: Topology, *, factors: Floats, searches: int
+) -> Moved:
+    """Bring the busiest rank of each layer to its limit with few copies moved, as far as the search gets.
+
+    Parameters
+    ----------
+    load, old, limit
+        [L, E] tokens, not all zero in any layer; [L, P] the live map; [L] tokens over relative speed.
+    factors, searches
+        Of the price of being over, one a search; searches made even if an earlier one reaches the limit.
+    """
+    from eplb.core.migration_kernel import keep_slots
+    from eplb.strategies.incremental.incremental_kernel import relieve_layers
+
+    num_layers, num_experts = load.shape
+    mean = load.sum(axis=1, keepdims=True) / topology.num_ranks
+    scaled = np.concatenate([load / mean, np.zeros((num_layers, 1))], axis=1)
+    ids = np.where(old == EMPTY_SLOT, np.int32(num_experts), old)
+    limits = limit[:, None] / mean * topology.relative_speed
+    price = np.clip(OVER_PRICE_PER_SLACK * (limit / mean[:, 0] - 1), LEAST_OVER_PRICE, MOST_OVER_PRICE)
+    prices = price[:, None] * factors
+    first_slot, rank_of_slot = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
+    new, num_fetched = np.empty_like(ids), np.empty(num_layers, np.int64)
+
+    def work(rows: slice) -> None:
+        relieve_layers(
+            scaled[rows], ids[rows], first_slot, rank_of_slot, limits[rows], prices[rows], searches, new[rows],
+            num_fetched[rows],
+        )  # fmt: skip
+
+    for_layer_chunks(work, num_layers)
+    new[new == num_experts] = EMPTY_SLOT
+    keep_slots(old, new, first_slot)
+    return Moved(new, num_fetched, busiest_rank(load, new, topology))
+
+
+def _fresh(load: Floats, old: Map, topology: Topology) -> Moved | None:
+    """A greedy plan, its ranks renamed to keep what they can; None if copies cannot be kept apart."""
+    try:
+        new, _ = Greedy().pack(load, topology.rank_first_slot, topology.relative_speed)
+    except InfeasibleError:
+        return None
+    num_experts = load.shape[1]
+    before, after = (Placement(phy2log, num_experts, topology) for phy2log in (old, new))
+    renamed = rename_ranks(before, after, ranks_per_block=topology.num_ranks).physical_to_logical_map.copy()
+    return Moved(renamed, _num_fetched(old, renamed, num_experts, topology), busiest_rank(load, renamed, topology))
+
+
+def _num_fetched(old: Map, new: Map, num_experts: int, topology: Topology) -> Ints:
+    """[L] pairs of rank and expert that only the new maps have; the new ones have no holes."""
+    pairs_of_layer = topology.num_ranks * (num_experts + 1)
+    base = np.arange(old.shape[0])[:, None] * pairs_of_layer + topology.rank_of_slot * (num_experts + 1)
+    lacking = np.setdiff1d(base + new, base + np.where(old == EMPTY_SLOT, num_experts, old))
+    return np.bincount(lacking // pairs_of_layer, minlength=old.shape[0])
+
+
+def busiest_rank(load: Floats, phy2log: Map, topology: Topology) -> Floats:
+    """[L] tokens on the busiest rank under even dispatch, over its relative speed."""
+    num_layers, num_experts = load.shape
+    ids = np.where(phy2log == EMPTY_SLOT, num_experts, phy2log)
+    flat = ids + np.arange(num_layers)[:, None] * (num_experts + 1)
+    count = np.bincount(flat.reshape(-1), minlength=num_layers * (num_experts + 1)).reshape(num_layers, -1)
+    unit = np.zeros((num_layers, num_experts + 1))
+    unit[:, :-1] = load / count[:, :-1]
+    rank_load = np.add.reduceat(np.take_along_axis(unit, ids, axis=1), topology.rank_first_slot[:-1], axis=1)
+    busiest: Floats = (rank_load / topology.relative_speed).max(axis=1)
+    return busiest

@@ -1,0 +1,185 @@
+"""From the live placement to one that serves many loads better, with every fetched copy worth its price.
+
+The scenario strategy's objective, a soft maximum over ranks and windows, descended step by step from the live map
+instead of from nothing: each step is the one that takes most off per copy fetched, and what gains less than the price
+is left. Weights of windows count, so recent traffic can weigh more. Windows are steps in order of time: where they
+differ by chance rather than by drift, less is believed of them and the price is higher.
+
+Source: our own; steps as in `incremental`, objective and amplification as in `scenario`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.core.layer_threads import for_layer_chunks
+from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.problem import Plan, Problem
+from eplb.core.topology import Topology
+from eplb.errors import InputError
+from eplb.strategies.certify import certified_plan
+from eplb.strategies.incremental.incremental import busiest_rank
+from eplb.strategies.incremental.window_noise import certainty, steadied
+from eplb.strategies.scenario.scenario import Scenario
+from eplb_traces import ExpertLoad
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Map = NDArray[np.int32]
+
+MOST_STEPS_PER_SLOT = 4  # the log's room; a descent that fills it goes on with the next replan
+
+
+class _Descent(NamedTuple):
+    """What the kernel did."""
+
+    phy2log: Map
+    """[L, P], E in holes."""
+    steps: Ints
+    """[L, K, 3] slot; -1 - other slot of an exchange, or the expert that the slot takes; fetches."""
+    gains: Floats
+    """[L, K] by how much the logarithm of the layer's cost fell."""
+    num_steps: Ints
+    """[L]"""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class IncrementalScenario:
+    """Parameters of the strategy.
+
+    Parameters
+    ----------
+    previous
+        The placement that is live.
+    price
+        What a fetched copy must take off its layer's cost, as a share of what is left of it; the cost is a sum of 8th
+        powers, so the busiest rank falls by about an eighth of that share.
+    noise_price
+        How many times the price a copy costs in layers whose windows differ by chance alone; see `step_noise`.
+    max_moves
+        Most copies that ranks may fetch, over all layers; None for as many as pay.
+    amplification
+        Window h of mean m becomes m + amplification * (h - m), cut at zero: the future strays further than the past.
+    """
+
+    name: ClassVar[str] = "incremental_scenario"
+    summary: ClassVar[str] = "from the live placement, for many windows, each fetched copy worth its price"
+    previous: Placement
+    price: float = 0.002
+    noise_price: float = 4.0
+    max_moves: int | None = None
+    amplification: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name in ("price", "noise_price", "amplification"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
+        if self.max_moves is not None and self.max_moves < 0:
+            raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
+        """Improve the live placement for all windows of the load; deterministic, so the seed changes nothing."""
+        self._check(problem)
+        old = self.previous.physical_to_logical_map
+        descent = self._descend(problem.load, problem.topology)
+        fetched = np.array([descent.steps[i, :n, 2].sum() for i, n in enumerate(descent.num_steps.tolist())])
+        notes = [f"{self.name}: {fetched.sum()} copies moved, each worth at least {self.price:g} of its layer's cost"]
+        new = descent.phy2log
+        if self.max_moves is not None and fetched.sum() > self.max_moves:
+            new = self._within_budget(descent, self.max_moves)
+            notes.append(f"{self.name}: the budget of {self.max_moves} moves leaves out steps that would pay")
+        phy2log = self._in_place(old, new, problem.topology)
+        return certified_plan(
+            problem,
+            phy2log,
+            strategy=self.name,
+            objective=busiest_rank(problem.load.total, phy2log, problem.topology),
+            seed=seed,
+            notes=tuple(notes),
+        )
+
+    def _check(self, problem: Problem) -> None:
+        found = (problem.load.num_layers, problem.load.num_experts)
+        expected = (self.previous.num_layers, self.previous.num_experts)
+        if found != expected:
+            raise InputError(
+                f"load of {found[0]} layers x {found[1]} experts: "
+                f"the previous placement is for {expected[0]} layers x {expected[1]} experts, another model"
+            )
+        if not np.array_equal(problem.topology.rank_of_slot, self.previous.topology.rank_of_slot):
+            raise InputError("topology: expected the ranks and slots of the previous placement")
+
+    def _descend(self, load: ExpertLoad, topology: Topology) -> _Descent:
+        from eplb.strategies.incremental.incremental_scenario_kernel import improve_layers
+
+        num_layers, num_experts, num_slots = load.num_layers, load.num_experts, topology.num_slots
+        sure = certainty(load)
+        scenarios = self._scenarios(steadied(load, sure), topology.num_ranks)
+        live = self.previous.physical_to_logical_map
+        old = np.where(live == EMPTY_SLOT, np.int32(num_experts), live)
+        most_steps = MOST_STEPS_PER_SLOT * num_slots
+        steps = np.zeros((num_layers, most_steps, 3), np.int64)
+        made = _Descent(np.empty_like(old), steps, np.zeros((num_layers, most_steps)), np.zeros(num_layers, np.int64))
+        price = self.price * (sure + self.noise_price * (1 - sure))
+        most = np.where(load.total.any(axis=1), num_slots, -1)  # an idle layer says nothing: it stays as it is
+        first_slot, rank_of_slot = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
+        rank_scale = 1 / topology.relative_speed
+
+        def work(rows: slice) -> None:
+            improve_layers(
+                scenarios[rows], old[rows], first_slot, rank_of_slot, rank_scale, price[rows], most[rows],
+                made.phy2log[rows], made.steps[rows], made.gains[rows], made.num_steps[rows],
+            )  # fmt: skip
+
+        for_layer_chunks(work, num_layers)
+        return made
+
+    def _scenarios(self, load: ExpertLoad, num_ranks: int) -> Floats:
+        """[L, E + 1, T] amplified windows scaled to mean rank load 1, times the 8th root of their weights."""
+        from eplb.strategies.incremental.incremental_scenario_kernel import POWER
+
+        amplified = Scenario(amplification=self.amplification, most_scenarios=load.num_windows).scenarios(
+            load, num_ranks=num_ranks
+        )
+        amplified[:, :, : load.num_windows] *= (load.weights / load.weights.mean()) ** (1 / POWER)
+        return np.concatenate([amplified, np.zeros_like(amplified[:, :1])], axis=1)
+
+    def _within_budget(self, descent: _Descent, budget: int) -> Map:
+        """Each layer's first steps, as many as the budget allows where a fetch takes most off, layers alike."""
+        live = self.previous.physical_to_logical_map
+        new = np.where(live == EMPTY_SLOT, np.int32(self.previous.num_experts), live)
+        position = np.zeros_like(descent.num_steps)
+        while True:
+            best, layer_at, end_at, cost_at = 0.0, -1, 0, 0
+            for layer, (at, last) in enumerate(zip(position.tolist(), descent.num_steps.tolist(), strict=True)):
+                # Looking past a step lets a poor one in whose follower is good.
+                gains, fetches = descent.gains[layer, at:last].cumsum(), descent.steps[layer, at:last, 2].cumsum()
+                rate = np.where((fetches <= budget) & (gains > 0), gains / np.maximum(fetches, 0.5), 0.0)
+                if rate.size and rate.max() > best:
+                    end = int(rate.argmax())
+                    best, layer_at, end_at, cost_at = float(rate[end]), layer, at + end + 1, int(fetches[end])
+            if layer_at < 0:
+                return new
+            _replay(new[layer_at], descent.steps[layer_at, position[layer_at] : end_at])
+            position[layer_at] = end_at
+            budget -= cost_at
+
+    def _in_place(self, old: Map, new: Map, topology: Topology) -> Map:
+        """Holes as holes again, and experts that a rank keeps in the slots that they had."""
+        from eplb.core.migration_kernel import keep_slots
+
+        phy2log = np.where(new == self.previous.num_experts, np.int32(EMPTY_SLOT), new)
+        keep_slots(old, phy2log, topology.rank_first_slot.copy())
+        return phy2log
+
+
+def _replay(row: Map, steps: Ints) -> None:
+    """Take logged steps on one layer's map [P], in place."""
+    for slot, target, _ in steps.tolist():
+        if target >= 0:
+            row[slot] = target
+        else:
+            row[slot], row[-1 - target] = row[-1 - target], row[slot]

@@ -1,0 +1,243 @@
+"""The bounds that count companions, use speeds, pin groups or look at many windows, against exact optima."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from eplb.bounds.lower_bounds import (
+    companion_bound,
+    full_slot_bound,
+    lower_bounds,
+    mean_bound,
+    pairing_bound,
+    pinned_bounds,
+    replication_bound,
+    scenario_bound,
+)
+from eplb.core.problem import BindingBound
+from eplb.core.topology import Topology
+from eplb.strategies.greedy.greedy import Greedy
+from eplb.strategies.ilp.small_exact_kernel import find_optimum
+from eplb_traces import ExpertLoad
+from tests import oracles
+from tests.generators import SPEEDS, layer_loads, problems
+
+
+def exact(load, slots, speeds=None):
+    """The optimum of one layer, by enumeration."""
+    speeds = np.ones(len(slots)) if speeds is None else np.asarray(speeds) / np.mean(speeds)
+    load = np.sort(load)[::-1].copy()
+    scratch = np.zeros(load.size, dtype=np.int64)
+    listed = min(load.size - 1, int(np.log(20_000) / np.log(2 ** len(slots) - 1)))
+    return find_optimum(load, np.asarray(slots), speeds, listed, np.inf, scratch)
+
+
+def known(load, topology):
+    replication = replication_bound(load, topology, distinct=True)
+    return np.maximum(mean_bound(load, topology), full_slot_bound(load, topology, replication))
+
+
+def test_two_large_copies_need_two_small_partners():
+    # 3 ranks of 2 slots, loads 10, 1, 1, 1, 1. The 10 in two copies: 5 + 1 at least, as the four 1 keep one copy each.
+    load, topology = np.array([[10.0, 1, 1, 1, 1]]), Topology(1, 3, 2)
+    best = lower_bounds(load, topology, reached=np.array([6.0]))
+    assert best.value == pytest.approx([6], rel=1e-9)
+    assert best.binding == (BindingBound.COMPANION,)
+    assert 5.999 < lower_bounds(load, topology).value[0] <= 6
+
+
+def test_three_companions_beside_each_large_copy():
+    # 2 ranks of 4 slots, loads 10 and six of 1: one free copy, two copies of the 10, beside each three of the 1: 5 + 3.
+    load, topology = np.array([[10.0, 1, 1, 1, 1, 1, 1]]), Topology(1, 2, 4)
+    assert lower_bounds(load, topology).value == pytest.approx([8], rel=1e-4)
+
+
+def test_the_companion_bound_changes_nothing_where_it_does_not_apply():
+    load = np.array([[10.0, 1, 1, 1, 1, 1]])
+    base = np.array([1.0])
+    for topology in (Topology(1, 6, 1), Topology(1, 3, 2, rank_speed=[1, 1, 2])):
+        assert companion_bound(load, topology, base) is base
+        assert pairing_bound(load, topology, base, base * 2) is base
+    assert pairing_bound(load, Topology(1, 3, [2, 2, 3]), base, base * 2) is base
+
+
+@settings(max_examples=120)
+@given(data=st.data(), num_ranks=st.integers(2, 5), slots=st.integers(2, 4))
+def test_no_placement_goes_below_the_companion_and_pairing_bounds(data, num_ranks, slots):
+    most = min(num_ranks * slots, 9 if num_ranks < 5 else 7)
+    load = data.draw(layer_loads(data.draw(st.integers(slots, most))))
+    if load.sum() == 0:
+        return
+    topology = Topology(1, num_ranks, slots)
+    optimum = exact(load, [slots] * num_ranks)
+    base = known(load[None], topology)
+    assert base[0] <= optimum * (1 + 1e-12)
+    for reached in (None, np.array([optimum]), np.array([optimum * 1.1])):
+        bound = companion_bound(load[None], topology, base, reached)
+        assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
+    for above in (1.0, 1.01, 1.3):
+        bound = pairing_bound(load[None], topology, base, np.array([optimum * above]))
+        assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
+
+
+@settings(max_examples=120)
+@given(data=st.data(), slots=st.lists(st.integers(1, 3), min_size=2, max_size=5))
+def test_holes_of_narrow_ranks_count_as_companions_in_no_bound_too_high(data, slots):
+    most_slots, most = max(slots), min(sum(slots), 8 if len(slots) < 5 else 7)
+    if most_slots == 1 or most < most_slots:
+        return
+    load = data.draw(layer_loads(data.draw(st.integers(most_slots, most))))
+    topology = Topology(1, len(slots), slots)
+    if load.sum() == 0 or sum(min(load.size, s) for s in slots) < sum(slots):
+        return
+    optimum = exact(load, slots)
+    if not np.isfinite(optimum):  # no counts fill the ranks without an expert twice
+        return
+    base = known(load[None], topology)
+    for reached in (None, np.array([optimum]), np.array([optimum * 1.1])):
+        bound = companion_bound(load[None], topology, base, reached)
+        assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
+    for above in (1.0, 1.01, 1.3):
+        assert pairing_bound(load[None], topology, base, np.array([optimum * above]))[0] <= optimum * (1 + 1e-12)
+
+
+def test_a_large_copy_needs_a_small_companion_or_a_hole():
+    # Ranks of 2, 2 and 1 slots, loads 10, 8, 4, 4, 3, one copy each. Mean 29 / 3. The 10 alone: 8 + 3, 4 + 4: 11.
+    load, topology = np.array([[10.0, 8, 4, 4, 3]]), Topology(1, 3, [2, 2, 1])
+    best = lower_bounds(load, topology, reached=np.array([11.0]))
+    assert best.value == pytest.approx([11], rel=1e-4)
+    assert best.binding[0] in (BindingBound.COMPANION, BindingBound.FULL_SLOT)
+
+
+def relaxed_pairing(load, num_ranks, limit):
+    """Whether a fractional mixture of counts passes every Hall condition at the limit: the pairing bound's dual."""
+    least = np.maximum(1, np.ceil(load / limit * (1 - 1e-12)).astype(int))
+    free = 2 * num_ranks - least.sum()
+    if free < 0:
+        return False
+    options = [(e, c) for e in range(load.size) for c in range(least[e], min(num_ranks, least[e] + free) + 1)]
+    experts, counts = np.array(options).T
+    size = load[experts] / counts
+    thresholds = np.unique(size[size > limit / 2])
+    rows = [(size >= t).astype(float) * counts - (size <= limit - t + 1e-12) * counts for t in thresholds]
+    one_each = np.zeros((load.size + 1, size.size))
+    one_each[experts, np.arange(size.size)] = 1
+    one_each[-1] = counts
+    total = np.append(np.ones(load.size), 2 * num_ranks)
+    ub = {"A_ub": np.array(rows), "b_ub": np.zeros(len(rows))} if rows else {}
+    return linprog(np.zeros(size.size), A_eq=one_each, b_eq=total, bounds=(0, 1), **ub).status == 0
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6), num_ranks=st.integers(6, 16))
+def test_the_pairing_bound_refutes_only_what_the_linear_relaxation_refutes(seed, num_ranks):
+    rng = np.random.default_rng(seed)
+    load = rng.random(int(num_ranks * 1.7))
+    topology = Topology(1, num_ranks, 2)
+    base = companion_bound(load[None], topology, known(load[None], topology))
+    bound = pairing_bound(load[None], topology, base, base * 1.2)[0]
+    assert bound == base[0] or not relaxed_pairing(load, num_ranks, bound * (1 - 1e-6))
+
+
+def test_bounds_close_the_gap_of_two_slots_a_rank():
+    # 144 ranks x 2 slots; greedy's gap to mean and largest copy is 2 % here, most of it the bound's.
+    load = np.random.default_rng(0).lognormal(0, 1, (8, 256))
+    topology = Topology(1, 144, 2)
+    _, rank_load = Greedy().pack(load, topology.rank_first_slot)
+    reached = rank_load.max(axis=1)
+    assert (reached / known(load, topology)).mean() > 1.015
+    assert (reached / lower_bounds(load, topology, reached=reached).value).mean() < 1.006
+
+
+@settings(max_examples=60)
+@given(data=st.data(), num_ranks=st.integers(2, 3), slots=st.integers(1, 3))
+def test_speeds_sharpen_the_replication_bound_and_no_placement_goes_below_it(data, num_ranks, slots):
+    num_experts = data.draw(st.integers(max(2, slots), num_ranks * slots)) if num_ranks * slots > 1 else 2
+    load = data.draw(layer_loads(num_experts))
+    speeds = data.draw(st.lists(SPEEDS, min_size=num_ranks, max_size=num_ranks))
+    if load.sum() == 0:
+        return
+    topology = Topology(1, num_ranks, slots, rank_speed=speeds)
+    any_placement = replication_bound(load[None], topology)[0]
+    distinct = replication_bound(load[None], topology, distinct=True)[0]
+    equal = replication_bound(load[None], Topology(1, num_ranks, slots))[0]
+    assert equal / topology.relative_speed.max() <= any_placement * (1 + 1e-12)
+    assert any_placement <= distinct * (1 + 1e-12)
+    assert distinct <= exact(load, [slots] * num_ranks, speeds) * (1 + 1e-12)
+
+
+def test_copies_on_slow_ranks_count_by_the_slowest():
+    # Speeds 3 and 1, relative 1.5 and 0.5, one slot each, loads 6 and 0 (E = 2, no redundancy): 6 / 1.5.
+    assert replication_bound(np.array([[6.0, 0]]), Topology(1, 2, 1, rank_speed=[3, 1]), distinct=True).tolist() == [4]
+    # Two slots each: one copy 6 / 1.5 = 4, two copies max(3 / 1.5, 3 / 0.5) = 6; split freely 6 / 2 = 3.
+    topology = Topology(1, 2, 2, rank_speed=[3, 1])
+    assert replication_bound(np.array([[6.0, 0, 0]]), topology, distinct=True).tolist() == [4]
+    assert replication_bound(np.array([[6.0, 0, 0]]), topology).tolist() == [3]
+
+
+@settings(max_examples=40)
+@given(problem=problems(tiny=True), seed=st.integers(0, 10**6))
+def test_no_plan_is_better_over_windows_than_the_scenario_bound(problem, seed):
+    rng = np.random.default_rng(seed)
+    num_experts, topology = problem.load.num_experts, problem.topology
+    windows = rng.integers(0, 9, (3, 1, num_experts)).astype(float)
+    windows[0] += 1
+    load = ExpertLoad(windows, weights=[1.0, 2.0, 3.0])
+    bound = scenario_bound(load, topology)[0]
+    slots, speeds = topology.rank_num_slots.tolist(), topology.relative_speed.tolist()
+    best = np.inf
+    for hands in itertools.islice(oracles.every_layout(num_experts, slots, alike=False), 400):
+        ratios = []
+        for tokens in windows[:, 0].tolist():
+            mean = sum(tokens) / len(slots)
+            ratios.append(oracles.busiest_time(hands, tokens, speeds) / mean if mean > 0 else 1.0)
+        best = min(best, np.average(ratios, weights=load.weights))
+    assert bound <= best * (1 + 1e-12)
+
+
+def brute_pinned(load, topology, num_groups):
+    """The best placement in which each group lies on one node and each node has equally many groups."""
+    experts = np.arange(load.size).reshape(num_groups, -1)
+    per_node = num_groups // topology.num_nodes
+    best = np.inf
+    for order in itertools.permutations(range(num_groups)):
+        nodes = [order[i : i + per_node] for i in range(0, num_groups, per_node)]
+        slots = [int(topology.rank_num_slots[0])] * topology.ranks_per_node
+        best = min(best, max(exact(load[experts[list(groups)].ravel()], slots) for groups in nodes))
+    return best
+
+
+@settings(max_examples=25)
+@given(load=layer_loads(8), slots=st.integers(2, 3))
+def test_no_pinned_placement_goes_below_the_pinned_bound(load, slots):
+    topology = Topology(2, 2, slots)
+    if load.sum() == 0:
+        return
+    found = pinned_bounds(load[None], topology, 4)
+    assert found.value[0] <= brute_pinned(load, topology, 4) * (1 + 1e-12)
+    assert found.value[0] >= found.free[0]
+    assert found.free == pytest.approx(lower_bounds(load[None], topology).value)
+
+
+def test_the_price_of_locality_of_two_groups_on_two_nodes():
+    # Loads 6, 6 | 1, 1: pinned, a node of one rank has 12 of 14; free, the mean is 7.
+    found = pinned_bounds(np.array([[6.0, 6, 1, 1]]), Topology(2, 1, 2), 2)
+    assert found.value == pytest.approx([12])
+    assert found.free == pytest.approx([7])
+    assert found.price_of_locality == pytest.approx([5 / 7])
+
+
+def test_groups_are_shared_out_as_well_as_they_can_be():
+    # Groups of loads 8, 4, 3, 1 on 2 nodes of one rank: 8 + 1 beside 4 + 3.
+    load = np.array([[8.0, 4, 3, 1]])
+    assert pinned_bounds(load, Topology(2, 1, 2), 4).value == pytest.approx([9])
+
+
+def test_more_groups_than_are_partitioned_still_bound_the_heaviest_groups_node():
+    # Ten groups of one expert, 2 nodes of 5 slots: the 9 and four of the 1 make 13; free the mean is 9.
+    load = np.array([[9.0] + [1.0] * 9])
+    assert pinned_bounds(load, Topology(2, 1, 5), 10).value == pytest.approx([13])

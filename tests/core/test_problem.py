@@ -1,0 +1,116 @@
+"""Problem, Plan and certificates: what is refused, what the gaps are."""
+
+import dataclasses
+import pickle
+
+import pytest
+from hypothesis import given
+
+from eplb.core.placement import Placement
+from eplb.core.problem import BindingBound, GroupMode, LayerCertificate, Plan, Problem, SolveStatus
+from eplb.core.topology import Topology
+from eplb.errors import InputError, UnknownNameError
+from eplb_traces import ExpertLoad, ModelShape
+from tests.generators import plans
+
+LOAD = ExpertLoad([[5.0, 3, 2, 1, 4, 6]])
+PLACEMENT = Placement([[0, 1, 2, 0]], 3, Topology(1, 2, 2))
+SHAPE = ModelShape(1, 3)
+
+
+def certificate(objective: float, bound: float) -> LayerCertificate:
+    return LayerCertificate(objective, bound, BindingBound.MEAN, SolveStatus.HEURISTIC)
+
+
+@pytest.mark.parametrize(
+    ("load", "topology", "options", "message"),
+    [
+        (ExpertLoad([[0.0] * 6]), Topology(1, 2, 3), {}, "load: every count is zero, nothing to plan for"),
+        (LOAD, Topology(1, 2, 2), {}, "4 slots: expected at least one for each of 6 experts"),
+        (LOAD, Topology(1, 1, 7), {}, "slots_per_rank = 7: a rank can hold each of 6 experts only once"),
+        (LOAD, Topology(1, 2, [2, 7]), {}, "slots_per_rank = 7: a rank can hold each of 6 experts only once"),
+        (LOAD, Topology(1, 2, 3), {"num_groups": 4}, "groups = 4: expected a divisor of 6 experts"),
+        (LOAD, Topology(1, 2, 3), {"num_groups": 0}, "groups = 0: expected a divisor of 6 experts"),
+        (
+            LOAD,
+            Topology(2, 1, 3),
+            {"num_groups": 3, "group_mode": GroupMode.PINNED},
+            "groups = 3: pinned groups need a multiple of 2 nodes",
+        ),
+        (
+            LOAD,
+            Topology(2, 1, 3),
+            {"num_groups": 2, "group_mode": GroupMode.PRICED},
+            r"group mode priced, group_price = 0\.0: expected a price above 0",
+        ),
+        (
+            LOAD,
+            Topology(2, 1, 3),
+            {"group_price": 0.1},
+            r"group mode free, group_price = 0\.1: expected .* none otherwise",
+        ),
+        (LOAD, Topology(2, 1, 3), {"group_price": -1.0}, r"group_price = -1\.0: expected finite and >= 0"),
+    ],
+)
+def test_a_problem_without_an_answer_is_refused_with_value_and_expectation(load, topology, options, message):
+    with pytest.raises(InputError, match=message):
+        Problem(load, topology, **options)
+
+
+def test_the_smallest_problem_is_one():
+    problem = Problem(ExpertLoad([[1.0]]), Topology(1, 1, 1))
+    assert (problem.num_groups, problem.group_mode) == (1, GroupMode.FREE)
+
+
+def test_a_group_mode_is_found_by_name_and_an_unknown_one_refused_with_the_list():
+    assert GroupMode.named("pinned") is GroupMode.PINNED
+    with pytest.raises(UnknownNameError, match="unknown group mode 'tight': expected one of free, pinned, priced"):
+        GroupMode.named("tight")
+
+
+def test_the_gap_is_the_relative_distance_from_the_bound_and_zero_without_load():
+    assert certificate(12, 10).gap == pytest.approx(0.2)
+    assert certificate(10, 10).gap == 0
+    assert certificate(0, 0).gap == 0
+
+
+def test_the_gaps_of_a_plan_are_those_of_its_layers():
+    placement = Placement([[0, 1, 2, 0]] * 3, 3, PLACEMENT.topology)
+    layers = (certificate(12, 10), certificate(5, 5), certificate(7, 5))
+    plan = Plan(placement, ModelShape(3, 3), "greedy", layers=layers)
+    # 0.2, 0 and 0.4.
+    assert plan.gap_mean == pytest.approx(0.2)
+    assert plan.gap_worst == pytest.approx(0.4)
+
+
+def test_a_plan_without_certificates_has_no_gap():
+    plan = Plan(PLACEMENT, SHAPE, "sglang")
+    assert (plan.gap_mean, plan.gap_worst) == (0.0, 0.0)
+
+
+def test_certificates_that_are_not_one_a_layer_are_refused():
+    with pytest.raises(InputError, match="2 certificates: expected one for each of 1 layers"):
+        Plan(PLACEMENT, SHAPE, "greedy", layers=(certificate(1, 1),) * 2)
+
+
+@pytest.mark.parametrize("shape", [ModelShape(2, 3), ModelShape(1, 4)])
+def test_a_plan_for_another_model_is_refused(shape):
+    expected = f"placement of 1 layers x 3 experts: the model has {shape.num_layers} x {shape.num_experts}"
+    with pytest.raises(InputError, match=expected):
+        Plan(PLACEMENT, shape, "greedy")
+
+
+@given(plan=plans(layer_ids=True, holes=True, weights=True))
+def test_a_pickled_plan_is_equal_and_its_arrays_read_only(plan):
+    copy = pickle.loads(pickle.dumps(plan))
+    assert copy == plan
+    with pytest.raises(ValueError, match="read-only"):
+        copy.placement.physical_to_logical_map[0, 0] = 0
+
+
+def test_plans_and_certificates_are_frozen():
+    plan = Plan(PLACEMENT, SHAPE, "greedy", layers=(certificate(1, 1),))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.layers[0].objective = 0.0

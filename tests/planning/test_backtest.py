@@ -1,0 +1,76 @@
+"""Choosing a strategy by its past."""
+
+import numpy as np
+import pytest
+
+import eplb
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.problem import Problem
+from eplb.errors import InputError
+from eplb.planning.backtest import Candidate, backtest, recent, whole
+from eplb.strategies import STRATEGIES
+from eplb_traces import ExpertLoad
+
+MACHINE = eplb.Topology(1, 2, 2)
+
+
+def history(*rows: list[float]) -> ExpertLoad:
+    return ExpertLoad(np.array(rows)[:, None, :])
+
+
+def test_the_held_out_end_is_not_seen_and_decides():
+    # Six windows load experts 0 and 1, then two load 2 and 3 (25 % of eight windows). Greedy on the first six puts 0
+    # and 1 apart, and 2 and 3 where they fall; linear keeps 2 and 3 on one rank: 2.0 on the end.
+    load = history(*[[5.0, 4.0, 1.0, 0.5]] * 6, *[[0.0, 0.0, 3.0, 3.0]] * 2)
+    candidates = [Candidate(name, STRATEGIES[name], whole) for name in ("linear", "greedy")]
+
+    scores = backtest(Problem(load, MACHINE), candidates)
+
+    assert [score.candidate.name for score in scores] == ["greedy", "linear"]
+    assert scores[0].mean == 1.0
+    assert scores[1].mean == 2.0
+
+
+def test_predicted_loss_is_later_minus_planned():
+    # Linear puts 0 and 1 together: planned 9 of 10.5 tokens on one rank, later none of 6, so 2.
+    load = history(*[[5.0, 4.0, 1.0, 0.5]] * 6, *[[0.0, 0.0, 3.0, 3.0]] * 2)
+
+    (score,) = backtest(Problem(load, MACHINE), [Candidate("linear", STRATEGIES["linear"], whole)])
+
+    assert score.predicted_loss == pytest.approx(2.0 - 9 / 5.25)
+
+
+def test_under_weighted_dispatch_candidates_are_judged_with_the_weights_of_what_they_saw():
+    # 3 experts in 4 slots: expert 0 twice. Even split leaves 5 + 4 and 5 + 1; weights move a token and a half.
+    load = history(*[[10.0, 4.0, 1.0]] * 8)
+    problem = Problem(load, MACHINE, dispatch=DispatchRule.WEIGHTED)
+
+    (score,) = backtest(problem, [Candidate("greedy", STRATEGIES["greedy"], whole)])
+
+    assert score.mean == pytest.approx(1.0)
+
+
+def test_recent_is_the_last_quarter():
+    load = history(*([[float(i), 1.0] for i in range(8)]))
+
+    assert recent(load).tokens[:, 0, 0].tolist() == [6.0, 7.0]
+
+
+@pytest.mark.parametrize(("windows", "held_out", "words"), [(7, 0.25, "7 windows"), (8, 1.0, "held_out = 1.0")])
+def test_a_history_too_short_or_a_share_out_of_range_is_refused(windows, held_out, words):
+    load = history(*[[1.0, 1.0, 1.0, 1.0]] * windows)
+
+    with pytest.raises(InputError, match=words):
+        backtest(Problem(load, MACHINE), [], held_out=held_out)
+
+
+def test_auto_takes_greedy_for_one_window_scenario_for_a_few_and_backtests_a_history():
+    rng = np.random.default_rng(0)
+    machine = eplb.Topology(1, 4, 3)
+
+    plans = [eplb.plan(ExpertLoad(rng.lognormal(0, 1, (n, 2, 8))), machine) for n in (1, 3, 12)]
+
+    assert [plan.strategy for plan in plans[:2]] == ["greedy", "scenario"]
+    assert plans[0].notes[0].startswith("auto: greedy")
+    assert sum(note.startswith("backtest: ") for note in plans[2].notes) == 5
+    assert plans[2].notes[0].startswith("auto: ")

@@ -1,0 +1,140 @@
+"""Every way to move tokens gives the reference's bits, on 2 and 4 processes with 4 to 8 ranks folded onto them."""
+
+import pytest
+
+from eplb.core.topology import Topology
+from eplb.errors import InputError, UnknownNameError
+from eplb.runtime import (
+    AllGather,
+    AllToAll,
+    ExchangeLimits,
+    Launch,
+    RankGroup,
+    Reference,
+    auto_backend,
+    exchange_bytes,
+    make_backend,
+    read_buffer_scale_factors,
+    run_processes,
+)
+from tests.runtime import cases
+
+_LARGE = next(seed for seed in range(1000) if cases.make_case(seed).ids_TK.numel() > 200)
+
+
+def _all(member, seeds):
+    return cases.run_cases(member, seeds), cases.run_dtypes(member, _LARGE), cases.run_overflow(member)
+
+
+@pytest.fixture(scope="module", params=[(2, range(380)), (4, range(380, 510))], ids=["2", "4"])
+def answers(request):
+    processes, seeds = request.param
+    return run_processes(Launch(processes), _all, seeds)
+
+
+def test_generated_cases_equal_the_reference_bit_by_bit(answers):
+    assert [differences for differences, _, _ in answers] == [[]] * len(answers)
+
+
+def test_bf16_and_float8_travel(answers):
+    assert [wrong for _, wrong, _ in answers] == [[]] * len(answers)
+
+
+def test_overflow_raises_everywhere_or_every_dropped_row_is_counted(answers):
+    for mode in ("allgather", "alltoall"):
+        selections, rows, dropped, raised = zip(*(outcome[mode] for _, _, outcome in answers), strict=True)
+        # 15 tokens x 4 choices for rank 0. AllGather keeps 15 x int(4 x 0.25) = 15 rows. All-to-all takes at most
+        # ceil(int(6 x 4 x 0.5) / 4) = 3, 2, 0 and ceil(10 / 4) = 3 copies of 4 choices from the four ranks.
+        assert sum(rows) == (15 if mode == "allgather" else 4 * (3 + 2 + 0 + 3))
+        assert sum(selections) == sum(rows) + sum(dropped) == 60
+        assert all(raised)
+
+
+def test_the_generated_cases_reach_the_corners():
+    made = [cases.make_case(seed) for seed in range(510)]
+    assert {case.rule for case in made} == set(cases.RULES)
+    assert any(len(case.ids_TK) == 0 for case in made)
+    assert any(len(case.ids_TK) == 1 for case in made)
+    assert any(0 in case.tokens_of_rank and len(case.ids_TK) for case in made)
+    assert any(case.placement.duplicate_slots.any() for case in made)
+    assert any((case.placement.physical_to_logical_map == -1).any() for case in made)
+    assert any(case.ids_TK[:, 0].unique().numel() == 1 and len(case.ids_TK) > 5 for case in made)
+
+
+def test_capacity_is_the_factor_times_an_even_exchange():
+    limits = ExchangeLimits(((100, 1.5), (0, 4.0)))
+    # 128 tokens x top-8 x 1.5 = 1536 rows, over 8 ranks 192; below 100 tokens the factor is 4: 10 x 8 x 4 / 8 = 40.
+    assert limits.copies_per_peer(128, 8, 8) == 192
+    assert limits.copies_per_peer(10, 8, 8) == 40
+    assert ExchangeLimits(topk_scaling_factor=0.3).rows_per_rank(100, 8) == 200  # int(8 x 0.3) = 2 rows a token
+
+
+@pytest.mark.parametrize(
+    ("limits", "fragment"),
+    [
+        ({"buffer_scale_factors": ((0, 1.0), (5, 2.0))}, "falling"),
+        ({"buffer_scale_factors": ((0, 0.0),)}, "factor > 0"),
+        ({"topk_scaling_factor": 1.5}, "topk_scaling_factor = 1.5"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(limits, fragment):
+    with pytest.raises(InputError, match=fragment):
+        ExchangeLimits(**limits)
+
+
+def test_buffer_factors_are_read_as_mindie_writes_them():
+    assert read_buffer_scale_factors("[[8192, 5.2], [0, 8]]") == ((8192, 5.2), (0, 8.0))
+    with pytest.raises(InputError, match="list of"):
+        read_buffer_scale_factors("8.0")
+
+
+def test_auto_gathers_while_ranks_are_no_more_than_choices():
+    assert [auto_backend(ranks, 8) for ranks in (2, 8, 9, 64)] == ["allgather", "allgather", "alltoall", "alltoall"]
+
+
+def test_bytes_of_the_two_backends_by_arithmetic():
+    # Two ranks, top-8 of 256: a token misses a rank with probability C(128, 8) / C(256, 8) = 0.0035.
+    two = exchange_bytes(2, num_tokens=4096, top_k=8, num_experts=256, token_bytes=14336)
+    assert two.allgather == 4096 * 14336
+    assert two.alltoall == pytest.approx(two.allgather * 0.9965, rel=1e-4)
+    assert two.alltoall_no_dedup == 4 * two.allgather
+
+
+def test_a_backend_is_made_by_name():
+    group = RankGroup(Topology(1, 2, 2))
+    assert isinstance(make_backend("auto", group, top_k=2), AllGather)
+    assert isinstance(make_backend("alltoall", group, top_k=2), AllToAll)
+    with pytest.raises(UnknownNameError, match="unknown exchange 'mesh'"):
+        make_backend("mesh", group, top_k=2)
+
+
+def test_ranks_fold_onto_processes_in_runs():
+    topology = Topology(1, 7, 2)
+    groups = [RankGroup(topology, 3, process) for process in range(3)]
+    assert [list(group.ranks) for group in groups] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert [list(group.slots) for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12, 13]]
+    assert groups[0].process_of_rank("cpu").tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_more_processes_than_ranks_and_a_shared_reference_are_refused():
+    topology = Topology(1, 2, 2)
+    with pytest.raises(InputError, match="3 processes: expected 1 to 2"):
+        RankGroup(topology, 3, 0)
+    with pytest.raises(InputError, match="reference: 2 processes"):
+        Reference(RankGroup(topology, 2, 0))
+
+
+@pytest.mark.parametrize(("words", "fragment"), [((0,), ">= 1"), ((2, "mpi"), "gloo, nccl"), ((99, "nccl"), "a GPU")])
+def test_a_launch_that_cannot_be_is_refused(words, fragment):
+    with pytest.raises(InputError, match=fragment):
+        Launch(*words)
+
+
+def _fail(member, message):
+    if member.process == 1:
+        raise InputError(message)
+
+
+def test_what_a_process_refuses_reaches_the_caller():
+    with pytest.raises(InputError, match="process one says no"):
+        run_processes(Launch(2), _fail, "process one says no")

@@ -1,0 +1,112 @@
+"""Hard side constraints: what is refused at sight, what a placement breaks, and who may be asked."""
+
+import pytest
+
+from eplb.core.constraints import Constraints
+from eplb.core.problem import Problem
+from eplb.core.topology import Topology
+from eplb.errors import InfeasibleError, InputError
+from eplb.strategies import STRATEGIES
+from eplb_traces import ExpertLoad
+
+LOAD, TOPOLOGY = ExpertLoad([[4.0, 3, 2, 1]]), Topology(1, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pin": [(-1, 0)]}, r"pin: \(-1, 0\): expected ids >= 0"),
+        ({"apart": [[3]]}, r"apart: \(3,\): expected two or more different ids"),
+        ({"together": [[3, 3]]}, r"together: \(3, 3\): expected two or more different ids"),
+        ({"replica_counts": [1, 0]}, r"replica_counts\[1\] = 0: expected >= 1"),
+        ({"expert_bytes": -1.0, "rank_bytes": 1.0}, "expert_bytes = -1.0: expected finite bytes >= 0"),
+        ({"expert_bytes": 1.0}, "expected both or neither"),
+    ],
+)
+def test_constraints_that_cannot_be_meant_are_refused_at_birth(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Constraints(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pin": [(4, 0)]}, "pin: expert = 4: expected 0 <= id < 4"),
+        ({"forbid": [(0, 3)]}, "forbid: rank = 3: expected 0 <= id < 3"),
+        ({"apart": [[0, 9]]}, "apart: expert = 9"),
+        ({"replica_counts": [2, 2, 2]}, "replica_counts has 3 entries: expected one for each of 4 experts"),
+        ({"expert_bytes": 1.0, "rank_bytes": [4, 4]}, "rank_bytes has 2 entries: expected one for each of 3 ranks"),
+    ],
+)
+def test_constraints_of_another_machine_or_model_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Problem(LOAD, TOPOLOGY, constraints=Constraints(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pin": [(1, 2)], "forbid": [(1, 2)]}, "expert 1 is pinned to rank 2 and forbidden there"),
+        ({"forbid": [(1, 0), (1, 1), (1, 2)]}, "expert 1 may lie on none of 3 ranks"),
+        ({"pin": [(0, 1), (1, 1), (2, 1)]}, "3 experts on rank 1 of 2 slots"),
+        ({"pin": [(0, 1), (2, 1)], "apart": [[0, 2]]}, r"experts \[0, 2\] are pinned to rank 1 and kept apart"),
+        ({"apart": [[0, 1]], "together": [[0, 1]]}, r"experts \[0, 1\] are kept together and apart"),
+        ({"together": [[0, 1, 2]]}, "3 experts, but a rank has at most 2 slots"),
+        ({"apart": [[0, 1, 2, 3]]}, "apart: 4 experts on 3 ranks"),
+        ({"replica_counts": [1, 1, 1, 1]}, "sum to 4: expected the 6 slots"),
+        ({"replica_counts": [3, 1, 1, 1], "forbid": [(0, 0)]}, r"replica_counts\[0\] = 3: it may lie on 2 ranks"),
+        ({"replica_counts": [1, 2, 2, 1], "pin": [(0, 0), (0, 1)]}, "it is pinned to 2 ranks"),
+        ({"expert_bytes": 2.0, "rank_bytes": 2.0}, "rank_bytes sum to 6: the experts take 8"),
+        ({"expert_bytes": [1, 9, 1, 1], "rank_bytes": [8, 8, 8]}, "expert 1 fits on no rank"),
+    ],
+)
+def test_contradictions_are_named_before_any_search(arguments, message):
+    with pytest.raises(InfeasibleError, match=message):
+        Problem(LOAD, TOPOLOGY, constraints=Constraints(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pin": [(3, 0)]}, "expert 3 is not on rank 0, where it is pinned"),
+        ({"forbid": [(0, 1)]}, "expert 0 is on rank 1, where it is forbidden"),
+        ({"apart": [[0, 1]]}, r"experts \[0, 1\] are on rank 0 and kept apart"),
+        ({"together": [[0, 2]]}, r"experts \[0\] are on rank 0 without all of \(0, 2\)"),
+        ({"replica_counts": [3, 1, 1, 1]}, "expert 0 has 2 copies, not 3"),
+        ({"expert_bytes": [3, 3, 1, 1], "rank_bytes": 5.0}, "rank 0 holds 6 of 5 bytes"),
+    ],
+)
+def test_what_a_placement_breaks_is_said(arguments, message):
+    hands = [[0, 1], [0, 2], [2, 3]]
+    breaches = list(Constraints(**arguments).breaches(hands, 4))
+    assert breaches
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(breaches[0])
+
+
+def test_a_placement_that_meets_everything_breaks_nothing():
+    asked = Constraints(
+        pin=[(0, 0)],
+        forbid=[(3, 0)],
+        apart=[[0, 3]],
+        together=[[2, 3]],
+        replica_counts=[2, 1, 1, 1],
+        expert_bytes=[2, 2, 1, 1],
+        rank_bytes=[4, 2, 2],
+    )
+    assert list(asked.breaches([[0, 1], [0], [2, 3]], 4)) == []
+    assert not asked.is_empty
+    assert Constraints().is_empty
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ilp"])
+def test_strategies_that_know_no_constraints_refuse_them(name):
+    problem = Problem(LOAD, TOPOLOGY, constraints=Constraints(pin=[(0, 0)]))
+    with pytest.raises(InputError, match=f"constraints: {name} knows none, expected strategy ilp"):
+        STRATEGIES[name](problem)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_a_time_limit_is_above_zero(limit):
+    with pytest.raises(InputError, match="time_limit_s"):
+        Problem(LOAD, TOPOLOGY, time_limit_s=limit)

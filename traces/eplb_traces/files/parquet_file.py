@@ -1,0 +1,282 @@
+"""Knows eplb's own Parquet schema, for traces and for loads; alone knows pyarrow, and only inside functions.
+
+A trace: one row a token; ``expert_ids`` a list of L * K uint16 (layer by layer), ``step`` and ``request`` int64, and
+where known ``source_rank`` and ``domain`` int32. A load: one row for each window, layer and expert that got tokens.
+Which of the two a file is, its version and the model's shape stand as JSON in the schema's metadata.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError, MissingExtraError, naming_place
+from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.atomic_file import atomic_write
+from eplb_traces.files.long_form import LONG_FORM_COLUMNS, LoadFrame, load_from_long_form, long_form
+from eplb_traces.files.shape_json import shape_from_json, shape_to_json
+from eplb_traces.model_shape import ModelShape
+from eplb_traces.routing_trace import RoutingTrace, TokenBatch
+
+TRACE_KEY = b"eplb.routing_trace"
+LOAD_KEY = b"eplb.expert_load"
+_VERSION = 1
+_IDS_PER_READ = (
+    1 << 22
+)  # 8 MB of ids: enough to make a batch's fixed costs vanish, little enough to stay near the cache
+_IDS_PER_ROW_GROUP = 1 << 24
+_OPTIONAL_COLUMNS = ("source_rank", "domain")
+_COLUMNS = ("expert_ids", "step", "request", *_OPTIONAL_COLUMNS)
+
+
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """Return (pyarrow, pyarrow.parquet).
+
+    Raises
+    ------
+    MissingExtraError
+        If pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("Parquet", "trace") from error
+    return pyarrow, pyarrow.parquet
+
+
+def read_parquet_trace(path: Path) -> RoutingTrace:
+    """Open a token-level trace; its rows are read, batch by batch, whenever somebody walks through it.
+
+    Raises
+    ------
+    InputError
+        If the file is no Parquet file, is cut short, or is Parquet of another kind.
+    """
+    header = _read_header(path, TRACE_KEY, "a token-level trace")
+    shape = shape_from_json(header.fields.get("shape"), "$.shape")
+    if shape.top_k is None:
+        raise InputError("$.shape.top_k = null: expected an integer in a token-level trace")
+    _check_trace_columns(header, shape.num_layers * shape.top_k)
+    domain_names = _strings(header.fields.get("domain_names", []), "$.domain_names")
+    return RoutingTrace(shape, _ParquetBatches(path, shape), header.num_rows, domain_names)
+
+
+def read_parquet_load(path: Path) -> ExpertLoad:
+    """Read a load: one of ours with its shape, weights and labels, or any table with the long form's columns."""
+    with _parquet_file(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+        missing = [name for name in LONG_FORM_COLUMNS if name not in file.schema_arrow.names]
+        if missing:
+            raise InputError(f"no column {missing[0]!r}: expected {', '.join(LONG_FORM_COLUMNS)}")
+        table = file.read(columns=list(LONG_FORM_COLUMNS))
+        columns = {name: _numbers(table.column(name).combine_chunks(), name) for name in LONG_FORM_COLUMNS}
+    if LOAD_KEY not in metadata:
+        return load_from_long_form(columns, None)
+    fields = _header_fields(metadata[LOAD_KEY], LOAD_KEY)
+    shape = shape_from_json(fields.get("shape"), "$.shape")
+    weights = fields.get("weights")
+    if not isinstance(weights, list) or not all(isinstance(weight, int | float) for weight in weights):
+        raise InputError(f"$.weights = {weights!r}: expected a list of numbers")
+    labels = _strings(fields.get("labels", []), "$.labels")
+    return load_from_long_form(columns, LoadFrame(shape, tuple(float(weight) for weight in weights), labels))
+
+
+def holds_trace(path: Path) -> bool:
+    """Say whether a Parquet file is a token-level trace of ours."""
+    with _parquet_file(path) as file:
+        return TRACE_KEY in (file.schema_arrow.metadata or {})
+
+
+def write_parquet_trace(trace: RoutingTrace, path: str | Path) -> None:
+    """Write a trace, streaming; the file appears whole or not at all."""
+    import_pyarrow()
+    first = next(trace.batches(), None)
+    if first is None:
+        raise InputError("the trace has no tokens")
+    top_k = first.expert_ids.shape[2]
+    optional = tuple(name for name in _OPTIONAL_COLUMNS if getattr(first, name) is not None)
+    atomic_write(path, lambda beside: _stream_to(beside, trace, top_k, optional))
+
+
+def write_parquet_load(load: ExpertLoad, path: str | Path) -> None:
+    """Write a load without loss: entries above zero as rows, the rest in the metadata."""
+    pyarrow, parquet = import_pyarrow()
+    header = {
+        "version": _VERSION,
+        "shape": shape_to_json(load.shape),
+        "weights": load.weights.tolist(),
+        "labels": list(load.labels),
+    }
+    table = pyarrow.table(long_form(load)).replace_schema_metadata({LOAD_KEY: json.dumps(header).encode()})
+    atomic_write(path, lambda beside: parquet.write_table(table, beside, compression="zstd"))
+
+
+@final
+@dataclass(frozen=True)
+class _Header:
+    """What a Parquet file says of itself before a row is read."""
+
+    fields: dict[str, object]
+    schema: Any
+    num_rows: int
+
+
+@final
+@dataclass(frozen=True)
+class _ParquetBatches:
+    """The rows of a trace file as checked batches; every walk opens the file anew."""
+
+    path: Path
+    shape: ModelShape
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        ids_per_token = self.shape.num_layers * (self.shape.top_k or 1)
+        rows = max(1, _IDS_PER_READ // ids_per_token)
+        row = 0
+        with naming_place(self.path), _parquet_file(self.path) as file:
+            known = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            for rows_read in file.iter_batches(batch_size=rows, columns=known):
+                with naming_place(f"rows from {row}"):
+                    batch = _token_batch(rows_read, self.shape)
+                yield batch
+                row += batch.num_tokens
+
+
+def _token_batch(rows: Any, shape: ModelShape) -> TokenBatch:  # noqa: ANN401  # pyarrow is untyped
+    columns = {name: rows.column(name) for name in rows.schema.names}
+    lists = columns["expert_ids"]
+    ids = _numbers(lists.flatten(), "expert_ids")
+    if lists.null_count:
+        raise InputError(f"expert_ids has {lists.null_count} nulls: expected none")
+    optional = [_numbers(columns[name], name) if name in columns else None for name in _OPTIONAL_COLUMNS]
+    return TokenBatch(
+        shape,
+        ids.reshape(len(lists), shape.num_layers, -1),
+        _numbers(columns["step"], "step"),
+        _numbers(columns["request"], "request"),
+        *optional,
+    )
+
+
+def _numbers(array: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  # pyarrow is untyped
+    """Return a numpy view, read-only, of a pyarrow array of numbers."""
+    if array.null_count:
+        raise InputError(f"{name} has {array.null_count} nulls: expected none")
+    dtype = np.dtype(array.type.to_pandas_dtype())  # a numpy type, whatever its name says
+    if dtype.kind not in "iuf":
+        raise InputError(f"column {name} is {array.type}: expected numbers")
+    # Not array.to_numpy(): that imports pandas, a quarter of a second.
+    numbers = np.frombuffer(array.buffers()[1], dtype=dtype)[array.offset : array.offset + len(array)]
+    numbers.setflags(write=False)
+    return numbers
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    """Open a Parquet file; whatever pyarrow finds wrong with its bytes, then or later, is an InputError."""
+    pyarrow, parquet = import_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"not a whole Parquet file: {error}") from error
+
+
+def _read_header(path: Path, key: bytes, what: str) -> _Header:
+    with _parquet_file(path) as file:
+        schema = file.schema_arrow
+        metadata = schema.metadata or {}
+        if key not in metadata:
+            raise InputError(f"not {what}: the schema has no metadata {key.decode()!r}")
+        return _Header(_header_fields(metadata[key], key), schema, file.metadata.num_rows)
+
+
+def _header_fields(text: bytes, key: bytes) -> dict[str, object]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"metadata {key.decode()!r} is not JSON: {error}") from error
+    if not isinstance(fields, dict) or fields.get("version") != _VERSION:
+        raise InputError(f"metadata {key.decode()!r} = {text.decode()[:80]}: expected an object of version {_VERSION}")
+    return fields
+
+
+def _strings(values: object, place: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{place} = {values!r}: expected a list of strings")
+    return tuple(values)
+
+
+def _schema(optional: tuple[str, ...], ids_per_token: int) -> Any:  # noqa: ANN401  # pyarrow is untyped
+    pyarrow, _ = import_pyarrow()
+    types = {
+        "expert_ids": pyarrow.list_(pyarrow.field("element", pyarrow.uint16(), nullable=False), ids_per_token),
+        "step": pyarrow.int64(),
+        "request": pyarrow.int64(),
+        **{name: pyarrow.int32() for name in optional},
+    }
+    return pyarrow.schema([pyarrow.field(name, kind, nullable=False) for name, kind in types.items()])
+
+
+def _check_trace_columns(header: _Header, ids_per_token: int) -> None:
+    names = set(header.schema.names)
+    optional = tuple(name for name in _OPTIONAL_COLUMNS if name in names)
+    expected = _schema(optional, ids_per_token)
+    for field in expected:
+        if field.name not in names:
+            raise InputError(f"no column {field.name!r}: expected {', '.join(expected.names)}")
+        found = header.schema.field(field.name).type
+        if not _same_type(found, field.type):
+            raise InputError(f"column {field.name} is {found}: expected {field.type}")
+
+
+def _same_type(found: Any, expected: Any) -> bool:  # noqa: ANN401  # pyarrow is untyped
+    """Compare types, but not whether a list may hold nulls: nulls are looked for where rows are read."""
+    pyarrow, _ = import_pyarrow()
+    if not (pyarrow.types.is_fixed_size_list(found) and pyarrow.types.is_fixed_size_list(expected)):
+        return bool(found == expected)
+    return bool(found.value_type == expected.value_type and found.list_size == expected.list_size)
+
+
+def _stream_to(path: Path, trace: RoutingTrace, top_k: int, optional: tuple[str, ...]) -> None:
+    """Write the batches of a trace in row groups of an even size, however small or large the batches are."""
+    pyarrow, parquet = import_pyarrow()
+    shape = shape_to_json(trace.shape) | {"top_k": top_k}
+    header = {"version": _VERSION, "shape": shape, "domain_names": list(trace.domain_names)}
+    ids_per_token = trace.shape.num_layers * top_k
+    schema = _schema(optional, ids_per_token).with_metadata({TRACE_KEY: json.dumps(header).encode()})
+    rows_per_group = max(1, _IDS_PER_ROW_GROUP // ids_per_token)
+    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=True) as writer:
+        waiting: list[Any] = []
+        num_waiting = 0
+        for batch in trace.batches():
+            waiting.append(_record_batch(batch, schema))
+            num_waiting += batch.num_tokens
+            if num_waiting >= rows_per_group:
+                table = pyarrow.Table.from_batches(waiting, schema)
+                num_written = num_waiting - num_waiting % rows_per_group
+                writer.write_table(table.slice(0, num_written), row_group_size=rows_per_group)
+                waiting, num_waiting = table.slice(num_written).to_batches(), num_waiting - num_written
+        writer.write_table(pyarrow.Table.from_batches(waiting, schema))
+
+
+def _record_batch(batch: TokenBatch, schema: Any) -> Any:  # noqa: ANN401  # pyarrow is untyped
+    pyarrow, _ = import_pyarrow()
+    columns = []
+    for field in schema:
+        column = getattr(batch, field.name)
+        if column is None:
+            raise InputError(f"a batch has no {field.name}: the first batch of the trace has it")
+        if field.name == "expert_ids":
+            ids = pyarrow.array(column.reshape(-1))
+            columns.append(pyarrow.FixedSizeListArray.from_arrays(ids, type=field.type))
+        else:
+            columns.append(pyarrow.array(column))
+    return pyarrow.record_batch(columns, schema=schema)

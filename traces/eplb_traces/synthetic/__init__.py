@@ -1,0 +1,1 @@
+"""Synthetic loads and traces with the statistics of real ones."""
