@@ -6,12 +6,9 @@ The argument is our own, a Hall condition with free replica counts; `eplb.bounds
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 NUM_CANDIDATES = 4  # thresholds tried for each family and trial load; more prove hardly more
 NUM_PRICES = 9  # halvings of the price of a copy

@@ -10,14 +10,12 @@ from itertools import combinations
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import BindingBound
 from eplb.core.topology import Topology
 from eplb_traces import ExpertLoad
-
-Floats = NDArray[np.float64]
 
 MOST_SLOTS_FOR_COMPANIONS = 8
 """With more slots a rank the companions of a large copy are many and small, and the mean binds long before."""

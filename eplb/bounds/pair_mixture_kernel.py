@@ -7,12 +7,9 @@ weights (Freund and Schapire 1999); whatever mixture is found proves.
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 NUM_OPTIONS = 8  # counts of an expert that are told apart, from the least one up; more copies are taken as smallest
 NUM_STEPS = 60

@@ -3,11 +3,9 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
 
 TOO_MANY = 1 << 40
 

@@ -8,10 +8,9 @@ paths reach that number (the usual constructive proof, as in Diestel, Graph Theo
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Ints, Map
 from eplb_traces.jit import njit
 
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 Hops = NDArray[np.int8]
 
 NO_COPY, SAME_RANK, SAME_NODE, OTHER_NODE = -1, 0, 1, 2

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.placement import Placement
 from eplb.errors import InputError
 from eplb_traces import ExpertLoad
-
-Floats = NDArray[np.float64]
 
 
 @final

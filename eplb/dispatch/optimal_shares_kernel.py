@@ -7,13 +7,9 @@ are a set that is denser than the level, and its density is the next level.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 TOLERANCE = 1e-9  # of the level: ranks may end this far above the optimum
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb.core.placement import EMPTY_SLOT
 from eplb.core.topology import Topology
 from eplb.engines.arrays import as_ids, as_load, num_dimensions
@@ -20,8 +20,6 @@ from eplb.strategies.incremental.incremental import busiest_rank
 if TYPE_CHECKING:
     import torch
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _FACTORY = "vllm_ascend.eplb.core.policy.policy_factory"
 _CLASS_OF_TYPE = {0: "RandomLoadBalance", 1: "DefaultEplb", 2: "SwiftBalanceEplb", 3: "FlashLB"}

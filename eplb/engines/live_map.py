@@ -9,13 +9,10 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.placement import EMPTY_SLOT
 from eplb.core.topology import Topology
 from eplb.errors import InputError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 _logger = logging.getLogger("eplb")
 

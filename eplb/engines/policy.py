@@ -8,6 +8,7 @@ from typing import TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.migration import rename_ranks
 from eplb.core.placement import Placement
 from eplb.core.problem import GroupMode, Problem
@@ -20,9 +21,6 @@ from eplb.strategies.baselines.deepseek import deepseek_maps
 from eplb.strategies.incremental.incremental import Incremental, busiest_rank
 from eplb_traces import ExpertLoad
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 _Number = TypeVar("_Number", int, float)
 _Usual = TypeVar("_Usual")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Ints
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.engines.arrays import as_history, as_ids, like
@@ -29,7 +30,6 @@ from eplb.engines.registration import announce, engine_module, require
 if TYPE_CHECKING:
     import torch
 
-Ints = NDArray[np.int64]
 _ALGORITHMS = "sglang.srt.eplb.eplb_algorithms"
 _LOCATION = "sglang.srt.eplb.expert_location"
 _ELASTIC = "sglang.srt.elastic_ep.elastic_ep"

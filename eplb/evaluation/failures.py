@@ -6,13 +6,11 @@ from typing import NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Map
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Survive
 from eplb.errors import InputError
 from eplb_traces import ExpertLoad
-
-Floats = NDArray[np.float64]
-Map = NDArray[np.int32]
 
 
 class Death(NamedTuple):

@@ -6,10 +6,8 @@ Knows arrays only.
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @njit(

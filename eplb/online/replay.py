@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, rename_ranks
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
@@ -26,7 +26,6 @@ from eplb.strategies.greedy.greedy import Greedy
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad
 
-Floats = NDArray[np.float64]
 LEAST_INTERVALS = 2  # one to plan for, one to score
 
 

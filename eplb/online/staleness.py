@@ -7,12 +7,10 @@ little, however recent, while in traffic that wanders all the time the past is w
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.online.window import shares
 from eplb_traces import ExpertLoad
 
-Floats = NDArray[np.float64]
 FADING = 1.5  # exponent; tuned on moe-435m and synthetic switching workloads
 LEAST_STRETCHES = 3  # fewer say nothing about how far neighbours usually lie apart
 

@@ -4,11 +4,9 @@ from collections import deque
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb_traces import ExpertLoad
-
-Floats = NDArray[np.float64]
 
 
 @final

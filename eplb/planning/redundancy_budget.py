@@ -4,17 +4,14 @@ import dataclasses
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Plan, Problem, SolveStatus
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies.greedy.greedy import Greedy
 from eplb_traces import ExpertLoad
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def plan_with_budget(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Map
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Plan
@@ -19,9 +20,6 @@ from eplb.errors import InfeasibleError, InputError
 from eplb.evaluation.failures import check_same_model, replica_counts
 from eplb.planning.rebalance import rebalance
 from eplb_traces import ExpertLoad
-
-Floats = NDArray[np.float64]
-Map = NDArray[np.int32]
 
 
 class Survivors(NamedTuple):

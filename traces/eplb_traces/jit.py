@@ -1,16 +1,18 @@
-"""Knows how a numba kernel is compiled, cached and announced; knows no kernel.
+"""Compiles numba kernels, caches their machine code and announces a compilation.
 
-Kernels live in modules of their own that decorate with `njit` at module level. numba costs a good part of a second to
-import and a kernel compiles where it is decorated, so such a module is imported inside the function that needs it,
-never at the top of a module that `import eplb_traces` reaches.
+Kernels live in modules of their own, `*kernel*.py`, that decorate with `njit` at module level. numba takes a good part
+of a second to import and a kernel compiles where it is decorated, so such a module is imported inside the function that
+needs it, never at the top of a module that `import eplb_traces` reaches.
 
-numba looks only at a kernel's own file to see whether its cache is stale: a kernel may call kernels of its own file,
-not of another one.
+numba compares a cached kernel with its own file only. Here it is compared with all kernel files of its package,
+so a kernel may call helpers of other files.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar, cast
 
 _P = ParamSpec("_P")
@@ -33,9 +35,9 @@ class Kernel(Protocol[_P, _R_co]):
 
 
 def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]:
-    """Decorate a function to be compiled now, for these signatures and no others, without the GIL.
+    """Decorate an entry point: a function that Python calls, compiled now, for these signatures alone, without the GIL.
 
-    The machine code is kept on disk beside the module, or in the user's cache folder where that is not writable; where
+    The machine code is kept on disk beside the module, or in the user's cache folder where that is not writable. Where
     neither is, every process compiles anew.
 
     Parameters
@@ -61,16 +63,40 @@ def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]
             def on_end(self, event: object) -> None:
                 pass
 
+        compiled = numba.njit(nogil=True)(function)
+        try:
+            compiled.enable_caching()
+            compiled._cache._cache_file._source_stamp = _source_stamp(Path(function.__code__.co_filename))
+        except RuntimeError as error:
+            if "cannot cache function" not in str(error):
+                raise
         with event.install_listener("numba:compile", Announcer()):
-            try:
-                compiled = numba.njit(list(signatures), nogil=True, cache=True)(function)
-            except RuntimeError as error:
-                if "cannot cache function" not in str(error):
-                    raise
-                compiled = numba.njit(list(signatures), nogil=True, cache=False)(function)
+            for signature in signatures:
+                compiled.compile(signature)
+        compiled.disable_compile()
         return cast(Kernel[_P, _R_co], compiled)
 
     return decorate
+
+
+def helper(function: Callable[_P, _R_co]) -> Kernel[_P, _R_co]:
+    """Decorate a function that kernels call: it is compiled and cached as part of each entry point, types inferred."""
+    import numba
+
+    return cast(Kernel[_P, _R_co], numba.njit(nogil=True)(function))
+
+
+@cache
+def _source_stamp(path: Path) -> str:
+    """SHA-256 of a file and of all kernel files of the package that it belongs to."""
+    package = path.parent
+    while (package.parent / "__init__.py").exists():
+        package = package.parent
+    files = {path, *package.rglob("*kernel*.py")} if (package / "__init__.py").exists() else {path}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @cache

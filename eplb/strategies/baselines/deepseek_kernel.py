@@ -6,10 +6,10 @@ Source: the description of deepseek-ai/EPLB@d52c72d (groups to nodes, replicas i
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Ints
 from eplb_traces.jit import njit
 
 Singles = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 @njit("void(float32[::1], int64, int64[::1], int64[::1], int64[::1], float32[::1], int64[::1])")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import lower_bounds
+from eplb.core.arrays import Floats, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import GroupMode, Plan, Problem, Survive
 from eplb.core.topology import Topology
@@ -36,9 +37,6 @@ from eplb.strategies.greedy.local_search import (
 from eplb.strategies.greedy.node_failure import busy_load, span_nodes
 from eplb.strategies.greedy.pinned import place_pinned
 from eplb.strategies.greedy.two_slot_ranks import pair_better, pairs_apply
-
-Floats = NDArray[np.float64]
-Map = NDArray[np.int32]
 
 
 @final

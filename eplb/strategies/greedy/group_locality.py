@@ -12,14 +12,10 @@ from itertools import product
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import Problem
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 
 @final

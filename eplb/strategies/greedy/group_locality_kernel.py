@@ -5,13 +5,9 @@ plain one. It is smooth: taking load off one of many equally busy ranks counts, 
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 MIN_GAIN = 1e-9
 

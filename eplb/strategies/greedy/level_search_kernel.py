@@ -7,13 +7,9 @@ plateau of equally good plans. `rank_scale` and `rank_time` are as in `swap_desc
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 MIN_RELATIVE_GAIN = 1e-9  # a step must lower the busiest rank by this much, or rounding could make it circle
 LEVELS = (0.5, 0.75, 0.9, 0.98)  # shares of the way above the mean at which an exchange is sought, lowest first

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
+from eplb.core.arrays import Floats, Ints, Map
 
 FEWEST_SLOTS = 3
 MOST_RANKS_TO_SCAN = 384

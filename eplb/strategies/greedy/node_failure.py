@@ -8,11 +8,9 @@ lower the busiest rank again. Where a repair finds no exchange the layer is laid
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.topology import Topology
-
-Floats = NDArray[np.float64]
-Map = NDArray[np.int32]
 
 
 def busy_load(load: Floats) -> tuple[Floats, NDArray[np.bool_]]:

@@ -6,11 +6,8 @@ Knows arrays only. The descent is the one of `swap_descent` with single exchange
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 MIN_RELATIVE_GAIN = 1e-9  # a step must lower the busiest rank by this much, or rounding could make it circle
 

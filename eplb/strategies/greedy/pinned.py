@@ -5,10 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Map
 from eplb.core.problem import Problem
 
-Floats = NDArray[np.float64]
-Map = NDArray[np.int32]
 Place = Callable[[Floats, NDArray[np.int64], Floats], Map]
 """From load [L, E] or [L, E, T], first slot [R + 1] and speed [R] of the ranks to a map [L, P]."""
 

@@ -8,11 +8,9 @@ worst single loss. The idea of spreading twins is chained and declustered mirror
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb.strategies.greedy.replicate_and_pack_kernel import place_by_exchange
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @njit(

@@ -11,10 +11,8 @@ scale is 1 and times are loads.
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @njit("void(float64[::1], int64[::1], int64, float64, int64)")

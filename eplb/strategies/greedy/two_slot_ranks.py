@@ -1,15 +1,11 @@
 """Knows how to place two copies, or one, on each rank: search the counts, then pair the largest with the smallest."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import lower_bounds
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.topology import Topology
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 
 def pairs_apply(topology: Topology) -> bool:

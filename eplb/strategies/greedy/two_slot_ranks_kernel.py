@@ -14,13 +14,9 @@ whose surplus stays above 0 where no step helps gain weight (Morris 1993, the br
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 NUM_THRESHOLDS = 512  # from T / 2 to T
 NUM_ABOVE = 128  # further ones, above T: copies that large fit nowhere

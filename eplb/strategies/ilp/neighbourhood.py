@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.strategies.ilp.model import RegionModel
 from eplb.strategies.ilp.region import Hands, Region, scale_of, some_ranks
-
-Floats = NDArray[np.float64]
 
 FEWEST_RANKS, MOST_RANKS = 4, 6
 STEP_LIMIT_S = 0.25

@@ -8,9 +8,9 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.core.constraints import Constraints
 
-Floats = NDArray[np.float64]
 Hands = list[list[int]]
 """[R] the experts that each rank holds."""
 

@@ -5,12 +5,9 @@ its load on rank 0; for every way to place the heavier ones those that fill the 
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 BETTER = 1e-12  # relative: how much lower a placement must be to count
 

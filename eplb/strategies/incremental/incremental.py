@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import lower_bounds
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.migration import rename_ranks
 from eplb.core.placement import EMPTY_SLOT, Placement
@@ -25,10 +26,6 @@ from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.greedy import Greedy
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 AT_LIMIT = 1e-9  # relative distance at which a rank still counts as under its limit: rounding of sums over its slots
 FRESH_SHARE = 0.25  # of a layer's slots: a layer that moves more than this is planned afresh as well

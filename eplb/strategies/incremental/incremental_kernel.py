@@ -19,11 +19,9 @@ takes the step that removes the most excess per fetch. A layer's state, in the o
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 Counts = NDArray[np.int16]
 Flags = NDArray[np.bool_]
 

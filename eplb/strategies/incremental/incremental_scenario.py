@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Plan, Problem
@@ -24,10 +24,6 @@ from eplb.strategies.incremental.incremental import busiest_rank
 from eplb.strategies.incremental.window_noise import certainty, steadied
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 MOST_STEPS_PER_SLOT = 4  # the log's room; a descent that fills it goes on with the next replan
 

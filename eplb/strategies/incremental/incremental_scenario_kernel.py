@@ -11,11 +11,9 @@ none is worth its price. Sums over scenarios run in four fixed lanes, the same o
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 Counts = NDArray[np.int16]
 
 LANES = 4  # scenarios are padded with zeros to a multiple of this

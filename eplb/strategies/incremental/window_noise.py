@@ -7,11 +7,10 @@ that help these very steps and no others. Drift shows in that steps far apart di
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb_traces import ExpertLoad
 
-Floats = NDArray[np.float64]
 SURE_SHARE = 0.3  # from here on steps are taken as they are; tuned on moe-435m and synthetic switching workloads
 NOISE_KEPT = 2 / 3  # of deviations from the mean, where all are noise
 

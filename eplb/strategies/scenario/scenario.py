@@ -11,6 +11,7 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import GroupMode, Plan, Problem
@@ -19,7 +20,6 @@ from eplb.strategies.greedy.greedy import Greedy, descending_order
 from eplb.strategies.greedy.pinned import place_pinned
 from eplb_traces import ExpertLoad
 
-Floats = NDArray[np.float64]
 LANES = 4  # the kernel sums in four lanes
 
 

@@ -8,11 +8,8 @@ the result is the same on every machine.
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import njit
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Map = NDArray[np.int32]
 
 LANES = 4  # scenarios are padded with zeros to a multiple of this
 MIN_RELATIVE_GAIN = 1e-9
