@@ -18,6 +18,7 @@ from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import over_all, per_layer
 from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces.statistics import load_by_window, load_over_time
 
 BEFORE: Final = "experts in order"
 """Name of the layout without a plan."""
@@ -91,7 +92,7 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
         nodes, or `greedy` has nothing to plan for.
     """
     trace = source if isinstance(source, RoutingTrace) else None
-    load = _load_of(source, window)
+    load = load_by_window(source, window)
     windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
     shown = _plans_to_show(load, dict(plans or {}), topology)
     views: list[PlanView] = []
@@ -112,19 +113,9 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
     return ReportContents(title, load, trace, windows, tuple(views), verdicts, expert_bytes)
 
 
-def _load_of(source: ExpertLoad | RoutingTrace, window: int | None) -> ExpertLoad:
-    if isinstance(source, RoutingTrace):
-        return source.load(window)
-    return source if window is None else source.merged(window)
-
-
 def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:
-    """A trace in at most `MOST_WINDOWS` windows of equally many steps; None for a single step."""
-    steps = [(int(batch.step.min()), int(batch.step.max())) for batch in trace if batch.num_tokens]
-    first, last = min(first for first, _ in steps), max(last for _, last in steps)
-    if first == last:
-        return None
-    windows = trace.select_steps(first, last + 1).load(-(-(last + 1) // MOST_WINDOWS))
+    """A trace in at most `MOST_WINDOWS` windows of equally many steps; None where only one holds tokens."""
+    windows = load_over_time(trace, MOST_WINDOWS)
     return windows if windows.num_windows > 1 else None
 
 

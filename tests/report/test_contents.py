@@ -8,8 +8,9 @@ from eplb.core.placement import EMPTY_SLOT
 from eplb.errors import InputError
 from eplb.evaluation.token_spread import token_spread
 from eplb.report import gather
-from eplb.report.contents import BEFORE, in_order
-from tests.report.examples import MACHINE, contents_of_trace, placement, skewed, some_trace
+from eplb.report.contents import BEFORE, MOST_WINDOWS, in_order
+from eplb_traces import RoutingTrace, TokenBatch, synthesize_trace
+from tests.report.examples import MACHINE, SHAPE, contents_of_trace, placement, skewed, some_trace
 
 
 def test_without_plans_greedy_is_set_against_experts_in_order():
@@ -48,6 +49,17 @@ def test_a_trace_is_cut_into_windows_for_drift_only():
     for view in contents.plans:
         expected = eplb.evaluate(view.placement, some_trace().load(1)).max_over_mean_by_window
         np.testing.assert_array_equal(view.balance_by_window, expected)
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 100_000])
+def test_a_trace_that_starts_late_shows_as_many_windows(offset):
+    batches = [
+        TokenBatch(batch.shape, batch.expert_ids, batch.step + offset, batch.request)
+        for batch in synthesize_trace("v3-switching", shape=SHAPE, num_steps=80, tokens_per_step=8)
+    ]
+    contents = gather(RoutingTrace(SHAPE, batches), topology=MACHINE)
+    assert contents.windows.num_windows == MOST_WINDOWS
+    assert contents.windows.labels[0] == f"steps {offset}-{offset + 1}"
 
 
 def test_windows_of_the_load_are_kept_and_summed_on_demand():

@@ -15,8 +15,11 @@ def oracle_counts(trace, window):
     """{window: [L, E]} by the plainest loop."""
     counts = {}
     columns = joined(trace)
+    first = min(columns["step"])
     for ids, step in zip(columns["expert_ids"], columns["step"], strict=True):
-        of_window = counts.setdefault(int(step) // window, np.zeros((trace.shape.num_layers, trace.shape.num_experts)))
+        of_window = counts.setdefault(
+            int(step - first) // window, np.zeros((trace.shape.num_layers, trace.shape.num_experts))
+        )
         for layer, chosen in enumerate(ids):
             of_window[layer, chosen] += 1
     return counts
@@ -38,10 +41,32 @@ def test_a_gap_in_the_steps_costs_no_windows_and_labels_say_which_steps():
     ids = random_ids(np.random.default_rng(0), 4, SHAPE)
     batch = TokenBatch(SHAPE, ids, [3, 10**9, 4, 9], [0, 0, 0, 0])
     load = RoutingTrace(SHAPE, [batch]).load(5)
-    assert load.labels == ("steps 0-4", "steps 5-9", "steps 1000000000-1000000004")
+    # Windows of 5 steps from step 3 on: 3-7, 8-12, and 3 + 5 * 199999999 = 999999998 for step 10^9.
+    assert load.labels == ("steps 3-7", "steps 8-12", "steps 999999998-1000000002")
     assert load.tokens.sum(axis=(1, 2)).tolist() == [12, 6, 6]
     assert RoutingTrace(SHAPE, [batch]).load(1).labels[0] == "step 3"
     assert RoutingTrace(SHAPE, [batch]).load().labels == ()
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 100_000])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_number_of_the_first_step_does_not_move_the_windows(offset, order):
+    ids = random_ids(np.random.default_rng(0), 12, SHAPE)
+    batches = [
+        TokenBatch(SHAPE, ids[part], offset + np.arange(12)[part], np.zeros(len(ids[part]), dtype=int))
+        for part in (slice(0, 5), slice(5, 5), slice(5, 12))
+    ]
+    load = RoutingTrace(SHAPE, batches[::order]).load(5)
+    assert load.labels == tuple(f"steps {offset + first}-{offset + first + 4}" for first in (0, 5, 10))
+    assert load.tokens[:, 0].sum(axis=1).tolist() == [5 * 3, 5 * 3, 2 * 3]  # the last window is cut by the end
+
+
+def test_steps_are_those_with_tokens():
+    ids = random_ids(np.random.default_rng(0), 4, SHAPE)
+    trace = RoutingTrace(SHAPE, [TokenBatch(SHAPE, ids, [9, 3, 10**9, 3], [0, 0, 0, 0])])
+    assert trace.steps.tolist() == [3, 9, 10**9]
+    with pytest.raises(InputError, match="the trace has no tokens"):
+        _ = RoutingTrace(SHAPE, []).steps
 
 
 @given(traces(), st.integers(0, 30), st.integers(0, 30))

@@ -1,4 +1,4 @@
-"""Knows which experts each token chose in each layer, batch by batch; knows no file and no placement."""
+"""Holds which experts each token chose in each layer, batch by batch, and counts them by windows of steps."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -162,9 +162,9 @@ class RoutingTrace:
     def load(self, window: int | None = None) -> ExpertLoad:
         """Count the tokens of every expert.
 
-        Window w holds the steps [w * n, (w + 1) * n), counted from step 0 whatever the first recorded step and however
-        the source cuts its batches. A window in which no token was recorded has no load and is left out, so that a gap
-        in the steps costs nothing; the label "steps 20-29" says which steps a window holds.
+        Windows have n steps each, from the first recorded step on: window w holds the steps
+        [first + w * n, first + (w + 1) * n). How the source cuts its batches does not matter. A window in which no
+        token was recorded has no load and is left out; the label "steps 20-29" names the steps of a window.
 
         Parameters
         ----------
@@ -181,17 +181,45 @@ class RoutingTrace:
         counts = self._count_by_window(window)
         if not counts:
             raise InputError("the trace has no tokens")
-        windows = sorted(counts)
-        labels = None if window is None else [_steps_label(w * window, window) for w in windows]
-        return ExpertLoad(np.stack([counts[w] for w in windows]), labels=labels, shape=self.shape)
+        first_steps = sorted(counts)
+        labels = None if window is None else [_steps_label(first, window) for first in first_steps]
+        return ExpertLoad(np.stack([counts[first] for first in first_steps]), labels=labels, shape=self.shape)
 
-    def _count_by_window(self, window: int | None) -> dict[int, NDArray[np.int64]]:
-        """{window: counts [L, E]} of the windows that hold tokens."""
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """The steps that hold tokens, ascending, each once; read-only. Walks through the source.
+
+        Raises
+        ------
+        InputError
+            If the trace has no tokens.
+        """
+        found: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        for batch in self.batches():
+            found = np.union1d(found, batch.step)
+        if not found.size:
+            raise InputError("the trace has no tokens")
+        found.setflags(write=False)
+        return found
+
+    def _count_by_window(self, window: int | None, first: int | None = None) -> dict[int, NDArray[np.int64]]:
+        """{first step of a window: counts [L, E]} of the windows that hold tokens.
+
+        `first` is the first step of the trace; None assumes that it is in the first batch. A source that proves this
+        wrong is counted again.
+        """
         from eplb_traces.kernels import count_tokens
 
         counts: dict[int, NDArray[np.int64]] = {}
         for batch in self.batches():
-            window_of_token = np.zeros_like(batch.step) if window is None else batch.step // window
+            if not batch.num_tokens:
+                continue
+            earliest = int(batch.step.min())
+            if first is None:
+                first = earliest
+            if window is not None and earliest < first:
+                return self._count_by_window(window, int(self.steps[0]))
+            window_of_token = np.zeros_like(batch.step) if window is None else window_start(batch.step, first, window)
             windows, index_of_token = np.unique(window_of_token, return_inverse=True)
             of_batch = np.zeros((len(windows), self.shape.num_layers, self.shape.num_experts), dtype=np.int64)
             count_tokens(batch.expert_ids, index_of_token.astype(np.int64), of_batch)
@@ -206,6 +234,14 @@ class RoutingTrace:
     def __repr__(self) -> str:
         shape = self.shape
         return f"RoutingTrace({shape.num_layers} layers x {shape.num_experts} experts, top-{shape.top_k})"
+
+
+_Steps = TypeVar("_Steps", int, NDArray[np.int64])
+
+
+def window_start(step: _Steps, first: int, window: int) -> _Steps:
+    """First step of the window that holds each step, for windows of `window` steps from step `first` on."""
+    return step - (step - first) % window
 
 
 @final

@@ -18,7 +18,9 @@ def read_load(path: Path, num_experts: int | None, window: int | None = None) ->
     import eplb_traces
 
     if window is not None:
-        return load_of(read_load_or_trace(path, num_experts), window)
+        from eplb_traces.statistics import load_by_window
+
+        return load_by_window(read_load_or_trace(path, num_experts), window)
     with output.progress(f"reading {path.name}"):
         return eplb_traces.read_load(path, num_experts=num_experts)
 
@@ -31,15 +33,6 @@ def read_load_or_trace(path: Path, num_experts: int | None) -> "ExpertLoad | Rou
         return eplb_traces.read_trace(path, num_experts)
     except eplb_traces.InputError:
         return read_load(path, num_experts)
-
-
-def load_of(source: "ExpertLoad | RoutingTrace", window: int | None) -> "ExpertLoad":
-    """A load, its windows summed `window` at a time, or the counted tokens of a trace, `window` steps a window."""
-    import eplb_traces
-
-    if isinstance(source, eplb_traces.RoutingTrace):
-        return source.load(window)
-    return source if window is None else source.merged(window)
 
 
 def read_loads(paths: Sequence[Path], num_experts: int | None, window: int | None) -> "ExpertLoad":

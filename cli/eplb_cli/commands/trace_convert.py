@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, model_shape
+from eplb_cli.arguments import model_shape
 from eplb_cli.arguments.options import (
     HiddenLayersOpt,
     MoeLayersOpt,
@@ -40,6 +40,7 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     Ids that an engine returns with a request may lie about dense layers, or say nothing: the model is told in words.
     """
     import eplb_traces
+    from eplb_traces.statistics import load_by_window
 
     shape = model_shape.of_rows(num_experts, top_k, moe_layers, hidden_layers)
     source = _read(path, from_format, num_experts, shape)
@@ -48,7 +49,7 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
         if isinstance(source, eplb_traces.RoutingTrace) and not counted:
             eplb_traces.write_trace(source, out)
         else:
-            eplb_traces.write_load(files.load_of(source, window), out)
+            eplb_traces.write_load(load_by_window(source, window), out)
     output.line(f"wrote {out}")
 
 

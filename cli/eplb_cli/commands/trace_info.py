@@ -42,11 +42,11 @@ def info(path: TraceArg, num_experts: NumExpertsOpt = None, window: WindowOpt = 
     Then a line for each layer: the load over the experts, busiest over mean rank, how far the load of a window lies
     from the whole (drift), and how much more often than by chance a token's experts are of one expert group.
     """
-    from eplb_traces.statistics import drift
+    from eplb_traces.statistics import drift, load_by_window
 
     source = files.read_load_or_trace(path, num_experts)
     with output.progress(f"counting {path.name}"):
-        load = files.load_of(source, window)
+        load = load_by_window(source, window)
         judged = _linear(load)
         over_time = _over_time(source, load, window)
         drifted, pairs = drift(over_time), _pairs_inside_group(source)

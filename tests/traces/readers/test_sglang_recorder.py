@@ -67,6 +67,15 @@ def test_per_pass_counts_are_made_logical_and_summed_over_ranks(tmp_path):
     np.testing.assert_array_equal(read_load(tmp_path, window=10).tokens[0], load.total)
 
 
+@pytest.mark.parametrize("offset", [0, 1000, 100_000])
+def test_windows_of_passes_begin_with_the_first_recorded_pass(tmp_path, offset):
+    passes = [{**FIRST, "forward_pass_id": offset + number} for number in (8, 9, 10, 14)]
+    saved(tmp_path / "recorder_1.0_0.pt", recording(*passes))
+    one = read_load(tmp_path, window=1).tokens[0]
+    # Passes 8 to 10, then 11 to 13 (none recorded), then 14 to 16.
+    np.testing.assert_array_equal(read_load(tmp_path, window=3).tokens, [3 * one, one])
+
+
 def test_per_token_mode_becomes_a_trace(tmp_path):
     saved(tmp_path / "recorder_1.0_0.pt", recording(LATER, FIRST))
     saved(tmp_path / "recorder_1.1_1.pt", recording(OTHER_RANK))

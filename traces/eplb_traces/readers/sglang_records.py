@@ -12,7 +12,7 @@ from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.sglang_counts import load_from_counts, numbers, shape_of_moe_layers
 from eplb_traces.readers.slot_counts import logical_counts
-from eplb_traces.routing_trace import RoutingTrace, TokenBatch
+from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
 _PADDING = -1
 
@@ -56,12 +56,13 @@ def load_of_passes(recordings: Sequence[RankRecording], window: int | None) -> E
     logical_of_slot = _common_map(recordings)
     num_experts = int(logical_of_slot.max()) + 1
     counts: dict[int, NDArray[np.float64]] = {}
+    first = min(_pass_ids(recordings), default=0)
     for place, record in _placed_records(recordings):
         with naming_place(place):
             physical = numbers(record.get("global_physical_count"), "global_physical_count")
             if physical.shape != logical_of_slot.shape:
                 raise InputError(f"global_physical_count has shape {physical.shape}: expected {logical_of_slot.shape}")
-            key = _integer(record, "forward_pass_id") // (window or 1)
+            key = window_start(_integer(record, "forward_pass_id"), first, window or 1)
             logical = logical_counts(physical.astype(np.float64), logical_of_slot, num_experts)
         counts[key] = counts[key] + logical if key in counts else logical
     if not counts:
@@ -107,6 +108,14 @@ def _common_map(recordings: Sequence[RankRecording]) -> NDArray[np.int64]:
 
 def _placed_records(recordings: Sequence[RankRecording]) -> list[tuple[str, Mapping[str, object]]]:
     return [(f"records[{i}]", record) for recording in recordings for i, record in enumerate(recording.records)]
+
+
+def _pass_ids(recordings: Sequence[RankRecording]) -> list[int]:
+    ids = []
+    for place, record in _placed_records(recordings):
+        with naming_place(place):
+            ids.append(_integer(record, "forward_pass_id"))
+    return ids
 
 
 def _integer(record: Mapping[str, object], key: str) -> int:
