@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eplb.core.topology import Topology
-from eplb.errors import PlacementError
+from eplb.errors import InputError, PlacementError
+from eplb_traces import ModelShape
 
 EMPTY_SLOT = -1
 
@@ -103,6 +104,27 @@ class Placement:
         weights.setflags(write=False)
         return weights
 
+    def check_model(self, shape: ModelShape, what: str = "load", *, name: str = "placement") -> None:
+        """Refuse a load or trace of another model.
+
+        Parameters
+        ----------
+        shape
+            The model of the load or trace.
+        what, name
+            What it is, and what this placement is called, for the message.
+
+        Raises
+        ------
+        InputError
+            If the numbers of layers or experts differ.
+        """
+        if (shape.num_layers, shape.num_experts) != (self.num_layers, self.num_experts):
+            raise InputError(
+                f"{what} of {shape.num_layers} layers x {shape.num_experts} experts: "
+                f"the {name} is for {self.num_layers} layers x {self.num_experts} experts, another model"
+            )
+
     @property
     def num_layers(self) -> int:
         """L."""
@@ -123,8 +145,7 @@ class Placement:
     @cached_property
     def logical_replica_count(self) -> NDArray[np.int32]:
         """[L, E] slots of each logical expert."""
-        counts = np.bincount(self._flat_expert_ids, minlength=self.num_layers * self.num_experts)
-        by_layer = counts.astype(np.int32).reshape(self.num_layers, self.num_experts)
+        by_layer = replica_counts(self.physical_to_logical_map, self.num_experts).astype(np.int32)
         by_layer.setflags(write=False)
         return by_layer
 
@@ -235,3 +256,11 @@ def _equal_or_both_none(first: NDArray[np.float64] | None, second: NDArray[np.fl
     if first is None or second is None:
         return first is second
     return np.array_equal(first, second)
+
+
+def replica_counts(physical_to_logical_map: NDArray[np.int32], num_experts: int) -> NDArray[np.int64]:
+    """[L, E] replicas of each expert in some slots [L, any]; -1 is an empty slot."""
+    num_layers = physical_to_logical_map.shape[0]
+    layer_base = np.arange(num_layers)[:, None] * num_experts
+    flat = (layer_base + physical_to_logical_map)[physical_to_logical_map != EMPTY_SLOT]
+    return np.bincount(flat, minlength=num_layers * num_experts).reshape(num_layers, num_experts)

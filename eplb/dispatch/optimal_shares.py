@@ -12,8 +12,7 @@ import numpy as np
 from eplb.core.arrays import Floats
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.placement import Placement
-from eplb.errors import InputError
-from eplb_traces import ExpertLoad
+from eplb_traces import ExpertLoad, ModelShape
 
 
 @final
@@ -49,7 +48,7 @@ def best_split(placement: Placement, tokens: Floats) -> BestSplit:
     """
     from eplb.dispatch.optimal_shares_kernel import split_layers
 
-    _check_model(placement, *tokens.shape)
+    placement.check_model(ModelShape(*tokens.shape))
     topology = placement.topology
     busiest, slot_load = np.empty(placement.num_layers), np.empty(placement.physical_to_logical_map.shape)
     first_slot, speed = np.array(topology.rank_first_slot), np.array(topology.relative_speed)
@@ -112,7 +111,7 @@ def online_busiest(placement: Placement, load: ExpertLoad) -> Floats:
     """
     from eplb.dispatch.optimal_shares_kernel import busiest_by_window
 
-    _check_model(placement, load.num_layers, load.num_experts)
+    placement.check_model(load.shape)
     topology = placement.topology
     by_layer = np.empty((load.num_layers, load.num_windows))
     first_slot, speed = np.array(topology.rank_first_slot), np.array(topology.relative_speed)
@@ -124,11 +123,3 @@ def online_busiest(placement: Placement, load: ExpertLoad) -> Floats:
 
     for_layer_chunks(work, load.num_layers)
     return np.ascontiguousarray(by_layer.T)
-
-
-def _check_model(placement: Placement, num_layers: int, num_experts: int) -> None:
-    if (num_layers, num_experts) != (placement.num_layers, placement.num_experts):
-        raise InputError(
-            f"load of {num_layers} layers x {num_experts} experts: "
-            f"the placement is for {placement.num_layers} layers x {placement.num_experts} experts, another model"
-        )

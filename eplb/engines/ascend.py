@@ -15,7 +15,7 @@ from eplb.core.topology import Topology
 from eplb.engines.arrays import as_ids, as_load, num_dimensions
 from eplb.engines.policy import PolicyInputError, PolicySettings, machine, new_map, settings_from_environment, warm_up
 from eplb.engines.registration import announce, engine_module, require
-from eplb.strategies.incremental.incremental import busiest_rank
+from eplb.evaluation.metrics import busiest_rank_time
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology) -> Float
         if np.unique(rows[0]).size < total.shape[1]:
             ratio[layer] = 0.0
             continue
-        before, after = (busiest_rank(total[[layer]], row, topology)[0] for row in rows)
+        before, after = (busiest_rank_time(total[[layer]], row, topology)[0] for row in rows)
         ratio[layer] = after / before if before > 0 else 1.0
     return ratio
 

@@ -15,10 +15,11 @@ from eplb.core.problem import GroupMode, Problem
 from eplb.core.topology import Topology
 from eplb.engines.live_map import adopt_live_map, cut_or_padded
 from eplb.errors import InputError
+from eplb.evaluation.metrics import busiest_rank_time
 from eplb.planning.planner import plan
 from eplb.strategies import find_strategy
 from eplb.strategies.baselines.deepseek import deepseek_maps
-from eplb.strategies.incremental.incremental import Incremental, busiest_rank
+from eplb.strategies.incremental.incremental import Incremental
 from eplb_traces import ExpertLoad
 
 _Number = TypeVar("_Number", int, float)
@@ -200,8 +201,8 @@ def _replanned(  # noqa: PLR0913  # a replan and what it keeps to
         block = topology.ranks_per_node if mode is GroupMode.PINNED else topology.num_ranks
         before, after = (Placement(phy2log, total.shape[1], topology) for phy2log in (adopted[rows], fresh))
         fresh = rename_ranks(before, after, ranks_per_block=block).physical_to_logical_map
-        worse = busiest_rank(total[rows], result[rows], topology) > (
-            busiest_rank(total[rows], fresh, topology) * settings.trigger * (1 + WITHIN)
+        worse = busiest_rank_time(total[rows], result[rows], topology) > (
+            busiest_rank_time(total[rows], fresh, topology) * settings.trigger * (1 + WITHIN)
         )
         if mode is GroupMode.PINNED:
             worse |= ~_groups_pinned(adopted[rows], total.shape[1], num_groups, topology)
@@ -222,7 +223,7 @@ def _improved(total: Floats, live: Map, topology: Topology, settings: PolicySett
 def _over(total: Floats, phy2log: Map, topology: Topology, trigger: float) -> NDArray[np.bool_]:
     """[L] whether the busiest rank is above the trigger."""
     mean = total.sum(axis=1) / topology.num_ranks
-    return np.asarray(busiest_rank(total, phy2log, topology) > mean * trigger * (1 + WITHIN))
+    return np.asarray(busiest_rank_time(total, phy2log, topology) > mean * trigger * (1 + WITHIN))
 
 
 def _fresh(history: Floats, topology: Topology, strategy: str, *, num_groups: int, mode: GroupMode) -> Map:

@@ -1,15 +1,20 @@
-"""The judge: what a placement does to a load. Knows no strategy; every number is recomputed from the map itself."""
+"""Evaluates a placement under a load: rank loads and every engine's balance metric.
+
+Every number is computed from the map itself. No strategy is imported.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from eplb.bounds.lower_bounds import lower_bounds
+from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule, slot_shares
-from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
+from eplb.core.topology import Topology
 from eplb.dispatch.engine_rules import expected_slot_load
 from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
@@ -28,7 +33,7 @@ class Evaluation:
 
     placement: Placement
     load: ExpertLoad
-    rank_load: NDArray[np.float64]
+    rank_load: Floats
     """[W, L, R] tokens; each row sums to the load's."""
     dispatch: DispatchRule = DispatchRule.EVEN
     """How the tokens of an expert were split over its replicas."""
@@ -41,31 +46,59 @@ class Evaluation:
     def __reduce__(self) -> tuple[object, ...]:
         return Evaluation, (self.placement, self.load, self.rank_load, self.dispatch, self.spread)
 
-    @cached_property
-    def max_over_mean_by_window(self) -> NDArray[np.float64]:
-        """[W, L] busiest over mean rank; 1 is perfect."""
-        return _max_over_mean(self.rank_load / self.placement.topology.relative_speed)
+    @property
+    def rank_time(self) -> Floats:
+        """[W, L, R] tokens over relative speed."""
+        return self.rank_load / self.placement.topology.relative_speed
 
     @cached_property
-    def max_over_mean(self) -> NDArray[np.float64]:
+    def total_rank_load(self) -> Floats:
+        """[L, R] tokens summed over windows by their weights; read-only."""
+        total: Floats = np.einsum("w,wlr->lr", self.load.weights, self.rank_load)
+        total.setflags(write=False)
+        return total
+
+    @property
+    def total_rank_time(self) -> Floats:
+        """[L, R] `total_rank_load` over relative speed."""
+        return self.total_rank_load / self.placement.topology.relative_speed
+
+    @cached_property
+    def max_over_mean_by_window(self) -> Floats:
+        """[W, L] busiest over mean rank; 1 is perfect."""
+        return max_over_mean(self.rank_time)
+
+    @cached_property
+    def max_over_mean(self) -> Floats:
         """[L] mean over windows, by their weights, of `max_over_mean_by_window`."""
         return np.average(self.max_over_mean_by_window, axis=0, weights=self.load.weights)
 
     @cached_property
-    def max_over_mean_of_total(self) -> NDArray[np.float64]:
-        """[L] of the load summed over windows: what one long window would show."""
-        total = np.einsum("w,wlr->lr", self.load.weights, self.rank_load)
-        return _max_over_mean(total / self.placement.topology.relative_speed)
+    def max_over_mean_of_total(self) -> Floats:
+        """[L] of the load summed over windows, taken as one window."""
+        return max_over_mean(self.total_rank_time)
 
     @cached_property
-    def gap(self) -> NDArray[np.float64]:
+    def bound(self) -> LowerBounds:
+        """Proven lower bounds on the busiest rank's tokens over relative speed, for the load summed over windows.
+
+        Bounds that assume full slots of distinct experts are used only where the placement has such slots and the
+        dispatch is even: other rules may leave a replica without tokens.
+        """
+        placement = self.placement
+        empty = bool((placement.physical_to_logical_map == EMPTY_SLOT).any())
+        distinct = not (empty or placement.duplicate_slots.any())
+        return lower_bounds(
+            self.load.total,
+            placement.topology,
+            full_and_distinct=distinct and self.dispatch is DispatchRule.EVEN,
+            reached=self.total_rank_time.max(axis=1),
+        )
+
+    @cached_property
+    def gap(self) -> Floats:
         """[L] relative distance of the summed load's busiest rank from the proven lower bound."""
-        empty = bool((self.placement.physical_to_logical_map == EMPTY_SLOT).any())
-        distinct = not (empty or self.placement.duplicate_slots.any())
-        even = self.dispatch is DispatchRule.EVEN  # other rules may send nothing to a copy: no full-slot bound
-        topology = self.placement.topology
-        busiest = (np.einsum("w,wlr->lr", self.load.weights, self.rank_load) / topology.relative_speed).max(axis=1)
-        bound = lower_bounds(self.load.total, topology, full_and_distinct=distinct and even, reached=busiest).value
+        busiest, bound = self.total_rank_time.max(axis=1), self.bound.value
         return np.divide(busiest, bound, out=np.ones_like(bound), where=bound > 0) - 1
 
     @property
@@ -79,41 +112,51 @@ class Evaluation:
     @property
     def balancedness_sglang(self) -> float:
         """SGLang's: mean over layers of mean / busiest rank load, mean over windows."""
-        return self._window_mean((1 / _max_over_mean(self.rank_load)).mean(axis=1))
+        return self._window_mean((1 / max_over_mean(self.rank_load)).mean(axis=1))
 
     @property
     def imbalance_ratio_trtllm(self) -> float:
         """TensorRT-LLM's: max / mean - 1, mean over layers and windows."""
-        return self._window_mean(_max_over_mean(self.rank_load).mean(axis=1)) - 1
+        return self._window_mean(max_over_mean(self.rank_load).mean(axis=1)) - 1
 
     @property
     def par_ascend(self) -> float:
         """vllm-ascend's peak-to-average ratio: max / mean, mean over layers and windows."""
         return self.imbalance_ratio_trtllm + 1
 
-    def _window_mean(self, per_window: NDArray[np.float64]) -> float:
+    @property
+    def balance(self) -> dict[str, float]:
+        """The balance metrics of single windows by name, without what needs a lower bound."""
+        return {
+            "max_over_mean_mean": float(self.max_over_mean.mean()),
+            "max_over_mean_worst": float(self.max_over_mean_by_window.max()),
+            "balancedness_vllm": self.balancedness_vllm,
+            "balancedness_sglang": self.balancedness_sglang,
+            "imbalance_ratio_trtllm": self.imbalance_ratio_trtllm,
+            "par_ascend": self.par_ascend,
+        }
+
+    def _window_mean(self, per_window: Floats) -> float:
         return float(np.average(per_window, weights=self.load.weights))
 
     def summary(self) -> dict[str, float | int]:
         """The metrics by name, as `--json` prints them.
 
-        `max_over_mean_p95` is over windows and layers; keys that end in `_of_total` and the gaps are of the load
-        summed over windows; `ranks_per_token` and `nodes_per_token`, means over layers, are there with a trace only.
+        `max_over_mean_p95` is over windows and layers. Keys that end in `_of_total` and the gaps are of the load
+        summed over windows. `ranks_per_token` and `nodes_per_token` are means over layers; they need a trace.
         """
-        placement, spread = self.placement, {}
+        placement, balance = self.placement, self.balance
+        spread: dict[str, float] = {}
         if self.spread is not None:
             spread["ranks_per_token"] = float(self.spread.ranks_per_token.mean())
             spread["nodes_per_token"] = float(self.spread.nodes_per_token.mean())
         return {
-            "max_over_mean_mean": float(self.max_over_mean.mean()),
-            "max_over_mean_worst": float(self.max_over_mean_by_window.max()),
+            "max_over_mean_mean": balance["max_over_mean_mean"],
+            "max_over_mean_worst": balance["max_over_mean_worst"],
             "max_over_mean_p95": float(np.percentile(self.max_over_mean_by_window, 95)),
             "max_over_mean_mean_of_total": float(self.max_over_mean_of_total.mean()),
             "max_over_mean_worst_of_total": float(self.max_over_mean_of_total.max()),
-            "balancedness_vllm": self.balancedness_vllm,
-            "balancedness_sglang": self.balancedness_sglang,
-            "imbalance_ratio_trtllm": self.imbalance_ratio_trtllm,
-            "par_ascend": self.par_ascend,
+            **balance,
             "gap_mean": float(self.gap.mean()),
             "gap_worst": float(self.gap.max()),
             "duplicate_slots": int(placement.duplicate_slots.sum()),
@@ -125,10 +168,10 @@ class Evaluation:
         }
 
 
-def copies_away(placement: Placement, num_groups: int) -> NDArray[np.int64]:
-    """[L] copies that are not on their expert group's home node, the node that holds most of the group's copies.
+def off_node_replicas(placement: Placement, num_groups: int) -> Ints:
+    """[L] replicas that are not on their expert group's home node, the node that holds most of the group's replicas.
 
-    0 where every group lives on one node; group-limited routing then limits the nodes of a token too.
+    0 where every group is on one node; group-limited routing then limits the nodes of a token too.
 
     Raises
     ------
@@ -139,11 +182,11 @@ def copies_away(placement: Placement, num_groups: int) -> NDArray[np.int64]:
         raise InputError(f"groups = {num_groups}: expected a divisor of {placement.num_experts} experts")
     phy2log, topology = placement.physical_to_logical_map, placement.topology
     on_node = np.eye(topology.num_nodes, dtype=np.int64)[topology.node_of_rank[topology.rank_of_slot]]
-    away = np.zeros(placement.num_layers, dtype=np.int64)
+    off_node = np.zeros(placement.num_layers, dtype=np.int64)
     for experts in np.arange(placement.num_experts).reshape(num_groups, -1):
-        copies = np.isin(phy2log, experts) @ on_node
-        away += copies.sum(axis=1) - copies.max(axis=1)
-    return away
+        replicas = np.isin(phy2log, experts) @ on_node
+        off_node += replicas.sum(axis=1) - replicas.max(axis=1)
+    return off_node
 
 
 def evaluate(
@@ -154,20 +197,20 @@ def evaluate(
     source_share: ArrayLike | None = None,
     trace: RoutingTrace | None = None,
 ) -> Evaluation:
-    """Compute what every rank gets of every window.
+    """Compute the load of every rank in every window.
 
     Parameters
     ----------
     placement
         Where the experts live.
     load
-        The traffic; it need not be the traffic that was planned for.
+        Tokens of each expert; it need not be the load that was planned for.
     dispatch
         How the runtime splits an expert's tokens over its replicas; for `online` every window is split at its best.
     source_share
         [R] share of the tokens that each rank sends, for rules that prefer near replicas; even by default.
     trace
-        Token-level choices of the same model: how many ranks and nodes a token visits, at an even split, is judged too.
+        Token-level choices of the same model, to count the ranks and nodes that a token visits at an even split.
 
     Raises
     ------
@@ -175,12 +218,7 @@ def evaluate(
         If placement and load or trace are of different models, the placement lacks what the dispatch rule needs, or
         `source_share` is not one share a rank, summing to 1.
     """
-    found, expected = (load.num_layers, load.num_experts), (placement.num_layers, placement.num_experts)
-    if found != expected:
-        raise InputError(
-            f"load of {found[0]} layers x {found[1]} experts: "
-            f"the placement is for {expected[0]} layers x {expected[1]} experts, another model"
-        )
+    placement.check_model(load.shape)
     rule = DispatchRule.named(dispatch)
     shares = _shares(placement, rule, source_share)
     first_slot = placement.topology.rank_first_slot[:-1]
@@ -195,7 +233,7 @@ def evaluate(
     return Evaluation(placement, load, rank_load, rule, None if trace is None else token_spread(placement, trace))
 
 
-def _shares(placement: Placement, rule: DispatchRule, source_share: ArrayLike | None) -> NDArray[np.float64] | None:
+def _shares(placement: Placement, rule: DispatchRule, source_share: ArrayLike | None) -> Floats | None:
     """[L, P] share of its expert's tokens that each slot gets; None where every window is split anew."""
     if rule is DispatchRule.ONLINE:
         return None
@@ -212,7 +250,37 @@ def _shares(placement: Placement, rule: DispatchRule, source_share: ArrayLike | 
     return np.stack([expected_slot_load(placement, layer, one_token_each, rule) for layer in layers])
 
 
-def _max_over_mean(rank_time: NDArray[np.float64]) -> NDArray[np.float64]:
+def rank_time(load: Floats, physical_to_logical_map: Map, topology: Topology) -> Floats:
+    """Tokens over relative speed of every rank under even dispatch.
+
+    Parameters
+    ----------
+    load
+        [L, E] tokens of each expert.
+    physical_to_logical_map
+        [L, P] experts; -1 is an empty slot. The tokens of an expert without a slot are left out.
+    topology
+        The ranks of the slots and their speeds.
+
+    Returns
+    -------
+    NDArray
+        [L, R]
+    """
+    count = replica_counts(physical_to_logical_map, load.shape[1])
+    per_replica = np.divide(load, count, out=np.zeros_like(load), where=count > 0)
+    slot_load = np.take_along_axis(per_replica, np.maximum(physical_to_logical_map, 0), axis=1)
+    slot_load[physical_to_logical_map == EMPTY_SLOT] = 0.0
+    time: Floats = np.add.reduceat(slot_load, topology.rank_first_slot[:-1], axis=1) / topology.relative_speed
+    return time
+
+
+def busiest_rank_time(load: Floats, physical_to_logical_map: Map, topology: Topology) -> Floats:
+    """[L] the largest `rank_time` of each layer."""
+    return np.asarray(rank_time(load, physical_to_logical_map, topology).max(axis=1))
+
+
+def max_over_mean(rank_time: Floats) -> Floats:
     """Busiest over mean along the last axis; 1 where there is no load."""
     mean = rank_time.mean(axis=-1)
     loaded = mean > 0

@@ -49,11 +49,7 @@ def token_spread(placement: Placement, trace: RoutingTrace) -> TokenSpread:
     from eplb.evaluation.token_spread_kernel import add_expected_units
 
     shape = trace.shape
-    if (shape.num_layers, shape.num_experts) != (placement.num_layers, placement.num_experts):
-        raise InputError(
-            f"trace of {shape.num_layers} layers x {shape.num_experts} experts: the placement is for "
-            f"{placement.num_layers} layers x {placement.num_experts} experts, another model"
-        )
+    placement.check_model(shape, "trace")
     topology, num_tokens = placement.topology, 0
     ranks, nodes = np.zeros(shape.num_layers), np.zeros(shape.num_layers)
     node_of_slot = topology.node_of_rank[topology.rank_of_slot]

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, final
 
 from eplb.errors import MissingExtraError
-from eplb.evaluation.metrics import Evaluation
 from eplb.online.decision import SKIPS, Decision, Outcome
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class OnlineMetrics:
         else:
             self._plan_s.observe(decision.plan_s)
         if decision.measured is not None:
-            for name, value in balance_by_definition(decision.measured).items():
+            for name, value in decision.measured.balance.items():
                 self._balance.labels(name).set(value)
         if decision.drift is not None:
             self._drift.set(decision.drift)
@@ -69,15 +68,3 @@ class OnlineMetrics:
             self._migrations.inc()
             self._copies.inc(decision.migration.moved_copies)
             self._bytes.inc(decision.migration.moved_bytes)
-
-
-def balance_by_definition(measured: Evaluation) -> dict[str, float]:
-    """The engines' balance metrics, keyed as in `Evaluation.summary`."""
-    return {
-        "max_over_mean_mean": float(measured.max_over_mean.mean()),
-        "max_over_mean_worst": float(measured.max_over_mean_by_window.max()),
-        "balancedness_vllm": measured.balancedness_vllm,
-        "balancedness_sglang": measured.balancedness_sglang,
-        "imbalance_ratio_trtllm": measured.imbalance_ratio_trtllm,
-        "par_ascend": measured.par_ascend,
-    }

@@ -11,7 +11,7 @@ from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy
 from eplb.core.topology import Topology
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.evaluation.failures import after_loss
-from eplb.evaluation.metrics import Evaluation, copies_away, evaluate
+from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
 from eplb.strategies import STRATEGIES, find_strategy
 from eplb.strategies.scenario.scenario import Scenario
@@ -99,10 +99,10 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
     if problem.survive is not Survive.NOTHING:
         notes += after_loss(made.placement, problem.load, unit=problem.survive).notes
     if problem.group_mode is GroupMode.PRICED:
-        away = copies_away(made.placement, problem.num_groups)
+        off_node = off_node_replicas(made.placement, problem.num_groups)
         notes += (
-            f"copies away from their group's home node: {away.mean():.1f} of {topology.num_slots} in the mean layer, "
-            f"at most {away.max()}",
+            f"off-node replicas (not on their group's home node): {off_node.mean():.1f} of {topology.num_slots} in the "
+            f"mean layer, at most {off_node.max()}",
         )
     return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Map
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
-from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
-from eplb.evaluation.failures import check_same_model, replica_counts
 from eplb.planning.rebalance import rebalance
 from eplb_traces import ExpertLoad
 
@@ -112,7 +111,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         If the survivors have fewer slots than there are experts.
     """
     start = time.perf_counter()
-    check_same_model(previous, load)
+    previous.check_model(load.shape)
     left = survivors(previous.topology, lost_ranks)
     num_experts = previous.num_experts
     if left.topology.num_slots < num_experts:

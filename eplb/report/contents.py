@@ -6,13 +6,12 @@ from typing import Final, final
 
 import numpy as np
 
-from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.evaluation.metrics import Evaluation, evaluate
+from eplb.evaluation.metrics import evaluate
 from eplb.evaluation.token_spread import token_spread
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
@@ -103,7 +102,7 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
                 name,
                 placement,
                 evaluation,
-                _bound(evaluation),
+                evaluation.bound,
                 _migration(views[0].placement, placement, expert_bytes) if views else None,
                 None if trace is None else token_spread(placement, trace),
                 None if windows is None else evaluate(placement, windows, dispatch).max_over_mean_by_window,
@@ -134,12 +133,7 @@ def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement], topology: Topo
 
 
 def _check_fits(name: str, placement: Placement, load: ExpertLoad, machine: Topology) -> None:
-    found, expected = (placement.num_layers, placement.num_experts), (load.num_layers, load.num_experts)
-    if found != expected:
-        raise InputError(
-            f"plan {name} is for {found[0]} layers x {found[1]} experts: expected {expected[0]} layers x "
-            f"{expected[1]} experts as the load has, it is a plan for another model"
-        )
+    placement.check_model(load.shape, name=f"plan {name}")
     ranks, nodes = placement.topology.num_ranks, placement.topology.num_nodes
     if (ranks, nodes) != (machine.num_ranks, machine.num_nodes):
         raise InputError(
@@ -163,20 +157,6 @@ def in_order(load: ExpertLoad, topology: Topology) -> Placement:
         slot = topology.rank_first_slot[:-1, None] + np.arange(per_rank)
         row[slot] = np.arange(num_experts).reshape(num_ranks, per_rank)
     return Placement(np.tile(row, (load.num_layers, 1)), num_experts, topology)
-
-
-def _bound(evaluation: Evaluation) -> LowerBounds:
-    """The bound that the judge's gap is measured from."""
-    placement = evaluation.placement
-    full = not (placement.physical_to_logical_map == EMPTY_SLOT).any()
-    distinct = full and not placement.duplicate_slots.any()
-    total = np.einsum("w,wlr->lr", evaluation.load.weights, evaluation.rank_load)
-    return lower_bounds(
-        evaluation.load.total,
-        placement.topology,
-        full_and_distinct=bool(distinct and evaluation.dispatch is DispatchRule.EVEN),
-        reached=(total / placement.topology.relative_speed).max(axis=1),
-    )
 
 
 def _migration(before: Placement, after: Placement, expert_bytes: float) -> Migration | None:

@@ -37,12 +37,12 @@ class PlanView:
     @property
     def total_rank_load(self) -> NDArray[np.float64]:
         """[L, R] tokens of every rank, summed over windows by their weights."""
-        return np.einsum("w,wlr->lr", self.evaluation.load.weights, self.evaluation.rank_load)
+        return self.evaluation.total_rank_load
 
     @property
     def busiest_rank(self) -> NDArray[np.int64]:
         """[L] the rank that works longest on the summed load; ties to the lowest."""
-        return (self.total_rank_load / self.placement.topology.relative_speed).argmax(axis=1)
+        return self.evaluation.total_rank_time.argmax(axis=1)
 
     @property
     def moved_in(self) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import eplb
-from eplb.evaluation.metrics import copies_away
+from eplb.evaluation.metrics import off_node_replicas
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "traces"
 MACHINE, GROUPS = eplb.Topology(4, 8, 9), 8
@@ -24,7 +24,7 @@ def table(load: eplb.ExpertLoad) -> None:
     for name, words in asked.items():
         made = eplb.plan(load, MACHINE, "greedy", **words)
         balance = eplb.evaluate(made.placement, load).max_over_mean_of_total
-        away = copies_away(made.placement, GROUPS)
+        away = off_node_replicas(made.placement, GROUPS)
         print(
             f"  {name:>6s} {balance.mean():10.4f} {balance.max():12.4f} {away.mean():12.1f} {away.max():11d}"
             f" {made.seconds:8.2f}"

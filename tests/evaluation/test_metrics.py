@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb.bounds.lower_bounds import lower_bounds
-from eplb.core.placement import Placement
+from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError, UnknownNameError
-from eplb.evaluation.metrics import evaluate
+from eplb.evaluation.metrics import busiest_rank_time, evaluate, rank_time
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
 from tests.generators import placements
 
@@ -170,3 +170,21 @@ def test_with_a_trace_the_ranks_and_nodes_of_a_token_are_judged_too():
     assert (summary["ranks_per_token"], summary["nodes_per_token"]) == pytest.approx((1.625, 1.0))
     assert "ranks_per_token" not in evaluate(PLACEMENT, LOAD).summary()
     assert pickle.loads(pickle.dumps(evaluation)).summary() == summary
+
+
+@given(placements(holes=True), st.integers(0, 2**32 - 1))
+def test_rank_time_is_the_sum_over_the_slots_of_a_rank(placement, seed):
+    rng, topology = np.random.default_rng(seed), placement.topology
+    load = rng.integers(0, 50, (placement.num_layers, placement.num_experts)).astype(np.float64)
+    whole = rank_time(load, placement.physical_to_logical_map, topology)
+    np.testing.assert_allclose(evaluate(placement, ExpertLoad(load)).rank_time[0], whole, rtol=1e-12, atol=1e-9)
+    phy2log = placement.physical_to_logical_map.copy()
+    phy2log[:, rng.integers(placement.num_slots)] = EMPTY_SLOT  # an expert may be left without a slot
+    times = rank_time(load, phy2log, topology)
+    for layer, row in enumerate(phy2log.tolist()):
+        expected = np.zeros(topology.num_ranks)
+        for rank, expert in zip(topology.rank_of_slot, row, strict=True):
+            if expert != EMPTY_SLOT:
+                expected[rank] += load[layer, expert] / row.count(expert)
+        np.testing.assert_allclose(times[layer], expected / topology.relative_speed, rtol=1e-12)
+    np.testing.assert_array_equal(busiest_rank_time(load, phy2log, topology), times.max(axis=1))

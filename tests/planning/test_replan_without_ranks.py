@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import eplb
 from eplb.core.placement import EMPTY_SLOT
 from eplb.errors import InfeasibleError, InputError, UnknownNameError
-from eplb.evaluation.failures import Death, after_loss
+from eplb.evaluation.failures import LostExpert, after_loss
 from eplb.planning.replan_without_ranks import replan_without, survivors
 from tests.generators import layer_loads, placements
 from tests.oracles import hands_of, has_doubles
@@ -45,7 +45,7 @@ def test_the_report_is_that_of_plain_loops(placement, unit, data):
     assume(len(units) > 1)
     load = load_for(data, placement)
     report = after_loss(placement, load, unit)
-    deaths = []
+    gone = []
     for layer, tokens in enumerate(load.total):
         reached = []
         top_before = max(times_after(placement, layer, tokens, set()))
@@ -53,13 +53,13 @@ def test_the_report_is_that_of_plain_loops(placement, unit, data):
             times = times_after(placement, layer, tokens, lost)
             reached.append(max(times) * len(times) / sum(times) if sum(times) > 0 else 1.0)
             alive = {e for hand in left_after(placement, layer, lost).values() for e in hand}
-            deaths += [Death(layer, index, e) for e in range(placement.num_experts) if e not in alive]
+            gone += [LostExpert(layer, index, e) for e in range(placement.num_experts) if e not in alive]
             assert max(times) <= report.growth_bound[layer] * top_before * (1 + 1e-12)
         assert report.max_over_mean[layer] == pytest.approx(max(reached), rel=1e-9)
         assert reached[report.worst_unit[layer]] == pytest.approx(max(reached), rel=1e-9)
-    assert report.deaths == tuple(deaths)
-    assert report.survivable is (not deaths)
-    assert report.notes[1].startswith("not survivable" if deaths else "survivable")
+    assert report.lost_experts == tuple(gone)
+    assert report.survivable is (not gone)
+    assert report.notes[1].startswith("not survivable" if gone else "survivable")
 
 
 def test_a_hand_worked_loss():
@@ -80,7 +80,7 @@ def test_a_hand_worked_loss():
 def test_experts_with_all_copies_on_one_unit_die_with_it():
     placement = eplb.Placement([[0, 1, 1, 2]], 3, eplb.Topology(2, 1, 2))
     report = after_loss(placement, eplb.ExpertLoad([[1.0, 1, 1]]), "node")
-    assert report.deaths == (Death(0, 0, 0), Death(0, 1, 2))
+    assert report.lost_experts == (LostExpert(0, 0, 0), LostExpert(0, 1, 2))
     assert "2 experts live on one node only, the first is expert 0 of layer 0 on node 0" in report.notes[1]
 
 

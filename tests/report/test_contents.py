@@ -117,7 +117,8 @@ def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(InputError, match="topology: expected the machine"):
         gather(load)
     with pytest.raises(
-        InputError, match=r"plan x.json is for 3 layers x 16 experts: expected 2 layers x 8 .* another model"
+        InputError,
+        match=r"load of 2 layers x 8 experts: the plan x\.json is for 3 layers x 16 experts, another model",
     ):
         gather(load, {"x.json": placement()})
     other = eplb.Topology.for_experts(16, num_ranks=8, num_nodes=2)

@@ -313,12 +313,8 @@ def _trace_tokens(
     trace: RoutingTrace, plan: Plan, tokens_per_rank: int, layers: tuple[int, ...]
 ) -> tuple[tuple[int, ...], NDArray[np.uint16]]:
     """The first tokens of a trace, dealt to ranks: by their own source ranks if those fit, else in equal runs."""
-    shape, num_ranks = plan.shape, plan.placement.topology.num_ranks
-    found, expected = (trace.shape.num_layers, trace.shape.num_experts), (shape.num_layers, shape.num_experts)
-    if found != expected:
-        raise InputError(
-            f"trace of {found[0]} layers x {found[1]} experts: the plan is for {expected[0]} x {expected[1]}"
-        )
+    plan.placement.check_model(trace.shape, "trace")
+    num_ranks = plan.placement.topology.num_ranks
     room = tokens_per_rank * num_ranks
     chosen: list[NDArray[np.uint16]] = []
     sources: list[NDArray[np.int32]] = []

@@ -96,7 +96,7 @@ class Incremental:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Move as little as reaches the target for the summed load; deterministic, so the seed changes nothing."""
-        self._check(problem)
+        check_previous(self.previous, problem)
         load, old = problem.load.total, self.previous.physical_to_logical_map
         busiest = busiest_rank(load, old, problem.topology)
         plain = not ((old == EMPTY_SLOT).any() or self.previous.duplicate_slots.any())
@@ -117,17 +117,6 @@ class Incremental:
             seed=seed,
             notes=self._notes(moved, over, limit),
         )
-
-    def _check(self, problem: Problem) -> None:
-        found = (problem.load.num_layers, problem.load.num_experts)
-        expected = (self.previous.num_layers, self.previous.num_experts)
-        if found != expected:
-            raise InputError(
-                f"load of {found[0]} layers x {found[1]} experts: "
-                f"the previous placement is for {expected[0]} layers x {expected[1]} experts, another model"
-            )
-        if not np.array_equal(problem.topology.rank_of_slot, self.previous.topology.rank_of_slot):
-            raise InputError("topology: expected the ranks and slots of the previous placement")
 
     def _reach(self, load: Floats, old: Map, limit: Floats, topology: Topology) -> Moved:
         """Bring layers under their limits; see the file's head for when a fresh plan takes part."""
@@ -258,6 +247,13 @@ def _num_fetched(old: Map, new: Map, num_experts: int, topology: Topology) -> In
     base = np.arange(old.shape[0])[:, None] * pairs_of_layer + topology.rank_of_slot * (num_experts + 1)
     lacking = np.setdiff1d(base + new, base + np.where(old == EMPTY_SLOT, num_experts, old))
     return np.bincount(lacking // pairs_of_layer, minlength=old.shape[0])
+
+
+def check_previous(previous: Placement, problem: Problem) -> None:
+    """Raise InputError unless the live placement is for the model, the ranks and the slots of the problem."""
+    previous.check_model(problem.load.shape, name="previous placement")
+    if not np.array_equal(problem.topology.rank_of_slot, previous.topology.rank_of_slot):
+        raise InputError("topology: expected the ranks and slots of the previous placement")
 
 
 def busiest_rank(load: Floats, phy2log: Map, topology: Topology) -> Floats:

@@ -20,7 +20,7 @@ from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
-from eplb.strategies.incremental.incremental import busiest_rank
+from eplb.strategies.incremental.incremental import busiest_rank, check_previous
 from eplb.strategies.incremental.window_noise import certainty, steadied
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad
@@ -78,7 +78,7 @@ class IncrementalScenario:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Improve the live placement for all windows of the load; deterministic, so the seed changes nothing."""
-        self._check(problem)
+        check_previous(self.previous, problem)
         old = self.previous.physical_to_logical_map
         descent = self._descend(problem.load, problem.topology)
         fetched = np.array([descent.steps[i, :n, 2].sum() for i, n in enumerate(descent.num_steps.tolist())])
@@ -96,17 +96,6 @@ class IncrementalScenario:
             seed=seed,
             notes=tuple(notes),
         )
-
-    def _check(self, problem: Problem) -> None:
-        found = (problem.load.num_layers, problem.load.num_experts)
-        expected = (self.previous.num_layers, self.previous.num_experts)
-        if found != expected:
-            raise InputError(
-                f"load of {found[0]} layers x {found[1]} experts: "
-                f"the previous placement is for {expected[0]} layers x {expected[1]} experts, another model"
-            )
-        if not np.array_equal(problem.topology.rank_of_slot, self.previous.topology.rank_of_slot):
-            raise InputError("topology: expected the ranks and slots of the previous placement")
 
     def _descend(self, load: ExpertLoad, topology: Topology) -> _Descent:
         from eplb.strategies.incremental.incremental_scenario_kernel import improve_layers

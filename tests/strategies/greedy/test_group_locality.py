@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import eplb
 from eplb.core.problem import GroupMode, Problem
 from eplb.errors import InputError
-from eplb.evaluation.metrics import copies_away, evaluate
+from eplb.evaluation.metrics import evaluate, off_node_replicas
 from eplb.strategies import STRATEGIES
 from tests.generators import problems
 
@@ -31,30 +31,30 @@ def cost(placement, load, price, groups):
     speed, total = placement.topology.relative_speed, load.total.sum(axis=1)
     rank_load = np.einsum("w,wlr->lr", load.weights, evaluate(placement, load).rank_load)
     busiest = np.where(total > 0, (rank_load / speed).max(axis=1) / np.where(total > 0, total, 1) * speed.sum(), 1.0)
-    return busiest + price * copies_away(placement, groups)
+    return busiest + price * off_node_replicas(placement, groups)
 
 
 def test_a_copy_leaves_home_when_that_pays_and_stays_when_it_does_not():
     # 8 slots for 8 experts. With 0 and 1 on one node their ranks have 11, whoever is with them; on different nodes too:
     # 10 + 1. So leaving brings nothing and costs the price.
-    assert copies_away(priced(HOT_GROUP, NODES, 0.01).placement, 4).tolist() == [0]
+    assert off_node_replicas(priced(HOT_GROUP, NODES, 0.01).placement, 4).tolist() == [0]
     # 4 spare slots: pinned, a node's 6 slots hold 2 groups; the hot one has 20 + 2 on 2 ranks, 11 of a mean of 6.5:
     # 1.69. With a copy of 0 and one of 1 on the other node every rank can have 6.5: 0.69 saved by 2 copies or more.
     wide = replace(NODES, slots_per_rank=3)
     cheap, dear = priced(HOT_GROUP, wide, 0.01), priced(HOT_GROUP, wide, 0.7)
-    assert copies_away(cheap.placement, 4)[0] >= 2
+    assert off_node_replicas(cheap.placement, 4)[0] >= 2
     assert evaluate(cheap.placement, eplb.ExpertLoad(HOT_GROUP)).max_over_mean[0] < 1.2
-    assert copies_away(dear.placement, 4).tolist() == [0]
+    assert off_node_replicas(dear.placement, 4).tolist() == [0]
     assert evaluate(dear.placement, eplb.ExpertLoad(HOT_GROUP)).max_over_mean[0] == pytest.approx(11 / 6.5)
 
 
 def test_the_judge_counts_copies_that_are_not_where_most_of_their_group_is():
     # Groups {0, 1} and {2, 3}; nodes of 3 slots. Group 0 has copies 0 1 | 0, group 1 has 2 | 3 2: one away each.
     placement = eplb.Placement([[0, 1, 2, 3, 2, 0]], 4, eplb.Topology(2, 1, 3))
-    assert copies_away(placement, 2).tolist() == [2]
-    assert copies_away(placement, 1).tolist() == [3]
+    assert off_node_replicas(placement, 2).tolist() == [2]
+    assert off_node_replicas(placement, 1).tolist() == [3]
     with pytest.raises(InputError, match="groups = 3: expected a divisor of 4 experts"):
-        copies_away(placement, 3)
+        off_node_replicas(placement, 3)
 
 
 @settings(max_examples=25)
@@ -99,7 +99,9 @@ def test_small_layers_come_close_to_the_optimum_found_by_trying_all_placements(s
 def test_the_more_a_copy_costs_the_fewer_are_away():
     rows = np.random.default_rng(7).lognormal(size=(3, 64))
     topology = eplb.Topology(4, 4, 5)
-    away = [copies_away(priced(rows, topology, price, groups=8).placement, 8).sum() for price in (1e-4, 5e-3, 0.1)]
+    away = [
+        off_node_replicas(priced(rows, topology, price, groups=8).placement, 8).sum() for price in (1e-4, 5e-3, 0.1)
+    ]
     assert away[0] > away[1] > away[2]
 
 
@@ -112,9 +114,9 @@ def test_a_strategy_that_weighs_no_price_says_so(name):
 def test_groups_that_do_not_fit_the_nodes_are_weighed_all_the_same():
     # 3 groups on 2 nodes cannot be pinned.
     made = priced([[9.0, 1, 1, 1, 1, 1]], eplb.Topology(2, 1, 3), 0.05, groups=3)
-    assert copies_away(made.placement, 3)[0] == 1  # a node of 3 slots holds one group and half of another
+    assert off_node_replicas(made.placement, 3)[0] == 1  # a node of 3 slots holds one group and half of another
 
 
 def test_the_notes_say_how_many_copies_are_away():
     made = priced(HOT_GROUP, NODES, 0.01)
-    assert "copies away from their group's home node: 0.0 of 8 in the mean layer, at most 0" in made.notes
+    assert "off-node replicas (not on their group's home node): 0.0 of 8 in the mean layer, at most 0" in made.notes
