@@ -100,6 +100,59 @@ def test_eplb_imports_only_from_lower_levels():
                 assert level_of[_unit(name)] < level_of[own], f"{_name(path)} imports {name}"
 
 
+def _modules() -> dict[str, Path]:
+    """{dotted name: file} of all three packages."""
+    found = {}
+    for room, folder in ROOMS.items():
+        for path in _python_files(room):
+            parts = [room, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """{module: modules it imports}, anywhere in the file; a package is imported where no file of that name is."""
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        imported = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                submodules = {f"{node.module}.{alias.name}" for alias in node.names} & sources.keys()
+                imported |= submodules or {node.module}
+        graph[module] = imported & (sources.keys() - {module})
+    return graph
+
+
+def _circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules each of which imports the next, the last one the first; empty if there are none."""
+    done: set[str] = set()
+
+    def walk(path: list[str]) -> list[str]:
+        for name in sorted(graph[path[-1]] - done):
+            found = path[path.index(name) :] if name in path else walk([*path, name])
+            if found:
+                return found
+        done.add(path[-1])
+        return []
+
+    return next(filter(None, (walk([name]) for name in sorted(graph) if name not in done)), [])
+
+
+def test_files_do_not_import_each_other_in_a_circle():
+    circle = _circle(_import_graph({name: path.read_text() for name, path in _modules().items()}))
+    assert not circle, f"{' -> '.join(circle)} -> {circle[0]}"
+
+
+def test_the_check_for_circles_can_fail():
+    sources = {"p": "from p.a import x", "p.a": "import os", "p.b": "def f():\n    from p import c"}
+    assert _circle(_import_graph({**sources, "p.c": "import p.a"})) == []
+    guarded = "if TYPE_CHECKING:\n    from p.b import f"
+    assert _circle(_import_graph({**sources, "p.c": guarded})) == ["p.b", "p.c"]
+    assert _circle({"a": {"b"}, "b": {"c", "d"}, "c": {"e"}, "d": set(), "e": {"c"}}) == ["c", "e"]
+
+
 @pytest.mark.parametrize("room", list(ROOMS))
 def test_heavy_packages_are_imported_inside_functions(room):
     for path in _python_files(room):

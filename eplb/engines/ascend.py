@@ -16,6 +16,7 @@ from eplb.engines.arrays import as_ids, as_load, num_dimensions
 from eplb.engines.policy import PolicyInputError, PolicySettings, machine, new_map, settings_from_environment, warm_up
 from eplb.engines.registration import announce, engine_module, require
 from eplb.evaluation.metrics import busiest_rank_time
+from eplb_traces.expert_load import logical_counts
 
 if TYPE_CHECKING:
     import torch
@@ -100,11 +101,7 @@ def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology) -> Float
 
 def _by_expert(workload: Floats, live: Ints, num_experts: int) -> Floats:
     """[stages, layers, E] tokens of each expert, from those of each slot."""
-    tokens = np.zeros((*workload.shape[:2], num_experts + 1))
-    ids = np.where(live == EMPTY_SLOT, num_experts, live)
-    stages, layers = np.ogrid[: workload.shape[0], : workload.shape[1]]
-    np.add.at(tokens, (stages[..., None], layers[..., None], ids[None]), workload)
-    return np.ascontiguousarray(tokens[:, :, :-1])
+    return logical_counts(np.where(live < 0, 0.0, workload), live, num_experts)
 
 
 def register(policy: AscendPolicy | None = None, *, policy_type: int = 2) -> AscendPolicy:

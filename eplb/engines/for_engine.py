@@ -1,15 +1,15 @@
 """`for_engine`: reads a plan for one rank of an engine and refuses a plan of another model or topology."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan
-from eplb.engines.rank_layout import RankLayout, id_ranges
+from eplb.engines.rank_layout import RankLayout
 from eplb.errors import FormatError, InputError
 from eplb.formats import ReadHints, read_plan
 from eplb.formats.sidecar import sidecar_path, stale_note
 from eplb_traces import ModelShape
+from eplb_traces.model_shape import ShapeConflictError, merge_shapes
 
 
 def for_engine(
@@ -90,25 +90,10 @@ def _read(path: Path, ep_size: int, model_shape: ModelShape | None) -> Plan:
 
 
 def _joined(planned: ModelShape, model: ModelShape, place: str) -> ModelShape:
-    """The engine's model with what only the plan knows of it."""
-    for name, ours, theirs in (
-        ("MoE layers", planned.num_layers, model.num_layers),
-        ("experts a layer", planned.num_experts, model.num_experts),
-        ("experts a token", planned.top_k, model.top_k),
-        ("MoE layers at", planned.moe_layer_ids, model.moe_layer_ids),
-        ("hidden layers", planned.num_hidden_layers, model.num_hidden_layers),
-    ):
-        if ours is not None and theirs is not None and ours != theirs:
-            raise InputError(
-                f"{place} is for another model: {name} {_said(ours)}, the engine's model has {_said(theirs)}"
-            )
-    return replace(
-        model,
-        top_k=planned.top_k if model.top_k is None else model.top_k,
-        moe_layer_ids=planned.moe_layer_ids if model.moe_layer_ids is None else model.moe_layer_ids,
-        num_hidden_layers=planned.num_hidden_layers if model.num_hidden_layers is None else model.num_hidden_layers,
-    )
-
-
-def _said(value: int | tuple[int, ...]) -> str:
-    return id_ranges(value) if isinstance(value, tuple) else str(value)
+    """The engine's model with what only the plan tells of it."""
+    try:
+        return merge_shapes(model, planned)
+    except ShapeConflictError as error:
+        raise InputError(
+            f"{place} is for another model: {error.name} = {error.second}, the engine's model has {error.first}"
+        ) from error

@@ -15,6 +15,7 @@ from eplb.engines.engine_tensors import EngineTensors, PlacementOfRank, engine_t
 from eplb.errors import InputError
 from eplb.formats.sidecar import map_digest
 from eplb_traces import ModelShape
+from eplb_traces.model_shape import id_ranges
 
 
 class ExpertRead(NamedTuple):
@@ -127,10 +128,3 @@ class RankLayout:
         """
         of_rank = PlacementOfRank(self.placement, self.shape, self.layer_ids, self.ep_rank, self.maps, self.expert_map)
         return engine_tensors(of_rank, engine)
-
-
-def id_ranges(ids: tuple[int, ...]) -> str:
-    """Ascending ids as runs: "3 to 60, 62"."""
-    array = np.array(ids)
-    runs = np.split(array, np.nonzero(np.diff(array) > 1)[0] + 1)
-    return ", ".join(str(run[0]) if run.size == 1 else f"{run[0]} to {run[-1]}" for run in runs)

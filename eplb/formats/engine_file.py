@@ -16,6 +16,7 @@ from eplb.formats.protocol import ReadHints
 from eplb.formats.provenance import Provenance
 from eplb.formats.sidecar import find_provenance, sidecar_path, stale_note
 from eplb_traces import ModelShape
+from eplb_traces.model_shape import merge_shapes
 
 _Value = TypeVar("_Value")
 
@@ -123,21 +124,9 @@ def _resolve_shape(
 
 
 def _join_shapes(shape: ModelShape, other: ModelShape | None, place: str) -> ModelShape:
-    """`shape` with what it does not know taken from `other`.
-
-    Groups are not compared: a shape that a user gives for its layers says 1 where it does not know.
-    """
-    if other is None:
-        return shape
-    agree("layers", shape.num_layers, other.num_layers, place)
-    agree("experts", shape.num_experts, other.num_experts, place)
+    """`shape` with the values that it does not have taken from `other`, if there is another one."""
     with located(place):
-        return replace(
-            shape,
-            top_k=agree("top_k", shape.top_k, other.top_k, place),
-            moe_layer_ids=agree("MoE layer ids", shape.moe_layer_ids, other.moe_layer_ids, place),
-            num_hidden_layers=agree("hidden layers", shape.num_hidden_layers, other.num_hidden_layers, place),
-        )
+        return shape if other is None else merge_shapes(shape, other)
 
 
 def _resolve_topology(file: ForeignFile, num_slots: int, facts: FileFacts) -> Topology:

@@ -5,8 +5,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.placement import Placement
 from eplb.errors import InputError, UnknownNameError
+from eplb_traces import expert_load
 
 
 class CountsOf(StrEnum):
@@ -58,13 +59,7 @@ def logical_counts(counts: ArrayLike, of: CountsOf, placement: Placement) -> NDA
         raise InputError(f"counts of {of}: expected all finite and >= 0")
     if of is CountsOf.EXPERTS:
         return summed
-    phy2log = placement.physical_to_logical_map
-    if summed[phy2log == EMPTY_SLOT].any():
-        layer, slot = np.argwhere((phy2log == EMPTY_SLOT) & (summed > 0))[0].tolist()
-        raise InputError(f"counts[layer {layer}, slot {slot}] = {summed[layer, slot]:g}: the slot is empty")
-    logical = np.zeros((layers, experts + 1))
-    np.add.at(logical, (np.arange(layers)[:, None], phy2log), summed)  # -1, a hole, is the last column: zero
-    return logical[:, :-1]
+    return expert_load.logical_counts(summed, placement.physical_to_logical_map, experts)
 
 
 def _rank_major(array: NDArray[np.float64], placement: Placement) -> NDArray[np.float64]:

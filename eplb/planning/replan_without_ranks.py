@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.core.arrays import Floats, Map
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Plan
@@ -19,6 +19,7 @@ from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb.planning.rebalance import rebalance
 from eplb_traces import ExpertLoad
+from eplb_traces.model_shape import id_ranges, id_runs
 
 
 class Survivors(NamedTuple):
@@ -133,7 +134,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         f"without ranks {lost}: {num_dead} dead experts loaded from the checkpoint "
         f"({num_dead * expert_bytes:.3g} bytes), {num_given_up} of them in place of copies given up"
     )
-    renumbered = f"ranks renumbered in order: {_ranges(left.rank_map)}"
+    renumbered = f"ranks renumbered in order: {_renumbered(left.rank_map)}"
     notes = (loaded, *left.notes, renumbered, *made.notes)
     return dataclasses.replace(made, notes=notes, seconds=time.perf_counter() - start)
 
@@ -175,14 +176,7 @@ def _largest_of_others(value: Floats, expert: Map) -> Floats:
     return result
 
 
-def _ranges(rank_map: NDArray[np.int64]) -> str:
-    """The map as runs: "0-2 stay, 4-7 -> 3-6"."""
-    kept = np.nonzero(rank_map >= 0)[0]
-    runs = np.split(kept, np.nonzero(np.diff(kept) > 1)[0] + 1)
-    return ", ".join(
-        f"{_run(run[0], run[-1])} -> {_run(rank_map[run[0]], rank_map[run[-1]])}" for run in runs if run.size
-    )
-
-
-def _run(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
+def _renumbered(rank_map: Ints) -> str:
+    """The map as ranges: "0-2 -> 0-2, 4-7 -> 3-6"."""
+    kept = id_runs(np.nonzero(rank_map >= 0)[0].tolist())
+    return ", ".join(f"{id_ranges(run)} -> {id_ranges(rank_map[run].tolist())}" for run in kept)

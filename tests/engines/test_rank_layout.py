@@ -123,11 +123,11 @@ def test_what_the_plan_knows_of_the_model_is_kept_where_the_engine_does_not_say(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_layers": 2, "moe_layer_ids": (1, 2)}, "MoE layers 3, the engine's model has 2"),
-        ({"num_experts": 32}, "experts a layer 16, the engine's model has 32"),
-        ({"top_k": 6}, "experts a token 4, the engine's model has 6"),
-        ({"moe_layer_ids": (0, 1, 2)}, "MoE layers at 1 to 2, 4, the engine's model has 0 to 2"),
-        ({"num_hidden_layers": 7}, "hidden layers 6, the engine's model has 7"),
+        ({"num_layers": 2, "moe_layer_ids": (1, 2)}, "layers = 3, the engine's model has 2"),
+        ({"num_experts": 32}, "experts = 16, the engine's model has 32"),
+        ({"top_k": 6}, "top_k = 4, the engine's model has 6"),
+        ({"moe_layer_ids": (0, 1, 2)}, "MoE layer ids = 1-2, 4, the engine's model has 0-2"),
+        ({"num_hidden_layers": 7}, "hidden layers = 6, the engine's model has 7"),
     ],
 )
 def test_another_model_is_refused_with_a_sentence(planned, tmp_path, change, message):
@@ -204,7 +204,7 @@ def test_dense_layers_have_no_experts(planned):
     for layer in (0, 3, 5, -1):
         with pytest.raises(InputError) as caught:
             layout.expert_map_of(layer)
-        assert str(caught.value) == f"layer {layer} has no experts: the MoE layers are 1 to 2, 4"
+        assert str(caught.value) == f"layer {layer} has no experts: the MoE layers are 1-2, 4"
 
 
 def test_a_file_that_is_no_placement_is_refused(tmp_path):

@@ -3,8 +3,10 @@ import pickle
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from eplb_traces import ExpertLoad, InputError, ModelShape
+from eplb_traces.expert_load import logical_counts
 from tests.traces.examples import loads
 
 
@@ -65,3 +67,19 @@ def test_a_load_is_frozen_and_owns_its_array():
     assert load.total[0, 0] == 1
     with pytest.raises(AttributeError, match="frozen"):
         load.tokens = tokens
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_slots_of_an_expert_are_added_up(seed):
+    rng = np.random.default_rng(seed)
+    phy2log = rng.integers(-1, 4, (2, 6))
+    counts = np.where(phy2log < 0, 0, rng.integers(0, 9, (3, 2, 6))).astype(np.float64)
+    logical = logical_counts(counts, phy2log, 4)
+    for window, layer, expert in np.ndindex(3, 2, 4):
+        assert logical[window, layer, expert] == counts[window, layer][phy2log[layer] == expert].sum()
+    np.testing.assert_array_equal(logical_counts(counts[0], phy2log, 4), logical[0])
+
+
+def test_tokens_on_an_empty_slot_are_refused():
+    with pytest.raises(InputError, match=r"counts\[layer 1, slot 2\] = 5: the slot is empty"):
+        logical_counts(np.array([[1.0, 2, 0], [0, 0, 5]]), np.array([[0, 1, -1], [0, 1, -1]]), 2)

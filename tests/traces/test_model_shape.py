@@ -1,6 +1,10 @@
+import pickle
+from dataclasses import replace
+
 import pytest
 
 from eplb_traces import InputError, ModelShape
+from eplb_traces.model_shape import ShapeConflictError, id_ranges, id_runs, merge_shapes
 
 
 def test_deepseek_v3_is_legal():
@@ -29,3 +33,37 @@ def test_deepseek_v3_is_legal():
 def test_contradictions_are_named(fields, message):
     with pytest.raises(InputError, match=message):
         ModelShape(**{"num_layers": 2, "num_experts": 8, **fields})
+
+
+def test_a_shape_takes_what_it_does_not_have_from_another():
+    known = ModelShape(2, 8, 3, 4, 2)
+    other = ModelShape(2, 8, num_expert_groups=2, moe_layer_ids=(1, 5), num_hidden_layers=6)
+    assert merge_shapes(known, other) == ModelShape(2, 8, 3, 4, 2, moe_layer_ids=(1, 5), num_hidden_layers=6)
+    assert merge_shapes(other, known) == replace(other, top_k=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 3, "moe_layer_ids": None}, "layers = 2, but 3 was given"),
+        ({"num_experts": 16}, "experts = 8, but 16 was given"),
+        ({"top_k": 2}, "top_k = 3, but 2 was given"),
+        ({"moe_layer_ids": (3, 4)}, "MoE layer ids = 1, 5, but 3-4 was given"),
+        ({"num_hidden_layers": 7}, "hidden layers = 6, but 7 was given"),
+    ],
+)
+def test_shapes_of_different_models_are_not_merged(change, message):
+    shape = ModelShape(2, 8, 3, moe_layer_ids=(1, 5), num_hidden_layers=6)
+    with pytest.raises(ShapeConflictError) as caught:
+        merge_shapes(shape, replace(shape, **change))
+    assert str(caught.value) == message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [((), ""), ((4,), "4"), ((3, 4), "3-4"), ((0, 1, 2, 4, 6, 7), "0-2, 4, 6-7"), (range(3, 61), "3-60")],
+)
+def test_ids_as_ranges(ids, text):
+    assert id_ranges(ids) == text
+    assert [i for run in id_runs(ids) for i in run] == list(ids)

@@ -1,4 +1,4 @@
-"""Knows how many tokens each expert of each layer got, window by window; knows no placement."""
+"""Holds how many tokens each expert of each layer got, window by window."""
 
 import hashlib
 from collections.abc import Sequence
@@ -124,6 +124,44 @@ class ExpertLoad:
 
     def __repr__(self) -> str:
         return f"ExpertLoad({self.num_windows} windows x {self.num_layers} layers x {self.num_experts} experts)"
+
+
+def logical_counts(
+    physical_counts: NDArray[np.float64], physical_to_logical_map: NDArray[np.integer], num_experts: int
+) -> NDArray[np.float64]:
+    """Add up the counts of the slots of each expert.
+
+    Parameters
+    ----------
+    physical_counts
+        [.., L, P] tokens of each slot.
+    physical_to_logical_map
+        [L, P] experts; -1 is an empty slot.
+    num_experts
+        E
+
+    Returns
+    -------
+    NDArray
+        [.., L, E]
+
+    Raises
+    ------
+    InputError
+        If an empty slot has tokens.
+    """
+    num_layers, num_slots = physical_to_logical_map.shape
+    empty = physical_to_logical_map < 0
+    wrong = (physical_counts != 0) & empty
+    if wrong.any():
+        *window, layer, slot = (int(i) for i in np.argwhere(wrong)[0])
+        tokens = physical_counts[(*window, layer, slot)]
+        raise InputError(f"counts[layer {layer}, slot {slot}] = {tokens:g}: the slot is empty")
+    flat = (np.arange(num_layers)[:, None] * num_experts + physical_to_logical_map)[~empty]
+    rows = physical_counts.reshape(-1, num_layers, num_slots)
+    size = num_layers * num_experts
+    logical = np.stack([np.bincount(flat, weights=row[~empty], minlength=size) for row in rows])
+    return logical.reshape(*physical_counts.shape[:-1], num_experts)
 
 
 def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:

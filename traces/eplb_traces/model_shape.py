@@ -1,6 +1,7 @@
-"""Knows the shape of a Mixture-of-Experts model as its router sees it; knows no weights and no machines."""
+"""Holds the sizes of a Mixture-of-Experts model as its router sees it, and merges what two sources tell of them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import final
 
@@ -89,6 +90,72 @@ class ModelShape:
     def experts_per_group(self) -> int:
         """Logical experts of one routing group."""
         return self.num_experts // self.num_expert_groups
+
+
+class ShapeConflictError(InputError):
+    """Two shapes have different values.
+
+    Parameters
+    ----------
+    name
+        What differs.
+    first, second
+        The two values, as text.
+    """
+
+    def __init__(self, name: str, first: str, second: str) -> None:
+        super().__init__(f"{name} = {first}, but {second} was given")
+        self.name, self.first, self.second = name, first, second
+
+    def __reduce__(self) -> tuple[type["ShapeConflictError"], tuple[str, str, str]]:
+        return ShapeConflictError, (self.name, self.first, self.second)
+
+
+def merge_shapes(shape: ModelShape, other: ModelShape) -> ModelShape:
+    """`shape`, with the values that it does not have taken from `other`.
+
+    Expert groups are neither compared nor taken: a source that does not tell them has the default 1 there.
+
+    Raises
+    ------
+    ShapeConflictError
+        If both have a value and the two differ.
+    """
+    for name, first, second in (
+        ("layers", shape.num_layers, other.num_layers),
+        ("experts", shape.num_experts, other.num_experts),
+        ("top_k", shape.top_k, other.top_k),
+        ("MoE layer ids", shape.moe_layer_ids, other.moe_layer_ids),
+        ("hidden layers", shape.num_hidden_layers, other.num_hidden_layers),
+    ):
+        if first is not None and second is not None and first != second:
+            raise ShapeConflictError(name, _text(first), _text(second))
+    return replace(
+        shape,
+        top_k=other.top_k if shape.top_k is None else shape.top_k,
+        moe_layer_ids=other.moe_layer_ids if shape.moe_layer_ids is None else shape.moe_layer_ids,
+        num_hidden_layers=other.num_hidden_layers if shape.num_hidden_layers is None else shape.num_hidden_layers,
+    )
+
+
+def id_runs(ids: Sequence[int]) -> list[range]:
+    """Ascending ids as runs of neighbours: 3, 4, 5, 9 are range(3, 6) and range(9, 10)."""
+    runs: list[range] = []
+    for i in ids:
+        if runs and runs[-1].stop == i:
+            runs[-1] = range(runs[-1].start, i + 1)
+        else:
+            runs.append(range(i, i + 1))
+    return runs
+
+
+def id_ranges(ids: Sequence[int]) -> str:
+    """Ascending ids as text: "3-60, 62"."""
+    return ", ".join(str(run.start) if len(run) == 1 else f"{run.start}-{run.stop - 1}" for run in id_runs(ids))
+
+
+def _text(value: int | tuple[int, ...]) -> str:
+    return id_ranges(value) if isinstance(value, tuple) else str(value)
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -10,7 +10,7 @@ from eplb_cli import output
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
     from eplb.formats import ReadHints
-    from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
+    from eplb_traces import ExpertLoad, RoutingTrace
 
 
 def read_load(path: Path, num_experts: int | None, window: int | None = None) -> "ExpertLoad":
@@ -45,30 +45,19 @@ def _side_by_side(loads: "Sequence[ExpertLoad]", paths: Sequence[Path]) -> "Expe
     import numpy as np
 
     import eplb_traces
+    from eplb_traces.errors import naming_place
+    from eplb_traces.model_shape import merge_shapes
 
     shape = loads[0].shape
     for load, path in zip(loads, paths, strict=True):
-        shape = _joined(shape, load.shape, f"{path}, beside {paths[0]}")
+        with naming_place(f"{path}, beside {paths[0]}"):
+            shape = merge_shapes(shape, load.shape)
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     labels = [label for load, name in zip(loads, names, strict=True) for label in _labels(load, name)]
     tokens = np.concatenate([load.tokens for load in loads])
     return eplb_traces.ExpertLoad(tokens, np.concatenate([load.weights for load in loads]), labels, shape)
-
-
-def _joined(shape: "ModelShape", other: "ModelShape", place: str) -> "ModelShape":
-    """What two loads of one model know of it together; refused if they are of different models."""
-    from eplb.formats.engine_file import agree
-
-    agree("layers", shape.num_layers, other.num_layers, place)
-    agree("experts", shape.num_experts, other.num_experts, place)
-    return replace(
-        shape,
-        top_k=agree("top_k", shape.top_k, other.top_k, place),
-        moe_layer_ids=agree("MoE layer ids", shape.moe_layer_ids, other.moe_layer_ids, place),
-        num_hidden_layers=agree("hidden layers", shape.num_hidden_layers, other.num_hidden_layers, place),
-    )
 
 
 def _labels(load: "ExpertLoad", name: str) -> list[str]:

@@ -41,11 +41,13 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Rewrite the placement in IN for another engine."""
     from eplb.formats import FORMATS, ReadHints, read_plan, write_plan
+    from eplb_traces.errors import naming_place
 
     ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
     shape = model_shape.from_flags(layers, experts, ids, hidden_layers)
     hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts, shape=shape)
-    plan = _with_layers(read_plan(source, from_, hints), ids, hidden_layers)
+    with naming_place(source):
+        plan = _with_layers(read_plan(source, from_, hints), ids, hidden_layers)
     write_plan(plan, target, to)
     for text in plan.notes:
         output.note(f"note: {text}")
@@ -53,8 +55,9 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
 
 
 def _with_layers(plan: "Plan", ids: tuple[int, ...] | None, hidden_layers: int | None) -> "Plan":
-    """The plan with the layer ids and the depth of the flags, which may add to what it knows but not contradict it."""
+    """The plan with the layer ids and the depth of the flags, which must not contradict those of the file."""
     from eplb.errors import FormatError
+    from eplb_traces.model_shape import merge_shapes
 
     if ids is not None and len(ids) != plan.shape.num_layers:
         raise FormatError(
@@ -62,18 +65,5 @@ def _with_layers(plan: "Plan", ids: tuple[int, ...] | None, hidden_layers: int |
             "(one with rows for dense layers needs --experts too)"
         )
     shape = plan.shape
-    _check_agreement("--moe-layers", shape.moe_layer_ids, ids)
-    _check_agreement("--hidden-layers", shape.num_hidden_layers, hidden_layers)
-    shape = replace(
-        shape,
-        moe_layer_ids=shape.moe_layer_ids if ids is None else ids,
-        num_hidden_layers=shape.num_hidden_layers if hidden_layers is None else hidden_layers,
-    )
-    return replace(plan, shape=shape)
-
-
-def _check_agreement(flag: str, known: object, given: object) -> None:
-    from eplb.errors import FormatError
-
-    if known is not None and given is not None and known != given:
-        raise FormatError(f"{flag} = {given}: the file says {known}")
+    given = replace(shape, moe_layer_ids=ids, num_hidden_layers=hidden_layers)
+    return replace(plan, shape=merge_shapes(shape, given))

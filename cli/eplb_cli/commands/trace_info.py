@@ -195,9 +195,11 @@ def _fields(source: "ExpertLoad | RoutingTrace", load: "ExpertLoad") -> dict[str
 
 
 def _shown(value: object) -> str:
-    """A field for people: unknown values by name, long id lists by their ends, whole numbers without a point."""
+    """A field for people: unknown values by name, ids as ranges, whole numbers without a point."""
+    from eplb_traces.model_shape import id_ranges
+
     if value is None:
         return "not recorded"
     if isinstance(value, list):
-        return f"{value[0]} to {value[-1]}" if len(value) > 8 else ", ".join(str(i) for i in value)
+        return id_ranges(value)
     return f"{value:.0f}" if isinstance(value, float) else str(value)

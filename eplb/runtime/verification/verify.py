@@ -17,6 +17,7 @@ from eplb.runtime.verification.injected_faults import Fault
 from eplb.runtime.verification.launch import Launch, run_processes
 from eplb.runtime.verification.worker import LayerVerdict, VerifyJob, verify_member
 from eplb_traces import ModelShape, RoutingTrace, TokenBatch
+from eplb_traces.expert_load import logical_counts
 
 _MOST_LAYERS = 4
 """Layers that are verified when none are named: the first, the last and some between."""
@@ -146,8 +147,7 @@ class VerifyReport:
         for one in self.layers:
             expert_P = self.plan.placement.physical_to_logical_map[one.layer]
             for name, wire in one.traffic.items():
-                dropped_E = np.zeros(self.plan.placement.num_experts, dtype=np.int64)
-                np.add.at(dropped_E, expert_P[wire.dropped_P > 0], wire.dropped_P[wire.dropped_P > 0])
+                dropped_E = logical_counts(wire.dropped_P[None], expert_P[None], self.plan.placement.num_experts)[0]
                 rows += [(name, one.layer, int(e), int(dropped_E[e])) for e in np.flatnonzero(dropped_E)]
         return rows
 

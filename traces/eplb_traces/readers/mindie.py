@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import ReadOptions, loads_only
 from eplb_traces.readers.slot_counts import (
     json_object,
-    logical_counts,
     matrix_of_text,
     not_empty,
     positive_integer,
@@ -51,8 +50,7 @@ def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
     num_matrices = min(len(part) for part in parts)
     totals = np.concatenate([part[:num_matrices] for part in parts], axis=2)
     logical_of_slot = _slot_map(path, config, shape, [part.shape[2] for part in parts])
-    counts = np.diff(totals, axis=0, prepend=0)
-    tokens = np.stack([logical_counts(window, logical_of_slot, shape.num_experts) for window in counts])
+    tokens = logical_counts(np.diff(totals, axis=0, prepend=0), logical_of_slot, shape.num_experts)
     labels = [f"{phase}, matrix {number}" for number in range(num_matrices)]
     return not_empty(ExpertLoad(tokens, labels=labels, shape=shape))
 

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.sglang_counts import load_from_counts, numbers, shape_of_moe_layers
-from eplb_traces.readers.slot_counts import logical_counts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
 _PADDING = -1

@@ -1,4 +1,4 @@
-"""Knows how counts of slots become counts of experts, and which counts can be trusted; knows no file format."""
+"""Checks counts and parses text and JSON for the readers of several dialects."""
 
 import json
 import logging
@@ -15,14 +15,6 @@ _LARGEST_EXACT = 1 << 53  # float64 holds every integer up to here
 _LARGEST_EXACT_FLOAT32 = 1 << 24
 
 _logger = logging.getLogger("eplb")
-
-
-def logical_counts(
-    physical: NDArray[np.float64], logical_of_slot: NDArray[np.int64], num_experts: int
-) -> NDArray[np.float64]:
-    """Add up the slots of each expert: [L, P] counts, [L, P] experts -> [L, E]."""
-    layers = zip(physical, logical_of_slot, strict=True)
-    return np.stack([np.bincount(logical, weights=count, minlength=num_experts) for count, logical in layers])
 
 
 def exact_counts(counts: NDArray[Any], place: str) -> NDArray[np.float64]:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
-from eplb_traces.readers.slot_counts import exact_counts, logical_counts
+from eplb_traces.readers.slot_counts import exact_counts
 from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = (".jsonl",)
