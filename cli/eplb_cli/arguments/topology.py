@@ -1,4 +1,4 @@
-"""Knows how the words of the command line, or a MindIE configuration, become the machine of a plan."""
+"""Makes the topology of a plan from options of the command line, or from a MindIE configuration."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,10 +9,15 @@ if TYPE_CHECKING:
     from eplb.core.topology import Topology
 
 
-def machine(
-    num_experts: int, *, ranks: int | None, nodes: int | None, redundant: int | None, mindie_config: Path | None
+def topology_from_options(
+    num_experts: int,
+    *,
+    ranks: int | None,
+    nodes: int | None,
+    redundant: int | None,
+    mindie_config: Path | None = None,
 ) -> "Topology":
-    """The machine for a model of so many experts; words may repeat what the configuration says, not contradict it.
+    """The topology for a model of so many experts; options may repeat the configuration, not contradict it.
 
     Raises
     ------

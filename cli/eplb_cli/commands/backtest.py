@@ -5,20 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files
-from eplb_cli.arguments.options import (
-    DispatchOpt,
-    GroupModeOpt,
-    GroupsOpt,
-    JsonOpt,
-    LoadArg,
-    NodesOpt,
-    NumExpertsOpt,
-    RanksOpt,
-    RedundantOpt,
-    SeedOpt,
-    WindowOpt,
-)
+from eplb_cli.arguments import files, options
+from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
     from eplb.planning.backtest import Score
@@ -30,32 +18,31 @@ held out, on the end of the history, p95 over its windows and layers; drift: the
 
 
 def backtest(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: LoadArg,
-    ranks: RanksOpt,
-    nodes: NodesOpt = 1,
-    redundant: RedundantOpt = 0,
+    load_path: options.LoadArg,
+    ranks: options.RanksOpt,
+    nodes: options.NodesOpt = 1,
+    redundant: options.RedundantOpt = 0,
     held_out: Annotated[
         float, typer.Option("--held-out", metavar="X", help="Share of the windows, at the end, that no plan sees.")
     ] = 0.25,
-    window: WindowOpt = None,
-    groups: GroupsOpt = None,
-    group_mode: GroupModeOpt = "free",
-    dispatch: DispatchOpt = "even",
-    seed: SeedOpt = 0,
-    num_experts: NumExpertsOpt = None,
-    as_json: JsonOpt = False,
+    window: options.WindowOpt = None,
+    groups: options.GroupsOpt = None,
+    group_mode: options.GroupModeOpt = "free",
+    dispatch: options.DispatchOpt = "even",
+    seed: options.SeedOpt = 0,
+    num_experts: options.NumExpertsOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
     from eplb.core.dispatch_rule import DispatchRule
     from eplb.core.problem import GroupMode, Problem
-    from eplb.core.topology import Topology
     from eplb.planning.backtest import backtest as run
     from eplb.planning.planner import CANDIDATES
 
     load = files.read_load(load_path, num_experts, window)
     problem = Problem(
         load,
-        Topology.for_experts(load.num_experts, num_ranks=ranks, num_nodes=nodes, num_redundant=redundant),
+        topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant),
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
         dispatch=DispatchRule.named(dispatch),

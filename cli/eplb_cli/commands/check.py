@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import model_shape
-from eplb_cli.arguments.options import HiddenLayersOpt, MoeLayersOpt, RanksOpt
+from eplb_cli.arguments import model_shape, options
 
 
 def _complete_engine(incomplete: str) -> list[str]:
@@ -24,12 +23,12 @@ def check(  # noqa: PLR0913  # one parameter a word of the command line
             "--engine", "-e", metavar="E", help="sglang, vllm, ascend, trtllm or omni.", autocompletion=_complete_engine
         ),
     ],
-    ranks: RanksOpt,
+    ranks: options.RanksOpt,
     experts: Annotated[
         int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, to find missing ones at the end.")
     ] = None,
-    moe_layers: MoeLayersOpt = None,
-    hidden_layers: HiddenLayersOpt = None,
+    moe_layers: options.MoeLayersOpt = None,
+    hidden_layers: options.HiddenLayersOpt = None,
 ) -> None:
     """Refuse what the engine would swallow or die of; exit code 3 and a sentence if it is refused."""
     from eplb.formats.engine_check import check_file

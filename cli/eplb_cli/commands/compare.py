@@ -5,18 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files
-from eplb_cli.arguments.options import (
-    GroupsOpt,
-    JsonOpt,
-    LoadArg,
-    NodesOpt,
-    NumExpertsOpt,
-    RanksOpt,
-    RedundantOpt,
-    SeedOpt,
-    WindowOpt,
-)
+from eplb_cli.arguments import files, options
+from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
     from eplb.planning.planner import Comparison
@@ -30,10 +20,10 @@ doubled: slots wasted on a second copy of an expert on a rank; ms: to plan"""
 
 
 def compare(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: LoadArg,
-    ranks: RanksOpt,
-    nodes: NodesOpt = 1,
-    redundant: RedundantOpt = 0,
+    load_path: options.LoadArg,
+    ranks: options.RanksOpt,
+    nodes: options.NodesOpt = 1,
+    redundant: options.RedundantOpt = 0,
     strategies: Annotated[
         str | None,
         typer.Option(
@@ -43,18 +33,18 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             show_default="all but ilp, which searches for long",
         ),
     ] = None,
-    groups: GroupsOpt = None,
-    window: WindowOpt = None,
-    seed: SeedOpt = 0,
-    num_experts: NumExpertsOpt = None,
-    as_json: JsonOpt = False,
+    groups: options.GroupsOpt = None,
+    window: options.WindowOpt = None,
+    seed: options.SeedOpt = 0,
+    num_experts: options.NumExpertsOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with every strategy and judge the plans by the same measures."""
     import eplb
     from eplb.strategies import STRATEGIES
 
     load = files.read_load(load_path, num_experts, window)
-    topology = eplb.Topology.for_experts(load.num_experts, num_ranks=ranks, num_nodes=nodes, num_redundant=redundant)
+    topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
     quick = [name for name in STRATEGIES if name != _ONLY_WHEN_NAMED]
     names = quick if strategies is None else strategies.split(",")
     results: list[Comparison] = []

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import model_shape
-from eplb_cli.arguments.options import (
-    ExpertsOpt,
-    FromOpt,
-    HiddenLayersOpt,
-    HintNodesOpt,
-    HintRanksOpt,
-    MoeLayersOpt,
-    complete_format,
-)
+from eplb_cli.arguments import model_shape, options
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -27,17 +18,19 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=complete_format),
+        typer.Option(
+            "--to", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=options.complete_format
+        ),
     ],
-    from_: FromOpt = None,
-    ranks: HintRanksOpt = None,
-    nodes: HintNodesOpt = None,
-    experts: ExpertsOpt = None,
+    from_: options.FromOpt = None,
+    ranks: options.HintRanksOpt = None,
+    nodes: options.HintNodesOpt = None,
+    experts: options.ExpertsOpt = None,
     layers: Annotated[
         int | None, typer.Option("--layers", metavar="L", help="MoE layers, if the file is silent.")
     ] = None,
-    moe_layers: MoeLayersOpt = None,
-    hidden_layers: HiddenLayersOpt = None,
+    moe_layers: options.MoeLayersOpt = None,
+    hidden_layers: options.HiddenLayersOpt = None,
 ) -> None:
     """Rewrite the placement in IN for another engine."""
     from eplb.formats import FORMATS, ReadHints, read_plan, write_plan

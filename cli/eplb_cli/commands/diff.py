@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments.options import ExpertBytesOpt, ExpertsOpt, HintNodesOpt, HintRanksOpt, JsonOpt
+from eplb_cli.arguments import options
 from eplb_cli.views.migration_rows import layer_objects, layer_table, migration_facts
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def diff(  # noqa: PLR0913  # one parameter a word of the command line
     old_path: Annotated[Path, typer.Argument(metavar="OLD", help="The live placement.", show_default=False)],
     new_path: Annotated[Path, typer.Argument(metavar="NEW", help="The placement to come.", show_default=False)],
-    ranks: HintRanksOpt = None,
-    nodes: HintNodesOpt = None,
-    experts: ExpertsOpt = None,
-    expert_bytes: ExpertBytesOpt = None,
-    as_json: JsonOpt = False,
+    ranks: options.HintRanksOpt = None,
+    nodes: options.HintNodesOpt = None,
+    experts: options.ExpertsOpt = None,
+    expert_bytes: options.ExpertBytesOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Show which copies move where from OLD to NEW, placement files of any dialect for the same machine and model."""
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration

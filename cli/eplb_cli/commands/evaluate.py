@@ -6,18 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files
-from eplb_cli.arguments.options import (
-    DispatchOpt,
-    HintNodesOpt,
-    HintRanksOpt,
-    JsonOpt,
-    LoadArg,
-    NumExpertsOpt,
-    PlanArg,
-    PlanFormatOpt,
-    WindowOpt,
-)
+from eplb_cli.arguments import files, options
 from eplb_cli.views.metric_rows import metric_facts, window_objects, window_table
 
 TraceOpt = Annotated[
@@ -27,16 +16,16 @@ TraceOpt = Annotated[
 
 
 def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
-    plan_path: PlanArg,
-    load_path: LoadArg,
-    format: PlanFormatOpt = None,
-    ranks: HintRanksOpt = None,
-    nodes: HintNodesOpt = None,
-    dispatch: DispatchOpt = "even",
-    window: WindowOpt = None,
+    plan_path: options.PlanArg,
+    load_path: options.LoadArg,
+    format: options.PlanFormatOpt = None,
+    ranks: options.HintRanksOpt = None,
+    nodes: options.HintNodesOpt = None,
+    dispatch: options.DispatchOpt = "even",
+    window: options.WindowOpt = None,
     trace_path: TraceOpt = None,
-    num_experts: NumExpertsOpt = None,
-    as_json: JsonOpt = False,
+    num_experts: options.NumExpertsOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Judge the placement in PLAN by the traffic in LOAD, which need not be the traffic it was made for."""
     import eplb

@@ -7,23 +7,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, plan_options
+from eplb_cli.arguments import files, options, plan_options
 from eplb_cli.arguments.constraints_file import read_constraints
-from eplb_cli.arguments.options import (
-    DispatchOpt,
-    ExpertBytesOpt,
-    GroupModeOpt,
-    GroupsOpt,
-    JsonOpt,
-    LoadsArg,
-    NumExpertsOpt,
-    SeedOpt,
-    StrategyOpt,
-    WindowOpt,
-    WriteFormatOpt,
-)
 from eplb_cli.arguments.parse import id_list
-from eplb_cli.arguments.topology import machine
+from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.commands.replan import Replan, replan
 from eplb_cli.views import plan_rows
 
@@ -38,17 +25,17 @@ _SEVERAL_LOADS = (
 
 def plan(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
-    load_paths: LoadsArg,
+    load_paths: options.LoadsArg,
     ranks: plan_options.RanksOpt = None,
     out: plan_options.OutOpt = None,
     nodes: plan_options.NodesOpt = None,
     redundant: plan_options.RedundantOpt = None,
     mindie_config: plan_options.MindieConfigOpt = None,
-    strategy: StrategyOpt = "auto",
-    groups: GroupsOpt = None,
-    group_mode: GroupModeOpt = "free",
+    strategy: options.StrategyOpt = "auto",
+    groups: options.GroupsOpt = None,
+    group_mode: options.GroupModeOpt = "free",
     group_price: plan_options.GroupPriceOpt = 0.0,
-    dispatch: DispatchOpt = "even",
+    dispatch: options.DispatchOpt = "even",
     constraints: plan_options.ConstraintsOpt = None,
     time_limit: plan_options.TimeLimitOpt = None,
     survive: plan_options.SurviveOpt = None,
@@ -56,12 +43,12 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     target: plan_options.TargetOpt = 1.05,
     max_moves: plan_options.MaxMovesOpt = None,
     lost_ranks: plan_options.LostRanksOpt = None,
-    expert_bytes: ExpertBytesOpt = None,
-    window: WindowOpt = None,
-    format: WriteFormatOpt = "native",
-    seed: SeedOpt = 0,
-    num_experts: NumExpertsOpt = None,
-    as_json: JsonOpt = False,
+    expert_bytes: options.ExpertBytesOpt = None,
+    window: options.WindowOpt = None,
+    format: options.WriteFormatOpt = "native",
+    seed: options.SeedOpt = 0,
+    num_experts: options.NumExpertsOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Place the experts of LOAD on ranks, say how good the placement is, and write it for an engine."""
     import eplb
@@ -72,7 +59,9 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     load = files.read_loads(load_paths, num_experts, window)
     several = len(load_paths) > 1
     if previous is None:
-        topology = machine(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config)
+        topology = topology_from_options(
+            load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config
+        )
         with output.progress("planning"):
             made = eplb.plan(
                 load,

@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files
-from eplb_cli.arguments.options import (
-    DispatchOpt,
-    ExpertBytesOpt,
-    JsonOpt,
-    LoadArg,
-    NumExpertsOpt,
-    WindowOpt,
-    complete_format,
-)
+from eplb_cli.arguments import files, options
 from eplb_cli.arguments.parse import id_list, refuse_typed
 from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt, RedundantOpt
-from eplb_cli.arguments.topology import machine
+from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
     from eplb.core.placement import Placement
@@ -55,7 +46,7 @@ PlanDialectOpt = Annotated[
         metavar="F",
         help="Dialect of the plans.",
         show_default="by their content",
-        autocompletion=complete_format,
+        autocompletion=options.complete_format,
     ),
 ]
 LayersOpt = Annotated[
@@ -69,20 +60,20 @@ ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help
 
 def report(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
-    load_path: LoadArg,
+    load_path: options.LoadArg,
     out: OutOpt,
     plan_paths: PlansOpt = None,
     dialect: PlanDialectOpt = None,
     ranks: RanksOpt = None,
     nodes: NodesOpt = None,
     redundant: RedundantOpt = None,
-    dispatch: DispatchOpt = "even",
+    dispatch: options.DispatchOpt = "even",
     layers: LayersOpt = None,
     image_format: ImageFormatOpt = "png",
-    expert_bytes: ExpertBytesOpt = None,
-    window: WindowOpt = None,
-    num_experts: NumExpertsOpt = None,
-    as_json: JsonOpt = False,
+    expert_bytes: options.ExpertBytesOpt = None,
+    window: options.WindowOpt = None,
+    num_experts: options.NumExpertsOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Show LOAD, what plans make of it, and how far they are from what is possible.
 
@@ -108,8 +99,8 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     source = files.read_load_or_trace(load_path, num_experts)
     with output.progress("judging"):
         plans = _read_plans(source, plan_paths or [], dialect, ranks, nodes)
-        asked = None if plans else machine(
-            source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=None
+        asked = None if plans else topology_from_options(
+            source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant
         )  # fmt: skip
         size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
         contents = gather(

@@ -1,22 +1,13 @@
 """`eplb simulate`: a history served again, step by step, under several replanning policies."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files
-from eplb_cli.arguments.options import (
-    ExpertBytesOpt,
-    JsonOpt,
-    LoadArg,
-    NodesOpt,
-    NumExpertsOpt,
-    RanksOpt,
-    RedundantOpt,
-    SeedOpt,
-    WindowOpt,
-)
+from eplb_cli.arguments import files, options
+from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
     from eplb.core.topology import Topology
@@ -33,10 +24,10 @@ _NUM_PHASES = 48
 
 
 def simulate(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: LoadArg,
-    ranks: RanksOpt,
-    nodes: NodesOpt = 1,
-    redundant: RedundantOpt = 0,
+    load_path: options.LoadArg,
+    ranks: options.RanksOpt,
+    nodes: options.NodesOpt = 1,
+    redundant: options.RedundantOpt = 0,
     interval: Annotated[int, typer.Option("--interval", "-i", metavar="STEPS", help="Steps between two replans.")] = 20,
     policy: Annotated[
         str | None,
@@ -65,20 +56,19 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option("--bandwidth", metavar="GB/S", help="Of a rank, inside a node and between nodes alike.",
                      show_default="370 inside, 45 between"),
     ] = None,
-    expert_bytes: ExpertBytesOpt = None,
-    window: WindowOpt = None,
-    seed: SeedOpt = 0,
-    num_experts: NumExpertsOpt = None,
-    as_json: JsonOpt = False,
+    expert_bytes: options.ExpertBytesOpt = None,
+    window: options.WindowOpt = None,
+    seed: options.SeedOpt = 0,
+    num_experts: options.NumExpertsOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
     """Serve LOAD again, one window a step, and replan every interval: what each policy gains and moves."""
-    from eplb.core.topology import Topology
     from eplb.online.replay import POLICIES
     from eplb.online.replay import simulate as run
 
     load = files.read_load(load_path, num_experts, window)
-    machine = Topology.for_experts(load.num_experts, num_ranks=ranks, num_nodes=nodes, num_redundant=redundant)
-    replay = _replay(load, _with_bandwidth(machine, bandwidth), interval, expert_bytes, seed)
+    topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
+    replay = _replay(load, _with_bandwidth(topology, bandwidth), interval, expert_bytes, seed)
     replay = _with_online(replay, max_moves, price, memory)
     with output.progress("serving again"):
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
@@ -95,26 +85,22 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     output.note(_LEGEND)
 
 
-def _with_bandwidth(machine: "Topology", bandwidth: float | None) -> "Topology":
-    from dataclasses import replace
-
+def _with_bandwidth(topology: "Topology", bandwidth: float | None) -> "Topology":
     if bandwidth is None:
-        return machine
-    return replace(machine, intra_node_gbps=bandwidth, inter_node_gbps=bandwidth)
+        return topology
+    return replace(topology, intra_node_gbps=bandwidth, inter_node_gbps=bandwidth)
 
 
-def _replay(load: "ExpertLoad", machine: "Topology", interval: int, expert_bytes: float | None, seed: int) -> "Replay":
+def _replay(load: "ExpertLoad", topology: "Topology", interval: int, expert_bytes: float | None, seed: int) -> "Replay":
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.online.replay import Replay
 
     size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
-    return Replay(load=load, topology=machine, interval=interval, expert_bytes=size, seed=seed)
+    return Replay(load=load, topology=topology, interval=interval, expert_bytes=size, seed=seed)
 
 
 def _with_online(replay: "Replay", max_moves: int | None, price: float | None, memory: int | None) -> "Replay":
-    """The settings of `incremental` that were said."""
-    from dataclasses import replace
-
+    """The settings of `incremental` that were given."""
     online: OnlineSettings = replace(replay.online, max_moves=max_moves)
     if price is not None:
         online = replace(online, price=price)

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files
-from eplb_cli.arguments.options import (
-    ExpertBytesOpt,
-    JsonOpt,
-    LoadArg,
-    NodesOpt,
-    NumExpertsOpt,
-    RanksOpt,
-    WindowOpt,
-)
+from eplb_cli.arguments import files, options
 from eplb_cli.arguments.parse import number_range
 
 if TYPE_CHECKING:
@@ -31,19 +22,19 @@ _DRAWINGS: Final = (".png", ".svg", ".pdf")
 
 
 def sweep(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: LoadArg,
-    ranks: RanksOpt,
+    load_path: options.LoadArg,
+    ranks: options.RanksOpt,
     redundant: Annotated[
         str, typer.Option("--redundant", "-k", metavar="A:B:STEP", help="Redundant experts to try, B included: 0:64:8.")
     ],
-    nodes: NodesOpt = 1,
+    nodes: options.NodesOpt = 1,
     out: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Drawing to write: .png, .svg or .pdf.")
     ] = None,
-    expert_bytes: ExpertBytesOpt = None,
-    window: WindowOpt = None,
-    num_experts: NumExpertsOpt = None,
-    as_json: JsonOpt = False,
+    expert_bytes: options.ExpertBytesOpt = None,
+    window: options.WindowOpt = None,
+    num_experts: options.NumExpertsOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with several numbers of redundant experts: balance against memory."""
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES

@@ -6,34 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import model_shape
-from eplb_cli.arguments.options import (
-    HiddenLayersOpt,
-    MoeLayersOpt,
-    NumExpertsOpt,
-    TraceArg,
-    TraceFromOpt,
-    TraceOutArg,
-    TraceTopKOpt,
-    WindowOpt,
-)
+from eplb_cli.arguments import model_shape, options
 
 if TYPE_CHECKING:
     from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
 
 
 def convert(  # noqa: PLR0913  # one parameter a word of the command line
-    path: TraceArg,
-    out: TraceOutArg,
-    from_format: TraceFromOpt = None,
-    num_experts: NumExpertsOpt = None,
-    top_k: TraceTopKOpt = None,
-    moe_layers: MoeLayersOpt = None,
-    hidden_layers: HiddenLayersOpt = None,
+    path: options.TraceArg,
+    out: options.TraceOutArg,
+    from_format: options.TraceFromOpt = None,
+    num_experts: options.NumExpertsOpt = None,
+    top_k: options.TraceTopKOpt = None,
+    moe_layers: options.MoeLayersOpt = None,
+    hidden_layers: options.HiddenLayersOpt = None,
     as_load: Annotated[
         bool, typer.Option("--load", help="Write tokens per expert, not the choices of each token.")
     ] = False,
-    window: WindowOpt = None,
+    window: options.WindowOpt = None,
 ) -> None:
     """Rewrite a trace or load in another format; a trace stays a trace where OUT is .parquet.
 

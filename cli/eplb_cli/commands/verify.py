@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments.options import (
-    HintNodesOpt,
-    HintRanksOpt,
-    JsonOpt,
-    NumExpertsOpt,
-    PlanArg,
-    PlanFormatOpt,
-    SeedOpt,
-)
+from eplb_cli.arguments import options
 
 if TYPE_CHECKING:
     from eplb.runtime import VerifyReport
@@ -22,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def verify(  # noqa: PLR0913  # one parameter a word of the command line
-    plan_path: PlanArg,
-    format: PlanFormatOpt = None,
-    ranks: HintRanksOpt = None,
-    nodes: HintNodesOpt = None,
+    plan_path: options.PlanArg,
+    format: options.PlanFormatOpt = None,
+    ranks: options.HintRanksOpt = None,
+    nodes: options.HintNodesOpt = None,
     processes: Annotated[
         int, typer.Option("--processes", "-p", metavar="P", help="Processes to start; each executes several ranks.")
     ] = 2,
@@ -52,7 +44,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         Path | None,
         typer.Option("--trace", metavar="TRACE", help="Token-level trace to route by; else a random router."),
     ] = None,
-    num_experts: NumExpertsOpt = None,
+    num_experts: options.NumExpertsOpt = None,
     layers: Annotated[
         str,
         typer.Option("--layers", metavar="IDS", help="Layers to execute: 0,5 or all.", show_default="a few"),
@@ -81,8 +73,8 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     record: Annotated[
         Path | None, typer.Option("--record", metavar="OUT", help="Write the measured choices as a trace (.parquet).")
     ] = None,
-    seed: SeedOpt = 0,
-    as_json: JsonOpt = False,
+    seed: options.SeedOpt = 0,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Start processes, let them execute PLAN, and recount everything they did; exit code 5 if anything is wrong."""
     from eplb import runtime
