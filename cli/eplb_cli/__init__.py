@@ -1,1 +1,1 @@
-"""Room 3: the command line. Words in, words out; every number comes from `eplb` and `eplb_traces`."""
+"""The command line. It computes nothing: every number comes from `eplb` and `eplb_traces`."""

@@ -1,4 +1,4 @@
-"""Knows which error ends the program with which exit code and what it tells the user; knows no command."""
+"""Maps errors to exit codes and to one-line messages."""
 
 from enum import IntEnum
 
@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
     INFEASIBLE = 4
     """No placement meets the constraints, or none was found."""
     VERIFICATION_FAILED = 5
-    """A runtime did something else than the plan says."""
+    """A runtime did not execute the plan as written."""
 
 
 def exit_code_of(error: Exception) -> ExitCode | None:

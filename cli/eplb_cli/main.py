@@ -1,4 +1,4 @@
-"""Knows the commands and the one place where an error becomes an exit code; knows nothing of what a command does.
+"""Registers the commands and turns errors into exit codes.
 
 Importing this module loads typer and the standard library only, so that `--help` and completion stay quick.
 """
@@ -70,7 +70,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Plan where the experts of a Mixture-of-Experts model live, from what its router did.
+    """Plan where the experts of a Mixture-of-Experts model live, from the load that its router caused.
 
     The result goes to stdout, talk and progress to stderr. Exit codes: 0 ok, 1 a bug, 2 usage, 3 bad input,
     4 infeasible, 5 verification failed.

@@ -1,7 +1,7 @@
-"""Knows how one batch's counts are split over replicas so that ranks end up level; knows no tensors and no engine.
+"""Splits the counts of one batch over replicas so that rank loads are as equal as possible.
 
-Every rank computes the same split from the same counts, so nothing needs to be agreed on. Integers go in and integers
-come out: a split is rounded by largest remainder, and no token is lost.
+Every rank computes the same split from the same counts, without communication. Input and output are integers: a split
+is rounded by largest remainder, and no token is lost.
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ _SWEEPS = 4
 def split_counts(
     tokens: NDArray[np.int64], log2phy: NDArray[np.int32], rank_of_slot: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """Split every expert's tokens over its slots, filling the emptiest ranks first.
+    """Split every expert's tokens over its slots, least loaded ranks first.
 
-    Experts with one slot are placed first; the others are poured in by falling count (ties to the lowest id), then each
-    is taken out and poured again, `_SWEEPS` rounds. Cost: O(sweeps * replicated experts * X log X).
+    Experts with one slot are assigned first; the others are filled in by falling count (ties to the lowest id), then
+    each is removed and filled in again, `_SWEEPS` rounds. Cost: O(sweeps * replicated experts * X log X).
 
     Parameters
     ----------
@@ -58,26 +58,26 @@ def split_counts(
             ranks = rank_of_slot[log2phy[expert, : count[expert]]]
             row = split[expert, : count[expert]]
             np.subtract.at(rank_load, ranks, row)
-            row[:] = poured(int(tokens[expert]), ranks, rank_load)
+            row[:] = filled_in(int(tokens[expert]), ranks, rank_load)
             np.add.at(rank_load, ranks, row)
     return split
 
 
-def poured(tokens: int, ranks: NDArray[np.int32], rank_load: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[X] tokens of each replica when `tokens` are poured onto ranks that carry `rank_load` already.
+def filled_in(tokens: int, ranks: NDArray[np.int32], rank_load: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[X] tokens of each replica when `tokens` fill up ranks that carry `rank_load` already.
 
     Replicas on one rank share what the rank gets, the first taking the odd ones.
     """
-    own_ranks, first, copies = np.unique(ranks, return_index=True, return_counts=True)
+    own_ranks, first, num_replicas = np.unique(ranks, return_index=True, return_counts=True)
     base = rank_load[own_ranks].astype(np.float64)
     by_load = np.sort(base)
-    filled = np.arange(1, by_load.size + 1) * by_load - np.cumsum(by_load)  # tokens needed to level the first i ranks
-    num_wet = int(np.searchsorted(filled, tokens, side="right"))
-    level = (tokens + by_load[:num_wet].sum()) / num_wet
-    on_rank = largest_remainder(np.maximum(level - base, 0.0), tokens)
+    to_level = np.arange(1, by_load.size + 1) * by_load - np.cumsum(by_load)  # raises ranks up to the i-th
+    num_filled = int(np.searchsorted(to_level, tokens, side="right"))
+    fill_level = (tokens + by_load[:num_filled].sum()) / num_filled
+    on_rank = largest_remainder(np.maximum(fill_level - base, 0.0), tokens)
     share = np.zeros(ranks.size, dtype=np.int64)
     for index, rank in enumerate(own_ranks):
-        if copies[index] == 1:
+        if num_replicas[index] == 1:
             share[first[index]] = on_rank[index]
         else:
             here = np.flatnonzero(ranks == rank)
@@ -86,7 +86,7 @@ def poured(tokens: int, ranks: NDArray[np.int32], rank_load: NDArray[np.int64]) 
 
 
 def largest_remainder(shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Round shares that sum to `total`; what is left over goes to the largest fractions, ties to the lowest index."""
+    """Round shares that sum to `total`: the remainder goes to the largest fractions, ties to the lowest index."""
     whole = np.floor(shares + 1e-9).astype(np.int64)
     left = total - int(whole.sum())
     order = np.argsort(-(shares - whole), kind="stable")
@@ -97,9 +97,9 @@ def largest_remainder(shares: NDArray[np.float64], total: int) -> NDArray[np.int
 def source_quotas(
     split: NDArray[np.int64], source_tokens: NDArray[np.int64], slot_rank: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """Say which of an expert's replicas the tokens of each source rank go to.
+    """Assign the tokens of each source rank to an expert's replicas.
 
-    A rank's own replica takes what it can of that rank's tokens; the rest is dealt in order of rank and slot.
+    A rank's own replica takes as many of that rank's tokens as it can; the rest are assigned in order of rank and slot.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Knows which replica each engine sends a token to, as an expectation over tokens; knows no tensors and no metrics.
+"""Computes the expected load of every slot under the dispatch rule of each engine.
 
-The runtime executes the same rules token by token (`eplb.runtime.replica_choice`); here is what they add up to, so that
-a map can be judged under the rule of the engine that will run it.
+The runtime executes the same rules token by token (`eplb.runtime.layer.replica_choice`). The expectation is used to
+evaluate a map under the rule of the engine that will run it.
 """
 
 import random
@@ -20,7 +20,7 @@ _SGLANG_SEED = 42
 def expected_slot_load(
     placement: Placement, layer: int, source_tokens: ArrayLike, rule: DispatchRule
 ) -> NDArray[np.float64]:
-    """What every slot of a layer gets, in expectation over the hash where the rule has one.
+    """Load of every slot of a layer, in expectation over the hash where the rule has one.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def expected_rank_load(
     rule: DispatchRule,
     source_tokens: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    """What every rank of a layer gets.
+    """Load of every rank of a layer.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def expected_rank_load(
 def rank_slot_map(
     placement: Placement, layer: int, rule: DispatchRule, *, seed_layer: int | None = None
 ) -> NDArray[np.int32]:
-    """Which one slot each rank sends each expert's tokens to, under `ascend` or `sglang_static`.
+    """The one slot to which each rank sends each expert's tokens, under `ascend` or `sglang_static`.
 
     SGLang draws once for the whole model from one generator; here each layer has its own, seeded by its number, so
     that a layer can be published alone. Shares are SGLang's, single draws need not be.

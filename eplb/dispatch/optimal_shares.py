@@ -1,6 +1,6 @@
-"""Knows the best split of every expert's tokens over the copies that a given placement has; moves no expert.
+"""Computes the best split of every expert's tokens over the replicas of a given placement.
 
-A runtime that follows one split for the whole plan uses `weighted_placement`; one that splits every batch by its own
+A runtime that uses one split for the whole plan takes `weighted_placement`; one that splits every batch by its own
 counts reaches `online_busiest`.
 """
 
@@ -27,12 +27,12 @@ class BestSplit:
 
 
 def best_split(placement: Placement, tokens: Floats) -> BestSplit:
-    """Minimise each layer's busiest rank over all splits of its experts' tokens over their copies.
+    """Minimise each layer's busiest rank over all splits of its experts' tokens over their replicas.
 
     Parameters
     ----------
     placement
-        Where the experts live; copies may share a rank and slots may be empty.
+        Where the experts live; duplicates and empty slots are allowed.
     tokens
         [L, E]
 
@@ -43,7 +43,7 @@ def best_split(placement: Placement, tokens: Floats) -> BestSplit:
 
     Notes
     -----
-    The optimum is the densest set of ranks (MicroMoE, equation 3); see `kernels.online_dispatch`. Exact, deterministic;
+    The optimum is the densest set of ranks (MicroMoE, equation 3); see `optimal_shares_kernel`. Exact, deterministic;
     tens of microseconds a layer at 256 experts on 32 ranks.
     """
     from eplb.dispatch.optimal_shares_kernel import split_layers
@@ -73,9 +73,9 @@ def weighted_placement(placement: Placement, load: ExpertLoad) -> Placement:
     Parameters
     ----------
     placement
-        Where the experts live; weights it has already are replaced.
+        Where the experts live; existing weights are replaced.
     load
-        The traffic planned for; its total counts. An expert without load is split evenly.
+        The load planned for, summed over windows. An expert without load is split evenly.
 
     Returns
     -------
@@ -100,9 +100,9 @@ def weighted_placement(placement: Placement, load: ExpertLoad) -> Placement:
 
 
 def online_busiest(placement: Placement, load: ExpertLoad) -> Floats:
-    """[W, L] what a runtime reaches that splits every window by its own counts: the exact optimum of each window.
+    """[W, L] busiest rank of a runtime that splits every window by its own counts: the exact optimum of each window.
 
-    In tokens on the busiest rank over its relative speed.
+    In tokens over relative speed.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Knows which pairs of a token's experts a placement keeps together; knows no strategy and moves nothing."""
+"""Computes the share of pairs of a token's experts that a placement keeps on one rank or node."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +18,23 @@ def share_inside_ranks(
     replicas are equally likely, under weighted dispatch as likely as the placement says, and the two choices are drawn
     independently of each other. So a pair (i, j) shares a rank with the probability sum over ranks of p(i, r) p(j, r),
     where p(i, r) is the share of expert i's tokens that goes to rank r; without redundant experts that is 0 or 1. A
-    runtime that looks at all choices of a token, or prefers near replicas, keeps more together than this.
+    runtime that considers all choices of a token, or prefers near replicas, keeps more pairs together than this.
 
     Parameters
     ----------
     placement
         Where the experts live.
     coactivation
-        The pairs of one layer; the placement's layer of the same index is judged.
+        The pairs of one layer; the placement's layer of the same index is evaluated.
     dispatch
         A rule with fixed shares: see `dispatch_rule.slot_shares`.
 
     Returns
     -------
     PairShare
-        As observed, and as it would be if the same experts were chosen as often as they are but without affinity
-        (`CoActivation.expected_pairs`): a placement that puts friends together lies above, one that parts them below.
-        Both are nan where no token made two choices.
+        `observed`, and `expected` by chance: if the same experts were chosen as often but independently of each other
+        (`CoActivation.expected_pairs`). observed > expected: the placement co-locates experts that are chosen together
+        more often than chance. Both are nan where no token made two choices.
 
     Raises
     ------

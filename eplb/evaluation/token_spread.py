@@ -1,7 +1,7 @@
-"""Knows on how many ranks and nodes the experts of one token lie under a placement; knows no bandwidths.
+"""Computes on how many ranks and nodes the experts of one token are under a placement.
 
-Dispatch sends a token's activations once to every rank (between nodes: every node) that holds a chosen copy, so these
-two numbers are what the wire carries per token and layer, in activations. The token's own rank counts like any other.
+Dispatch sends a token's activations once to every rank (between nodes: every node) that holds a chosen replica, so
+these two numbers are the transfers per token and layer, in activations. The token's own rank counts like any other.
 """
 
 from dataclasses import dataclass
@@ -28,18 +28,18 @@ class TokenSpread:
 
 
 def token_spread(placement: Placement, trace: RoutingTrace) -> TokenSpread:
-    """Count, for every token and layer, the ranks and nodes that hold its chosen copies.
+    """Count, for every token and layer, the ranks and nodes that hold its chosen replicas.
 
-    Under even dispatch: each choice of an expert with c copies falls on each copy with probability 1 / c, independently
-    of the token's other choices. So the mean is exact where experts have one copy and an expectation elsewhere;
-    a runtime that prefers copies on ranks a token visits anyway does better.
+    Under even dispatch each choice of an expert with c replicas falls on each replica with probability 1 / c,
+    independently of the token's other choices. So the mean is exact where experts have one replica and an expectation
+    elsewhere. A runtime that prefers replicas on ranks that a token visits anyway needs fewer.
 
     Parameters
     ----------
     placement
         Where the experts live.
     trace
-        Who chose which experts; walked through once.
+        The experts of each token; read once.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def _holders(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """``(first [L, E + 1], unit [L, P], share [L, P])``: expert e's units are the entries first[e] to first[e + 1].
 
-    An expert with several copies on one unit has one entry with their joint share.
+    An expert with several replicas on one unit has one entry with their joint share.
     """
     num_experts, num_units = placement.num_experts, int(unit_of_slot.max()) + 1
     first = np.zeros((placement.num_layers, num_experts + 1), np.int64)
@@ -84,8 +84,8 @@ def _holders(
     for layer, row in enumerate(placement.physical_to_logical_map):
         held = row != EMPTY_SLOT
         keys = row[held].astype(np.int64) * num_units + unit_of_slot[held]
-        pairs, copies = np.unique(keys, return_counts=True)
+        pairs, num_replicas = np.unique(keys, return_counts=True)
         expert, unit[layer, : pairs.size] = np.divmod(pairs, num_units)
-        share[layer, : pairs.size] = copies / placement.logical_replica_count[layer, expert]
+        share[layer, : pairs.size] = num_replicas / placement.logical_replica_count[layer, expert]
         np.cumsum(np.bincount(expert, minlength=num_experts), out=first[layer, 1:])
     return first, unit, share

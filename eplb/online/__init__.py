@@ -1,6 +1,6 @@
-"""Replanning while serving: record counts, decide, plan in the background, hand out migrations.
+"""Replans while an engine serves: records counts, decides, plans in the background, returns migrations.
 
-numpy alone: torch tensors are taken where there are some, Prometheus where `OnlineMetrics` is asked for.
+Needs numpy only. Counts may be torch tensors; `OnlineMetrics` needs prometheus_client.
 """
 
 from eplb.online.counts import CountsOf

@@ -1,4 +1,4 @@
-"""Knows how counts of any rank layout become tokens per logical expert; remembers none."""
+"""Converts recorded counts of any rank layout to tokens per logical expert."""
 
 from enum import StrEnum
 
@@ -44,7 +44,7 @@ def logical_counts(counts: ArrayLike, of: CountsOf, placement: Placement) -> NDA
     Raises
     ------
     InputError
-        For another shape than `of` says, NaN, infinite or negative counts, or tokens on an empty slot.
+        For a shape that does not fit `of`, NaN, infinite or negative counts, or tokens on an empty slot.
     """
     array = np.asarray(counts, dtype=np.float64)
     layers, experts = placement.num_layers, placement.num_experts

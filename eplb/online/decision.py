@@ -1,4 +1,4 @@
-"""Knows what a look at the traffic can end with, and who is told; decides nothing."""
+"""Defines the outcomes of a check of the load, and the interface of observers."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,24 +9,24 @@ from eplb.evaluation.metrics import Evaluation
 
 
 class Outcome(StrEnum):
-    """What became of a look."""
+    """The outcome of a check."""
 
     PLANNING = "planning"
-    """A plan was begun; its own decision follows when it is due."""
+    """A plan was started; its own decision follows when it is due."""
     MIGRATION = "migration"
-    """A migration was handed out."""
+    """A migration was returned by `step`."""
     NO_TRAFFIC = "no_traffic"
-    """Nothing was recorded since the last look."""
+    """Nothing was recorded since the last check."""
     UNCOMMITTED = "uncommitted"
     """The last migration was neither committed nor abandoned."""
     COOLDOWN = "cooldown"
     """Too soon after a commit."""
     BALANCED = "balanced"
     """Balanced enough as it is."""
-    NO_DRIFT = "no_drift"
-    """The traffic is still what was planned for."""
+    NO_CHANGE = "no_change"
+    """The load has not changed more than by chance since the last plan."""
     NOT_WORTH_IT = "not_worth_it"
-    """Planned, but no move is worth its price."""
+    """Planned, but no move gains more than it costs."""
 
 
 SKIPS = (
@@ -34,7 +34,7 @@ SKIPS = (
     Outcome.UNCOMMITTED,
     Outcome.COOLDOWN,
     Outcome.BALANCED,
-    Outcome.NO_DRIFT,
+    Outcome.NO_CHANGE,
     Outcome.NOT_WORTH_IT,
 )
 """Outcomes that leave the placement as it is."""
@@ -43,23 +43,23 @@ SKIPS = (
 @final
 @dataclass(frozen=True)
 class Decision:
-    """What was seen and done at one step."""
+    """What was measured and done at one step."""
 
     step: int
     """Steps recorded until then."""
     outcome: Outcome
     measured: Evaluation | None = None
-    """The live placement under the traffic since the last look; None where nothing was measured."""
-    drift: float | None = None
-    """See `window.drift`; None where it was not asked."""
+    """The live placement under the load since the last check; None where nothing was measured."""
+    change: float | None = None
+    """See `window.change_against_chance`; None where it was not computed."""
     migration: Migration | None = None
     plan_s: float | None = None
     """Wall time of planning; the only field that may differ between ranks."""
 
 
 class Observer(Protocol):
-    """Is told every decision, in the thread that called `step`."""
+    """A callable that gets every decision, in the thread that called `step`."""
 
     def __call__(self, decision: Decision) -> None:
-        """Take note."""
+        """Take one decision."""
         ...

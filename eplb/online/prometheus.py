@@ -1,4 +1,4 @@
-"""Knows how decisions become Prometheus metrics; the only file that knows prometheus_client (extra `metrics`)."""
+"""Turns decisions into Prometheus metrics. The only file that imports prometheus_client (extra `metrics`)."""
 
 from typing import TYPE_CHECKING, final
 
@@ -33,38 +33,40 @@ class OnlineMetrics:
             raise MissingExtraError("Prometheus metrics", "metrics") from error
         self._balance = Gauge(
             "eplb_balance",
-            "Balance of rank loads since the last look, by each engine's own definition.",
+            "Balance of rank loads since the last check, by each engine's own definition.",
             ["definition"],
             registry=registry,
         )
-        self._drift = Gauge(
-            "eplb_drift", "Distance of the traffic from what was planned for; chance is 1.", registry=registry
+        self._change = Gauge(
+            "eplb_change",
+            "Change of the load since the last plan; 1 is chance.",
+            registry=registry,
         )
-        self._looks = Counter("eplb_looks", "Looks at the traffic.", registry=registry)
-        self._skipped = Counter("eplb_skipped", "Looks that left the placement alone.", ["reason"], registry=registry)
-        self._migrations = Counter("eplb_migrations", "Migrations handed out.", registry=registry)
-        self._copies = Counter("eplb_moved_copies", "Copies that ranks had to fetch.", registry=registry)
-        self._bytes = Counter("eplb_moved_bytes", "Bytes of these copies.", registry=registry)
+        self._checks = Counter("eplb_checks", "Checks of the load.", registry=registry)
+        self._skipped = Counter("eplb_skipped", "Checks without a change.", ["reason"], registry=registry)
+        self._migrations = Counter("eplb_migrations", "Migrations returned.", registry=registry)
+        self._moved = Counter("eplb_moved_copies", "Replicas that ranks had to fetch.", registry=registry)
+        self._bytes = Counter("eplb_moved_bytes", "Bytes of these replicas.", registry=registry)
         self._plan_s = Histogram(
             "eplb_plan_seconds", "Wall time of planning.", buckets=PLAN_BUCKETS_S, registry=registry
         )
         for reason in SKIPS:
-            self._skipped.labels(reason.value)  # a reason that never came is 0, not absent
+            self._skipped.labels(reason.value)  # 0 for a reason that has not occurred, instead of no series
 
     def __call__(self, decision: Decision) -> None:
-        """Take note of one decision."""
+        """Update the metrics by one decision."""
         if decision.plan_s is None:
-            self._looks.inc()
+            self._checks.inc()
         else:
             self._plan_s.observe(decision.plan_s)
         if decision.measured is not None:
             for name, value in decision.measured.balance.items():
                 self._balance.labels(name).set(value)
-        if decision.drift is not None:
-            self._drift.set(decision.drift)
+        if decision.change is not None:
+            self._change.set(decision.change)
         if decision.outcome in SKIPS:
             self._skipped.labels(decision.outcome.value).inc()
         if decision.outcome is Outcome.MIGRATION and decision.migration is not None:
             self._migrations.inc()
-            self._copies.inc(decision.migration.moved_copies)
+            self._moved.inc(decision.migration.moved_copies)
             self._bytes.inc(decision.migration.moved_bytes)

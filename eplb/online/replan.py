@@ -1,4 +1,4 @@
-"""Knows how a migration is planned from a window of traffic; a pure function, so that any thread or rank may run it."""
+"""Plans a migration from the kept steps. A pure function: any thread or rank may run it."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from eplb.core.placement import Placement
 from eplb.core.problem import Problem
 from eplb.evaluation.metrics import evaluate
 from eplb.online.settings import OnlineSettings
-from eplb.online.staleness import faded
+from eplb.online.staleness import discounted
 from eplb.planning.rebalance import Horizon
 from eplb.strategies.incremental.incremental_scenario import IncrementalScenario
 from eplb_traces import ExpertLoad
@@ -25,14 +25,14 @@ class Replan:
 
     migration: Migration
     is_whole: bool
-    """Whether all that pays is in it: False where `max_moves` cut it."""
+    """False where `max_moves` cut the migration short."""
     plan_s: float
 
 
 def replan(placement: Placement, load: ExpertLoad, settings: OnlineSettings) -> Replan:
-    """Improve the live placement for the remembered steps, and leave layers that do not pay as they are."""
+    """Improve the live placement for the kept steps; layers whose move does not pay stay as they are."""
     start = time.perf_counter()
-    load = faded(load, settings.interval)
+    load = discounted(load, settings.interval)
     strategy = IncrementalScenario(previous=placement, price=settings.price, max_moves=settings.max_moves)
     after = strategy(Problem(load, placement.topology)).placement
     migration = Migration.between(placement, after, settings.expert_bytes)

@@ -1,8 +1,8 @@
-"""Knows how a history is served again under different policies: balance step by step, moves, bytes, stall.
+"""Replays a history under different replanning policies: balance step by step, moves, bytes, stall.
 
-All policies start with the same plan, made from the first interval, and are scored from then on; at the end of every
-interval a policy may change its placement. A plan takes effect at once, and the copies it moves are charged as a stall:
-the seconds of the migration's batches, one after the other.
+All policies start with the same plan, made from the first interval, and are scored from then on. At the end of every
+interval a policy may change its placement. A plan takes effect at once. The replicas that it moves are charged as a
+stall: the seconds of the migration's batches, one after the other.
 """
 
 import time
@@ -32,14 +32,14 @@ LEAST_INTERVALS = 2  # one to plan for, one to score
 @final
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What is served again.
+    """A history and the settings under which it is replayed.
 
     Parameters
     ----------
     load
         The history, one window a step, in order of time.
     topology
-        The machine.
+        Ranks, nodes and slots.
     interval
         Steps between two replans, of every policy alike.
     online
@@ -89,7 +89,7 @@ def _never(replay: Replay) -> Replanner:
 
 
 def _full(replay: Replay, strategy: Strategy) -> Replanner:
-    """Plan for the sum of the last interval, from nothing."""
+    """Plan for the sum of the last interval, without regard to the live placement."""
 
     def next_placement(live: Placement, step: int) -> Placement:
         problem = Problem(replay.steps(step - replay.interval, step), replay.topology)
@@ -98,8 +98,8 @@ def _full(replay: Replay, strategy: Strategy) -> Replanner:
     return next_placement
 
 
-def _full_renamed(replay: Replay) -> Replanner:
-    """As `full`, but ranks exchange their names where that keeps copies in place: balance is the same."""
+def _full_relabelled(replay: Replay) -> Replanner:
+    """As `full`, with ranks relabelled so that more replicas stay in place; balance is the same."""
     plan = _full(replay, DeepSeek())
 
     def next_placement(live: Placement, step: int) -> Placement:
@@ -109,7 +109,7 @@ def _full_renamed(replay: Replay) -> Replanner:
 
 
 def _full_scenario(replay: Replay) -> Replanner:
-    """Plan for all steps that the incremental policy remembers, from nothing."""
+    """Plan for all steps that the incremental policy keeps, without regard to the live placement."""
 
     def next_placement(live: Placement, step: int) -> Placement:
         problem = Problem(replay.steps(step - replay.online.window, step), replay.topology)
@@ -119,7 +119,7 @@ def _full_scenario(replay: Replay) -> Replanner:
 
 
 def _oracle(replay: Replay) -> Replanner:
-    """Plan for the steps that come, from nothing."""
+    """Plan for the coming steps, without regard to the live placement."""
 
     def next_placement(live: Placement, step: int) -> Placement:
         problem = Problem(replay.steps(step, step + replay.interval), replay.topology)
@@ -129,7 +129,7 @@ def _oracle(replay: Replay) -> Replanner:
 
 
 def _incremental(replay: Replay) -> Replanner:
-    """Feed the online rebalancer step by step and carry out what it hands out."""
+    """Feed the online rebalancer step by step and execute the migrations it returns."""
     settings = replace(replay.online, interval=replay.interval, plan_steps=0, expert_bytes=replay.expert_bytes)
     rebalancer: Rebalancer | None = None
 
@@ -152,21 +152,21 @@ def _incremental(replay: Replay) -> Replanner:
 POLICIES: MappingProxyType[str, tuple[Callable[[Replay], Replanner], str]] = MappingProxyType(
     {
         "never": (_never, "keep the first plan"),
-        "incremental": (_incremental, "the online rebalancer: few copies moved, each worth its price"),
+        "incremental": (_incremental, "the online rebalancer: few replicas moved, each worth its price"),
         "full": (lambda replay: _full(replay, DeepSeek()), "DeepSeek's EPLB, global, for the last interval"),
-        "full_renamed": (_full_renamed, "full, with ranks named anew so that fewer copies move"),
+        "full_relabelled": (_full_relabelled, "full, with ranks relabelled so that fewer replicas move"),
         "full_greedy": (lambda replay: _full(replay, Greedy()), "greedy for the last interval"),
-        "full_scenario": (_full_scenario, "scenario for the steps that incremental remembers"),
-        "oracle": (_oracle, "scenario for the very steps that it will serve"),
+        "full_scenario": (_full_scenario, "scenario for the steps that incremental keeps"),
+        "oracle": (_oracle, "scenario for the steps that it will serve"),
     }
 )
-"""Policies by name, and what they do when an interval ends."""
+"""Policies by name, and what each does when an interval ends."""
 
 
 @final
 @dataclass(frozen=True)
 class Served:
-    """What a policy made of a history."""
+    """The result of one policy on a history."""
 
     policy: str
     max_over_mean: Floats
@@ -174,7 +174,7 @@ class Served:
     migrations: tuple[Migration, ...]
     """Those that change a slot, in order of time."""
     plan_s: float
-    """Wall time of all replans, judging and compilation included."""
+    """Wall time of all replans, evaluation and compilation included."""
 
     @property
     def mean(self) -> float:
@@ -188,7 +188,7 @@ class Served:
 
     @property
     def moved_copies(self) -> int:
-        """Copies that ranks had to fetch, over all migrations."""
+        """Replicas that ranks had to fetch, over all migrations."""
         return sum(migration.moved_copies for migration in self.migrations)
 
     @property
@@ -198,11 +198,11 @@ class Served:
 
     @property
     def stall_s(self) -> float:
-        """Seconds of all batches, one after the other: what serving waits if it waits for migrations."""
+        """Seconds of all batches, one after the other: the wait of serving if it waits for migrations."""
         return sum((migration.transfer_s for migration in self.migrations), 0.0)
 
     def phases(self, num_phases: int) -> Floats:
-        """[num_phases or fewer] mean over layers and over steps of equally long stretches of the history."""
+        """[num_phases or fewer] mean over layers and over steps of equally long parts of the history."""
         parts = np.array_split(self.max_over_mean.mean(axis=1), min(num_phases, self.max_over_mean.shape[0]))
         return np.array([part.mean() for part in parts])
 
@@ -223,7 +223,7 @@ class Served:
 
 
 def simulate(replay: Replay, policies: Iterable[str] = tuple(POLICIES)) -> tuple[Served, ...]:
-    """Serve a history under each policy, in the order asked for.
+    """Replay a history under each policy, in the given order.
 
     Raises
     ------

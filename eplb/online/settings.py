@@ -1,4 +1,4 @@
-"""Knows the numbers that an online rebalancer is set up with; decides nothing."""
+"""Holds the settings of an online rebalancer."""
 
 from dataclasses import dataclass
 from typing import final
@@ -11,33 +11,32 @@ from eplb.planning.rebalance import Horizon
 @final
 @dataclass(frozen=True, kw_only=True)
 class OnlineSettings:
-    """When to look, what to remember, what a move must be worth. Times are in steps, as they are recorded.
+    """Intervals, memory and the least gain of a move. Times are in recorded steps.
 
     Parameters
     ----------
     interval
-        Steps between two looks; also the first look's distance from the start.
+        Steps between two checks of the load, and before the first one.
     window
-        Steps that are remembered.
+        Steps that are kept.
     half_life
-        Steps after which a remembered step counts half; infinity for a plain sliding window. Steps that the traffic has
-        left behind count less than that: see `fading`.
+        Steps after which a step counts half; infinity for a plain sliding window. Stale steps, whose load differs from
+        the newest, count less: see `staleness`.
     cooldown
         Steps after a commit in which nothing is planned.
     plan_steps
-        Steps from a look to its migration: planning runs in the background meanwhile, and the step at which the
-        migration is due waits if it is not done. So what is decided depends on counts alone, not on how fast a rank
-        plans. 0: the look itself plans.
+        Steps from a check to its migration. Planning runs in the background meanwhile; the step at which the migration
+        is due waits for it. So decisions depend on counts alone, not on how fast a rank plans. 0: the check plans.
     target
-        No replan while max/mean, mean over layers and steps since the last look, is at most this.
-    drift
-        No replan while the traffic since the last look differs from what was planned for by at most this many times
-        what steps that differ by chance would; 0 to replan always. Chance gives 1.
+        No replan while max/mean, mean over layers and steps since the last check, is at most this.
+    change
+        No replan while the change of the load since the last plan is at most this many times the change that chance
+        gives; 0 to replan always. See `window.change_against_chance`.
     price, max_moves
-        Of a fetched copy where traffic drifts, up to four times as much where steps differ by chance; and most fetched
-        copies of one migration: see `IncrementalScenario`.
+        Least gain of a fetched replica where the load changes, up to four times as much where steps differ by chance;
+        and most fetched replicas of one migration: see `IncrementalScenario`.
     horizon
-        If given, layers are moved only if the gain until the next look pays for the transfer. Its `num_loads` counts
+        If given, layers are moved only if the gain until the next check exceeds the transfer. Its `num_loads` counts
         steps.
     expert_bytes
         Bytes of one expert of one layer.
@@ -54,7 +53,7 @@ class OnlineSettings:
     cooldown: int = 0
     plan_steps: int = 1
     target: float = 1.02
-    drift: float = 2.0
+    change: float = 2.0
     price: float = 0.002
     max_moves: int | None = None
     horizon: Horizon | None = None
@@ -68,7 +67,7 @@ class OnlineSettings:
             raise InputError(f"plan_steps = {self.plan_steps}: expected less than interval = {self.interval}")
         if not self.half_life > 0:
             raise InputError(f"half_life = {self.half_life}: expected > 0")
-        for name, floor in (("target", 1.0), ("drift", 0.0), ("price", 0.0)):
+        for name, floor in (("target", 1.0), ("change", 0.0), ("price", 0.0)):
             if not floor <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= {floor:g}")
         if self.max_moves is not None and self.max_moves < 0:

@@ -1,7 +1,7 @@
-"""Knows how much remembered traffic still says about what comes; knows no placement.
+"""Lowers the weights of stale steps: steps whose load differs from the newest.
 
-Steps fade with age, and more if the traffic has left them behind: after a switch of workloads the steps before it say
-little, however recent, while in traffic that wanders all the time the past is worth what it always was.
+After a switch of workloads the steps before it predict little, however recent they are. Where the load changes all the
+time by about the same amount, no step is discounted.
 """
 
 from itertools import pairwise
@@ -11,28 +11,28 @@ import numpy as np
 from eplb.online.window import shares
 from eplb_traces import ExpertLoad
 
-FADING = 1.5  # exponent; tuned on moe-435m and synthetic switching workloads
-LEAST_STRETCHES = 3  # fewer say nothing about how far neighbours usually lie apart
+STALENESS_EXPONENT = 1.5  # tuned on moe-435m and synthetic switching workloads
+LEAST_SEGMENTS = 3  # fewer do not show the usual distance of neighbours
 
 
-def faded(load: ExpertLoad, stretch: int) -> ExpertLoad:
-    """The same steps, with less weight where the traffic has moved away from them.
+def discounted(load: ExpertLoad, segment: int) -> ExpertLoad:
+    """The same steps, with less weight where their load differs from the newest.
 
-    The steps are cut into stretches from the newest backwards. With d the squared distance of two stretches' mean
-    shares beyond what independent steps would put between them, and u that of one stretch from its own truth, a
-    stretch keeps ((u + median d of neighbours) / (u + d to the newest)) ** 1.5 of its weight, at most all of it. As in
-    a chi-square test, squares count over their mean share.
+    The steps are cut into segments, from the newest backwards. Let d be the squared distance of the mean shares of two
+    segments beyond that of independent steps, and u the variance of the mean of one segment. A segment keeps
+    ((u + median d of neighbours) / (u + d to the newest)) ** 1.5 of its weight, at most all of it. As in a chi-square
+    test, squares are divided by the mean share.
 
     Parameters
     ----------
     load
         [W, L, E] steps, oldest first.
-    stretch
-        Steps of one stretch.
+    segment
+        Steps of one segment.
     """
-    ends = range(load.num_windows, 0, -stretch)
-    parts = [slice(max(0, end - stretch), end) for end in ends]
-    if len(parts) < LEAST_STRETCHES:
+    ends = range(load.num_windows, 0, -segment)
+    parts = [slice(max(0, end - segment), end) for end in ends]
+    if len(parts) < LEAST_SEGMENTS:
         return load
     share = shares(load.tokens)
     mean = share.mean(axis=0)
@@ -50,5 +50,5 @@ def faded(load: ExpertLoad, stretch: int) -> ExpertLoad:
     for i, part in enumerate(parts[1:], start=1):
         far = distance(0, i) + noise / num_steps[0]
         if far > usual:
-            weights[part] *= (usual / far) ** FADING
+            weights[part] *= (usual / far) ** STALENESS_EXPONENT
     return ExpertLoad(load.tokens, np.maximum(weights, 1e-12))

@@ -1,4 +1,4 @@
-"""Knows the steps that are remembered and how much each counts; knows no placement."""
+"""Keeps the loads of the last steps with their weights, and measures how much the load has changed."""
 
 from collections import deque
 from typing import final
@@ -11,12 +11,12 @@ from eplb_traces import ExpertLoad
 
 @final
 class LoadWindow:
-    """The last steps' counts.
+    """The loads of the last steps.
 
     Parameters
     ----------
     num_steps
-        Steps remembered.
+        Steps kept.
     half_life
         Steps after which one counts half.
     """
@@ -29,12 +29,12 @@ class LoadWindow:
         return len(self._steps)
 
     def add(self, tokens: Floats) -> None:
-        """Remember one step's tokens [L, E]; steps without any token are not remembered."""
+        """Keep one step's tokens [L, E]; steps without any token are not kept."""
         if tokens.any():
             self._steps.append(tokens)
 
     def load(self) -> ExpertLoad:
-        """All remembered steps, oldest first, the newest with weight 1."""
+        """All kept steps, oldest first, the newest with weight 1."""
         age = np.arange(len(self._steps))[::-1]
         return ExpertLoad(np.stack(self._steps), np.maximum(0.5 ** (age / self._half_life), 1e-12))
 
@@ -43,13 +43,13 @@ class LoadWindow:
         return np.stack([*self._steps][-num_steps:])
 
 
-def drift(planned_for: Floats, recent: Floats) -> float:
-    """How much further two stretches of traffic lie apart than steps that differ by chance would put them.
+def change_against_chance(planned_for: Floats, recent: Floats) -> float:
+    """Distance of two series of steps over the distance that chance gives; 1 is chance.
 
-    The squared difference of the stretches' mean shares, over its expectation where all steps are independent draws
-    around the same shares: the variance between steps, as seen inside the stretches, times 1 / W1 + 1 / W2. Both are
-    summed over layers and experts, each over its mean share as in a chi-square test, so that all experts have a say.
-    1 is chance; correlated steps give more.
+    The squared difference of the mean shares of the two series, over its expectation where all steps are independent
+    draws around the same shares: the variance between steps inside the two series, times 1 / W1 + 1 / W2. Both are
+    summed over layers and experts, each over its mean share as in a chi-square test, so that rare experts count as
+    much as hot ones. Correlated steps give more than 1.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def drift(planned_for: Floats, recent: Floats) -> float:
     """
     first, second = shares(planned_for), shares(recent)
     if first.shape[0] + second.shape[0] < 3:
-        return float("inf")  # nothing says what chance does
+        return float("inf")  # no variance to compare with
     mean = np.concatenate([first, second]).mean(axis=0)
     weight = np.divide(1.0, mean, out=np.zeros_like(mean), where=mean > 0)
     between: Floats = first.mean(axis=0) - second.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Knows how to choose a strategy by its past: plan on the first part of a history, score on the rest."""
+"""Scores strategies by a backtest: plan on the first part of a history, evaluate on the rest."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ LEAST_WINDOWS = 8  # below this the held-out end is too short to tell candidates
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy with the part of the history that it looks at."""
+    """A strategy with the part of the history that it plans on."""
 
     name: str
     strategy: Strategy
@@ -29,17 +29,17 @@ class Candidate:
 @final
 @dataclass(frozen=True)
 class Score:
-    """What a candidate reached on the held-out end, in max/mean over windows and layers."""
+    """Max/mean of a candidate on the held-out end, over windows and layers."""
 
     candidate: Candidate
     mean: float
     p95: float
     planned: float
-    """On the windows it was planned on; the difference to `mean` is the predicted loss by drift."""
+    """On the windows it was planned on; `mean` minus this is the held-out loss."""
 
     @property
     def predicted_loss(self) -> float:
-        """How much worse than planned the next windows will be, by this history."""
+        """Held-out loss: how much higher max/mean is on the held-out end than as planned."""
         return self.mean - self.planned
 
 
@@ -63,7 +63,7 @@ def backtest(
     problem
         Its load is the history, windows in order of time, at least `LEAST_WINDOWS` of them.
     candidates
-        What to try.
+        The strategies to score.
     held_out
         Share of the windows, at the end, that no candidate sees.
     seed

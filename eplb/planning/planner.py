@@ -1,4 +1,4 @@
-"""The only place that picks and runs strategies."""
+"""Picks a strategy and runs it: `plan` and `compare`."""
 
 import time
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ CANDIDATES = (
     Candidate("scenario, deviations as they were", Scenario(amplification=1.0), whole),
     Candidate("scenario on the last quarter", STRATEGIES["scenario"], recent),
 )
-"""What `auto` tries on a history that is long enough to hold windows out."""
+"""The candidates of `auto` on a history that is long enough for a backtest."""
 
 
-def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, by keyword
+def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     load: ExpertLoad,
     topology: Topology,
     strategy: str = AUTO,
@@ -48,28 +48,29 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
     Parameters
     ----------
     load
-        The traffic to plan for.
+        The load to plan for.
     topology
-        The machine.
+        Ranks, nodes and slots.
     strategy
-        A name of `eplb.strategies.STRATEGIES`, or "auto" to let the planner pick and say what and why in the notes.
+        A name of `eplb.strategies.STRATEGIES`, or "auto": the planner picks one and gives the reason in the notes.
     groups
-        Expert groups of the model; by default what the load's own shape says.
+        Expert groups of the model; by default those of the load's shape.
     group_mode
-        "free", "pinned" or "priced": whether each group stays on one node, or leaving it has a price; only `greedy`
-        weighs that.
+        "free", "pinned" or "priced": whether each group stays on one node, or off-node replicas have a locality
+        penalty, which only `greedy` supports.
     group_price
-        With "priced", by how much a copy away from its group's home node must lower a layer's busiest over mean rank.
+        With "priced", by how much an off-node replica (not on its group's home node) must lower a layer's busiest over
+        mean rank.
     dispatch
         How the runtime splits an expert's tokens over its replicas. With "weighted" the plan carries the shares that
         are best for the load.
     constraints
-        What every layer must meet; only `ilp` takes any.
+        Hard constraints on every layer; only `ilp` supports them.
     time_limit_s
         Wall time for strategies that search until they have a proof, all layers together; None for their own default.
     survive
-        "rank" or "node": after losing any one of them every expert still lives, and the notes say how the busiest rank
-        grows; only `greedy` plans for that. None when losses need not be survived.
+        "rank" or "node": every expert has a replica left after the loss of any one of them, and the notes give the
+        growth of the busiest rank; only `greedy` plans for that. None: losses need not be survived.
     seed
         For randomised strategies; the same inputs and seed give the same plan.
 
@@ -108,13 +109,13 @@ def plan(  # noqa: PLR0913  # the front door: everything a plan can depend on, b
 
 
 def _choose(name: str, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
-    """Look the strategy up, or choose one by what the load shows; the problem may come back with less history."""
+    """Find the strategy by name, or choose one by the load; the returned problem may have less history."""
     if name != AUTO:
         return find_strategy(name), problem, ()
     if problem.survive is not Survive.NOTHING:
-        return STRATEGIES["greedy"], problem, (f"auto: greedy, the one that survives the loss of a {problem.survive}",)
+        return STRATEGIES["greedy"], problem, (f"auto: greedy, which plans for the loss of a {problem.survive}",)
     if problem.group_mode is GroupMode.PRICED:
-        return STRATEGIES["greedy"], problem, ("auto: greedy, the one that weighs a price on leaving the home node",)
+        return STRATEGIES["greedy"], problem, ("auto: greedy, which supports the locality penalty",)
     num_windows = problem.load.num_windows
     if num_windows == 1:
         return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)
@@ -127,7 +128,7 @@ def _choose(name: str, problem: Problem, seed: int) -> tuple[Strategy, Problem, 
         for score in scores
     )
     best = scores[0]
-    chosen = f"auto: {best.candidate.name}, the best of {len(scores)}; expect {best.predicted_loss:+.3f} by drift"
+    chosen = f"auto: {best.candidate.name}, the best of {len(scores)}; held-out loss {best.predicted_loss:+.3f}"
     history = best.candidate.history(problem.load)
     return best.candidate.strategy, replace(problem, load=history), (chosen, *notes)
 
@@ -135,7 +136,7 @@ def _choose(name: str, problem: Problem, seed: int) -> tuple[Strategy, Problem, 
 @final
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One strategy's plan beside what the judge says of it."""
+    """One strategy's plan and its evaluation."""
 
     plan: Plan
     evaluation: Evaluation
@@ -150,9 +151,9 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
     group_mode: str = GroupMode.FREE,
     seed: int = 0,
 ) -> tuple[Comparison, ...]:
-    """Plan with several strategies, by default all that plan in milliseconds, and judge each on the same load.
+    """Plan with several strategies, by default all that plan in milliseconds, and evaluate each on the same load.
 
-    Parameters are as in `plan`; every strategy is run once before it is timed, so that no compilation counts.
+    Parameters are as in `plan`; every strategy is run once before it is timed, so that compilation is not counted.
     """
     results = []
     for name in strategies if strategies is not None else [name for name in STRATEGIES if name != "ilp"]:

@@ -1,4 +1,4 @@
-"""The only place that decides whether a live placement is changed: which layers move, and whether that pays."""
+"""Changes a live placement: which layers move, and whether the gain exceeds the transfer time."""
 
 import dataclasses
 import time
@@ -19,10 +19,10 @@ from eplb_traces import ExpertLoad
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Horizon:
-    """What a better balance is worth until the next rebalance. A layer is moved only if that exceeds its transfer.
+    """The value of a better balance until the next rebalance. A layer is moved only if it exceeds the transfer time.
 
     The gain of a layer, in seconds, is `token_s` times `num_loads` times the tokens by which its busiest rank falls:
-    ranks wait for the busiest one in every layer. The price is `transfer_share` times the seconds of its batches.
+    ranks wait for the busiest one in every layer. The cost is `transfer_share` times the seconds of its batches.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ class Horizon:
         Seconds that one token takes at one expert of one layer on a rank of mean speed. Measure it: the time of a
         layer's expert computation over the tokens of its busiest rank.
     num_loads
-        How many times the given load will come again before the next rebalance.
+        How many times the given load is served before the next rebalance.
     transfer_share
-        Part of the transfer time that serving stands still: 1 for a blocking migration, less for one in the background.
+        Part of the transfer time in which serving waits: 1 for a blocking migration, less for one in the background.
 
     Raises
     ------
@@ -50,7 +50,7 @@ class Horizon:
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
 
 
-def rebalance(  # noqa: PLR0913  # the front door: everything a replan can depend on, by keyword
+def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by keyword
     previous: Placement,
     load: ExpertLoad,
     *,
@@ -61,26 +61,26 @@ def rebalance(  # noqa: PLR0913  # the front door: everything a replan can depen
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
     seed: int = 0,
 ) -> Plan:
-    """Improve a live placement with few copies moved.
+    """Improve a live placement while moving few replicas.
 
     Parameters
     ----------
     previous
         The live placement.
     load
-        The traffic to serve from now on; windows are summed.
+        The load to serve from now on; windows are summed.
     target
         Every layer is to have at most this times its lower bound on the busiest rank. The bound is the mean rank load
-        unless no placement gets there, so the target is on max/mean wherever that is possible. Layers that are within
-        the target are not touched; a load that has not changed moves nothing.
+        unless no placement reaches it, so the target is on max/mean wherever that is possible. Layers that meet the
+        target are not changed; a load that has not changed moves nothing.
     max_moves
-        Most copies that ranks may fetch from others, over all layers. Where the target takes more, they are spent
+        Most replicas that ranks may fetch from others, over all layers. Where the target takes more, they are spent
         where each lowers the busiest ranks most.
     horizon
-        What a better balance is worth; layers whose gain does not pay for their transfer stay as they are. By default
-        the target alone decides.
+        The value of a better balance; layers whose gain is below their transfer cost stay as they are. By default the
+        target alone decides.
     topology
-        The machine, if its bandwidths or speeds are not those of `previous`; its ranks and slots must be.
+        The topology, if bandwidths or speeds differ from those of `previous`; ranks and slots must not differ.
     expert_bytes
         Bytes of one expert of one layer.
     seed
@@ -89,8 +89,8 @@ def rebalance(  # noqa: PLR0913  # the front door: everything a replan can depen
     Returns
     -------
     Plan
-        With `migration`, and with what was done and what was not in `notes`. No rank gets an expert twice that did not
-        hold it twice before; experts that stay on a rank keep their slots.
+        With `migration`, and with the changes in `notes`. No rank holds a duplicate that it did not hold before;
+        experts that stay on a rank keep their slots.
 
     Raises
     ------

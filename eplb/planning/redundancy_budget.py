@@ -1,4 +1,4 @@
-"""Knows how to share redundant slots out over the layers: layers that gain most get more slots a rank, others fewer."""
+"""Distributes redundant slots over the layers: layers that gain most get more slots a rank, others fewer."""
 
 import dataclasses
 import time
@@ -29,9 +29,9 @@ def plan_with_budget(
     Parameters
     ----------
     load
-        The traffic; windows are summed.
+        Tokens of each expert; windows are summed.
     topology
-        The machine, with the most slots that a rank has for a layer; equal on all ranks.
+        Ranks and nodes, with the most slots that a rank has for a layer; equal on all ranks.
     total_redundant
         Most redundant experts over all layers together.
     num_groups, seed
@@ -40,8 +40,8 @@ def plan_with_budget(
     Returns
     -------
     Plan
-        With empty slots where a layer has fewer than others, so that only formats with a hole can say it, and with a
-        certificate for each layer that holds for the slots it fills.
+        With empty slots where a layer has fewer than others, so only formats with empty slots can hold it, and with a
+        certificate for each layer that is valid for the slots it fills.
 
     Raises
     ------

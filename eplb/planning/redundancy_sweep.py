@@ -1,4 +1,4 @@
-"""Knows what each number of redundant experts would buy and cost; `eplb.report` draws it."""
+"""Plans with several numbers of redundant experts: balance and memory of each. `eplb.report` draws the result."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ _logger = logging.getLogger("eplb")
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One number of redundant experts: what a plan of `greedy` reaches with it and what it costs."""
+    """Balance and memory of a plan of `greedy` with one number of redundant experts."""
 
     num_redundant: int
     slots_per_rank: int
@@ -44,17 +44,17 @@ def sweep(
     redundant: Iterable[int],
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
 ) -> tuple[SweepPoint, ...]:
-    """Plan with each number of redundant experts and judge the plans.
+    """Plan with each number of redundant experts and evaluate the plans.
 
-    Numbers that do not fill all ranks alike, or would make a rank hold an expert twice, are left out; the log names
+    Numbers that do not fill all ranks equally, or that would need duplicates on a rank, are left out; the log names
     them.
 
     Parameters
     ----------
     load
-        The traffic; planned for its sum, judged window by window.
+        Tokens of each expert; planned for the sum, evaluated window by window.
     num_ranks, num_nodes
-        The machine.
+        Ranks and nodes.
     redundant
         Numbers of redundant experts to try, such as ``range(0, 65, 8)``.
     expert_bytes
@@ -71,10 +71,10 @@ def sweep(
     for number in asked:
         if number < 0:
             raise InputError(f"redundant = {number}: expected >= 0")
-    machine = Topology.for_experts(num_experts, num_ranks=num_ranks, num_nodes=num_nodes, num_redundant=(
+    topology = Topology.for_experts(num_experts, num_ranks=num_ranks, num_nodes=num_nodes, num_redundant=(
         -num_experts % num_ranks if num_ranks > 0 else 0
     ))  # fmt: skip
-    least, most = machine.num_slots - num_experts, (num_ranks - 1) * num_experts
+    least, most = topology.num_slots - num_experts, (num_ranks - 1) * num_experts
     fit = [number for number in asked if number <= most and (number - least) % num_ranks == 0]
     left_out = sorted(set(asked) - set(fit))
     rule = f"{least} plus a multiple of {num_ranks}, at most {most}, as {num_experts} experts on {num_ranks} ranks ask"
@@ -82,19 +82,19 @@ def sweep(
         raise InputError(f"redundant = {list(asked)}: none can be planned, expected {rule}")
     if left_out:
         _logger.warning("sweep: redundant = %s left out: expected %s", left_out, rule)
-    return tuple(_point(load, machine, number, expert_bytes) for number in fit)
+    return tuple(_point(load, topology, number, expert_bytes) for number in fit)
 
 
-def _point(load: ExpertLoad, machine: Topology, num_redundant: int, expert_bytes: float) -> SweepPoint:
-    slots = (load.num_experts + num_redundant) // machine.num_ranks
+def _point(load: ExpertLoad, topology: Topology, num_redundant: int, expert_bytes: float) -> SweepPoint:
+    slots = (load.num_experts + num_redundant) // topology.num_ranks
     start = time.perf_counter()
-    made = Greedy()(Problem(load, dataclasses.replace(machine, slots_per_rank=slots)))
+    made = Greedy()(Problem(load, dataclasses.replace(topology, slots_per_rank=slots)))
     seconds = time.perf_counter() - start
     judged = evaluate(made.placement, load)
     return SweepPoint(
         num_redundant,
         slots,
-        slots * machine.num_ranks,
+        slots * topology.num_ranks,
         float(judged.max_over_mean.mean()),
         float(judged.max_over_mean_by_window.max()),
         made.gap_mean,

@@ -1,6 +1,6 @@
-"""Knows what the loss of ranks or nodes does to a placement, and how to plan on with the ranks that are left.
+"""Replans after the loss of ranks or nodes, for the ranks that are left.
 
-It does not detect failures. The load of lost copies is taken to be split evenly over the copies that survive.
+Failures are not detected here. The load of lost replicas is split evenly over the replicas that are left.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from eplb_traces.model_shape import id_ranges, id_runs
 
 
 class Survivors(NamedTuple):
-    """The machine that is left."""
+    """The topology that is left."""
 
     topology: Topology
     rank_map: NDArray[np.int64]
@@ -34,8 +34,8 @@ class Survivors(NamedTuple):
 def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
     """Take ranks away and renumber the rest in order.
 
-    Nodes that keep equally many ranks stay nodes. Otherwise a `Topology` cannot say them, and all ranks become one
-    node; a note says so.
+    Nodes that keep equally many ranks stay nodes. Otherwise, as a `Topology` cannot describe them, all ranks become one
+    node and a note is added.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
     sizes = ranks_on_node[ranks_on_node > 0]
     even = bool((sizes == sizes[0]).all())
     num_nodes = sizes.size if even else 1
-    machine = dataclasses.replace(
+    left = dataclasses.replace(
         topology,
         num_nodes=num_nodes,
         ranks_per_node=kept.size // num_nodes,
@@ -68,7 +68,7 @@ def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
         rank_speed=topology.relative_speed[kept].tolist(),
     )
     uneven = f"nodes keep {sizes.tolist()} ranks, unequally many: planned as one node of {kept.size} ranks"
-    return Survivors(machine, rank_map, () if even else (uneven,))
+    return Survivors(left, rank_map, () if even else (uneven,))
 
 
 def replan_without(  # noqa: PLR0913  # a replan and what is lost
@@ -81,28 +81,28 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
     seed: int = 0,
 ) -> Plan:
-    """Plan on with the ranks that are left, with few copies moved.
+    """Replan for the ranks that are left, while moving few replicas.
 
-    Surviving copies keep their slots. Experts that died are loaded from the checkpoint into empty slots, or in place of
-    copies that are cheapest to give up: the hottest expert first, each where the busiest of the touched ranks ends
-    lowest, ties to the lowest slot. Then `rebalance` moves copies until every layer meets the target.
+    Replicas that are left keep their slots. Lost experts are loaded from the checkpoint into empty slots, or in place
+    of replicas that are cheapest to remove: the hottest expert first, each where the busiest of the changed ranks ends
+    lowest, ties to the lowest slot. Then `rebalance` moves replicas until every layer meets the target.
 
     Parameters
     ----------
     previous
-        The placement that was live, lost ranks included.
+        The live placement, lost ranks included.
     load
-        The traffic to serve from now on; windows are summed.
+        The load to serve from now on; windows are summed.
     lost_ranks
         Ranks of `previous` that are gone.
     target, max_moves, expert_bytes, seed
-        As in `rebalance`; `max_moves` does not count what is loaded from the checkpoint.
+        As in `rebalance`; `max_moves` does not count replicas loaded from the checkpoint.
 
     Returns
     -------
     Plan
-        For the machine that `survivors` describes. `migration` starts when the checkpoint is loaded. The notes say
-        what was loaded, what moves and how ranks were renumbered.
+        For the topology of `survivors`. `migration` starts after the checkpoint is loaded. The notes give the loaded
+        experts, the moves and the renumbering of the ranks.
 
     Raises
     ------
@@ -122,32 +122,32 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         )
     kept_slots = left.rank_map[previous.topology.rank_of_slot] >= 0
     phy2log = previous.physical_to_logical_map[:, kept_slots].copy()
-    num_dead, num_given_up = 0, 0
+    num_lost, num_removed = 0, 0
     for layer in range(previous.num_layers):
-        dead = np.setdiff1d(np.arange(num_experts), phy2log[layer])
-        num_dead += dead.size
-        num_given_up += _revive(load.total[layer], dead, phy2log[layer], left.topology)
+        lost_experts = np.setdiff1d(np.arange(num_experts), phy2log[layer])
+        num_lost += lost_experts.size
+        num_removed += _restore(load.total[layer], lost_experts, phy2log[layer], left.topology)
     seeded = Placement(phy2log, num_experts, left.topology)
     made = rebalance(seeded, load, target=target, max_moves=max_moves, expert_bytes=expert_bytes, seed=seed)
     lost = sorted(int(rank) for rank in lost_ranks)
     loaded = (
-        f"without ranks {lost}: {num_dead} dead experts loaded from the checkpoint "
-        f"({num_dead * expert_bytes:.3g} bytes), {num_given_up} of them in place of copies given up"
+        f"without ranks {lost}: {num_lost} lost experts loaded from the checkpoint "
+        f"({num_lost * expert_bytes:.3g} bytes), {num_removed} of them in place of removed replicas"
     )
     renumbered = f"ranks renumbered in order: {_renumbered(left.rank_map)}"
     notes = (loaded, *left.notes, renumbered, *made.notes)
     return dataclasses.replace(made, notes=notes, seconds=time.perf_counter() - start)
 
 
-def _revive(load: Floats, dead: NDArray[np.int64], phy2log: Map, topology: Topology) -> int:
-    """Write dead experts into the slots [P] that are cheapest to give up; returns how many held a copy."""
-    rank, scale, num_given_up = topology.rank_of_slot, 1 / topology.relative_speed, 0
-    for expert in sorted(dead.tolist(), key=lambda e: (-load[e], e)):
+def _restore(load: Floats, lost_experts: Ints, phy2log: Map, topology: Topology) -> int:
+    """Write lost experts into the slots [P] that are cheapest to overwrite; returns how many held a replica."""
+    rank, scale, num_removed = topology.rank_of_slot, 1 / topology.relative_speed, 0
+    for expert in sorted(lost_experts.tolist(), key=lambda e: (-load[e], e)):
         count = replica_counts(phy2log[None], load.size)[0]
         held = phy2log != EMPTY_SLOT
         unit = np.where(held, load[phy2log] / np.maximum(count[phy2log], 1), 0.0)
         rank_time = np.bincount(rank, weights=unit, minlength=topology.num_ranks) * scale
-        # Without one copy each of the others carries this much more.
+        # Without one replica each of the others carries this much more.
         more = np.where(held, load[phy2log] / np.maximum(count[phy2log] - 1, 1), 0.0) - unit
         _, first, pair, num_here = np.unique(
             rank * (load.size + 1) + phy2log + 1, return_index=True, return_inverse=True, return_counts=True
@@ -157,9 +157,9 @@ def _revive(load: Floats, dead: NDArray[np.int64], phy2log: Map, topology: Topol
         others = np.where(held, _largest_of_others(heavier, phy2log[first])[pair], -np.inf)
         free = ~held | (count[phy2log] > 1)
         best = int(np.where(free, np.maximum(own, others), np.inf).argmin())
-        num_given_up += bool(held[best])
+        num_removed += bool(held[best])
         phy2log[best] = expert
-    return num_given_up
+    return num_removed
 
 
 def _largest_of_others(value: Floats, expert: Map) -> Floats:

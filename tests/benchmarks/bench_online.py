@@ -2,7 +2,7 @@
 
 Defaults were chosen on steps 0-299 of moe-435m and on v3-switching, seeds 1-4, every eighth layer; the other rows are
 traffic that no setting has seen. Needs the traces beside the checkout. Max/mean over steps and layers, moves also as
-shares of those of `full` and of `full_renamed`, the fairer baseline.
+shares of those of `full` and of `full_relabelled`, the fairer baseline.
 """
 
 import platform
@@ -60,7 +60,7 @@ def table(name: str, tokens: np.ndarray, on: Topology, interval: int) -> None:
     shape = f"{on.num_ranks} ranks x {on.num_slots // on.num_ranks}, {tokens.shape[0]} steps, interval {interval}"
     print(f"\n{name}: {shape}\npolicy            mean     p95    moves  of full  renamed  stall s   plan s")
     for one in served:
-        print(_row(one, moved["full"], moved["full_renamed"]), flush=True)
+        print(_row(one, moved["full"], moved["full_relabelled"]), flush=True)
 
 
 def _row(one: Served, full: int, renamed: int) -> str:

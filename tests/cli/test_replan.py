@@ -40,7 +40,7 @@ def test_a_replan_writes_what_the_library_finds_and_says_what_moves(run, plan_pa
     assert found["moved_bytes"] == 1000 * found["moved_copies"]
     assert found["strategy"] == "incremental"
     text = run("plan", later_path, *words[:-1]).stdout
-    assert re.search(rf"^copies moved to another rank +{found['moved_copies']} \(", text, re.MULTILINE)
+    assert re.search(rf"^replicas moved to another rank +{found['moved_copies']} \(", text, re.MULTILINE)
     assert "note: incremental: " in text
 
 

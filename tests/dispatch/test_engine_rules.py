@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
-from eplb.dispatch.batch_split import largest_remainder, poured, source_quotas, split_counts
+from eplb.dispatch.batch_split import filled_in, largest_remainder, source_quotas, split_counts
 from eplb.dispatch.engine_rules import expected_rank_load, expected_slot_load, rank_slot_map
 from eplb.errors import InputError, UnknownNameError
 from tests.generators import placements
@@ -89,8 +89,8 @@ def test_counts_that_do_not_fit_are_refused():
 def test_pouring_by_hand():
     # Ranks carry 10, 4 and 0; 13 tokens: fill to 8.5 on the last two, which is 4.5 and 8.5, rounded to 5 and 8.
     load = np.array([10, 4, 0])
-    assert poured(13, np.array([0, 1, 2], dtype=np.int32), load).tolist() == [0, 5, 8]
-    assert poured(3, np.array([1, 2, 2], dtype=np.int32), load).tolist() == [0, 2, 1]
+    assert filled_in(13, np.array([0, 1, 2], dtype=np.int32), load).tolist() == [0, 5, 8]
+    assert filled_in(3, np.array([1, 2, 2], dtype=np.int32), load).tolist() == [0, 2, 1]
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=8), st.integers(0, 500))

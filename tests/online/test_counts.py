@@ -8,7 +8,7 @@ from eplb.core.topology import Topology
 from eplb.errors import InputError, UnknownNameError
 from eplb.online import CountsOf, Rebalancer
 from eplb.online.counts import logical_counts
-from eplb.online.window import LoadWindow, drift
+from eplb.online.window import LoadWindow, change_against_chance
 
 # Two ranks of three slots; expert 0 lives twice, and slot 5 of layer 1 is a hole.
 PLACED = Placement([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, -1]], 4, Topology(1, 2, 3))
@@ -87,18 +87,22 @@ def test_the_window_forgets_and_halves():
     assert sliding.load().weights.tolist() == [1, 1, 1]
 
 
-def test_drift_is_one_by_chance_and_more_when_shares_change():
+def test_change_is_one_by_chance_and_more_when_shares_change():
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.ones(64))
     chance = [
-        drift(*(rng.multinomial(5000, share, size=(steps, 4)).astype(float) for steps in (30, 10))) for _ in range(40)
+        change_against_chance(*(rng.multinomial(5000, share, size=(steps, 4)).astype(float) for steps in (30, 10)))
+        for _ in range(40)
     ]
     assert abs(np.mean(chance) - 1) < 0.05
     assert max(chance) < 1.5
     other = np.roll(share, 1)
-    assert drift(rng.multinomial(5000, share, (30, 4)) * 1.0, rng.multinomial(5000, other, (10, 4)) * 1.0) > 10
+    assert (
+        change_against_chance(rng.multinomial(5000, share, (30, 4)) * 1.0, rng.multinomial(5000, other, (10, 4)) * 1.0)
+        > 10
+    )
     # Three times the tokens are the same shares.
     steps = rng.multinomial(5000, share, (8, 4)).astype(float)
-    assert drift(steps, 3 * steps) == pytest.approx(0)
-    assert drift(np.ones((2, 1, 2)), np.ones((2, 1, 2))) == 0
-    assert drift(np.ones((1, 1, 2)), np.ones((1, 1, 2))) == np.inf
+    assert change_against_chance(steps, 3 * steps) == pytest.approx(0)
+    assert change_against_chance(np.ones((2, 1, 2)), np.ones((2, 1, 2))) == 0
+    assert change_against_chance(np.ones((1, 1, 2)), np.ones((1, 1, 2))) == np.inf

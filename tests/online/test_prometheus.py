@@ -33,12 +33,12 @@ def test_a_scrape_shows_what_happened():
     moved = sum(migration.moved_copies for migration in migrations)
     assert moved > 0
     value = registry.get_sample_value
-    assert value("eplb_looks_total") == 3
+    assert value("eplb_checks_total") == 3
     assert value("eplb_migrations_total") == len(migrations)
     assert value("eplb_moved_copies_total") == moved
     assert value("eplb_moved_bytes_total") == 100 * moved
     assert value("eplb_plan_seconds_count") == len(migrations)
-    assert value("eplb_skipped_total", {"reason": "no_drift"}) == 3 - len(migrations)
+    assert value("eplb_skipped_total", {"reason": "no_change"}) == 3 - len(migrations)
     assert value("eplb_skipped_total", {"reason": "cooldown"}) == 0
     last = evaluate(rebalancer.placement, ExpertLoad(np.stack(steps[-4:])))
     for name, expected in last.summary().items():

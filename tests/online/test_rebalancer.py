@@ -77,15 +77,15 @@ def test_stationary_noise_moves_next_to_nothing_after_the_first_migration(seed):
     with Rebalancer(LIVE, QUICK) as rebalancer:
         came = serve(rebalancer, stationary(200, seed))
     assert came[0][1].moved_copies > 0
-    # 39 looks; chance differences between steps are not drift.
+    # 39 checks; chance differences between steps are no change.
     assert sum(migration.moved_copies for _, migration in came[1:]) <= 4
 
 
-def test_without_the_drift_test_noise_does_move_copies():
-    """The test above can fail: it is the drift test that holds the placement still."""
+def test_without_the_change_test_noise_does_move_replicas():
+    """The test above can fail: the change test keeps the placement as it is."""
     calm, restless = (
-        sum(m.moved_copies for _, m in serve(Rebalancer(LIVE, settings(drift=drift, price=0.0)), stationary(100))[1:])
-        for drift in (1.5, 0.0)
+        sum(m.moved_copies for _, m in serve(Rebalancer(LIVE, settings(change=change, price=0.0)), stationary(100))[1:])
+        for change in (1.5, 0.0)
     )
     assert calm < restless
 
@@ -122,12 +122,12 @@ def test_a_budget_is_kept_and_spent_over_several_looks(budget):
 
 
 def test_the_cooldown_is_obeyed():
-    with Rebalancer(LIVE, settings(cooldown=12, drift=0.0)) as rebalancer:
+    with Rebalancer(LIVE, settings(cooldown=12, change=0.0)) as rebalancer:
         came = serve(rebalancer, drifting(60))
     at = [number for number, _ in came]
     assert len(at) >= 3
     assert min(np.diff(at)) >= 12
-    with Rebalancer(LIVE, settings(drift=0.0)) as rebalancer:
+    with Rebalancer(LIVE, settings(change=0.0)) as rebalancer:
         assert min(np.diff([number for number, _ in serve(rebalancer, drifting(60))])) == 5
 
 
@@ -167,7 +167,7 @@ def test_a_migration_under_way_holds_the_next_one_back():
         assert again is not None
         rebalancer.commit(again)
         assert rebalancer.placement == again.after
-        with pytest.raises(InputError, match="handed out last"):
+        with pytest.raises(InputError, match="returned last"):
             rebalancer.commit(again)
 
 
@@ -257,7 +257,7 @@ def test_a_placement_with_weights_is_refused():
     "words",
     [
         {"interval": 0}, {"window": 0}, {"plan_steps": 5}, {"plan_steps": -1}, {"half_life": 0.0}, {"target": 0.9},
-        {"drift": -1.0}, {"price": float("nan")}, {"max_moves": -1}, {"cooldown": -1}, {"expert_bytes": 0.0},
+        {"change": -1.0}, {"price": float("nan")}, {"max_moves": -1}, {"cooldown": -1}, {"expert_bytes": 0.0},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(words):

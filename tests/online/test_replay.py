@@ -63,8 +63,8 @@ def test_full_is_deepseek_on_the_last_interval(served):
     assert len(full.migrations) == 4
 
 
-def test_full_renamed_balances_as_full_does_and_moves_less(served):
-    full, renamed = served["full"], served["full_renamed"]
+def test_full_relabelled_balances_as_full_does_and_moves_less(served):
+    full, renamed = served["full"], served["full_relabelled"]
     assert renamed.max_over_mean == pytest.approx(full.max_over_mean)
     assert 0 < renamed.moved_copies < full.moved_copies
     first = rename_ranks(REPLAY.first_placement(), full.migrations[0].after, ranks_per_block=8)
@@ -111,7 +111,7 @@ def test_a_slower_link_only_stalls_longer():
     assert np.array_equal(one.max_over_mean, other.max_over_mean)
 
 
-def test_phases_are_means_of_stretches(served):
+def test_phases_are_means_of_parts(served):
     one = served["full"]
     assert one.phases(5) == pytest.approx(one.max_over_mean.reshape(5, 10, 2).mean(axis=(1, 2)))
     assert one.phases(1000).size == 50

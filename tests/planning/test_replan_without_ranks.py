@@ -77,7 +77,7 @@ def test_a_hand_worked_loss():
     )
 
 
-def test_experts_with_all_copies_on_one_unit_die_with_it():
+def test_experts_with_all_replicas_on_one_unit_are_lost_with_it():
     placement = eplb.Placement([[0, 1, 1, 2]], 3, eplb.Topology(2, 1, 2))
     report = after_loss(placement, eplb.ExpertLoad([[1.0, 1, 1]]), "node")
     assert report.lost_experts == (LostExpert(0, 0, 0), LostExpert(0, 1, 2))
@@ -147,17 +147,17 @@ def test_a_dead_expert_takes_the_copy_that_is_cheapest_to_give_up():
     assert made.placement.physical_to_logical_map.tolist() == [[3, 1, 0, 2]]
     assert made.migration.moved_copies == 0
     assert made.notes[0] == (
-        "without ranks [2]: 1 dead experts loaded from the checkpoint (4.4e+07 bytes), 1 of them in place of copies "
-        "given up"
+        "without ranks [2]: 1 lost experts loaded from the checkpoint (4.4e+07 bytes), 1 of them in place of removed "
+        "replicas"
     )
     assert made.notes[1] == "ranks renumbered in order: 0-1 -> 0-1"
 
 
-def test_empty_slots_are_filled_before_copies_are_given_up():
+def test_empty_slots_are_filled_before_replicas_are_removed():
     placement = eplb.Placement([[0, 1, 0, -1, 2, 1]], 3, eplb.Topology(1, 3, 2))
     made = replan_without(placement, eplb.ExpertLoad([[1.0, 1, 1]]), [2], target=5.0)
     assert made.placement.physical_to_logical_map.tolist() == [[0, 1, 0, 2]]
-    assert "0 of them in place of copies given up" in made.notes[0]
+    assert "0 of them in place of removed replicas" in made.notes[0]
 
 
 @given(placement=placements(holes=True), data=st.data())
@@ -183,7 +183,7 @@ def test_every_expert_lives_on_the_survivors_and_nothing_moves_that_need_not(pla
         assert sorted(changed) == sorted(gone)
         if not placement.duplicate_slots[layer].any():
             assert not has_doubles(hands_of(made.placement, layer))
-    assert f"{dead} dead experts loaded" in made.notes[0]
+    assert f"{dead} lost experts loaded" in made.notes[0]
     if target == 1e9:
         assert made.placement == before
         assert made.migration.moved_copies == 0
@@ -258,4 +258,4 @@ def test_a_lost_node_leaves_the_others_nodes():
     assert after_loss(live.placement, load, "node").survivable
     made = replan_without(live.placement, load, [2, 3])
     assert (made.placement.topology.num_nodes, made.placement.topology.ranks_per_node) == (3, 2)
-    assert "0 dead experts" in made.notes[0]
+    assert "0 lost experts" in made.notes[0]

@@ -14,12 +14,12 @@ from eplb_traces.model_shape import ModelShape
 
 @final
 class ExpertLoad:
-    """Tokens per logical expert, frozen and checked at birth.
+    """Tokens per logical expert, frozen and checked on construction.
 
     Parameters
     ----------
     tokens
-        [W, L, E] or [L, E] (one window): tokens routed to an expert. Finite and >= 0; all-zero layers are legal.
+        [W, L, E] or [L, E] (one window): tokens routed to an expert. Finite and >= 0; all-zero layers are valid.
     weights
         [W] > 0: how much each window counts in `total`; 1 each by default.
     labels
@@ -30,7 +30,7 @@ class ExpertLoad:
     Raises
     ------
     InputError
-        Naming the first value that is NaN, infinite or negative, or the dimension that does not fit.
+        With the first value that is NaN, infinite or negative, or the dimension that does not fit.
     """
 
     tokens: NDArray[np.float64]
@@ -165,7 +165,7 @@ def logical_counts(
 
 
 def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
-    """Return a read-only float64 [W, L, E] that nobody else can write to."""
+    """Return a read-only float64 [W, L, E] with its own memory."""
     try:
         array = np.array(tokens, dtype=np.float64)
     except (ValueError, TypeError) as error:

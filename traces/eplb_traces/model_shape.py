@@ -11,7 +11,7 @@ from eplb_traces.errors import InputError
 @final
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a model that a trace, a plan and an engine must agree on.
+    """The sizes of a model, equal in its traces, plans and engines.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class ModelShape:
     num_experts
         Logical routed experts of a layer, shared experts left out.
     top_k
-        Experts a token selects; None where the source recorded only loads and does not say.
+        Experts a token selects; None where the source has loads only.
     num_expert_groups
         Routing groups of group-limited gating; 1 without groups. Group g holds the contiguous experts
         ``[g * E / G, (g + 1) * E / G)``.

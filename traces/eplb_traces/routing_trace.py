@@ -20,14 +20,14 @@ _LARGEST_ID = int(np.iinfo(np.uint16).max)
 @final
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """The choices of some tokens, frozen and checked at birth; the arrays are read-only.
+    """The choices of some tokens, frozen and checked on construction; the arrays are read-only.
 
-    An array that is read-only already is kept as it is, any other is copied.
+    A read-only array is kept as it is, any other is copied.
 
     Parameters
     ----------
     shape
-        The model: L, E and, where it says so, K.
+        The model: L, E and, where known, K.
     expert_ids
         [t, L, K] logical experts; below E, the K ids of a token and layer all different.
     step
@@ -42,7 +42,7 @@ class TokenBatch:
     Raises
     ------
     InputError
-        Naming the token, layer and value that is out of place.
+        With the token, layer and value that is wrong.
     """
 
     shape: ModelShape
@@ -101,23 +101,23 @@ class TokenBatch:
 
 @final
 class RoutingTrace:
-    """Token-level routing of one model: a source of batches that can be walked through any number of times.
+    """Token-level routing of one model: a source of batches that can be read any number of times.
 
     Parameters
     ----------
     shape
         The model; every batch has the same.
     batches
-        Iterable again and again: a list, or an object that opens its file anew each time. An iterator is refused.
+        Iterable any number of times: a list, or an object that opens its file each time. An iterator is refused.
     num_tokens
-        Tokens of all batches together, where the source knows it; otherwise counted on demand.
+        Tokens of all batches together, where the source has the number; otherwise counted on demand.
     domain_names
         Names of the values of `TokenBatch.domain`.
 
     Raises
     ------
     InputError
-        If `batches` can be walked through only once.
+        If `batches` can be read only once.
     """
 
     shape: ModelShape
@@ -187,7 +187,7 @@ class RoutingTrace:
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
-        """The steps that hold tokens, ascending, each once; read-only. Walks through the source.
+        """The steps that hold tokens, ascending, each once; read-only. Reads the source once.
 
         Raises
         ------
@@ -205,8 +205,8 @@ class RoutingTrace:
     def _count_by_window(self, window: int | None, first: int | None = None) -> dict[int, NDArray[np.int64]]:
         """{first step of a window: counts [L, E]} of the windows that hold tokens.
 
-        `first` is the first step of the trace; None assumes that it is in the first batch. A source that proves this
-        wrong is counted again.
+        `first` is the first step of the trace; None assumes that it is in the first batch. Where it is
+        not, the source is counted again.
         """
         from eplb_traces.kernels import count_tokens
 
@@ -228,7 +228,7 @@ class RoutingTrace:
         return counts
 
     def select_steps(self, first: int, stop: int) -> "RoutingTrace":
-        """Return the tokens of the steps [first, stop), still streamed: to plan on one part and judge on another."""
+        """Return the tokens of the steps [first, stop), still streamed: to plan on one part and evaluate on another."""
         return RoutingTrace(self.shape, _StepRange(self, first, stop), domain_names=self.domain_names)
 
     def __repr__(self) -> str:
@@ -267,7 +267,7 @@ def _steps_label(first: int, num_steps: int) -> str:
 
 
 def _checked_expert_ids(expert_ids: ArrayLike, shape: ModelShape) -> NDArray[np.uint16]:
-    """Return a read-only, contiguous [t, L, K] in which every id is legal."""
+    """Return a read-only, contiguous [t, L, K] in which every id is valid."""
     array = np.asarray(expert_ids)
     expected = f"[tokens, {shape.num_layers} layers, {shape.top_k or 'top-k'}]"
     wrong_top_k = array.ndim == 3 and (array.shape[2] < 1 or shape.top_k not in (None, array.shape[2]))
@@ -325,7 +325,7 @@ def _checked_column(name: str, column: ArrayLike, num_tokens: int, dtype: type[_
 
 
 def _read_only(array: NDArray[Any], dtype: type[_Number]) -> NDArray[_Number]:
-    """Return the array itself if nobody can write to it and it fits, else a copy that nobody can write to."""
+    """Return the array itself if it is read-only and of the dtype, else a read-only copy."""
     if array.dtype == dtype and array.flags.c_contiguous and not array.flags.writeable:
         return array
     copy = np.array(array, dtype=dtype, order="C")

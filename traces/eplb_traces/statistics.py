@@ -1,7 +1,4 @@
-"""Knows what one looks at first, layer by layer: which experts are loaded, how that drifts, what groups hold.
-
-It draws and prints nothing and knows no placement.
-"""
+"""Computes statistics of loads and traces by layer: load profile, total variation over time, locality of groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +18,14 @@ _ROUNDING = 1e-12
 @final
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """How far the load of a window lies from that of all windows; nan for a layer without load."""
+    """Total variation between the load of a window and that of all windows; nan for a layer without load."""
 
     num_windows: int
     distance: NDArray[np.float64]
-    """[L] total variation, 0 to 1: the share of a window's choices that would have to go to other experts to be spread
-    like the whole; mean over windows, by their choices."""
+    """[L] total variation, 0 to 1: the share of a window's choices that would have to go to other experts to match the
+    whole; mean over windows, weighted by their choices."""
     by_chance: NDArray[np.float64]
-    """[L] about what it would be if every choice were drawn by itself from the spread of the whole."""
+    """[L] its approximate value if every choice were drawn independently from the distribution of the whole."""
 
     @property
     def mean(self) -> float:
@@ -44,8 +41,8 @@ class Drift:
 def drift(load: ExpertLoad) -> Drift:
     """Compare every window with the whole.
 
-    The distance of a window that is the whole is 0, so one window has no drift. What chance makes of n of N choices is
-    taken from the normal approximation: the share p of an expert differs by sqrt(2 / pi * p (1 - p) (1 / n - 1 / N)).
+    The distance of a window that is the whole is 0, so one window has no drift. The value by chance of n of N choices
+    is the normal approximation: the share p of an expert differs by sqrt(2 / pi * p (1 - p) (1 / n - 1 / N)).
     """
     whole, total = _shares(load.total)
     # N times 1 / N, where windows count once: multiples of 1 / N do not overflow.
@@ -116,7 +113,7 @@ def load_over_time(trace: RoutingTrace, num_windows: int) -> ExpertLoad:
 
 
 def group_affinity(trace: RoutingTrace) -> list[PairShare]:
-    """For every layer, the share of pairs of a token's choices that lie inside one expert group of the model."""
+    """For every layer, the share of pairs of a token's choices that are inside one expert group of the model."""
     group = np.arange(trace.shape.num_experts) // trace.shape.experts_per_group
     return [counted.share_inside(group) for counted in coactivations(trace)]
 

@@ -1,13 +1,13 @@
-"""Knows the TOML file of hard side constraints: the keys of `eplb.core.constraints.Constraints`; solves nothing.
+"""Reads the TOML file of hard side constraints: the keys of `eplb.core.constraints.Constraints`.
 
 ::
 
-    pin = [[3, 0]]  # [expert, rank]: a copy of the expert lies on the rank
-    forbid = [[5, 2], [5, 3]]  # [expert, rank]: no copy of it lies there
+    pin = [[3, 0]]  # [expert, rank]: a replica of the expert is on the rank
+    forbid = [[5, 2], [5, 3]]  # [expert, rank]: no replica of it is there
     apart = [[0, 1, 2]]  # a rank holds at most one of these experts
     together = [[8, 9]]  # a rank holds all of these experts or none
-    replica_counts = [2, 1, 1]  # copies of each expert
-    expert_bytes = 44040192  # bytes of one copy: one number, or one for each expert
+    replica_counts = [2, 1, 1]  # replicas of each expert
+    expert_bytes = 44040192  # bytes of one replica: one number, or one for each expert
     rank_bytes = 400e6  # room of a rank for one layer: one number, or one for each rank
 """
 
@@ -27,7 +27,7 @@ def read_constraints(path: Path) -> "Constraints":
     Raises
     ------
     FormatError
-        With the key of what is no constraint.
+        With the key that is not a constraint.
     """
     from eplb.core.constraints import Constraints
     from eplb.formats.json_fields import located

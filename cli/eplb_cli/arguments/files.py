@@ -1,4 +1,4 @@
-"""Knows how a command reads its files, with a bar while it lasts; knows no dialect."""
+"""Reads the input files of commands, of any dialect, with a progress bar."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,9 +72,9 @@ def window_name(load: "ExpertLoad", window: int) -> str:
 
 
 def read_plan_for(load: "ExpertLoad | RoutingTrace", path: Path, format: str | None, hints: "ReadHints") -> "Plan":
-    """The plan in a file; where an engine's dialect does not say which layers it means, the load does.
+    """The plan in a file; where an engine's dialect does not name the layers, those of the load are taken.
 
-    Our own files say everything, so one for another model is left for the judge to refuse.
+    Our own files hold the model; one for another model is refused when it is evaluated.
     """
     from eplb.formats import detect_format, find_format, read_plan
 

@@ -1,4 +1,4 @@
-"""Knows how the flags that describe a model become its shape."""
+"""Makes a model shape from the options that describe a model."""
 
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ def layer_ids(text: str) -> tuple[int, ...]:
 def from_flags(
     layers: int | None, experts: int | None, ids: tuple[int, ...] | None, hidden_layers: int | None
 ) -> "ModelShape | None":
-    """The model as the flags alone say it; None where they do not say enough, so that the file has to."""
+    """The model by the options alone; None where they do not describe all of it and the file has to."""
     from eplb_traces import ModelShape
 
     if layers is not None and experts is None:
@@ -32,7 +32,7 @@ def from_flags(
 def of_rows(
     experts: int | None, top_k: int | None, moe_layers: str | None, hidden_layers: int | None
 ) -> "ModelShape | None":
-    """The model behind ids with one row a hidden layer; None where the flags do not say the layers."""
+    """The model behind ids with one row a hidden layer; None where the options do not give the layers."""
     from eplb_traces import ModelShape
 
     if moe_layers is None and hidden_layers is None:

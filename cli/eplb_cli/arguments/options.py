@@ -1,4 +1,4 @@
-"""Knows the words that more than one command takes. Names are checked by the libraries, which list what there is."""
+"""Defines the options that several commands share. Names are checked by the libraries, which list the valid ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -66,12 +66,12 @@ GroupModeOpt = Annotated[
 ]
 GroupsOpt = Annotated[
     int | None,
-    typer.Option("--groups", "-g", metavar="G", help="Expert groups of the router.", show_default="as the load says"),
+    typer.Option("--groups", "-g", metavar="G", help="Expert groups of the router.", show_default="those of the load"),
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", metavar="I", help="Seed of randomised strategies.")]
 NumExpertsOpt = Annotated[
     int | None,
-    typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not say (.npz)."),
+    typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not hold it (.npz)."),
 ]
 WindowOpt = Annotated[
     int | None,
@@ -87,7 +87,7 @@ DispatchOpt = Annotated[
     typer.Option(
         "--dispatch",
         metavar="RULE",
-        help="How the runtime splits an expert's tokens over its copies: even, weighted, online, local_first, or an "
+        help="How the runtime splits an expert's tokens over its replicas: even, weighted, online, local_first, or an "
         "engine's own rule: vllm, sglang_static, sglang_dynamic, ascend, trtllm.",
         autocompletion=_complete_dispatch,
     ),
@@ -117,7 +117,7 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object ins
 
 # The model, for files that know layers by another number or not at all.
 ExpertsOpt = Annotated[
-    int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, if the file is silent.")
+    int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, if not in the file.")
 ]
 MoeLayersOpt = Annotated[
     str | None, typer.Option("--moe-layers", metavar="IDS", help="Ids of the MoE layers in the model: 3-60 or 1,3,5.")
@@ -126,7 +126,7 @@ HiddenLayersOpt = Annotated[
     int | None, typer.Option("--hidden-layers", metavar="H", help="Layers of the model, dense ones included.")
 ]
 
-# What a placement file of an engine may not say.
+# What a placement file of an engine may not hold.
 FromOpt = Annotated[
     str | None,
     typer.Option(
@@ -149,8 +149,8 @@ PlanFormatOpt = Annotated[
         autocompletion=complete_format,
     ),
 ]
-HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if the file is silent.")]
-HintNodesOpt = Annotated[int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes, if the file is silent.")]
+HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if not in the file.")]
+HintNodesOpt = Annotated[int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes, if not in the file.")]
 
 # Traces and loads that are rewritten.
 TraceOutArg = Annotated[

@@ -1,4 +1,4 @@
-"""Knows which words of a command were typed, and how lists of numbers are written; knows no command."""
+"""Checks which options were typed, and parses lists and ranges of numbers."""
 
 from collections.abc import Collection
 
@@ -6,12 +6,12 @@ import typer
 
 
 def refuse_typed(context: typer.Context, names: Collection[str], reason: str) -> None:
-    """Refuse words of the command line that have no meaning beside the others.
+    """Refuse options that have no effect together with the others.
 
     Raises
     ------
     typer.BadParameter
-        Naming the first word of `names`, long options as they are typed, that the user gave.
+        Naming the first option of `names` (long form) that the user typed.
     """
     for param in context.command.params:
         source = None if param.name is None else context.get_parameter_source(param.name)
@@ -20,7 +20,7 @@ def refuse_typed(context: typer.Context, names: Collection[str], reason: str) ->
 
 
 def id_list(text: str, option: str) -> tuple[int, ...]:
-    """The ids in "3-60", "1,3,5" or a mix of both; `option` is blamed for what is none."""
+    """The ids in "3-60", "1,3,5" or a mix of both; an error names `option`."""
     ids: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -31,7 +31,7 @@ def id_list(text: str, option: str) -> tuple[int, ...]:
 
 
 def number_range(text: str, option: str) -> range:
-    """The numbers "FIRST:LAST:STEP", both ends included; `option` is blamed for what is none."""
+    """The numbers "FIRST:LAST:STEP", both ends included; an error names `option`."""
     parts = text.split(":")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts) or int(parts[2]) == 0:
         raise typer.BadParameter(f"{text!r}: expected FIRST:LAST:STEP as in 0:64:8", param_hint=option)

@@ -1,4 +1,4 @@
-"""Knows the words that only `eplb plan` takes, and which of them exclude each other."""
+"""Defines the options that only `eplb plan` has, and checks which exclude each other."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -22,7 +22,7 @@ RedundantOpt = Annotated[
 ]
 MindieConfigOpt = Annotated[
     Path | None,
-    typer.Option("--mindie-config", metavar="FILE", help="MindIE's config.json, which says ranks, nodes, redundancy."),
+    typer.Option("--mindie-config", metavar="FILE", help="MindIE's config.json, which holds ranks, nodes, redundancy."),
 ]
 OutOpt = Annotated[
     Path | None,
@@ -30,7 +30,7 @@ OutOpt = Annotated[
 ]
 PreviousOpt = Annotated[
     Path | None,
-    typer.Option("--previous", metavar="PLAN", help="The live placement: change it, and move few copies."),
+    typer.Option("--previous", metavar="PLAN", help="The live placement: change it, and move few replicas."),
 ]
 TargetOpt = Annotated[
     float,
@@ -38,7 +38,7 @@ TargetOpt = Annotated[
 ]
 MaxMovesOpt = Annotated[
     int | None,
-    typer.Option("--max-moves", metavar="M", help="With --previous: most copies to move.", show_default="any number"),
+    typer.Option("--max-moves", metavar="M", help="With --previous: most replicas to move.", show_default="any number"),
 ]
 
 ConstraintsOpt = Annotated[
@@ -60,7 +60,7 @@ GroupPriceOpt = Annotated[
     typer.Option(
         "--group-price",
         metavar="X",
-        help="With --group-mode priced: what a copy away from its group's home node must save, in busiest / mean rank.",
+        help="With --group-mode priced: locality penalty: least gain in busiest / mean rank of an off-node replica.",
     ),
 ]
 SurviveOpt = Annotated[
@@ -68,7 +68,7 @@ SurviveOpt = Annotated[
     typer.Option(
         "--survive",
         metavar="UNIT",
-        help="rank or node: every expert outlives the loss of any one of them.",
+        help="rank or node: every expert has a replica left after the loss of any one of them.",
         show_default="nothing",
     ),
 ]
@@ -81,11 +81,11 @@ _ONLY_WITHOUT_PREVIOUS: Final = (
 _ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")
 
 
-def check_words(context: typer.Context, previous: Path | None, strategy: str) -> None:
+def check_options(context: typer.Context, previous: Path | None, strategy: str) -> None:
     """Refuse what would be ignored: with --previous, without it, or by the strategy."""
     if previous is not None:
-        refuse_typed(context, _ONLY_WITHOUT_PREVIOUS, "cannot be chosen with --previous, which keeps the machine")
+        refuse_typed(context, _ONLY_WITHOUT_PREVIOUS, "cannot be chosen with --previous, which keeps the topology")
         return
-    refuse_typed(context, _ONLY_WITH_PREVIOUS, "means nothing without --previous")
+    refuse_typed(context, _ONLY_WITH_PREVIOUS, "has no effect without --previous")
     if strategy != "ilp":
         refuse_typed(context, _ONLY_FOR_ILP, "needs --strategy ilp")

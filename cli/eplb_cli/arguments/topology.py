@@ -30,7 +30,7 @@ def topology_from_options(
 
     if mindie_config is None:
         if ranks is None:
-            raise typer.BadParameter("needed, unless --previous or --mindie-config says it", param_hint="--ranks")
+            raise typer.BadParameter("needed, unless --previous or --mindie-config gives it", param_hint="--ranks")
         return Topology.for_experts(
             num_experts,
             num_ranks=ranks,

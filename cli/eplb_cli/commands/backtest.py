@@ -1,4 +1,4 @@
-"""`eplb backtest`: what plans made on the first part of a history would have done on the rest."""
+"""`eplb backtest`: scores plans made on the first part of a history on the rest."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +11,10 @@ from eplb_cli.arguments.topology import topology_from_options
 if TYPE_CHECKING:
     from eplb.planning.backtest import Score
 
-_HEADINGS = ("candidate", "planned", "held out", "p95", "drift")
+_HEADINGS = ("candidate", "planned", "held out", "p95", "loss")
 _LEGEND = """\
 max/mean, mean over windows and layers: planned, on the windows the plan was made for;
-held out, on the end of the history, p95 over its windows and layers; drift: the difference"""
+held out, on the end of the history, p95 over its windows and layers; loss: the difference"""
 
 
 def backtest(  # noqa: PLR0913  # one parameter a word of the command line

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from eplb.planning.planner import Comparison
 
 _ONLY_WHEN_NAMED = "ilp"  # it searches until its time is up, and needs an extra
-_HEADINGS = ("strategy", "max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "doubled", "ms")
+_HEADINGS = ("strategy", "max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "duplicates", "ms")
 _LEGEND = """\
 max/mean: load of the busiest rank over the mean, mean and worst of the layers
 gap: above the proven lower bound; vLLM, SGLang: what they call balancedness
-doubled: slots wasted on a second copy of an expert on a rank; ms: to plan"""
+duplicates: slots with an expert that its rank holds already; ms: to plan"""
 
 
 def compare(  # noqa: PLR0913  # one parameter a word of the command line
@@ -39,7 +39,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     num_experts: options.NumExpertsOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Plan LOAD with every strategy and judge the plans by the same measures."""
+    """Plan LOAD with every strategy and evaluate the plans by the same metrics."""
     import eplb
     from eplb.strategies import STRATEGIES
 
@@ -55,10 +55,10 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     if as_json:
         output.json_object({"load": str(load_path), "strategies": [_as_object(result) for result in results]})
         return
-    machine = f"{output.counted(ranks, 'rank')}, {output.counted(nodes, 'node')}, {topology.num_slots} slots"
+    shape = f"{output.counted(ranks, 'rank')}, {output.counted(nodes, 'node')}, {topology.num_slots} slots"
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
-    output.table(f"{load_path.name}: {model} on {machine}", _HEADINGS, [_row(result) for result in results])
+    output.table(f"{load_path.name}: {model} on {shape}", _HEADINGS, [_row(result) for result in results])
     output.note(_LEGEND)
 
 

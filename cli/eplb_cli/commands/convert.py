@@ -26,9 +26,7 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     ranks: options.HintRanksOpt = None,
     nodes: options.HintNodesOpt = None,
     experts: options.ExpertsOpt = None,
-    layers: Annotated[
-        int | None, typer.Option("--layers", metavar="L", help="MoE layers, if the file is silent.")
-    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", metavar="L", help="MoE layers, if not in the file.")] = None,
     moe_layers: options.MoeLayersOpt = None,
     hidden_layers: options.HiddenLayersOpt = None,
 ) -> None:

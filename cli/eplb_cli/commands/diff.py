@@ -24,7 +24,7 @@ def diff(  # noqa: PLR0913  # one parameter a word of the command line
     expert_bytes: options.ExpertBytesOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Show which copies move where from OLD to NEW, placement files of any dialect for the same machine and model."""
+    """Show which replicas move where from OLD to NEW, placement files of any dialect for one topology and model."""
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
 
     old, new = _read(old_path, new_path, ranks, nodes, experts)
@@ -40,7 +40,7 @@ def diff(  # noqa: PLR0913  # one parameter a word of the command line
 def _read(
     old_path: Path, new_path: Path, ranks: int | None, nodes: int | None, experts: int | None
 ) -> tuple["Plan", "Plan"]:
-    """Both plans; where the file of an engine is silent, the flags speak, then the other file."""
+    """Both plans; what an engine's file does not hold is taken from the options, then from the other file."""
     from eplb.formats import ReadHints, detect_format, read_plan
 
     hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts)
@@ -53,7 +53,7 @@ def _read(
 
 
 def _as(other: "Plan", hints: "ReadHints") -> "ReadHints":
-    """The hints, and what another file for the same machine and model says."""
+    """The hints, and what another file for the same topology and model holds."""
     topology = other.placement.topology
     return replace(
         hints,

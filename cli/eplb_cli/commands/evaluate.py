@@ -1,4 +1,4 @@
-"""`eplb evaluate`: what a placement does to a load, whoever made it."""
+"""`eplb evaluate`: the balance of a placement under a load."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from eplb_cli.views.metric_rows import metric_facts, window_objects, window_tabl
 
 TraceOpt = Annotated[
     Path | None,
-    typer.Option("--trace", metavar="TRACE", help="Token-level trace: judge how many ranks and nodes a token visits."),
+    typer.Option("--trace", metavar="TRACE", help="Token-level trace: count the ranks and nodes that a token visits."),
 ]
 
 
@@ -27,7 +27,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     num_experts: options.NumExpertsOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Judge the placement in PLAN by the traffic in LOAD, which need not be the traffic it was made for."""
+    """Evaluate the placement in PLAN under LOAD, which need not be the load it was planned for."""
     import eplb
     from eplb.formats import ReadHints
 

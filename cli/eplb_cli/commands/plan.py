@@ -50,12 +50,12 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     num_experts: options.NumExpertsOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Place the experts of LOAD on ranks, say how good the placement is, and write it for an engine."""
+    """Place the experts of LOAD on ranks, show the metrics of the placement, and write it for an engine."""
     import eplb
     from eplb.core.constraints import Constraints
     from eplb.formats import ReadHints
 
-    plan_options.check_words(context, previous, strategy)
+    plan_options.check_options(context, previous, strategy)
     load = files.read_loads(load_paths, num_experts, window)
     several = len(load_paths) > 1
     if previous is None:
@@ -88,12 +88,12 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
 
 
 def _strategy(name: str, *, several: bool, survive: str | None) -> str:
-    """`auto` would take several files for a history to test back on."""
+    """`auto` would take several files as a history for a backtest."""
     return "scenario" if name == "auto" and several and survive is None else name
 
 
 def _report(made: "Plan", evaluation: "Evaluation", out: Path | None, format: str, *, as_json: bool) -> None:
-    """Write the file, if one is asked for, then say what is in it."""
+    """Write the file, if one was requested, then print its contents."""
     flags = "" if out is None else _write(made, out, format)
     if as_json:
         written = None if out is None else {"path": str(out), "format": format, "server_flags": flags}

@@ -1,4 +1,4 @@
-"""Knows how `eplb plan --previous` starts from a live placement."""
+"""Replans from a live placement: `eplb plan --previous`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Replan:
-    """What the user asks of a replan."""
+    """The options of a replan."""
 
     previous: Path
     hints: "ReadHints"

@@ -78,7 +78,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     """Show LOAD, what plans make of it, and how far they are from what is possible.
 
     Without --plan, experts in order are compared with a plan by `greedy` for --ranks. One plan is compared with experts
-    in order on its machine, several with the first of them.
+    in order on its topology, several with the first of them.
     """
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.report import gather
@@ -87,17 +87,17 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
 
     is_page = out.suffix.lower() in _PAGE_SUFFIXES
     if is_page:
-        refuse_typed(context, _ONLY_FOR_FOLDERS, "means nothing for a page, which shows every layer")
+        refuse_typed(context, _ONLY_FOR_FOLDERS, "has no effect for a page, which shows every layer")
     options = FolderOptions(
         () if layers is None else id_list(layers, "--layer"),
         ImageFormat.named(image_format),
     )
     if plan_paths:
-        refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which says the slots")
+        refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which holds the slots")
     elif ranks is None:
-        raise typer.BadParameter("needed, unless --plan says it", param_hint="--ranks")
+        raise typer.BadParameter("needed, unless --plan gives it", param_hint="--ranks")
     source = files.read_load_or_trace(load_path, num_experts)
-    with output.progress("judging"):
+    with output.progress("evaluating"):
         plans = _read_plans(source, plan_paths or [], dialect, ranks, nodes)
         asked = None if plans else topology_from_options(
             source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant
@@ -108,7 +108,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
         )
     with output.progress(f"writing {out.name}"):
         written = _write_page(contents, out) if is_page else write_folder(contents, out, options)
-    _say(contents, written, as_json=as_json)
+    _print(contents, written, as_json=as_json)
 
 
 def _write_page(contents: "ReportContents", out: Path) -> tuple[Path, ...]:
@@ -136,7 +136,7 @@ def _read_plans(
     }
 
 
-def _say(contents: "ReportContents", files: Sequence[Path], *, as_json: bool) -> None:
+def _print(contents: "ReportContents", files: Sequence[Path], *, as_json: bool) -> None:
     if as_json:
         plans = {view.name: view.metrics() for view in contents.plans}
         verdicts = {"verdict": contents.verdicts[0].splitlines(), "layers": list(contents.verdicts[1:])}

@@ -1,4 +1,4 @@
-"""`eplb simulate`: a history served again, step by step, under several replanning policies."""
+"""`eplb simulate`: replays a history, step by step, under several replanning policies."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HEADINGS = ("policy", "mean", "p95", "moves", "GB", "stall s", "plan s")
 _LEGEND = """\
 mean, p95: max/mean over steps and layers after the first interval, which all plan for alike
-moves: copies fetched from another rank; stall: their batches, one after the other"""
+moves: replicas fetched from another rank; stall: their batches, one after the other"""
 _BARS = "▁▂▃▄▅▆▇█"
 _NUM_PHASES = 48
 
@@ -34,22 +34,22 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option(
             "--policy",
             metavar="A,B",
-            help="never, incremental, full (DeepSeek's EPLB), full_renamed, full_greedy, full_scenario, oracle.",
+            help="never, incremental, full (DeepSeek's EPLB), full_relabelled, full_greedy, full_scenario, oracle.",
             show_default="all of them",
         ),
     ] = None,
     max_moves: Annotated[
         int | None,
-        typer.Option("--max-moves", metavar="M", help="Most copies that one migration of incremental may move."),
+        typer.Option("--max-moves", metavar="M", help="Most replicas that one migration of incremental may move."),
     ] = None,
     price: Annotated[
         float | None,
-        typer.Option("--price", metavar="X", help="What a copy must gain for incremental: more moves less.",
+        typer.Option("--price", metavar="X", help="Least gain of a moved replica for incremental: higher moves fewer.",
                      show_default="0.002"),
     ] = None,
     memory: Annotated[
         int | None,
-        typer.Option("--memory", metavar="STEPS", help="Steps that incremental remembers.", show_default="128"),
+        typer.Option("--memory", metavar="STEPS", help="Steps that incremental keeps.", show_default="128"),
     ] = None,
     bandwidth: Annotated[
         float | None,
@@ -62,7 +62,7 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     num_experts: options.NumExpertsOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
-    """Serve LOAD again, one window a step, and replan every interval: what each policy gains and moves."""
+    """Replay LOAD, one window a step, and replan every interval: balance and moves of each policy."""
     from eplb.online.replay import POLICIES
     from eplb.online.replay import simulate as run
 
@@ -70,7 +70,7 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
     replay = _replay(load, _with_bandwidth(topology, bandwidth), interval, expert_bytes, seed)
     replay = _with_online(replay, max_moves, price, memory)
-    with output.progress("serving again"):
+    with output.progress("replaying"):
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
     if as_json:
         output.json_object(

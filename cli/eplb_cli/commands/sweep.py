@@ -1,4 +1,4 @@
-"""`eplb sweep`: what each number of redundant experts buys and costs."""
+"""`eplb sweep`: balance and memory by number of redundant experts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -23,4 +23,4 @@ def strategies(as_json: JsonOpt = False) -> None:
         output.json_object({name: {"summary": strategy.summary} for name, strategy in STRATEGIES.items()})
         return
     rows = [(name, strategy.summary) for name, strategy in STRATEGIES.items()]
-    output.table("Strategies; auto picks one and says why", ("name", "what"), rows)
+    output.table("Strategies; auto picks one and gives the reason", ("name", "what"), rows)

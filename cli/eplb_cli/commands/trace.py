@@ -1,4 +1,4 @@
-"""`eplb trace info|convert|record|synth`: what the router did, looked at, rewritten, recorded or made up."""
+"""`eplb trace info|convert|record|synth`: shows, rewrites, records and synthesizes traces and loads."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +41,7 @@ def synth(  # noqa: PLR0913  # one parameter a word of the command line
     ] = False,
     seed: SeedOpt = 0,
 ) -> None:
-    """Make synthetic traffic with the statistics of real traffic; the same words give the same file."""
+    """Make a synthetic trace or load with the statistics of a real one; the same options give the same file."""
     import eplb_traces
 
     shape = _synthetic_shape(preset, {"num_layers": layers, "num_experts": experts, "top_k": top_k}, groups)

@@ -27,7 +27,8 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Rewrite a trace or load in another format; a trace stays a trace where OUT is .parquet.
 
-    Ids that an engine returns with a request may lie about dense layers, or say nothing: the model is told in words.
+    Routed-expert ids may contain rows for dense layers or omit the model's size; give --hidden-layers, --moe-layers and
+    --top-k then.
     """
     import eplb_traces
     from eplb_traces.statistics import load_by_window

@@ -1,4 +1,4 @@
-"""`eplb trace info`: what a trace or load holds, and what a person wants to see of it first."""
+"""`eplb trace info`: shows what a trace or load holds, layer by layer."""
 
 from dataclasses import asdict, dataclass
 from math import isnan
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _EP_SIZES = (8, 16, 32, 64)
 _NUM_BLOCKS = 32  # of neighbouring experts, each drawn as one character
-_NUM_WINDOWS = 8  # into which a trace is cut to see it drift
+_NUM_WINDOWS = 8  # into which a trace is cut to measure drift
 _WIDTH = 80  # columns that a line with so many blocks needs
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"  # in quarters of the mean
 
@@ -24,7 +24,7 @@ _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"  # in quarters of 
 @final
 @dataclass(frozen=True)
 class _Layer:
-    """One line of the view by layer; None is what the file does not tell."""
+    """One line of the view by layer; None where the file does not hold it."""
 
     layer: int
     load_profile: list[float] | None
@@ -37,7 +37,7 @@ class _Layer:
 
 
 def info(path: TraceArg, num_experts: NumExpertsOpt = None, window: WindowOpt = None, as_json: JsonOpt = False) -> None:
-    """Say what FILE holds and how uneven it is where experts lie in order and without redundancy.
+    """Show what FILE holds and how uneven it is with experts in order and without redundancy.
 
     Then a line for each layer: the load over the experts, busiest over mean rank, how far the load of a window lies
     from the whole (drift), and how much more often than by chance a token's experts are of one expert group.
@@ -47,12 +47,12 @@ def info(path: TraceArg, num_experts: NumExpertsOpt = None, window: WindowOpt = 
     source = files.read_load_or_trace(path, num_experts)
     with output.progress(f"counting {path.name}"):
         load = load_by_window(source, window)
-        judged = _linear(load)
+        evaluations = _linear(load)
         over_time = _over_time(source, load, window)
         drifted, pairs = drift(over_time), _pairs_inside_group(source)
     num_blocks = min(load.num_experts, _NUM_BLOCKS if as_json or output.width() >= _WIDTH else _NUM_BLOCKS // 2)
-    layers = _layers(load, num_blocks, judged, drifted, pairs)
-    fields, imbalance = _fields(source, load), [_imbalance(ranks, of) for ranks, of in judged.items()]
+    layers = _layers(load, num_blocks, evaluations, drifted, pairs)
+    fields, imbalance = _fields(source, load), [_imbalance(ranks, of) for ranks, of in evaluations.items()]
     if as_json:
         by_layer = {"drift_windows": drifted.num_windows, "by_layer": [asdict(of) for of in layers]}
         output.json_object({**fields, "linear_max_over_mean": imbalance, **by_layer})
@@ -65,7 +65,7 @@ def info(path: TraceArg, num_experts: NumExpertsOpt = None, window: WindowOpt = 
 
 
 def _linear(load: "ExpertLoad") -> "dict[int, Evaluation]":
-    """What the judge says of experts in order, for the usual numbers of ranks and for one expert a rank."""
+    """Evaluations of experts in order, for the usual numbers of ranks and for one expert a rank."""
     import eplb
 
     found = {}
@@ -76,13 +76,13 @@ def _linear(load: "ExpertLoad") -> "dict[int, Evaluation]":
     return found
 
 
-def _imbalance(num_ranks: int, judged: "Evaluation") -> dict[str, float | int]:
-    summary = judged.summary()
+def _imbalance(num_ranks: int, evaluation: "Evaluation") -> dict[str, float | int]:
+    summary = evaluation.summary()
     return {"num_ranks": num_ranks, "mean": summary["max_over_mean_mean"], "worst": summary["max_over_mean_worst"]}
 
 
 def _over_time(source: "ExpertLoad | RoutingTrace", load: "ExpertLoad", window: int | None) -> "ExpertLoad":
-    """The windows in which drift is looked for: those that were asked for or recorded, or parts of a trace."""
+    """The windows between which drift is measured: those requested or recorded, or parts of a trace."""
     import eplb_traces
     from eplb_traces.statistics import load_over_time
 
@@ -92,7 +92,11 @@ def _over_time(source: "ExpertLoad | RoutingTrace", load: "ExpertLoad", window: 
 
 
 def _layers(
-    load: "ExpertLoad", num_blocks: int, judged: "dict[int, Evaluation]", drifted: "Drift", pairs: "list[PairShare]"
+    load: "ExpertLoad",
+    num_blocks: int,
+    evaluations: "dict[int, Evaluation]",
+    drifted: "Drift",
+    pairs: "list[PairShare]",
 ) -> list[_Layer]:
     from eplb_traces.statistics import load_profile
 
@@ -102,7 +106,7 @@ def _layers(
         _Layer(
             layer,
             None if isnan(profile[layer][0]) else profile[layer],
-            {ranks: float(of.max_over_mean[layer]) for ranks, of in judged.items()},
+            {ranks: float(of.max_over_mean[layer]) for ranks, of in evaluations.items()},
             _known(drifted.distance[layer]) if has_drift else None,
             _known(drifted.by_chance[layer]) if has_drift else None,
             _known(pairs[layer].observed) if pairs else None,
@@ -140,7 +144,7 @@ def _show(layers: list[_Layer]) -> None:
 
 
 def _explain(load: "ExpertLoad", num_blocks: int, drifted: "Drift", pairs: "list[PairShare]") -> None:
-    """Say what the columns mean, and their means over layers."""
+    """Print what the columns mean, and their means over layers."""
     from eplb_traces.statistics import mean_share
 
     bars = _bars()

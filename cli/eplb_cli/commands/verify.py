@@ -1,4 +1,4 @@
-"""`eplb verify`: a placement executed on real processes, and whether they did what it says."""
+"""`eplb verify`: executes a placement on real processes and checks what they did against it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +51,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     ] = "",
     hidden: Annotated[int, typer.Option("--hidden", metavar="H", help="Hidden size of the probe experts.")] = 32,
     top_k: Annotated[
-        int, typer.Option("--top-k", metavar="K", help="Experts of a token.", show_default="as the plan says, or 8")
+        int, typer.Option("--top-k", metavar="K", help="Experts of a token.", show_default="that of the plan, or 8")
     ] = 0,
     buffer_scale_factors: Annotated[
         str, typer.Option(metavar="JSON", help="All-to-all buffers, as MindIE has them: [[8192, 5.2], [0, 8.0]].")

@@ -1,4 +1,4 @@
-"""Knows which metrics a table shows and in which words; computes none."""
+"""Makes rows and tables of metrics."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ def metric_facts(summary: Summary) -> list[tuple[str, output.Cell]]:
         ("above the lower bound, mean / worst", gaps),
         ("balancedness, vLLM / SGLang", balancedness),
         ("imbalance ratio, TensorRT-LLM", summary["imbalance_ratio_trtllm"]),
-        ("doubled experts on a rank", summary["duplicate_slots"]),
+        ("duplicates on a rank", summary["duplicate_slots"]),
         *spread,
     ]
 

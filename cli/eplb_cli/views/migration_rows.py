@@ -1,4 +1,4 @@
-"""Knows how a migration is shown: what moves how far, in how many batches and seconds; computes no move."""
+"""Makes rows and tables of a migration: moves by distance, batches and seconds."""
 
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,11 @@ def migration_facts(migration: "Migration") -> list[tuple[str, output.Cell]]:
     from eplb.core.migration import Hop
 
     of_all = f"{migration.moved_copies} ({output.percentage(migration.moved_fraction)} % of the slots)"
-    copies = [migration.copies_of_hop(hop) for hop in Hop]
-    volume = [output.gigabytes(count * migration.expert_bytes) for count in copies]
+    replicas = [migration.copies_of_hop(hop) for hop in Hop]
+    volume = [output.gigabytes(count * migration.expert_bytes) for count in replicas]
     return [
-        ("copies moved to another rank", of_all),
-        ("inside a rank / inside a node / between nodes", " / ".join(str(count) for count in copies)),
+        ("replicas moved to another rank", of_all),
+        ("inside a rank / inside a node / between nodes", " / ".join(str(count) for count in replicas)),
         ("the same in bytes", " / ".join(volume)),
         ("batches, one after the other", migration.num_batches),
         ("transfer", f"{output.milliseconds(migration.transfer_s)} ms"),
@@ -28,7 +28,7 @@ def migration_facts(migration: "Migration") -> list[tuple[str, output.Cell]]:
 
 
 def layer_table(migration: "Migration") -> None:
-    """Print what moves in each layer, the fullest ones where there are many; nothing if nothing moves."""
+    """Print what moves in each layer, those with most moves where there are many; nothing if nothing moves."""
     moved, batches = migration.moved_copies_by_layer.tolist(), migration.num_batches_by_layer.tolist()
     seconds = migration.transfer_s_by_layer.tolist()
     rows = [(layer, moved[layer], batches[layer], output.milliseconds(seconds[layer])) for layer in _moving(migration)]
@@ -36,9 +36,9 @@ def layer_table(migration: "Migration") -> None:
         return
     title = "Layers that move"
     if len(rows) > _MOST_LAYERS:
-        title = f"{title}, the fullest {_MOST_LAYERS} of {len(rows)}"
+        title = f"{title}, the first {_MOST_LAYERS} by moves of {len(rows)}"
         rows = sorted(rows, key=lambda row: row[1], reverse=True)[:_MOST_LAYERS]
-    output.table(title, ("layer", "copies", "batches", "ms"), rows)
+    output.table(title, ("layer", "replicas", "batches", "ms"), rows)
 
 
 def layer_objects(migration: "Migration") -> list[dict[str, object]]:
@@ -52,5 +52,5 @@ def layer_objects(migration: "Migration") -> list[dict[str, object]]:
 
 
 def _moving(migration: "Migration") -> list[int]:
-    """Layers in which a copy goes to another rank."""
+    """Layers in which a replica moves to another rank."""
     return [layer for layer, count in enumerate(migration.moved_copies_by_layer.tolist()) if count]

@@ -1,4 +1,4 @@
-"""Knows how a plan is shown, to people and as JSON; judges nothing."""
+"""Shows a plan as tables and as JSON."""
 
 from collections import Counter
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Which experts tokens choose together: pair counts, lift, clusters, and whether they hold on later requests."""
+"""Counts which experts tokens choose together: pair counts, lift, clusters, and their lift on held-out steps."""
 
 from eplb_traces.coactivation.layer_coactivation import (
     CoActivation,

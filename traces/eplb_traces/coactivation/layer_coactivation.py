@@ -1,4 +1,4 @@
-"""Knows which experts the tokens chose together, layer by layer; knows no placement."""
+"""Counts which experts the tokens chose together, layer by layer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class PairAffinity(NamedTuple):
 
 
 class GeneralisingPair(NamedTuple):
-    """Two experts that tokens of one half of a trace chose together, and what the other half says of them."""
+    """Two experts that tokens of one half of a trace chose together, and their lift in the other half."""
 
     expert: int
     other: int  # > expert
@@ -65,7 +65,7 @@ class PairShare(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class CoActivation:
-    """Which experts the tokens chose together in one layer; frozen and checked at birth, the array read-only.
+    """Which experts the tokens chose together in one layer; frozen and checked on construction, the array read-only.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class CoActivation:
     Raises
     ------
     InputError
-        If `pairs` is no such table.
+        If `pairs` is not such a table.
     """
 
     layer: int
@@ -161,9 +161,9 @@ class CoActivation:
         ]
 
     def order(self) -> NDArray[np.int64]:
-        """[E] the experts in an order in which those that are chosen together lie together.
+        """[E] the experts in an order in which those that are chosen together are neighbours.
 
-        The leaves of the tree of `clusters`, turned so that neighbours are as alike as possible; experts without a
+        The leaves of the tree of `clusters`, ordered so that neighbours are as similar as possible; experts without a
         token come last. Deterministic.
         """
         from eplb_traces.coactivation.seriation import leaf_order
@@ -171,7 +171,7 @@ class CoActivation:
         return leaf_order(self._affinity(), self.expert_tokens > 0)
 
     def clusters(self, count: int) -> NDArray[np.int64]:
-        """Groups of experts that are chosen together.
+        """Clusters of experts that are chosen together.
 
         Parameters
         ----------
@@ -223,7 +223,7 @@ class CoActivation:
         return np.outer(tokens, tokens)
 
     def _affinity(self) -> NDArray[np.float64]:
-        """[E, E] adjusted lift, drawn towards 1 where few tokens speak."""
+        """[E, E] adjusted lift, shrunk towards 1 where there are few tokens."""
         return (self.pairs + _PRIOR_PAIRS) / (self.expected_pairs + _PRIOR_PAIRS)
 
     def __eq__(self, other: object) -> bool:

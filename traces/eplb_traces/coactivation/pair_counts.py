@@ -1,4 +1,4 @@
-"""Knows how a trace's pairs of choices are counted, as a stream and on several threads; knows no meaning of them."""
+"""Counts the pairs of choices of a trace, as a stream and on several threads."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +15,9 @@ _MOST_TOKENS = 2**32 - 1  # that a narrow table can count: half the memory of a 
 
 
 def pair_counts(trace: RoutingTrace, layers: list[int], *, distance: int) -> tuple[NDArray[np.int64], int]:
-    """Count the pairs of some layers in one walk through the trace, on as many threads as the process has cores.
+    """Count the pairs of some layers in one pass over the trace, on as many threads as the process has cores.
 
-    Every thread has layers of its own, so the result does not depend on their number.
+    Every thread has its own layers, so the result does not depend on their number.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def pair_counts(trace: RoutingTrace, layers: list[int], *, distance: int) -> tup
 
     num_experts = trace.shape.num_experts
     narrow = np.zeros((len(layers), num_experts, num_experts), dtype=np.uint32)
-    full = np.zeros(1, dtype=np.int64)  # what did not fit any more: a table after the first time
+    full = np.zeros(1, dtype=np.int64)  # sums of full narrow tables
     first_layer = np.array(layers, dtype=np.int64)
     num_tokens = in_narrow = 0
 
@@ -57,7 +57,7 @@ def pair_counts(trace: RoutingTrace, layers: list[int], *, distance: int) -> tup
 
 
 def _parts(num_layers: int, num_threads: int) -> list[slice]:
-    """Slices that cover the layers, two a thread: one that is done early takes another."""
+    """Slices that cover the layers, two a thread, to balance their load."""
     num_parts = 1 if num_threads == 1 else min(num_layers, 2 * num_threads)
     edges = [num_layers * i // num_parts for i in range(num_parts + 1)]
     return [slice(first, stop) for first, stop in pairwise(edges)]

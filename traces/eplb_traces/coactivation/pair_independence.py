@@ -1,4 +1,4 @@
-"""Knows how many pairs of experts there would be if tokens chose without affinity; knows no trace."""
+"""Computes the expected pairs of experts if tokens chose experts independently of each other."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Knows how to order and group experts by affinity; knows neither tokens nor layers."""
+"""Orders and clusters experts by affinity."""
 
 import numpy as np
 from numpy.typing import NDArray

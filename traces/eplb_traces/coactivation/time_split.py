@@ -1,4 +1,4 @@
-"""Knows how to cut a trace in two, to find things in one half and test them on the other; knows not what is sought."""
+"""Splits a trace in two halves by time: one to estimate on, the other held out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 def split(trace: RoutingTrace) -> tuple[RoutingTrace, RoutingTrace]:
     """Cut a trace into its earlier and its later steps, about as many tokens in each, both still streamed.
 
-    A trace of one step has no earlier and later: there every second request, by ascending number, goes to the second
-    half. (Not the higher numbers: neighbours are often of one kind of text.)
+    Of a trace of one step every second request, by ascending number, goes to the second half. (Not the higher numbers:
+    neighbours are often of one kind of text.)
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Knows loads as CSV: a matrix of L rows x E columns, or a long form with the header window,layer,expert,tokens.
+"""Reads loads as CSV: a matrix of L rows x E columns, or a long form with the header window,layer,expert,tokens.
 
 A matrix may have a header row, of names or after a first column ``layer``, which may be without a name as pandas writes
 it. The column ``window`` of a long form may be missing.

@@ -1,4 +1,4 @@
-"""Knows what every dialect offers and what a caller may tell it; knows no dialect."""
+"""Defines the interface of a dialect and the options of a reader."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Knows MindIE's expert hotspot dumps: a folder with model_gen_config.json and prefill_{rank}.csv or decode_{rank}.csv.
+"""Reads MindIE's expert hotspot dumps: a folder with model_gen_config.json and prefill_{rank}.csv or decode_{rank}.csv.
 
 ``MINDIE_ENABLE_EXPERT_HOTPOT_GATHER`` and ``MINDIE_EXPERT_HOTPOT_DUMP_PATH`` make every NPU write them (MindIE 2.3.0,
 "Generating Redundant Expert Deployment Tables"; msit's ``elb``): every eighth forward pass a matrix of totals since the

@@ -1,4 +1,4 @@
-"""Knows numpy's .npy: a load [L, E] or [W, L, E], or the ids [T, L, K] of a request, as vLLM returns them.
+"""Reads numpy's .npy: a load [L, E] or [W, L, E], or the ids [T, L, K] of a request, as vLLM returns them.
 
 The array does not say which of the two it is. `read_trace` takes it for ids. `read_load` takes it for a load, unless
 the number of experts is given and is another than the last dimension; without that number it refuses an array that

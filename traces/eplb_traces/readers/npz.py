@@ -1,4 +1,4 @@
-"""Knows .npz files: our own lossless loads, loads under the names that people use, and token-level ids.
+"""Reads .npz files: our own lossless loads, loads under the names that people use, and token-level ids.
 
 A load is the array named by one of LOAD_KEYS, or the only array, [L, E] or [W, L, E]; our own writer adds
 ``weights``, ``labels`` and ``shape``. A trace is ``topk_ids`` or ``expert_ids`` [T, L, K] with, where known,

@@ -1,4 +1,4 @@
-"""Knows omni-infer's activation dumps: a folder of activation_counts_recordstep_{step}_rank_{rank}.txt.
+"""Reads omni-infer's activation dumps: a folder of activation_counts_recordstep_{step}_rank_{rank}.txt.
 
 ``enable_dump`` and ``dump_dir`` in omni_placement_config make every rank write them (omni-infer, omni_placement
 cluster_activation.cpp): one line a MoE layer, one tab-separated count a local slot, tokens since the last dump. They do

@@ -1,4 +1,4 @@
-"""Knows eplb's own Parquet files as a dialect; the schema itself is known by `parquet_file`."""
+"""Reads eplb's own Parquet files; `files.parquet_file` defines the schema."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Knows the experts that an engine returns with a request, as arrays and as text; knows no engine.
+"""Reads the experts that an engine returns with a request, as arrays and as text.
 
 vLLM and SGLang return ids [tokens, hidden layers, K] from a buffer that starts as zeros: a row of a dense layer stays
 zero, and so does a token that was not computed again because its prefix was cached. K zeros are no choice for K > 1.

@@ -1,4 +1,4 @@
-"""Knows SGLang's load as JSON: ``{"logical_count": [layers][E]}`` or ``[steps][layers][E]``, other keys ignored.
+"""Reads SGLang's load as JSON: ``{"logical_count": [layers][E]}`` or ``[steps][layers][E]``, other keys ignored.
 
 The dialect is that of SGLang's ``--init-expert-location`` (sglang 0.5.23, srt/eplb/expert_location.py) and of the files
 attached to sgl-project/sglang#6017.

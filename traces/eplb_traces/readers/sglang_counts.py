@@ -1,4 +1,4 @@
-"""Knows what SGLang's counts mean: one row a hidden layer, dense ones included; knows no file format."""
+"""Converts SGLang's counts, with one row a hidden layer, to a load of the MoE layers."""
 
 from typing import Any
 

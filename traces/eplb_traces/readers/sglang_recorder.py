@@ -1,4 +1,4 @@
-"""Knows the .pt files of SGLang's expert distribution recorder, and a folder of them; torch loads tensors only.
+"""Reads the .pt files of SGLang's expert distribution recorder, and a folder of them; torch loads tensors only.
 
 sglang 0.5.23, srt/eplb/expert_distribution.py. Mode stat: ``{"logical_count": [buffer, layers, E]}`` of rank 0, a ring
 buffer in no certain order. Modes per_pass and per_token: one file a rank, ``{"records": [...],

@@ -1,4 +1,4 @@
-"""Knows what the records of SGLang's per_pass and per_token recordings mean; knows no file format."""
+"""Converts the records of SGLang's per_pass and per_token recordings to loads and traces."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Knows the experts that SGLang returns with a request (``return_routed_experts``, sglang 0.5.23).
+"""Reads the experts that SGLang returns with a request (``return_routed_experts``, sglang 0.5.23).
 
 ``meta_info.routed_experts`` is the base64 of raw little-endian int32, ids (tokens - 1, hidden layers, K) without a
 header: nothing in it says layers, K or E, so the caller gives the model's shape. A file is the raw bytes, their base64

@@ -1,4 +1,4 @@
-"""Knows TensorRT-LLM's expert statistics: a folder with meta_info.json and rank*.safetensors.
+"""Reads TensorRT-LLM's expert statistics: a folder with meta_info.json and rank*.safetensors.
 
 ``EXPERT_STATISTIC_ITER_RANGE`` makes the engine write them (tensorrt_llm, _torch/expert_statistic.py): meta_info.json
 ``{"num_experts": E, "num_experts_per_token": K}`` by rank 0 and, by each rank, tensors [E] named

@@ -1,4 +1,4 @@
-"""Knows the experts that vLLM returns with a request (``--enable-return-routed-experts``, vllm 0.33.0).
+"""Reads the experts that vLLM returns with a request (``--enable-return-routed-experts``, vllm 0.33.0).
 
 ``routed_experts`` is a .npy in base64: ids (tokens - 1, hidden layers, K) in uint8, uint16 or int32, without the last
 token, which was never fed back. A file is such a .npy, its base64 (one request a line), or the JSON answers of the

@@ -1,4 +1,4 @@
-"""Knows the expert loads that vLLM writes as JSON lines, as proposed in vllm-project/vllm#41141.
+"""Reads the expert loads that vLLM writes as JSON lines, as proposed in vllm-project/vllm#41141.
 
 A record ``{"record_type": "eplb_load_stats", "version": 1, "step": 7, "num_ranks": 2, "expert_load": [L][P],
 "p2l_map": [L][P]}`` is a window. The load is counted by slot and made logical with the record's own map, so that a file
