@@ -6,8 +6,8 @@ from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.engines.rank_layout import RankLayout
 from eplb.errors import FormatError, InputError
-from eplb.formats import ReadHints, read_plan
-from eplb.formats.sidecar import sidecar_path, stale_note
+from eplb.formats import NO_HINTS, ReadHints, RecordStatus, parse_file
+from eplb.formats.sidecar import sidecar_path
 from eplb_traces import ModelShape
 from eplb_traces.model_shape import ShapeConflictError, merge_shapes
 
@@ -69,22 +69,25 @@ def _find_plan(given: Plan | Placement | str | Path, ep_size: int, model_shape: 
     if isinstance(given, Placement):
         return "the placement", Plan(given, ModelShape(given.num_layers, given.num_experts), "given")
     path = Path(given)
-    plan = _read(path, ep_size, model_shape)
-    if stale_note(path) in plan.notes:
+    return str(path), _read(path, ReadHints(num_ranks=ep_size, shape=model_shape))
+
+
+def _read(path: Path, engine_hints: ReadHints) -> Plan:
+    """The plan of the file alone, or, for a file that needs hints, with the engine's.
+
+    Without hints first: what the file holds is to be compared with the engine's model, not replaced by it.
+    """
+    parsed = parse_file(path)
+    if parsed.record_status is RecordStatus.STALE:
         raise InputError(
             f"{path}: its record {sidecar_path(path).name} is about another map, so one of the two files was changed: "
             "write the plan again, or remove the record if the map is meant"
         )
-    return str(path), plan
-
-
-def _read(path: Path, ep_size: int, model_shape: ModelShape | None) -> Plan:
-    """Read what the file says; only what it does not say is taken from the engine, so that the two can be compared."""
     try:
-        return read_plan(path)
+        return parsed.plan(NO_HINTS)
     except FormatError as error:
         try:
-            return read_plan(path, hints=ReadHints(num_ranks=ep_size, shape=model_shape))
+            return parsed.plan(engine_hints)
         except FormatError as error_with_hints:
             raise error_with_hints from error
 

@@ -1,6 +1,6 @@
-"""Knows every dialect of expert-map files: the table FORMATS, and how to find the right entry for a file.
+"""Reads and writes placement files of every dialect: the table FORMATS, and detection of a file's dialect.
 
-A new dialect is a new file and one line in the table.
+A new dialect is a new file and one line in the table; one that an engine loads has a line in `engine_check` too.
 """
 
 from pathlib import Path
@@ -10,29 +10,31 @@ from eplb.core.problem import Plan
 from eplb.errors import FormatError, UnknownNameError
 from eplb.formats.ascend import Ascend
 from eplb.formats.deepseek import Deepseek
-from eplb.formats.json_fields import load_json
-from eplb.formats.native import NATIVE_KIND, Native
+from eplb.formats.native import Native
 from eplb.formats.omni import Omni
-from eplb.formats.protocol import Format, ReadHints
+from eplb.formats.protocol import NO_HINTS, Format, ParsedFile, ReadHints, RecordStatus, check_suffix
 from eplb.formats.sglang import Sglang
-from eplb.formats.sidecar import SIDECAR_KIND, SIDECAR_SUFFIX
+from eplb.formats.sidecar import SIDECAR_KIND, SIDECAR_SUFFIX, write_encoded
+from eplb.formats.source_file import SourceFile
 from eplb.formats.trtllm import Trtllm
-from eplb.formats.vllm import RECORD_TYPE, Vllm
+from eplb.formats.vllm import Vllm
 
-__all__ = ["FORMATS", "Format", "ReadHints", "detect_format", "find_format", "read_plan", "write_plan"]
+__all__ = [
+    "FORMATS",
+    "NO_HINTS",
+    "Format",
+    "ParsedFile",
+    "ReadHints",
+    "RecordStatus",
+    "detect_format",
+    "find_format",
+    "parse_file",
+    "read_plan",
+    "write_plan",
+]
 
 _ALL: Final[tuple[Format, ...]] = (Native(), Sglang(), Vllm(), Ascend(), Trtllm(), Deepseek(), Omni())
 FORMATS: Final[dict[str, Format]] = {entry.name: entry for entry in _ALL}
-
-_FORMAT_OF_SUFFIX: Final = {
-    ".pt": "sglang",
-    ".jsonl": "vllm",
-    ".yaml": "trtllm",
-    ".yml": "trtllm",
-    ".npz": "deepseek",
-    ".npy": "omni",
-}
-_NO_HINTS: Final = ReadHints()
 
 
 def find_format(name: str) -> Format:
@@ -49,42 +51,54 @@ def find_format(name: str) -> Format:
 
 
 def detect_format(path: str | Path) -> Format:
-    """The format of a file by its suffix and, for JSON, by what is in it.
+    """The format of a file by its suffix and, for JSON, by its top-level keys.
 
     Raises
     ------
     FormatError
-        If neither tells, or the file is no placement at all.
+        If no format or more than one recognises the file, or it is the sidecar of a placement.
     """
-    path = Path(path)
-    if path.suffix in _FORMAT_OF_SUFFIX:
-        return FORMATS[_FORMAT_OF_SUFFIX[path.suffix]]
-    if path.suffix != ".json":
-        raise FormatError(f"{path}: the suffix {path.suffix!r} is no format's: give --from {'|'.join(FORMATS)}")
-    return FORMATS[_detect_json(path, load_json(path))]
+    return _detect(SourceFile(Path(path)))
 
 
-def _detect_json(path: Path, value: object) -> str:
-    if isinstance(value, list):
-        return "vllm"
-    fields = value if isinstance(value, dict) else {}
-    if fields.get("format") == SIDECAR_KIND:
+def _detect(source: SourceFile) -> Format:
+    path, ask = source.path, f"give --from {'|'.join(FORMATS)}"
+    if not any(path.suffix in entry.suffixes for entry in FORMATS.values()):
+        raise FormatError(f"{path}: the suffix {path.suffix!r} is no format's: {ask}")
+    if source.json_members.get("format") == SIDECAR_KIND:
         placement = path.name.removesuffix(SIDECAR_SUFFIX)
         raise FormatError(f"{path}: the record beside a placement, not the placement: give {placement}")
-    found = {
-        "native": fields.get("format") == NATIVE_KIND,
-        "vllm": fields.get("record_type") == RECORD_TYPE,
-        "ascend": "layer_list" in fields,
-        "sglang": "logical_count" in fields or ("physical_to_logical_map" in fields and "format" not in fields),
-    }
-    names = [name for name, matches in found.items() if matches]
-    if len(names) != 1:
-        what = f"looks like {' and '.join(names)}" if names else "no format has these keys"
-        raise FormatError(f"{path}: {what}: give --from {'|'.join(FORMATS)}")
-    return names[0]
+    found = [entry for entry in FORMATS.values() if entry.recognises(source)]
+    if len(found) != 1:
+        names = " and ".join(entry.name for entry in found)
+        what = f"looks like {names}" if found else "no format has these keys"
+        raise FormatError(f"{path}: {what}: {ask}")
+    return found[0]
 
 
-def read_plan(path: str | Path, format: str | None = None, hints: ReadHints = _NO_HINTS) -> Plan:
+def parse_file(path: str | Path, format: str | None = None) -> ParsedFile:
+    """A file of any format, read and parsed once; `ParsedFile.plan` makes plans of it with any hints.
+
+    Parameters
+    ----------
+    path
+        The file.
+    format
+        Name of its format; found as by `detect_format` when None.
+
+    Raises
+    ------
+    FormatError
+        See `Format.parse`.
+    UnknownNameError
+        For a name that is no format's.
+    """
+    source = SourceFile(Path(path))
+    entry = _detect(source) if format is None else find_format(format)
+    return entry.parse(source)
+
+
+def read_plan(path: str | Path, format: str | None = None, hints: ReadHints = NO_HINTS) -> Plan:
     """The plan in a file of any format.
 
     Parameters
@@ -92,29 +106,32 @@ def read_plan(path: str | Path, format: str | None = None, hints: ReadHints = _N
     path
         The file.
     format
-        Name of its format; found by `detect_format` when None.
+        Name of its format; found as by `detect_format` when None.
     hints
-        What the file does not say.
+        What the file does not hold.
 
     Raises
     ------
     FormatError
-        See `Format.read`.
+        See `Format.parse` and `ParsedFile.plan`.
     UnknownNameError
         For a name that is no format's.
     """
-    entry = detect_format(path) if format is None else find_format(format)
-    return entry.read(Path(path), hints)
+    return parse_file(path, format).plan(hints)
 
 
 def write_plan(plan: Plan, path: str | Path, format: str = "native") -> None:
-    """Check a plan against a format's engine, then write it, whole or not at all.
+    """Check a plan against a format's engine, then write the file and, beside an engine's file, the sidecar.
 
     Raises
     ------
     FormatError
-        See `Format.write`.
+        See `Format.encode`, and for a suffix that is not the format's.
+    InputError
+        If the path cannot be written; the old file stays as it was.
     UnknownNameError
         For a name that is no format's.
     """
-    find_format(format).write(plan, Path(path))
+    entry, path = find_format(format), Path(path)
+    check_suffix(entry, path)
+    write_encoded(path, entry.encode(plan, path.suffix), entry.name)

@@ -1,50 +1,49 @@
-"""Knows how to read numpy's files without unpickling and to write them into memory; knows no dialect."""
+"""Decodes numpy's .npy and .npz files without unpickling, and encodes arrays as such files."""
 
 import io
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError
-from eplb.formats.json_fields import read_bytes
+from eplb.formats.source_file import SourceFile
 
 _READ_ERRORS = (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, SyntaxError, NotImplementedError)
 
 
-def load_npy(path: Path) -> NDArray[np.generic]:
+def load_npy(source: SourceFile) -> NDArray[np.generic]:
     """The array in a .npy file.
 
     Raises
     ------
     FormatError
-        If it is none, or holds pickled objects.
+        If it is not one, or holds pickled objects.
     """
-    content = read_bytes(path)
+    content = source.content
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except _READ_ERRORS as error:
-        raise FormatError(f"{path}: not a .npy file of numbers: {error}") from error
+        raise FormatError(f"{source.path}: not a .npy file of numbers: {error}") from error
 
 
-def load_npz(path: Path) -> dict[str, NDArray[np.generic]]:
+def load_npz(source: SourceFile) -> dict[str, NDArray[np.generic]]:
     """The arrays in a .npz file by name.
 
     Raises
     ------
     FormatError
-        If it is none, or holds pickled objects.
+        If it is not one, or holds pickled objects.
     """
-    content = read_bytes(path)
+    content = source.content
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("one array, no archive")
             return {name: archive[name] for name in archive.files}
     except (*_READ_ERRORS, AttributeError, TypeError) as error:
-        raise FormatError(f"{path}: not a .npz file of numbers: {error}") from error
+        raise FormatError(f"{source.path}: not a .npz file of numbers: {error}") from error
 
 
 def npy_bytes(array: NDArray[np.int32]) -> bytes:
@@ -55,7 +54,7 @@ def npy_bytes(array: NDArray[np.int32]) -> bytes:
 
 
 def npz_bytes(arrays: Mapping[str, NDArray[np.int64]]) -> bytes:
-    """The bytes of a .npz file, the same for the same arrays at any time."""
+    """The bytes of a .npz file; equal arrays give equal bytes."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():

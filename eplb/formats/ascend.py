@@ -9,25 +9,36 @@ many redundant ones. The path has to end in ``.json``. MindIE's ``global_deploym
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.problem import Plan
 from eplb.errors import FormatError
-from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
+from eplb.formats.engine_file import EngineFile, FileFacts
 from eplb.formats.engine_limits import (
-    EFFECTS,
-    Fault,
+    Consequences,
+    MapDefect,
     check_equal_ranks,
     check_no_duplicates,
     check_no_empty_slots,
-    check_suffix,
 )
-from eplb.formats.json_fields import as_fields, as_int, as_int_row, as_list, emit_json, load_json, stack_rows
-from eplb.formats.protocol import ReadHints
-from eplb.formats.sidecar import write_with_sidecar
+from eplb.formats.json_fields import as_fields, as_int, as_int_row, as_list, emit_json, stack_rows
+from eplb.formats.loader_map import LoaderMap, check_num_layers, check_num_ranks, numbered_layers
+from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus, check_suffix
+from eplb.formats.source_file import SourceFile
+from eplb_traces import ModelShape
+
+# Tried on vllm-ascend 0.23.0's own loader; uneven ranks follow from how it stacks the devices.
+CONSEQUENCES: Final[Consequences] = {
+    MapDefect.MISSING_EXPERT: "vllm-ascend crashes with a RuntimeError, or gives the last experts no place",
+    MapDefect.DUPLICATE: "vllm-ascend keeps one of the two and hides the other",
+    MapDefect.ID_TOO_LARGE: "vllm-ascend crashes with an IndexError",
+    MapDefect.EMPTY_SLOT: "vllm-ascend reads -1 as the last expert",
+    MapDefect.INDIVISIBLE: "vllm-ascend crashes with a RuntimeError",
+    MapDefect.UNEVEN_RANKS: "vllm-ascend crashes with a ValueError",
+}
 
 
 @final
@@ -38,29 +49,27 @@ class Ascend:
     name: ClassVar[str] = "ascend"
     summary: ClassVar[str] = "vllm-ascend expert_map_path and MindIE global_deployment, JSON: MoE layers by list order"
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
+    consequences: ClassVar[Consequences] = CONSEQUENCES
 
-    def read(self, path: Path, hints: ReadHints) -> Plan:
-        """The plan; the ranks are the file's devices."""
-        raw = read_devices(path)
-        file = open_foreign(path, self.name, raw, hints)
-        return make_plan(file, raw.reshape(raw.shape[0], -1), FileFacts(num_ranks=raw.shape[1]))
+    def recognises(self, source: SourceFile) -> bool:
+        """By the key ``layer_list``."""
+        return "layer_list" in source.json_members
 
-    def check(self, plan: Plan) -> None:
-        """Refuse empty slots, uneven ranks and doubled experts."""
-        check_no_empty_slots(self.name, plan.placement)
-        check_equal_ranks(self.name, plan.placement)
-        check_no_duplicates(self.name, plan.placement)
+    def parse(self, source: SourceFile) -> "AscendFile":
+        """[L, R, S] of the devices."""
+        return AscendFile(EngineFile(source.path, self.name, _read_devices(source)))
 
-    def write(self, plan: Plan, path: Path) -> None:
-        """Write the JSON, one layer a line, and the sidecar."""
-        check_suffix(self.name, path, self.suffixes)
-        self.check(plan)
+    def encode(self, plan: Plan, suffix: str) -> EncodedFile:
+        """The JSON, one layer a line; refuses empty slots, uneven ranks and duplicates."""
+        check_no_empty_slots(CONSEQUENCES, plan.placement)
+        check_equal_ranks(CONSEQUENCES, plan.placement)
+        check_no_duplicates(CONSEQUENCES, plan.placement)
         placement = plan.placement
         shape = (placement.num_layers, placement.topology.num_ranks, -1)
         raw = placement.physical_to_logical_map.astype(np.int64).reshape(shape)
         layers = [_layer_fields(layer, devices) for layer, devices in enumerate(raw.tolist())]
         content = emit_json({"moe_layer_count": placement.num_layers, "layer_list": layers})
-        write_with_sidecar(path, content, raw, self.name, plan)
+        return EncodedFile(content, raw, plan)
 
     def server_flags(self, path: Path, plan: Plan) -> str:
         """vllm-ascend's configuration for the file."""
@@ -70,10 +79,37 @@ class Ascend:
         )
 
 
-def read_devices(path: Path) -> NDArray[np.int64]:
-    """[L, R, S] of a file, ids not yet looked at."""
-    place = f"{path}: $"
-    fields = as_fields(load_json(path), place, ("moe_layer_count", "layer_list"))
+@final
+@dataclass(frozen=True, eq=False)
+class AscendFile:
+    """A parsed file: [L, R, S] experts of each device."""
+
+    file: EngineFile
+
+    @property
+    def record_status(self) -> RecordStatus:
+        """See `ParsedFile.record_status`."""
+        return self.file.sidecar.status
+
+    def plan(self, hints: ReadHints) -> Plan:
+        """The plan; the ranks are the file's devices."""
+        raw = self.file.digested
+        facts = FileFacts(num_ranks=raw.shape[1])
+        return self.file.plan(raw.reshape(raw.shape[0], -1), facts, self.file.merged(hints))
+
+    def loader_map(self, num_ranks: int, shape: ModelShape | None) -> LoaderMap:
+        """The devices' lists, one after another."""
+        check_suffix(Ascend(), self.file.path)
+        raw = self.file.digested
+        check_num_ranks(self.file.path, raw.shape[1], num_ranks, "device_list")
+        notes = check_num_layers(self.file.path, raw.shape[0], shape)
+        return LoaderMap(raw.reshape(raw.shape[0], -1), numbered_layers(raw.shape[0]), None, notes)
+
+
+def _read_devices(source: SourceFile) -> NDArray[np.int64]:
+    """[L, R, S] of a file, ids not yet checked."""
+    place = f"{source.path}: $"
+    fields = as_fields(source.json, place, ("moe_layer_count", "layer_list"))
     layers = as_list(fields["layer_list"], f"{place}.layer_list")
     count = as_int(fields["moe_layer_count"], f"{place}.moe_layer_count", 1)
     if count != len(layers):
@@ -106,7 +142,7 @@ def _read_layer(value: object, index: int, place: str) -> NDArray[np.int64]:
     try:
         return stack_rows(rows)
     except FormatError as error:
-        raise FormatError(f"{error}: {EFFECTS['ascend'][Fault.UNEVEN_RANKS]}") from error
+        raise FormatError(f"{error}: {CONSEQUENCES[MapDefect.UNEVEN_RANKS]}") from error
 
 
 def _check_order(value: object, index: int, place: str) -> None:

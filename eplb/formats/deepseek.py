@@ -9,7 +9,7 @@ arguments, are stored beside them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 from eplb.core.problem import Plan
 from eplb.errors import FormatError
 from eplb.formats.array_file import load_npz, npz_bytes
-from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
-from eplb.formats.engine_limits import check_equal_ranks, check_no_empty_slots, check_suffix
-from eplb.formats.protocol import ReadHints
-from eplb.formats.sidecar import write_with_sidecar
+from eplb.formats.engine_file import EngineFile, FileFacts
+from eplb.formats.engine_limits import Consequences, MapDefect, check_equal_ranks, check_no_empty_slots
+from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
+from eplb.formats.source_file import SourceFile
 
 _MAPS = {"phy2log": 2, "log2phy": 3, "logcnt": 2}
 _SCALARS = ("num_nodes", "num_gpus")
 _PADDING = np.iinfo(np.int64).max  # sorts behind every slot
+
+CONSEQUENCES: Final[Consequences] = {
+    MapDefect.EMPTY_SLOT: "DeepSeek's maps have no empty slots",
+    MapDefect.UNEVEN_RANKS: "DeepSeek's slot j is on GPU j // (slots / GPUs), so slots land on other ranks",
+}
 
 
 @final
@@ -36,26 +41,19 @@ class Deepseek:
     summary: ClassVar[str] = "phy2log, log2phy, logcnt as DeepSeek's rebalance_experts returns them, .npz"
     suffixes: ClassVar[tuple[str, ...]] = (".npz",)
 
-    def read(self, path: Path, hints: ReadHints) -> Plan:
-        """The plan, after a check that the three arrays say the same."""
-        arrays = _integer_arrays(path)
-        phy2log, log2phy, logcnt = (arrays[name] for name in _MAPS)
-        file = open_foreign(path, self.name, phy2log, hints)
-        num_nodes, num_gpus = (_scalar(path, arrays, name) for name in _SCALARS)
-        facts = FileFacts(num_ranks=num_gpus, num_nodes=num_nodes, num_experts=logcnt.shape[1])
-        plan = make_plan(file, phy2log, facts)
-        _check_agreement(path, plan, log2phy, logcnt)
-        return plan
+    def recognises(self, source: SourceFile) -> bool:
+        """By the suffix."""
+        return source.path.suffix in self.suffixes
 
-    def check(self, plan: Plan) -> None:
-        """Refuse empty slots and uneven ranks."""
-        check_no_empty_slots(self.name, plan.placement)
-        check_equal_ranks(self.name, plan.placement)
+    def parse(self, source: SourceFile) -> "DeepseekFile":
+        """The arrays, names, types and dimensions checked."""
+        arrays = _integer_arrays(source)
+        return DeepseekFile(EngineFile(source.path, self.name, arrays["phy2log"]), arrays)
 
-    def write(self, plan: Plan, path: Path) -> None:
-        """Write the archive and the sidecar."""
-        check_suffix(self.name, path, self.suffixes)
-        self.check(plan)
+    def encode(self, plan: Plan, suffix: str) -> EncodedFile:
+        """The archive; refuses empty slots and uneven ranks."""
+        check_no_empty_slots(CONSEQUENCES, plan.placement)
+        check_equal_ranks(CONSEQUENCES, plan.placement)
         topology, maps = plan.placement.topology, plan.placement.maps()
         arrays: dict[str, NDArray[np.int64]] = {
             "phy2log": maps.physical_to_logical_map,
@@ -64,19 +62,43 @@ class Deepseek:
             "num_nodes": np.array(topology.num_nodes, dtype=np.int64),
             "num_gpus": np.array(topology.num_ranks, dtype=np.int64),
         }
-        write_with_sidecar(path, npz_bytes(arrays), arrays["phy2log"], self.name, plan)
+        return EncodedFile(npz_bytes(arrays), arrays["phy2log"], plan)
 
     def server_flags(self, path: Path, plan: Plan) -> str:
-        """There is no engine behind the file; say how code gets the arrays."""
+        """No engine loads the file; the line of Python that reads the arrays."""
         return (
             "# no server loads it; in Python, for code written around deepseek-ai/EPLB's rebalance_experts:\n"
             f"""phy2log, log2phy, logcnt = (numpy.load("{path}")[k] for k in ("phy2log", "log2phy", "logcnt"))"""
         )
 
 
-def _integer_arrays(path: Path) -> dict[str, NDArray[np.int64]]:
+@final
+@dataclass(frozen=True, eq=False)
+class DeepseekFile:
+    """A parsed file: the arrays by name."""
+
+    file: EngineFile
+    arrays: Mapping[str, NDArray[np.int64]]
+
+    @property
+    def record_status(self) -> RecordStatus:
+        """See `ParsedFile.record_status`."""
+        return self.file.sidecar.status
+
+    def plan(self, hints: ReadHints) -> Plan:
+        """The plan, after a check that the three arrays hold the same map."""
+        known, path = self.file.merged(hints), self.file.path
+        phy2log, log2phy, logcnt = (self.arrays[name] for name in _MAPS)
+        num_nodes, num_gpus = (_scalar(path, self.arrays, name) for name in _SCALARS)
+        facts = FileFacts(num_ranks=num_gpus, num_nodes=num_nodes, num_experts=logcnt.shape[1])
+        plan = self.file.plan(phy2log, facts, known)
+        _check_same_map(path, plan, log2phy, logcnt)
+        return plan
+
+
+def _integer_arrays(source: SourceFile) -> dict[str, NDArray[np.int64]]:
     """The arrays of the file as int64, names, dimensions and types checked."""
-    loaded = load_npz(path)
+    path, loaded = source.path, load_npz(source)
     for name in _MAPS:
         if name not in loaded:
             raise FormatError(f"{path}: array {name!r} is missing")
@@ -100,8 +122,8 @@ def _scalar(path: Path, arrays: Mapping[str, NDArray[np.int64]], name: str) -> i
     return value
 
 
-def _check_agreement(path: Path, plan: Plan, log2phy: NDArray[np.int64], logcnt: NDArray[np.int64]) -> None:
-    """Refuse counts or slots that phy2log does not have; the order of an expert's slots is free."""
+def _check_same_map(path: Path, plan: Plan, log2phy: NDArray[np.int64], logcnt: NDArray[np.int64]) -> None:
+    """Refuse counts or slots that phy2log does not have; an expert's slots may be in any order."""
     counts = plan.placement.logical_replica_count
     if logcnt.shape != counts.shape or (logcnt != counts).any():
         layer, expert = _first(logcnt != counts) if logcnt.shape == counts.shape else (0, 0)

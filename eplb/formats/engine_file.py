@@ -1,6 +1,7 @@
-"""Knows how a map from an engine's file, its sidecar and the user's hints become one Plan; knows no dialect."""
+"""Makes one plan of an engine's file: its map, the record beside it and the hints of the user."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -11,10 +12,9 @@ from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import FormatError
-from eplb.formats.json_fields import located
-from eplb.formats.protocol import ReadHints
-from eplb.formats.provenance import Provenance
-from eplb.formats.sidecar import find_provenance, sidecar_path, stale_note
+from eplb.formats.json_fields import error_context
+from eplb.formats.protocol import ReadHints, RecordStatus
+from eplb.formats.sidecar import Sidecar, read_sidecar, sidecar_path
 from eplb_traces import ModelShape
 from eplb_traces.model_shape import merge_shapes
 
@@ -23,20 +23,8 @@ _Value = TypeVar("_Value")
 
 @final
 @dataclass(frozen=True)
-class ForeignFile:
-    """An engine's file and all that is known beside its map: `hints` are the user's and the sidecar's together."""
-
-    path: Path
-    format_name: str
-    hints: ReadHints
-    provenance: Provenance | None
-    notes: tuple[str, ...]
-
-
-@final
-@dataclass(frozen=True)
 class FileFacts:
-    """What the dialect itself says, None where it does not."""
+    """What the file itself holds beside the map; None for what it does not."""
 
     num_ranks: int | None = None
     num_nodes: int | None = None
@@ -46,70 +34,123 @@ class FileFacts:
     num_hidden_layers: int | None = None
 
 
-def open_foreign(path: Path, format_name: str, raw: NDArray[np.int64], hints: ReadHints) -> ForeignFile:
-    """Look for the sidecar of a file whose map is `raw` and join it with the hints.
+@final
+@dataclass(frozen=True, eq=False)
+class EngineFile:
+    """An engine's file and the sidecar beside it, which is read on first use.
+
+    Parameters
+    ----------
+    path
+        The engine's file.
+    format_name
+        Its dialect.
+    digested
+        The integers of the file by which its sidecar recognises it.
+    """
+
+    path: Path
+    format_name: str
+    digested: NDArray[np.int64]
+
+    @cached_property
+    def sidecar(self) -> Sidecar:
+        """What lies beside the file; FormatError for a sidecar that cannot be read."""
+        return read_sidecar(self.path, self.format_name, self.digested)
+
+    def merged(self, hints: ReadHints) -> ReadHints:
+        """The hints of the user together with the sidecar.
+
+        Raises
+        ------
+        FormatError
+            If a hint contradicts the sidecar.
+        """
+        record = self.sidecar.provenance
+        if record is None:
+            return hints
+        return merge_hints(record.topology, record.shape, hints, str(sidecar_path(self.path)))
+
+    def plan(self, phy2log: NDArray[np.int64], facts: FileFacts, hints: ReadHints) -> Plan:
+        """The plan of the map [L, P], with the hints of `merged`: its record restored, else "imported:<format>".
+
+        Raises
+        ------
+        FormatError
+            For a missing or contradicting hint, or a map that is no placement.
+        """
+        shape, notes = _resolve_shape(self.path, phy2log, facts, hints)
+        topology = self._resolve_topology(phy2log.shape[1], facts, hints)
+        with error_context(self.path):
+            if self.sidecar.provenance is not None:
+                return self.sidecar.provenance.with_map(phy2log, shape)
+            placement = Placement(phy2log, shape.num_experts, topology)
+            return Plan(placement, shape, f"imported:{self.format_name}", notes=self._stale_notes() + notes)
+
+    def _stale_notes(self) -> tuple[str, ...]:
+        if self.sidecar.status is not RecordStatus.STALE:
+            return ()
+        return (f"{sidecar_path(self.path).name} is about another map and was not used",)
+
+    def _resolve_topology(self, num_slots: int, facts: FileFacts, hints: ReadHints) -> Topology:
+        topology = hints.topology
+        num_ranks = merge("ranks", facts.num_ranks, hints.num_ranks, self.path)
+        num_nodes = merge("nodes", facts.num_nodes, hints.num_nodes, self.path)
+        if topology is not None:
+            merge("ranks", num_ranks, topology.num_ranks, self.path)
+            merge("nodes", num_nodes, topology.num_nodes, self.path)
+            merge("slots", num_slots, topology.num_slots, self.path)
+            return topology
+        if num_ranks is None:
+            raise FormatError(f"{self.path}: {self.format_name} files do not say how many ranks: give --ranks")
+        num_nodes = 1 if num_nodes is None else num_nodes
+        with error_context(self.path):
+            if facts.slots_per_rank is None:
+                return Topology.for_experts(num_slots, num_ranks=num_ranks, num_nodes=num_nodes)
+            uniform = Topology.for_experts(num_ranks, num_ranks=num_ranks, num_nodes=num_nodes)  # checks the nodes
+            return replace(uniform, slots_per_rank=facts.slots_per_rank)
+
+
+def merge_hints(topology: Topology, shape: ModelShape, hints: ReadHints, place: str) -> ReadHints:
+    """The hints that a full record gives, with the layer ids that only the user gives.
 
     Raises
     ------
     FormatError
-        If a hint contradicts the sidecar.
+        If a hint contradicts the record.
     """
-    provenance = find_provenance(path, format_name, raw)
-    if provenance is None:
-        notes = (stale_note(path),) if sidecar_path(path).exists() else ()
-        return ForeignFile(path, format_name, hints, None, notes)
-    known = join_hints(provenance.topology, provenance.shape, hints, str(sidecar_path(path)))
-    return ForeignFile(path, format_name, known, provenance, ())
+    merge("topology", topology, hints.topology, place)
+    merge("ranks", topology.num_ranks, hints.num_ranks, place)
+    merge("nodes", topology.num_nodes, hints.num_nodes, place)
+    merge("experts", shape.num_experts, hints.num_experts, place)
+    return ReadHints(topology=topology, shape=_merge_shapes(shape, hints.shape, place))
 
 
-def join_hints(topology: Topology, shape: ModelShape, hints: ReadHints, place: str) -> ReadHints:
-    """The hints that a full record gives, with what the user knows beyond it.
-
-    Raises
-    ------
-    FormatError
-        If the user says something else than the record.
-    """
-    agree("topology", topology, hints.topology, place)
-    agree("ranks", topology.num_ranks, hints.num_ranks, place)
-    agree("nodes", topology.num_nodes, hints.num_nodes, place)
-    agree("experts", shape.num_experts, hints.num_experts, place)
-    return ReadHints(topology=topology, shape=_join_shapes(shape, hints.shape, place))
-
-
-def agree(name: str, first: _Value | None, second: _Value | None, place: str | Path) -> _Value | None:
-    """The value of the two that is known; both known and different is an error at `place`, which says `first`."""
+def merge(name: str, first: _Value | None, second: _Value | None, place: str | Path) -> _Value | None:
+    """The value of the two that is not None; two different values are an error at `place`, which holds `first`."""
     if first is not None and second is not None and first != second:
         raise FormatError(f"{place}: {name} = {first}, but {second} was given: give no other value than the file's")
     return second if first is None else first
 
 
-def make_plan(file: ForeignFile, phy2log: NDArray[np.int64], facts: FileFacts) -> Plan:
-    """The plan of a foreign file: its provenance restored where there is one, else "imported:<format>".
+def _merge_shapes(shape: ModelShape, other: ModelShape | None, place: str) -> ModelShape:
+    """`shape`, with values that it does not have taken from `other`.
 
-    Raises
-    ------
-    FormatError
-        For a missing or contradicting hint, or a map that is no placement.
+    Groups are not compared: a shape that a user gives for its layers has the default 1 there.
     """
-    shape, derived = _resolve_shape(file, phy2log, facts)
-    topology = _resolve_topology(file, phy2log.shape[1], facts)
-    with located(file.path):
-        if file.provenance is not None:
-            return file.provenance.with_map(phy2log, shape)
-        placement = Placement(phy2log, shape.num_experts, topology)
-        return Plan(placement, shape, f"imported:{file.format_name}", notes=file.notes + derived)
+    with error_context(place):
+        return shape if other is None else merge_shapes(shape, other)
 
 
 def _resolve_shape(
-    file: ForeignFile, phy2log: NDArray[np.int64], facts: FileFacts
+    path: Path, phy2log: NDArray[np.int64], facts: FileFacts, hints: ReadHints
 ) -> tuple[ModelShape, tuple[str, ...]]:
-    hints = file.hints
-    known = agree("experts", facts.num_experts, hints.num_experts, file.path)
-    known = agree("experts", known, None if hints.shape is None else hints.shape.num_experts, file.path)
+    """The model of file and hints, and a note where the number of experts had to be taken from the largest id."""
+    known = merge("experts", facts.num_experts, hints.num_experts, path)
+    known = merge("experts", known, None if hints.shape is None else hints.shape.num_experts, path)
     num_experts = int(phy2log.max()) + 1 if known is None else known
     notes = () if known is not None else (f"the file does not say how many experts: {num_experts} by the largest id",)
-    with located(file.path):
+    with error_context(path):
         shape = ModelShape(
             phy2log.shape[0],
             num_experts,
@@ -118,31 +159,5 @@ def _resolve_shape(
         )
         if hints.shape is None:
             return shape, notes
-        joined = _join_shapes(shape, hints.shape, str(file.path))
-        joined = replace(hints.shape, moe_layer_ids=joined.moe_layer_ids, num_hidden_layers=joined.num_hidden_layers)
-        return joined, notes
-
-
-def _join_shapes(shape: ModelShape, other: ModelShape | None, place: str) -> ModelShape:
-    """`shape` with the values that it does not have taken from `other`, if there is another one."""
-    with located(place):
-        return shape if other is None else merge_shapes(shape, other)
-
-
-def _resolve_topology(file: ForeignFile, num_slots: int, facts: FileFacts) -> Topology:
-    hints, topology = file.hints, file.hints.topology
-    num_ranks = agree("ranks", facts.num_ranks, hints.num_ranks, file.path)
-    num_nodes = agree("nodes", facts.num_nodes, hints.num_nodes, file.path)
-    if topology is not None:
-        agree("ranks", num_ranks, topology.num_ranks, file.path)
-        agree("nodes", num_nodes, topology.num_nodes, file.path)
-        agree("slots", num_slots, topology.num_slots, file.path)
-        return topology
-    if num_ranks is None:
-        raise FormatError(f"{file.path}: {file.format_name} files do not say how many ranks: give --ranks")
-    num_nodes = 1 if num_nodes is None else num_nodes
-    with located(file.path):
-        if facts.slots_per_rank is None:
-            return Topology.for_experts(num_slots, num_ranks=num_ranks, num_nodes=num_nodes)
-        uniform = Topology.for_experts(num_ranks, num_ranks=num_ranks, num_nodes=num_nodes)  # checks the nodes
-        return replace(uniform, slots_per_rank=facts.slots_per_rank)
+        ids = _merge_shapes(shape, hints.shape, str(path))
+        return replace(hints.shape, moe_layer_ids=ids.moe_layer_ids, num_hidden_layers=ids.num_hidden_layers), notes

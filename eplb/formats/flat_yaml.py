@@ -1,4 +1,4 @@
-"""Knows the few lines of YAML that TensorRT-LLM's placement file is made of; refuses all other YAML by line number.
+"""Parses the subset of YAML that TensorRT-LLM's placement files use; other YAML is refused with its line number.
 
 Three known keys, plain integers, and under ``initial_global_assignments`` one list of integers a layer, in brackets
 (over several lines if need be) or one ``- id`` a line, as both the engine's script and PyYAML write them. Comments
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError
-from eplb.formats.json_fields import read_text, stack_rows
+from eplb.formats.json_fields import stack_rows
+from eplb.formats.source_file import SourceFile
 
 _ASSIGNMENTS = "initial_global_assignments"
 _NUMBERS = ("num_slots", "layer_updates_per_iter")
@@ -31,16 +32,16 @@ class _Line:
     text: str
 
 
-def read_assignments(path: Path) -> tuple[tuple[int, ...], NDArray[np.int64]]:
-    """Layer ids, ascending, and the rows [L, P] under them, ids of experts not yet looked at.
+def parse_assignments(source: SourceFile) -> tuple[tuple[int, ...], NDArray[np.int64]]:
+    """Layer ids, ascending, and the rows [L, P] under them, expert ids not yet checked.
 
     Raises
     ------
     FormatError
-        With the line of anything that is not this subset of YAML, an unknown or missing key, or a list that has not
-        `num_slots` entries.
+        With the line of anything that is not this subset of YAML, an unknown or missing key, or a list that does not
+        have `num_slots` entries.
     """
-    lines = _content_lines(path)
+    path, lines = source.path, _content_lines(source)
     numbers: dict[str, int] = {}
     row_of_layer: dict[int, NDArray[np.int64]] = {}
     position = 0
@@ -84,13 +85,13 @@ def _checked(
     return layer_ids, stack_rows({f"{path}: layer {layer}": row_of_layer[layer] for layer in layer_ids})
 
 
-def _content_lines(path: Path) -> list[_Line]:
+def _content_lines(source: SourceFile) -> list[_Line]:
     """Lines that are not empty, without comments."""
     lines = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(source.text.split("\n"), start=1):
         text = line.split("#")[0].rstrip()
         if "\t" in text:
-            raise FormatError(f"{path}: line {number}: a tab: expected spaces")
+            raise FormatError(f"{source.path}: line {number}: a tab: expected spaces")
         if text:
             lines.append(_Line(number, len(text) - len(text.lstrip()), text.lstrip()))
     return lines

@@ -1,6 +1,6 @@
-"""Knows how JSON text becomes typed values and how to name the place that does not; knows no dialect.
+"""Parses JSON text and narrows its values to types; every error names the file and the JSON path.
 
-Every `place` is a file and a JSON path, as in ``plan.json: $.layers[3].status``.
+A `place` is a file and a JSON path, as in ``plan.json: $.layers[3].status``.
 """
 
 import json
@@ -19,7 +19,7 @@ _Number = TypeVar("_Number", np.int64, np.float64)
 
 
 @contextmanager
-def located(place: str | Path) -> Iterator[None]:
+def error_context(place: str | Path) -> Iterator[None]:
     """Turn an `InputError` of the block into a `FormatError` that begins with the place."""
     try:
         yield
@@ -51,8 +51,19 @@ def read_text(path: Path) -> str:
     FormatError
         If it cannot be read or is not UTF-8.
     """
+    return decode_utf8(read_bytes(path), path)
+
+
+def decode_utf8(content: bytes, path: Path) -> str:
+    """The text in the bytes of a file.
+
+    Raises
+    ------
+    FormatError
+        If they are not UTF-8.
+    """
     try:
-        return read_bytes(path).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: byte {error.start} is not UTF-8: expected a text file") from error
 
@@ -63,7 +74,7 @@ def load_json(path: Path) -> object:
 
 
 def parse_json(text: str, place: str) -> object:
-    """The JSON value in a text. Doubled keys, NaN and infinities are refused, which Python's own parser lets pass.
+    """The JSON value in a text. Duplicate keys, NaN and infinities are refused; Python's own parser accepts them.
 
     Raises
     ------
@@ -83,8 +94,8 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         keys = [key for key, _ in pairs]
-        doubled = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {doubled!r} is given twice in one object")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {duplicate!r} is given twice in one object")
     return fields
 
 
@@ -173,7 +184,7 @@ def as_int_rows(value: object, place: str) -> NDArray[np.int64]:
 
 
 def stack_rows(row_of_place: Mapping[str, NDArray[_Number]]) -> NDArray[_Number]:
-    """[L, P] of rows [P], each under the place that is to be blamed if its length differs from the first one's."""
+    """[L, P] of rows [P], each under its place; a row whose length differs from the first one's is an error there."""
     first_place, first = next(iter(row_of_place.items()))
     for place, row in row_of_place.items():
         if row.size != first.size:
@@ -182,7 +193,7 @@ def stack_rows(row_of_place: Mapping[str, NDArray[_Number]]) -> NDArray[_Number]
 
 
 def emit_json(fields: Mapping[str, object]) -> bytes:
-    """JSON text of an object: one key a line, and where the value is a list of lists or objects one of these a line."""
+    """JSON text of an object: one key a line; a list of lists, objects or strings has one entry a line."""
     lines = [f"{json.dumps(key)}: {_emit_value(value)}" for key, value in fields.items()]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
@@ -197,7 +208,7 @@ def _compact(value: object) -> str:
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError as error:
-        raise FormatError(f"{_short(value)} holds a number that JSON cannot say: expected finite numbers") from error
+        raise FormatError(f"{_short(value)} holds a number that JSON cannot hold: expected finite numbers") from error
 
 
 def _is_finite(value: float) -> bool:

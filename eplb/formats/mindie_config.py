@@ -15,7 +15,7 @@ from typing import final
 
 from eplb.core.topology import Topology
 from eplb.errors import FormatError, InputError
-from eplb.formats.json_fields import as_int, as_list, as_number, as_object, as_text, load_json, located
+from eplb.formats.json_fields import as_int, as_list, as_number, as_object, as_text, error_context, load_json
 from eplb.formats.mindie_layout import ParallelLayout
 
 _SIZES = ("tp", "dp", "cp", "sp", "moe_tp", "moe_ep")
@@ -131,7 +131,7 @@ def _layout(model: dict[str, object], place: str, *, many_servers: bool) -> tupl
     # What MindIE takes for an absent size: tp and moe_tp span the world, the others are off.
     whole = {"tp": world_size, "moe_tp": world_size // max(1, given["moe_ep"])}
     sizes = {name: whole.get(name, 1) if size == _ABSENT else size for name, size in given.items()}
-    with located(place):
+    with error_context(place):
         layout = ParallelLayout(world_size=world_size, **sizes)
     if layout.cp > 1 and (layout.dp > 1 or layout.sp != layout.tp):
         raise FormatError(

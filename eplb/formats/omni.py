@@ -10,7 +10,7 @@ many slots as in its fullest layer; in the others the last ones are empty (-1).
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,20 @@ from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Plan
 from eplb.errors import FormatError
 from eplb.formats.array_file import load_npy, npy_bytes
-from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
-from eplb.formats.engine_limits import EFFECTS, Fault, check_no_duplicates, check_suffix
-from eplb.formats.protocol import ReadHints
-from eplb.formats.sidecar import write_with_sidecar
+from eplb.formats.engine_file import EngineFile, FileFacts
+from eplb.formats.engine_limits import Consequences, MapDefect, check_no_duplicates
+from eplb.formats.loader_map import LoaderMap, check_num_layers, check_num_ranks, numbered_layers
+from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
+from eplb.formats.source_file import SourceFile
+from eplb_traces import ModelShape
+
+# Read from the source of omni-infer's ExpertMapping, not run.
+CONSEQUENCES: Final[Consequences] = {
+    MapDefect.MISSING_EXPERT: "omni-infer accepts it, with no place for the expert's tokens",
+    MapDefect.DUPLICATE: "omni-infer has one bit for an expert on a rank and loses the second replica",
+    MapDefect.ID_TOO_LARGE: "omni-infer refuses a pattern of another shape",
+    MapDefect.UNEVEN_RANKS: "omni-infer sizes every rank by the layer's mean and the fuller rank overflows",
+}
 
 
 @final
@@ -33,37 +43,26 @@ class Omni:
     name: ClassVar[str] = "omni"
     summary: ClassVar[str] = "omni-infer pattern_path, .npy of 0/1 [ranks, MoE layers, experts]; slot order is lost"
     suffixes: ClassVar[tuple[str, ...]] = (".npy",)
+    consequences: ClassVar[Consequences] = CONSEQUENCES
 
-    def read(self, path: Path, hints: ReadHints) -> Plan:
-        """The plan, each rank's experts in ascending order, its empty slots last."""
-        pattern = read_pattern(path)
-        file = open_foreign(path, self.name, pattern, hints)
-        held = pattern.sum(axis=2)  # [R, L] experts of each rank
-        most = held.max(axis=1)
-        if not most.all():
-            raise FormatError(f"{path}: rank {int(np.argmin(most))} holds no expert in any layer")
-        slots = most if file.hints.topology is None else file.hints.topology.rank_num_slots
-        if slots.shape != most.shape or (slots < most).any():
-            raise FormatError(
-                f"{path}: ranks hold up to {most.tolist()} experts: the topology has {slots.tolist()} slots"
-            )
-        facts = FileFacts(
-            num_ranks=pattern.shape[0], num_experts=pattern.shape[2], slots_per_rank=tuple(int(s) for s in slots)
-        )
-        return make_plan(file, lay_out(pattern, slots), facts)
+    def recognises(self, source: SourceFile) -> bool:
+        """By the suffix."""
+        return source.path.suffix in self.suffixes
 
-    def check(self, plan: Plan) -> None:
-        """Refuse doubled experts, and layers in which one rank holds more experts than another."""
-        check_no_duplicates(self.name, plan.placement)
-        check_equal_experts("the plan", _pattern(plan.placement).astype(np.int64))
+    def parse(self, source: SourceFile) -> "OmniFile":
+        """[R, L, E] zeros and ones."""
+        return OmniFile(EngineFile(source.path, self.name, _read_pattern(source)))
 
-    def write(self, plan: Plan, path: Path) -> None:
-        """Write the pattern as int32, and a sidecar for the plan as the pattern has it, in ascending order."""
-        check_suffix(self.name, path, self.suffixes)
-        self.check(plan)
+    def encode(self, plan: Plan, suffix: str) -> EncodedFile:
+        """The pattern as int32, and the plan in its slot order: experts of a rank ascend.
+
+        Refuses duplicates, and layers in which one rank holds more experts than another.
+        """
+        check_no_duplicates(CONSEQUENCES, plan.placement)
         pattern = _pattern(plan.placement)
-        in_order = replace(plan, placement=ascending(plan.placement))
-        write_with_sidecar(path, npy_bytes(pattern), pattern.astype(np.int64), self.name, in_order)
+        digested = pattern.astype(np.int64)
+        _check_equal_experts("the plan", digested)
+        return EncodedFile(npy_bytes(pattern), digested, replace(plan, placement=ascending(plan.placement)))
 
     def server_flags(self, path: Path, plan: Plan) -> str:
         """omni-infer's configuration for the file."""
@@ -77,9 +76,51 @@ class Omni:
         )
 
 
-def read_pattern(path: Path) -> NDArray[np.int64]:
+@final
+@dataclass(frozen=True, eq=False)
+class OmniFile:
+    """A parsed file: the pattern [R, L, E]."""
+
+    file: EngineFile
+
+    @property
+    def record_status(self) -> RecordStatus:
+        """See `ParsedFile.record_status`."""
+        return self.file.sidecar.status
+
+    def plan(self, hints: ReadHints) -> Plan:
+        """The plan, each rank's experts in ascending order, its empty slots last."""
+        known, path, pattern = self.file.merged(hints), self.file.path, self.file.digested
+        held = pattern.sum(axis=2)  # [R, L] experts of each rank
+        most = held.max(axis=1)
+        if not most.all():
+            raise FormatError(f"{path}: rank {int(np.argmin(most))} holds no expert in any layer")
+        slots = most if known.topology is None else known.topology.rank_num_slots
+        if slots.shape != most.shape or (slots < most).any():
+            raise FormatError(
+                f"{path}: ranks hold up to {most.tolist()} experts: the topology has {slots.tolist()} slots"
+            )
+        facts = FileFacts(
+            num_ranks=pattern.shape[0], num_experts=pattern.shape[2], slots_per_rank=tuple(int(s) for s in slots)
+        )
+        return self.file.plan(_lay_out(pattern, slots), facts, known)
+
+    def loader_map(self, num_ranks: int, shape: ModelShape | None) -> LoaderMap:
+        """Each rank's experts and, up to the fullest layer, -1."""
+        path, pattern = self.file.path, self.file.digested
+        check_num_ranks(path, pattern.shape[0], num_ranks, "the array")
+        _check_equal_experts(str(path), pattern)
+        notes = check_num_layers(path, pattern.shape[1], shape)
+        rows = _lay_out(pattern, pattern.sum(axis=2).max(axis=1))
+        if rows.shape[1] == 0:
+            raise FormatError(f"{path}: every entry is 0: expected every expert in every layer")
+        labels = numbered_layers(pattern.shape[1])
+        return LoaderMap(rows, labels, pattern.shape[2], notes, may_have_empty_slots=True)
+
+
+def _read_pattern(source: SourceFile) -> NDArray[np.int64]:
     """[R, L, E] zeros and ones of a file."""
-    array = load_npy(path)
+    path, array = source.path, load_npy(source)
     if array.ndim != 3 or array.size == 0:
         raise FormatError(f"{path}: the array has shape {array.shape}: expected [ranks, layers, experts]")
     if array.dtype.kind not in "biuf":
@@ -95,7 +136,7 @@ def read_pattern(path: Path) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def check_equal_experts(place: str, pattern: NDArray[np.int64]) -> None:
+def _check_equal_experts(place: str, pattern: NDArray[np.int64]) -> None:
     """Refuse a layer in which ranks hold different numbers of experts."""
     held = pattern.sum(axis=2)  # [R, L]
     uneven = held != held[0]
@@ -103,7 +144,7 @@ def check_equal_experts(place: str, pattern: NDArray[np.int64]) -> None:
         layer, rank = (int(i) for i in np.argwhere(uneven.T)[0])
         raise FormatError(
             f"{place}: layer {layer}: rank {rank} holds {held[rank, layer]} experts and rank 0 holds {held[0, layer]}: "
-            f"{EFFECTS['omni'][Fault.UNEVEN_RANKS]}; expected the same number on every rank of a layer"
+            f"{CONSEQUENCES[MapDefect.UNEVEN_RANKS]}; expected the same number on every rank of a layer"
         )
 
 
@@ -132,7 +173,7 @@ def _pattern(placement: Placement) -> NDArray[np.int32]:
     return pattern
 
 
-def lay_out(pattern: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+def _lay_out(pattern: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
     """[L, P] slots of a pattern: rank r has slots[r] of them, filled in ascending order."""
     rank, layer, expert = np.nonzero(pattern)
     position = (np.cumsum(pattern, axis=2) - 1)[rank, layer, expert]

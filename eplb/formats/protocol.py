@@ -1,33 +1,39 @@
-"""Knows what a format can do and what a user may add to a file; knows no dialect."""
+"""Defines what a dialect of placement files provides (`Format`), and what a user may add to a file (`ReadHints`)."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
+from eplb.errors import FormatError
+from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
 
 
 @final
 @dataclass(frozen=True)
 class ReadHints:
-    """What the user knows and the file may not say. None means: only the file can tell.
+    """What the user knows and the file may not hold. None means: only the file can tell.
 
     A hint that contradicts the file is an error, never an override.
 
     Parameters
     ----------
     topology
-        The machine the placement is for; gives ranks, nodes and slots at once.
+        The topology of the placement; gives ranks, nodes and slots at once.
     num_ranks
         Expert-parallel ranks, for files that hold flat slot lists (``--ranks``).
     num_nodes
-        Nodes of the ranks (``--nodes``); one node when neither file nor hint says more.
+        Nodes of the ranks (``--nodes``); one node when neither file nor hint gives more.
     num_experts
-        Logical experts of a layer (``--experts``); the largest id plus one when neither file nor hint says more.
+        Logical experts of a layer (``--experts``); the largest id plus one when neither file nor hint gives more.
     shape
-        The model, for the layers that a file names in another way than the plan or not at all.
+        The model, for layers that the file numbers differently from the plan or does not number.
     """
 
     topology: Topology | None = None
@@ -37,8 +43,62 @@ class ReadHints:
     shape: ModelShape | None = None
 
 
+NO_HINTS = ReadHints()
+
+
+class RecordStatus(StrEnum):
+    """Where the record of a file's plan is: shape, topology, certificates."""
+
+    IN_FILE = "in the file"
+    IN_SIDECAR = "in the sidecar"
+    """The sidecar's digest is that of the file's map."""
+    ABSENT = "absent"
+    """The file holds a map only, and there is no sidecar."""
+    STALE = "stale"
+    """A sidecar lies beside the file, but is about another map or another format; it is not used."""
+
+
+class ParsedFile(Protocol):
+    """The content of one placement file, parsed by its dialect. `plan` reads no file but the sidecar, once."""
+
+    @property
+    def record_status(self) -> RecordStatus:
+        """Where the record of the plan is; FormatError for a sidecar that cannot be read."""
+        ...
+
+    def plan(self, hints: ReadHints) -> Plan:
+        """The plan that the file holds.
+
+        Raises
+        ------
+        FormatError
+            For a map that is no placement, a hint that contradicts the file, or with the flag of a missing hint.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EncodedFile:
+    """A plan as the bytes of a file.
+
+    Parameters
+    ----------
+    content
+        The bytes.
+    digested
+        The integers by which a sidecar recognises the file's map; None for a dialect that needs no sidecar.
+    plan
+        The plan as the file holds it.
+    """
+
+    content: bytes
+    digested: NDArray[np.int64] | None
+    plan: Plan
+
+
 class Format(Protocol):
-    """One dialect of expert-map files. Reading and writing are inverse as far as the dialect can speak."""
+    """One dialect of placement files. What it encodes, it parses to an equal plan, as far as the dialect allows."""
 
     @property
     def name(self) -> str:
@@ -55,38 +115,39 @@ class Format(Protocol):
         """Suffixes that a written file may have, the usual one first."""
         ...
 
-    def read(self, path: Path, hints: ReadHints) -> Plan:
-        """The plan in a file.
+    def recognises(self, source: SourceFile) -> bool:
+        """Whether suffix and top-level JSON keys are those of the dialect."""
+        ...
+
+    def parse(self, source: SourceFile) -> ParsedFile:
+        """Parse the file, ids of experts not yet checked.
 
         Raises
         ------
         FormatError
-            With the place of what is not in the dialect, or with the flag for what only a hint can say.
+            With the place of what is not in the dialect.
         """
         ...
 
-    def check(self, plan: Plan) -> None:
-        """Refuse what the engine would die of or misread, before anything is written.
+    def encode(self, plan: Plan, suffix: str) -> EncodedFile:
+        """Check that the engine would load the plan as it is, and encode it for a file with one of the suffixes.
 
         Raises
         ------
         FormatError
-            Naming layer, rank and slot, and what the engine would do.
-        """
-        ...
-
-    def write(self, plan: Plan, path: Path) -> None:
-        """Check, then put the whole file at `path`, or nothing.
-
-        Raises
-        ------
-        FormatError
-            As `check` does, and for a suffix that is not the dialect's.
-        InputError
-            If the path cannot be written.
+            For a plan on which the engine would crash or which it would misread, with layer, rank and slot, and what
+            the engine would do.
         """
         ...
 
     def server_flags(self, path: Path, plan: Plan) -> str:
         """The flags or configuration lines that make the engine load the file, with the engine's version."""
         ...
+
+
+def check_suffix(entry: Format, path: Path) -> None:
+    """Refuse a name by which the engine, or `detect_format`, would not recognise the file."""
+    if path.suffix not in entry.suffixes:
+        raise FormatError(
+            f"{path}: expected a name that ends in {' or '.join(entry.suffixes)} for a file in format {entry.name}"
+        )

@@ -1,6 +1,6 @@
-"""Knows all of a plan but its map, as JSON fields and back; knows no file.
+"""Converts all of a plan but its map to JSON fields and back.
 
-The native format carries these fields beside the map, the sidecar of a foreign file without it.
+The native format carries these fields beside the map, the sidecar of an engine's file without it.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from eplb.formats.json_fields import (
     as_number,
     as_number_row,
     as_text,
-    located,
+    error_context,
     stack_rows,
 )
 from eplb.version import eplb_version
@@ -54,7 +54,7 @@ _CERTIFICATE_KEYS = ("objective", "lower_bound", "binding_bound", "status")
 @final
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """A plan without its map: every field as in `Plan`, `Placement` and `Topology`."""
+    """A plan without its map: every field as in `Plan`, `Placement` and `Topology`; not the wall time of planning."""
 
     shape: ModelShape
     topology: Topology
@@ -68,7 +68,7 @@ class Provenance:
     load_digest: str
 
     def with_map(self, phy2log: NDArray[np.int64], shape: ModelShape) -> Plan:
-        """The whole plan again; `shape` may know more of the model than the record does."""
+        """The whole plan again; `shape` may hold more of the model than the record does."""
         placement = Placement(phy2log, shape.num_experts, self.topology, self.replica_weights)
         return Plan(
             placement=placement,
@@ -124,7 +124,7 @@ def _certificate_fields(layer: LayerCertificate) -> dict[str, object]:
 
 
 def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
-    """Check and rebuild what `provenance_fields` gave; other keys of `fields` are the caller's.
+    """Check and rebuild what `provenance_fields` gave; other keys of `fields` are left to the caller.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
     as_text(fields["eplb_version"], f"{place}.eplb_version")
     layers = as_list(fields["layers"], f"{place}.layers")
     notes = as_list(fields["notes"], f"{place}.notes")
-    with located(place):
+    with error_context(place):
         shape = shape_from_json(fields["shape"], "shape")
     return Provenance(
         shape=shape,
@@ -153,7 +153,7 @@ def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
 def _topology_from_json(value: object, place: str) -> Topology:
     fields = as_fields(value, place, _TOPOLOGY_KEYS)
     slots, speed = fields["slots_per_rank"], fields["rank_speed"]
-    with located(place):
+    with error_context(place):
         return Topology(
             num_nodes=as_int(fields["num_nodes"], f"{place}.num_nodes", 1),
             ranks_per_node=as_int(fields["ranks_per_node"], f"{place}.ranks_per_node", 1),

@@ -11,21 +11,31 @@ import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.problem import Plan
 from eplb.errors import FormatError, MissingExtraError
-from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
-from eplb.formats.engine_limits import check_equal_ranks, check_no_empty_slots, check_suffix
-from eplb.formats.json_fields import as_int_rows, as_object, emit_json, load_json, read_bytes
-from eplb.formats.protocol import ReadHints
-from eplb.formats.sidecar import write_with_sidecar
+from eplb.formats.engine_file import EngineFile, FileFacts
+from eplb.formats.engine_limits import Consequences, MapDefect, check_equal_ranks, check_no_empty_slots
+from eplb.formats.json_fields import as_int_rows, as_object, emit_json
+from eplb.formats.loader_map import LoaderMap, numbered_layers
+from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus, check_suffix
+from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
 
 _KEY = "physical_to_logical_map"
+
+# Tried on SGLang 0.5.23's own loader; uneven ranks follow from how it cuts the list.
+CONSEQUENCES: Final[Consequences] = {
+    MapDefect.MISSING_EXPERT: "SGLang crashes with a ZeroDivisionError",
+    MapDefect.ID_TOO_LARGE: "SGLang crashes with an IndexError",
+    MapDefect.EMPTY_SLOT: "SGLang reads -1 as the last expert",
+    MapDefect.INDIVISIBLE: "SGLang crashes with an AssertionError without a message",
+    MapDefect.UNEVEN_RANKS: "SGLang cuts the list into equal parts, so slots land on other ranks",
+}
 
 
 @final
@@ -36,30 +46,37 @@ class Sglang:
     name: ClassVar[str] = "sglang"
     summary: ClassVar[str] = "SGLang --init-expert-location, JSON or .pt: one row for every layer, dense ones included"
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".pt")
+    consequences: ClassVar[Consequences] = CONSEQUENCES
 
-    def read(self, path: Path, hints: ReadHints) -> Plan:
-        """The plan; which rows are dense layers' only the sidecar or a shape hint says, without all are MoE rows."""
-        raw = read_rows(path)
-        file = open_foreign(path, self.name, raw, hints)
-        if file.hints.shape is None:
-            return make_plan(file, raw, FileFacts())
-        rows = moe_rows(raw.shape[0], file.hints.shape, str(path))
-        facts = FileFacts(num_hidden_layers=raw.shape[0] if file.hints.shape.moe_layer_ids is not None else None)
-        return make_plan(file, raw[rows], facts)
+    def recognises(self, source: SourceFile) -> bool:
+        """By the suffix ``.pt``, or by its key, also that of a load, which `parse` refuses by name."""
+        members = source.json_members
+        has_map = _KEY in members and "format" not in members
+        return source.path.suffix == ".pt" or has_map or "logical_count" in members
 
-    def check(self, plan: Plan) -> None:
-        """Refuse empty slots, uneven ranks, and a model whose dense layers are not known."""
-        check_no_empty_slots(self.name, plan.placement)
-        check_equal_ranks(self.name, plan.placement)
-        _all_rows(plan)
+    def parse(self, source: SourceFile) -> "SglangFile":
+        """All rows, dense layers' included."""
+        place = f"{source.path}: $"
+        fields = as_object(_load_tensors(source) if source.path.suffix == ".pt" else source.json, place)
+        if "logical_count" in fields:
+            raise FormatError(f"{source.path}: holds logical_count, a load: plan for it, or give a file with {_KEY}")
+        if _KEY not in fields:
+            raise FormatError(f"{source.path}: key {_KEY!r} is missing")
+        for key in fields:
+            if key != _KEY:
+                raise FormatError(
+                    f"{source.path}: extra key {key!r}: SGLang takes every key for an argument and crashes with a "
+                    f"TypeError; expected {_KEY} alone"
+                )
+        return SglangFile(EngineFile(source.path, self.name, as_int_rows(fields[_KEY], f"{place}.{_KEY}")))
 
-    def write(self, plan: Plan, path: Path) -> None:
-        """Write JSON or .pt, as the suffix says, and the sidecar."""
-        check_suffix(self.name, path, self.suffixes)
-        self.check(plan)
+    def encode(self, plan: Plan, suffix: str) -> EncodedFile:
+        """JSON or .pt; refuses empty slots, uneven ranks, and a model whose dense layers are not known."""
+        check_no_empty_slots(CONSEQUENCES, plan.placement)
+        check_equal_ranks(CONSEQUENCES, plan.placement)
         rows = _all_rows(plan)
-        content = _tensor_file(rows) if path.suffix == ".pt" else emit_json({_KEY: rows.tolist()})
-        write_with_sidecar(path, content, rows, self.name, plan)
+        content = _tensor_bytes(rows) if suffix == ".pt" else emit_json({_KEY: rows.tolist()})
+        return EncodedFile(content, rows, plan)
 
     def server_flags(self, path: Path, plan: Plan) -> str:
         """SGLang's flags for the file, the redundancy and the ranks."""
@@ -71,29 +88,46 @@ class Sglang:
         )
 
 
-def read_rows(path: Path) -> NDArray[np.int64]:
-    """[num_hidden_layers, P] rows of a file, dense ones included, ids not yet looked at."""
-    fields = as_object(_load_tensor_file(path) if path.suffix == ".pt" else load_json(path), f"{path}: $")
-    if "logical_count" in fields:
-        raise FormatError(f"{path}: holds logical_count, a load: plan for it, or give a file with {_KEY}")
-    if _KEY not in fields:
-        raise FormatError(f"{path}: key {_KEY!r} is missing")
-    for key in fields:
-        if key != _KEY:
-            raise FormatError(
-                f"{path}: extra key {key!r}: SGLang takes every key for an argument and dies of a TypeError; "
-                f"expected {_KEY} alone"
-            )
-    return as_int_rows(fields[_KEY], f"{path}: $.{_KEY}")
+@final
+@dataclass(frozen=True, eq=False)
+class SglangFile:
+    """A parsed file: one row for each layer of the model. Its integers are all that the file holds."""
+
+    file: EngineFile
+
+    @property
+    def record_status(self) -> RecordStatus:
+        """See `ParsedFile.record_status`."""
+        return self.file.sidecar.status
+
+    def plan(self, hints: ReadHints) -> Plan:
+        """The plan; only sidecar and hints tell which rows are dense layers', without them all are MoE rows."""
+        known, rows = self.file.merged(hints), self.file.digested
+        if known.shape is None:
+            return self.file.plan(rows, FileFacts(), known)
+        moe_rows = _moe_rows(rows.shape[0], known.shape, str(self.file.path))
+        facts = FileFacts(num_hidden_layers=rows.shape[0] if known.shape.moe_layer_ids is not None else None)
+        return self.file.plan(rows[moe_rows], facts, known)
+
+    def loader_map(self, num_ranks: int, shape: ModelShape | None) -> LoaderMap:
+        """All rows, dense layers' too: SGLang builds its tables from them as from the others."""
+        check_suffix(Sglang(), self.file.path)
+        rows = self.file.digested
+        notes: tuple[str, ...] = ()
+        if shape is None:
+            notes = (f"{rows.shape[0]} rows: expected one for each layer of the model, dense ones counted",)
+        else:
+            _moe_rows(rows.shape[0], shape, str(self.file.path))
+        return LoaderMap(rows, numbered_layers(rows.shape[0]), None, notes)
 
 
-def moe_rows(num_rows: int, shape: ModelShape, place: str) -> NDArray[np.int64]:
+def _moe_rows(num_rows: int, shape: ModelShape, place: str) -> NDArray[np.int64]:
     """[L] rows of a file of `num_rows` that belong to MoE layers.
 
     Raises
     ------
     FormatError
-        If the model has another number of layers, or does not say which are dense.
+        If the model has another number of layers, or the shape does not tell which are dense.
     """
     num_hidden = shape.num_hidden_layers
     if shape.moe_layer_ids is None:
@@ -114,7 +148,7 @@ def moe_rows(num_rows: int, shape: ModelShape, place: str) -> NDArray[np.int64]:
 
 
 def _all_rows(plan: Plan) -> NDArray[np.int64]:
-    """[num_hidden_layers, P]: each MoE layer's row at its place, dense layers filled with the first MoE layer's."""
+    """[num_hidden_layers, P]: each MoE layer's row at its place; dense layers have the first MoE layer's row."""
     shape, phy2log = plan.shape, plan.placement.physical_to_logical_map.astype(np.int64)
     ids, num_hidden = shape.moe_layer_ids, shape.num_hidden_layers
     if ids is None and num_hidden in (None, shape.num_layers):
@@ -134,9 +168,9 @@ def _all_rows(plan: Plan) -> NDArray[np.int64]:
     return rows
 
 
-def _load_tensor_file(path: Path) -> object:
+def _load_tensors(source: SourceFile) -> object:
     """The object in a .pt file, tensors of integers turned into lists."""
-    content = read_bytes(path)
+    content = source.content
     try:
         import torch
     except ImportError as error:
@@ -145,13 +179,14 @@ def _load_tensor_file(path: Path) -> object:
         loaded: object = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise FormatError(f"{path}: not a .pt file of plain tensors: {first_line}") from error
+        raise FormatError(f"{source.path}: not a .pt file of plain tensors: {first_line}") from error
     if not isinstance(loaded, dict):
         return loaded
     return {key: item.tolist() if isinstance(item, torch.Tensor) else item for key, item in loaded.items()}
 
 
-def _tensor_file(rows: NDArray[np.int64]) -> bytes:
+def _tensor_bytes(rows: NDArray[np.int64]) -> bytes:
+    """The bytes of a .pt file."""
     try:
         import torch
     except ImportError as error:

@@ -1,19 +1,20 @@
-"""Knows the file beside a foreign file that keeps the plan's provenance; knows no dialect.
+"""Writes and reads the sidecar: the record of a plan, in a file beside an engine's file.
 
-SGLang and TensorRT-LLM die of a key they do not know, so what an engine's file cannot carry goes to
-``NAME.eplb.json``, where NAME is the whole name of the engine's file. It holds a digest of the map; with another
-map it is not believed.
+SGLang and TensorRT-LLM crash on keys that they do not expect, so the record of the plan goes to ``NAME.eplb.json``,
+where NAME is the whole name of the engine's file. It holds a digest of the map; beside another map it is not used.
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.core.problem import Plan
 from eplb.errors import FormatError
 from eplb.formats.json_fields import as_fields, as_int, as_text, emit_json, load_json
+from eplb.formats.protocol import EncodedFile, RecordStatus
 from eplb.formats.provenance import PROVENANCE_KEYS, Provenance, provenance_fields, provenance_from_json
 from eplb_traces.files.atomic_file import atomic_write
 
@@ -23,8 +24,17 @@ _VERSION = 1
 _KEYS = ("format", "version", "beside", "map_digest")
 
 
+@final
+@dataclass(frozen=True)
+class Sidecar:
+    """What was found beside an engine's file; the provenance is None unless the status is IN_SIDECAR."""
+
+    status: RecordStatus
+    provenance: Provenance | None = None
+
+
 def sidecar_path(path: Path) -> Path:
-    """Where the provenance of the engine's file `path` lies."""
+    """The sidecar of the engine's file `path`."""
     return path.with_name(path.name + SIDECAR_SUFFIX)
 
 
@@ -35,38 +45,39 @@ def map_digest(raw: NDArray[np.int64]) -> str:
     return f"sha256:{sha.hexdigest()}"
 
 
-def write_with_sidecar(path: Path, content: bytes, raw: NDArray[np.int64], format_name: str, plan: Plan) -> None:
-    """Write an engine's file and its sidecar, each whole or not at all.
+def write_encoded(path: Path, encoded: EncodedFile, format_name: str) -> None:
+    """Write a file, and its sidecar if it needs one, each whole or not at all.
 
-    The engine's file goes first: if that fails, nothing has changed, and if only the sidecar fails, what lies beside
-    the new file is an old record that its digest gives away.
+    The file is written first: if that fails, nothing has changed; if only the sidecar fails, an old sidecar beside the
+    new file has the digest of another map.
     """
-    head = {"format": SIDECAR_KIND, "version": _VERSION, "beside": format_name, "map_digest": map_digest(raw)}
-    record = emit_json({**head, **provenance_fields(plan)})
-    atomic_write(path, content)
+    if encoded.digested is None:
+        atomic_write(path, encoded.content)
+        return
+    head = {"format": SIDECAR_KIND, "version": _VERSION, "beside": format_name}
+    head["map_digest"] = map_digest(encoded.digested)
+    record = emit_json({**head, **provenance_fields(encoded.plan)})
+    atomic_write(path, encoded.content)
     atomic_write(sidecar_path(path), record)
 
 
-def find_provenance(path: Path, format_name: str, raw: NDArray[np.int64]) -> Provenance | None:
-    """The record beside `path` if there is one and it belongs to this map.
+def read_sidecar(path: Path, format_name: str, raw: NDArray[np.int64]) -> Sidecar:
+    """The record beside the engine's file `path`, which holds the map `raw`.
 
     Raises
     ------
     FormatError
-        If a record is there and cannot be read. One of another map or dialect is no error: it counts as none.
+        If a sidecar is there and cannot be read. One of another map or format is not an error but STALE.
     """
     beside = sidecar_path(path)
     if not beside.exists():
-        return None
+        return Sidecar(RecordStatus.ABSENT)
     place = f"{beside}: $"
     fields = as_fields(load_json(beside), place, _KEYS + PROVENANCE_KEYS)
     if fields["format"] != SIDECAR_KIND or as_int(fields["version"], f"{place}.version") != _VERSION:
         raise FormatError(f"{place}: expected format {SIDECAR_KIND!r}, version {_VERSION}")
     provenance = provenance_from_json(fields, place)
     same_map = as_text(fields["map_digest"], f"{place}.map_digest") == map_digest(raw)
-    return provenance if same_map and as_text(fields["beside"], f"{place}.beside") == format_name else None
-
-
-def stale_note(path: Path) -> str:
-    """What to tell the user when a sidecar lies beside `path` that is not about its map."""
-    return f"{sidecar_path(path).name} is about another map and was not used"
+    if same_map and as_text(fields["beside"], f"{place}.beside") == format_name:
+        return Sidecar(RecordStatus.IN_SIDECAR, provenance)
+    return Sidecar(RecordStatus.STALE)

@@ -8,17 +8,35 @@ a list is a KeyError.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.problem import Plan
-from eplb.formats.engine_file import FileFacts, make_plan, open_foreign
-from eplb.formats.engine_limits import check_equal_ranks, check_no_empty_slots, check_suffix, required_layer_ids
-from eplb.formats.flat_yaml import read_assignments
-from eplb.formats.protocol import ReadHints
-from eplb.formats.sidecar import write_with_sidecar
+from eplb.errors import FormatError
+from eplb.formats.engine_file import EngineFile, FileFacts
+from eplb.formats.engine_limits import (
+    Consequences,
+    MapDefect,
+    check_equal_ranks,
+    check_no_empty_slots,
+    required_layer_ids,
+)
+from eplb.formats.flat_yaml import parse_assignments
+from eplb.formats.loader_map import LoaderMap
+from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
+from eplb.formats.source_file import SourceFile
+from eplb_traces import ModelShape
+
+# Tried on the configuration class of TensorRT-LLM 1.2.1; uneven ranks follow from how it cuts the list.
+CONSEQUENCES: Final[Consequences] = {
+    MapDefect.MISSING_EXPERT: "TensorRT-LLM's configuration accepts it",
+    MapDefect.ID_TOO_LARGE: "TensorRT-LLM's configuration accepts it",
+    MapDefect.EMPTY_SLOT: "TensorRT-LLM's configuration accepts -1 as an id",
+    MapDefect.INDIVISIBLE: "TensorRT-LLM refuses it with a ValueError",
+    MapDefect.UNEVEN_RANKS: "TensorRT-LLM cuts the list into equal parts, so slots land on other ranks",
+}
 
 
 @final
@@ -29,29 +47,27 @@ class Trtllm:
     name: ClassVar[str] = "trtllm"
     summary: ClassVar[str] = "TensorRT-LLM moe load_balancer, YAML: lists under absolute layer ids"
     suffixes: ClassVar[tuple[str, ...]] = (".yaml", ".yml")
+    consequences: ClassVar[Consequences] = CONSEQUENCES
 
-    def read(self, path: Path, hints: ReadHints) -> Plan:
-        """The plan with its layer ids; the number of ranks has to be given."""
-        layer_ids, rows = read_assignments(path)
-        file = open_foreign(path, self.name, _digested(layer_ids, rows), hints)
-        return make_plan(file, rows, FileFacts(moe_layer_ids=layer_ids))
+    def recognises(self, source: SourceFile) -> bool:
+        """By the suffix."""
+        return source.path.suffix in self.suffixes
 
-    def check(self, plan: Plan) -> None:
-        """Refuse empty slots, uneven ranks and a plan that does not know its absolute layer ids."""
-        check_no_empty_slots(self.name, plan.placement)
-        check_equal_ranks(self.name, plan.placement)
-        required_layer_ids(self.name, plan.shape)
+    def parse(self, source: SourceFile) -> "TrtllmFile":
+        """Layer ids and rows."""
+        layer_ids, rows = parse_assignments(source)
+        return TrtllmFile(EngineFile(source.path, self.name, _digested(layer_ids, rows)), layer_ids, rows)
 
-    def write(self, plan: Plan, path: Path) -> None:
-        """Write the YAML of a static placement, one layer a line, and the sidecar."""
-        check_suffix(self.name, path, self.suffixes)
-        self.check(plan)
+    def encode(self, plan: Plan, suffix: str) -> EncodedFile:
+        """The YAML of a static placement; refuses empty slots, uneven ranks and a plan without absolute layer ids."""
+        check_no_empty_slots(CONSEQUENCES, plan.placement)
+        check_equal_ranks(CONSEQUENCES, plan.placement)
         layer_ids = required_layer_ids(self.name, plan.shape)
         rows = plan.placement.physical_to_logical_map.astype(np.int64)
         lines = [f"  {layer}: {row}" for layer, row in zip(layer_ids, rows.tolist(), strict=True)]
         head = [f"num_slots: {rows.shape[1]}", "layer_updates_per_iter: 0", "initial_global_assignments:"]
         content = "\n".join([*head, *lines, ""]).encode("ascii")
-        write_with_sidecar(path, content, _digested(layer_ids, rows), self.name, plan)
+        return EncodedFile(content, _digested(layer_ids, rows), plan)
 
     def server_flags(self, path: Path, plan: Plan) -> str:
         """The lines of TensorRT-LLM's own configuration file that name this one."""
@@ -65,6 +81,45 @@ class Trtllm:
         )
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class TrtllmFile:
+    """A parsed file: ascending layer ids, and their rows [L, P]."""
+
+    file: EngineFile
+    layer_ids: tuple[int, ...]
+    rows: NDArray[np.int64]
+
+    @property
+    def record_status(self) -> RecordStatus:
+        """See `ParsedFile.record_status`."""
+        return self.file.sidecar.status
+
+    def plan(self, hints: ReadHints) -> Plan:
+        """The plan with its layer ids; the number of ranks has to be given."""
+        return self.file.plan(self.rows, FileFacts(moe_layer_ids=self.layer_ids), self.file.merged(hints))
+
+    def loader_map(self, num_ranks: int, shape: ModelShape | None) -> LoaderMap:
+        """The rows of the layers; each MoE layer of the model needs one."""
+        labels = tuple(f"layer {i}" for i in self.layer_ids)
+        if shape is None or shape.moe_layer_ids is None:
+            note = f"layers {self.layer_ids[0]} to {self.layer_ids[-1]}: expected the absolute ids of all MoE layers"
+            return LoaderMap(self.rows, labels, None, (note,))
+        _check_layer_ids(self.file.path, self.layer_ids, shape.moe_layer_ids)
+        return LoaderMap(self.rows, labels, None, ())
+
+
+def _check_layer_ids(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing:
+        what = f"layer {missing[0]} has no list: TensorRT-LLM crashes with a KeyError"
+    elif extra:
+        what = f"layer {extra[0]} is no MoE layer: TensorRT-LLM never reads its list"
+    else:
+        return
+    raise FormatError(f"{path}: {what}; expected one list for each absolute id of a MoE layer")
+
+
 def _digested(layer_ids: tuple[int, ...], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[L, 1 + P]: the layer id before each row, so that the digest tells the same map under other layers."""
+    """[L, 1 + P]: the layer id before each row, so that the same map under other layer ids has another digest."""
     return np.column_stack([np.array(layer_ids, dtype=np.int64), rows])

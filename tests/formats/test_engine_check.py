@@ -1,4 +1,4 @@
-"""`check_file`: every fault that an engine swallows or dies of is named with its place, in the engine's own file."""
+"""`check_file`: every defect on which an engine crashes, or which it misreads, is named with its place."""
 
 import json
 
@@ -10,7 +10,8 @@ from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import FormatError, UnknownNameError
 from eplb.formats import FORMATS, write_plan
-from eplb.formats.engine_check import ENGINES, NO_RELEASE, check_file
+from eplb.formats.engine_check import ENGINES, check_file
+from eplb.formats.vllm import NO_RELEASE
 from eplb_traces import ModelShape
 
 # Two MoE layers, 1 and 2 of a model of 3; 4 experts in 6 slots on 2 ranks.
@@ -72,7 +73,7 @@ def test_good_files_pass(engine, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_was_not_checked_is_said(engine, tmp_path):
+def test_what_was_not_checked_is_noted(engine, tmp_path):
     path = tmp_path / f"plan{FORMATS[engine].suffixes[0]}"
     write_plan(Plan(Placement(GOOD, 4, Topology(1, 2, 3)), SHAPE, "greedy"), path, engine)
     notes = " ".join(check_file(path, engine, 2).notes)
@@ -85,7 +86,7 @@ def test_what_was_not_checked_is_said(engine, tmp_path):
     [
         ("sglang", "ZeroDivisionError"),
         ("vllm", "no place for"),
-        ("ascend", "dies of a RuntimeError"),
+        ("ascend", "crashes with a RuntimeError"),
         ("trtllm", "configuration accepts it"),
     ],
 )
@@ -132,13 +133,13 @@ def test_slots_not_divisible_by_ranks(engine, effect, tmp_path):
     refuse(path, engine, "6 slots a layer on 4 ranks", effect, num_ranks=4)
 
 
-def test_double_on_an_ascend_rank_is_refused(tmp_path):
+def test_duplicate_on_an_ascend_rank_is_refused(tmp_path):
     path = write_raw(tmp_path / "plan.json", "ascend", [GOOD[0], [3, 2, 1, 0, 3, 0]])
     refuse(path, "ascend", "layer 1, rank 1 holds expert 0 in slots [3, 5]", "hides the other")
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-def test_double_on_a_rank_is_counted_where_it_is_loaded(engine, tmp_path):
+def test_duplicate_on_a_rank_is_counted_where_it_is_loaded(engine, tmp_path):
     path = write_raw(raw_path(tmp_path, engine), engine, [GOOD[0], [3, 2, 1, 0, 3, 0]])
     assert check_file(path, engine, 2, 4).num_duplicates == 1
 
@@ -169,7 +170,7 @@ def test_missing_layer(engine, tmp_path):
     path = tmp_path / f"plan{FORMATS[engine].suffixes[0]}"
     write_plan(Plan(Placement(GOOD, 4, Topology(1, 2, 3)), SHAPE, "greedy"), path, engine)
     model = ModelShape(3, 4, moe_layer_ids=(1, 2, 3), num_hidden_layers=4)
-    part = {"sglang": "3 rows", "trtllm": "layer 3 has no list: TensorRT-LLM dies of a KeyError"}
+    part = {"sglang": "3 rows", "trtllm": "layer 3 has no list: TensorRT-LLM crashes with a KeyError"}
     refuse(path, engine, part.get(engine, "2 layers: expected 3"), shape=model)
 
 
@@ -213,7 +214,7 @@ def test_engines_that_go_by_the_suffix(engine, tmp_path):
         ((0, 1, 1, 0), ["layer 1: rank 1 holds 3 experts and rank 0 holds 2", "overflows"]),
     ],
 )
-def test_omni_pattern_faults(change, parts, tmp_path):
+def test_omni_pattern_defects(change, parts, tmp_path):
     path = tmp_path / "plan.npy"
     write_plan(Plan(Placement(GOOD, 4, Topology(1, 2, 3)), SHAPE, "greedy"), path, "omni")
     pattern = np.load(path)

@@ -150,7 +150,7 @@ def test_torch_files_of_int32_are_read(tmp_path):
         ("a.json", "{}", "give --from"),
         ("a.json", "3", "give --from"),
         ("a.json", '{"layer_list": [], "record_type": "eplb_initial_mapping"}', "looks like vllm and ascend"),
-        ("a.json", '{"physical_to_logical_map": [[0]], "layer_list": []}', "looks like ascend and sglang"),
+        ("a.json", '{"physical_to_logical_map": [[0]], "layer_list": []}', "looks like sglang and ascend"),
         ("a.json", '{"format": "eplb-provenance"}', "the record beside a placement"),
         ("a.json.eplb.json", '{"format": "eplb-provenance"}', "give a.json"),
         ("a.txt", "[[0]]", "give --from"),

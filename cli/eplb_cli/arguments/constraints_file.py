@@ -30,10 +30,10 @@ def read_constraints(path: Path) -> "Constraints":
         With the key that is not a constraint.
     """
     from eplb.core.constraints import Constraints
-    from eplb.formats.json_fields import located
+    from eplb.formats.json_fields import error_context
 
     given = _keys(path, tuple(field.name for field in dataclasses.fields(Constraints)))
-    with located(path):
+    with error_context(path):
         return Constraints(
             pin=_pairs(given.get("pin", []), f"{path}: pin"),
             forbid=_pairs(given.get("forbid", []), f"{path}: forbid"),

@@ -76,8 +76,8 @@ def read_plan_for(load: "ExpertLoad | RoutingTrace", path: Path, format: str | N
 
     Our own files hold the model; one for another model is refused when it is evaluated.
     """
-    from eplb.formats import detect_format, find_format, read_plan
+    from eplb.formats import RecordStatus, parse_file
 
-    entry = detect_format(path) if format is None else find_format(format)
-    says_all = entry.name == "native"
-    return read_plan(path, entry.name, hints if says_all else replace(hints, shape=load.shape))
+    parsed = parse_file(path, format)
+    holds_model = parsed.record_status is RecordStatus.IN_FILE
+    return parsed.plan(hints if holds_model else replace(hints, shape=load.shape))

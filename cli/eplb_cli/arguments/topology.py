@@ -25,7 +25,7 @@ def topology_from_options(
         Without ranks and without a configuration.
     """
     from eplb.core.topology import Topology
-    from eplb.formats.engine_file import agree
+    from eplb.formats.engine_file import merge
     from eplb.formats.mindie_config import read_mindie_config
 
     if mindie_config is None:
@@ -38,8 +38,8 @@ def topology_from_options(
             num_redundant=0 if redundant is None else redundant,
         )
     config = read_mindie_config(mindie_config)
-    agree("moe_ep", config.layout.moe_ep, ranks, mindie_config)
-    num_redundant = agree("num_redundant_experts", config.num_redundant_experts or None, redundant, mindie_config)
+    merge("moe_ep", config.layout.moe_ep, ranks, mindie_config)
+    num_redundant = merge("num_redundant_experts", config.num_redundant_experts or None, redundant, mindie_config)
     topology = config.topology(num_experts, num_redundant or 0)
-    agree("nodes", topology.num_nodes, nodes, mindie_config)
+    merge("nodes", topology.num_nodes, nodes, mindie_config)
     return topology

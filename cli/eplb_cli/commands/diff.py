@@ -41,15 +41,15 @@ def _read(
     old_path: Path, new_path: Path, ranks: int | None, nodes: int | None, experts: int | None
 ) -> tuple["Plan", "Plan"]:
     """Both plans; what an engine's file does not hold is taken from the options, then from the other file."""
-    from eplb.formats import ReadHints, detect_format, read_plan
+    from eplb.formats import ReadHints, RecordStatus, parse_file
 
     hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts)
-    native = [detect_format(path).name == "native" for path in (old_path, new_path)]
-    if native[1]:
-        new = read_plan(new_path, None, hints)
-        return read_plan(old_path, None, hints if native[0] else _as(new, hints)), new
-    old = read_plan(old_path, None, hints)
-    return old, read_plan(new_path, None, _as(old, hints))
+    old, new = parse_file(old_path), parse_file(new_path)
+    if new.record_status is RecordStatus.IN_FILE:
+        read = new.plan(hints)
+        return old.plan(hints if old.record_status is RecordStatus.IN_FILE else _as(read, hints)), read
+    read = old.plan(hints)
+    return read, new.plan(_as(read, hints))
 
 
 def _as(other: "Plan", hints: "ReadHints") -> "ReadHints":
