@@ -1,6 +1,6 @@
-"""Knows what a strategy is asked (Problem) and what it answers (Plan, with a certificate a layer)."""
+"""Defines what a strategy is given (`Problem`) and what it returns (`Plan`, with a certificate for each layer)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, final
 
@@ -44,9 +44,9 @@ class GroupMode(NamedEnum):
     FREE = "free"
     """Any expert on any node."""
     PINNED = "pinned"
-    """All copies of a group's experts on one node, so that group-limited routing limits nodes too."""
+    """All replicas of a group's experts on one node, so that group-limited routing limits nodes too."""
     PRICED = "priced"
-    """Any expert on any node, at a price for each copy away from the node that holds most of its group's copies."""
+    """Any expert on any node, at a locality penalty for each off-node replica: one off its group's main node."""
 
 
 class Survive(NamedEnum):
@@ -54,29 +54,29 @@ class Survive(NamedEnum):
 
     NOTHING = "nothing"
     RANK = "rank"
-    """Any one rank: every expert has copies on two ranks."""
+    """Any one rank: every expert has replicas on two ranks."""
     NODE = "node"
-    """Any one node: every expert has copies on two nodes."""
+    """Any one node: every expert has replicas on two nodes."""
 
 
 @final
 @dataclass(frozen=True)
 class Problem:
-    """What every strategy is asked.
+    """What every strategy is given.
 
     Parameters
     ----------
     load
-        The traffic to plan for; strategies of one load vector plan for `load.total`.
+        The load to plan for; strategies of one load vector plan for `load.total`.
     topology
-        The machine; it must have at least one slot an expert.
+        Nodes, ranks and slots; at least one slot for each expert.
     num_groups
         Expert groups of the model; a divisor of the number of experts.
     group_mode
-        Whether groups are pinned to nodes, or leaving them has a price.
+        Whether groups are pinned to nodes, or off-node replicas have a penalty.
     group_price
-        In mode "priced": by how much one copy away from its group's home node must lower a layer's busiest over mean
-        rank; only `greedy` weighs that.
+        In mode "priced", the locality penalty: by how much one off-node replica must lower a layer's max over mean rank
+        load; only `greedy` uses it.
     dispatch
         How the runtime will split an expert's tokens over its replicas.
     constraints
@@ -92,7 +92,7 @@ class Problem:
         For an all-zero load, too few slots, groups that do not divide the experts, pinned groups that do not divide by
         the nodes, constraints that do not fit the problem, or a time limit that is not above 0.
     InfeasibleError
-        For constraints that contradict each other or the machine at sight, pinned groups with more experts than their
+        For constraints that contradict each other or the number of slots, pinned groups with more experts than their
         node has slots, or too few slots to survive a loss.
     """
 
@@ -138,35 +138,35 @@ class Problem:
         self._check_nodes()
 
     @property
-    def least_copies(self) -> int:
-        """Copies that every expert must have."""
+    def least_replicas(self) -> int:
+        """Replicas that every expert must have."""
         return 1 if self.survive is Survive.NOTHING else 2
 
     def _check_nodes(self) -> None:
-        """Whether the copies that every expert must have fit the machine, or the node its group is pinned to."""
-        num_experts, num_copies = self.load.num_experts, self.least_copies * self.load.num_experts
-        if self.topology.num_slots < num_copies:
+        """Check that the replicas that every expert must have fit the topology, or the node its group is pinned to."""
+        num_experts, num_replicas = self.load.num_experts, self.least_replicas * self.load.num_experts
+        if self.topology.num_slots < num_replicas:
             raise InfeasibleError(
-                f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 copies of each of "
-                f"{num_experts} experts, {num_copies} slots ({num_copies - num_experts} redundant ones)"
+                f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 replicas of each of "
+                f"{num_experts} experts, {num_replicas} slots ({num_replicas - num_experts} redundant ones)"
             )
         node_slots = self.topology.rank_num_slots.reshape(self.topology.num_nodes, -1).sum(axis=1)
         if self.survive is Survive.NODE:
             if self.group_mode is GroupMode.PINNED or self.topology.num_nodes == 1:
                 raise InfeasibleError("surviving the loss of a node takes two nodes for each expert, not pinned to one")
             usable = int(node_slots.clip(max=num_experts).sum())
-            if usable < num_copies:
+            if usable < num_replicas:
                 raise InfeasibleError(
-                    f"nodes of {node_slots.tolist()} slots: 2 copies of each of {num_experts} experts on different "
-                    f"nodes take {num_copies} slots, not counting more than {num_experts} of a node: there are {usable}"
+                    f"nodes of {node_slots.tolist()} slots: 2 replicas of each of {num_experts} experts on different "
+                    f"nodes take {num_replicas} slots, at most {num_experts} of them on a node: there are {usable}"
                 )
         elif self.group_mode is GroupMode.PINNED:
-            needed = num_copies // self.topology.num_nodes
+            needed = num_replicas // self.topology.num_nodes
             if (node_slots < needed).any():
                 node = int((node_slots < needed).argmax())
                 raise InfeasibleError(
                     f"node {node} has {node_slots[node]} slots: its pinned groups take {needed}, at least "
-                    f"{self.least_copies} for each of {num_experts // self.topology.num_nodes} experts"
+                    f"{self.least_replicas} for each of {num_experts // self.topology.num_nodes} experts"
                 )
 
 
@@ -192,7 +192,7 @@ class LayerCertificate:
 @final
 @dataclass(frozen=True)
 class Plan:
-    """A placement with everything needed to trust it and to write it for an engine.
+    """A placement with the certificates of its quality and all that is needed to write it for an engine.
 
     Parameters
     ----------
@@ -201,28 +201,28 @@ class Plan:
     shape
         The model it is for.
     strategy
-        Name of the strategy, or of the format that a foreign file came in.
+        Name of the strategy, or "imported:" and the format of an engine's file without a record.
     status
         The weakest status of its layers.
     seconds
-        Wall time of planning.
+        Wall time of planning, for display: not compared and not written to files; 0 for a plan read from one.
     seed
         Seed of a randomised strategy; the same inputs and seed give the same bytes.
     layers
         One certificate a layer; empty for a placement read from a file that carries none.
     notes
-        Sentences for the user: what was chosen and why.
+        For the user: what was chosen and why.
     load_digest
         Digest of the load planned for; empty where unknown.
     migration
-        What must move from the placement that was live, for a plan that was made from one.
+        What must move from the previous placement, for a plan that was made from one.
     """
 
     placement: Placement
     shape: ModelShape
     strategy: str
     status: SolveStatus = SolveStatus.HEURISTIC
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     seed: int = 0
     layers: tuple[LayerCertificate, ...] = ()
     notes: tuple[str, ...] = ()

@@ -12,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.problem import Plan
-from eplb.errors import FormatError
 from eplb.formats.engine_file import merge_hints
-from eplb.formats.json_fields import as_fields, as_int, as_int_rows, emit_json, error_context
+from eplb.formats.json_fields import as_int_rows, emit_json, error_context
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
-from eplb.formats.provenance import PROVENANCE_KEYS, Provenance, provenance_fields, provenance_from_json
+from eplb.formats.provenance import RECORD_VERSION, Provenance, provenance_fields, provenance_from_json, record_fields
 from eplb.formats.source_file import SourceFile
 
 _KIND = "eplb"
-_VERSION = 1
-_KEYS = ("format", "version", *PROVENANCE_KEYS, "physical_to_logical_map")
 
 
 @final
@@ -40,19 +37,14 @@ class Native:
     def parse(self, source: SourceFile) -> "NativeFile":
         """The record and the map."""
         place = f"{source.path}: $"
-        fields = as_fields(source.json, place, _KEYS)
-        if fields["format"] != _KIND:
-            raise FormatError(f"{place}.format = {fields['format']!r}: expected {_KIND!r}")
-        version = as_int(fields["version"], f"{place}.version")
-        if version != _VERSION:
-            raise FormatError(f"{place}.version = {version}: this eplb reads version {_VERSION}")
+        fields = record_fields(source.json, place, _KIND, ("physical_to_logical_map",))
         provenance = provenance_from_json(fields, place)
         phy2log = as_int_rows(fields["physical_to_logical_map"], f"{place}.physical_to_logical_map")
         return NativeFile(source.path, provenance, phy2log)
 
     def encode(self, plan: Plan, suffix: str) -> EncodedFile:
         """The JSON; every plan can be written."""
-        fields = {"format": _KIND, "version": _VERSION, **provenance_fields(plan)}
+        fields = {"format": _KIND, "version": RECORD_VERSION, **provenance_fields(plan)}
         fields["physical_to_logical_map"] = plan.placement.physical_to_logical_map.tolist()
         return EncodedFile(emit_json(fields), None, plan)
 

@@ -19,6 +19,7 @@ from eplb.formats.json_fields import (
     as_list,
     as_number,
     as_number_row,
+    as_object,
     as_text,
     error_context,
     stack_rows,
@@ -27,12 +28,14 @@ from eplb.version import eplb_version
 from eplb_traces import ModelShape
 from eplb_traces.files.shape_json import shape_from_json, shape_to_json
 
-PROVENANCE_KEYS = (
+RECORD_VERSION = 2
+"""Version of native files and sidecars. Version 1 held the wall time of planning too, which is read and left out."""
+
+_PROVENANCE_KEYS = (
     "eplb_version",
     "strategy",
     "status",
     "seed",
-    "seconds",
     "load_digest",
     "notes",
     "shape",
@@ -61,7 +64,6 @@ class Provenance:
     replica_weights: NDArray[np.float64] | None
     strategy: str
     status: SolveStatus
-    seconds: float
     seed: int
     layers: tuple[LayerCertificate, ...]
     notes: tuple[str, ...]
@@ -75,7 +77,6 @@ class Provenance:
             shape=shape,
             strategy=self.strategy,
             status=self.status,
-            seconds=self.seconds,
             seed=self.seed,
             layers=self.layers,
             notes=self.notes,
@@ -84,14 +85,13 @@ class Provenance:
 
 
 def provenance_fields(plan: Plan) -> dict[str, object]:
-    """The JSON fields of `plan`, with the keys PROVENANCE_KEYS in this order."""
+    """The JSON fields of `plan`, with the keys of a record in this order."""
     weights = plan.placement.replica_weights
     return {
         "eplb_version": eplb_version(),
         "strategy": plan.strategy,
         "status": plan.status.value,
         "seed": int(plan.seed),
-        "seconds": float(plan.seconds),
         "load_digest": plan.load_digest,
         "notes": list(plan.notes),
         "shape": shape_to_json(plan.shape),
@@ -123,6 +123,30 @@ def _certificate_fields(layer: LayerCertificate) -> dict[str, object]:
     }
 
 
+def record_fields(value: object, place: str, kind: str, other_keys: tuple[str, ...]) -> dict[str, object]:
+    """Narrow to a record of this `kind`: an object with exactly the keys of its version and `other_keys`.
+
+    Raises
+    ------
+    FormatError
+        For another kind, an unknown version, or a key too many or too few.
+    """
+    fields = as_object(value, place)
+    for key in ("format", "version"):
+        if key not in fields:
+            raise FormatError(f"{place}: key {key!r} is missing")
+    if fields["format"] != kind:
+        raise FormatError(f"{place}.format = {fields['format']!r}: expected {kind!r}")
+    version = as_int(fields["version"], f"{place}.version", 1)
+    if version > RECORD_VERSION:
+        raise FormatError(f"{place}.version = {version}: expected 1 to {RECORD_VERSION}, which this eplb reads")
+    old_keys = ("seconds",) if version == 1 else ()
+    as_fields(fields, place, ("format", "version", *other_keys, *_PROVENANCE_KEYS, *old_keys))
+    for key in old_keys:
+        as_number(fields[key], f"{place}.{key}")
+    return fields
+
+
 def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
     """Check and rebuild what `provenance_fields` gave; other keys of `fields` are left to the caller.
 
@@ -142,7 +166,6 @@ def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
         replica_weights=_weights_from_json(fields["replica_weights"], f"{place}.replica_weights"),
         strategy=as_text(fields["strategy"], f"{place}.strategy"),
         status=_status_from_json(fields["status"], f"{place}.status"),
-        seconds=as_number(fields["seconds"], f"{place}.seconds"),
         seed=as_int(fields["seed"], f"{place}.seed"),
         layers=tuple(_certificate_from_json(layer, f"{place}.layers[{i}]") for i, layer in enumerate(layers)),
         notes=tuple(as_text(note, f"{place}.notes[{i}]") for i, note in enumerate(notes)),

@@ -12,16 +12,13 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError
-from eplb.formats.json_fields import as_fields, as_int, as_text, emit_json, load_json
+from eplb.formats.json_fields import as_text, emit_json, load_json
 from eplb.formats.protocol import EncodedFile, RecordStatus
-from eplb.formats.provenance import PROVENANCE_KEYS, Provenance, provenance_fields, provenance_from_json
+from eplb.formats.provenance import RECORD_VERSION, Provenance, provenance_fields, provenance_from_json, record_fields
 from eplb_traces.files.atomic_file import atomic_write
 
 SIDECAR_SUFFIX = ".eplb.json"
 SIDECAR_KIND = "eplb-provenance"
-_VERSION = 1
-_KEYS = ("format", "version", "beside", "map_digest")
 
 
 @final
@@ -54,7 +51,7 @@ def write_encoded(path: Path, encoded: EncodedFile, format_name: str) -> None:
     if encoded.digested is None:
         atomic_write(path, encoded.content)
         return
-    head = {"format": SIDECAR_KIND, "version": _VERSION, "beside": format_name}
+    head = {"format": SIDECAR_KIND, "version": RECORD_VERSION, "beside": format_name}
     head["map_digest"] = map_digest(encoded.digested)
     record = emit_json({**head, **provenance_fields(encoded.plan)})
     atomic_write(path, encoded.content)
@@ -73,9 +70,7 @@ def read_sidecar(path: Path, format_name: str, raw: NDArray[np.int64]) -> Sideca
     if not beside.exists():
         return Sidecar(RecordStatus.ABSENT)
     place = f"{beside}: $"
-    fields = as_fields(load_json(beside), place, _KEYS + PROVENANCE_KEYS)
-    if fields["format"] != SIDECAR_KIND or as_int(fields["version"], f"{place}.version") != _VERSION:
-        raise FormatError(f"{place}: expected format {SIDECAR_KIND!r}, version {_VERSION}")
+    fields = record_fields(load_json(beside), place, SIDECAR_KIND, ("beside", "map_digest"))
     provenance = provenance_from_json(fields, place)
     same_map = as_text(fields["map_digest"], f"{place}.map_digest") == map_digest(raw)
     if same_map and as_text(fields["beside"], f"{place}.beside") == format_name:

@@ -48,13 +48,16 @@ def plan():
 
 
 BROKEN_RECORDS = [
-    (("version",), 2, "version"),
+    (("version",), 3, r"\$\.version = 3: expected 1 to 2"),
+    (("version",), 0, r"\$\.version = 0: expected an integer >= 1"),
+    (("version",), ..., "key 'version' is missing"),
+    (("version",), 1, "key 'seconds' is missing"),
     (("format",), "other", "format"),
     (("strategy",), 7, r"\$\.strategy is a number: expected a string"),
     (("extra",), 1, r"\$: unknown key 'extra'"),
     (("seed",), ..., "key 'seed' is missing"),
     (("seed",), -1, r"\$\.seed = -1"),
-    (("seconds",), "1", r"\$\.seconds"),
+    (("seconds",), 1.0, r"\$: unknown key 'seconds'"),
     (("status",), "good", r"\$\.status = 'good'"),
     (("notes", 0), 3, r"\$\.notes\[0\]"),
     (("layers", 1, "objective"), 1.0, r"\$\.layers\[1\]\.objective = 1.0: expected at least lower_bound = 2.5"),
@@ -77,7 +80,7 @@ BROKEN_RECORDS = [
 @pytest.mark.parametrize(("keys", "value", "message"), BROKEN_RECORDS)
 @pytest.mark.parametrize("name", ["native", "sglang"])
 def test_broken_record(keys, value, message, name, plan, tmp_path):
-    """The same fields in the native file and in the sidecar of a foreign one."""
+    """The same fields in the native file and in the sidecar of an engine's file."""
     path = tmp_path / "plan.json"
     write_plan(plan, path, name)
     record = path if name == "native" else sidecar_path(path)
@@ -86,6 +89,16 @@ def test_broken_record(keys, value, message, name, plan, tmp_path):
         assert read_plan(path, name).layers == ()
     else:
         refuse(path, name, message, ReadHints())
+
+
+@pytest.mark.parametrize("name", ["native", "sglang"])
+def test_broken_wall_time_in_a_record_of_version_1(name, plan, tmp_path):
+    path = tmp_path / "plan.json"
+    write_plan(plan, path, name)
+    record = path if name == "native" else sidecar_path(path)
+    fields = {**json.loads(record.read_text()), "version": 1, "seconds": "1"}
+    record.write_text(json.dumps(fields))
+    refuse(path, name, r"\$\.seconds = '1'", ReadHints())
 
 
 BROKEN_TEXTS = [
