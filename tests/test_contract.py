@@ -55,11 +55,8 @@ def test_every_expert_lives_every_slot_is_filled_and_no_rank_holds_an_expert_twi
             assert not has_doubles(hands)
 
 
-@every_strategy
-@cases
-@given(problem=problems())
-def test_the_claim_is_what_the_judge_and_plain_loops_find_and_not_below_the_bound(name, problem):
-    made = planned(name, problem)
+def check_claims(made: eplb.Plan, problem: Problem) -> None:
+    """Each layer's objective is what the judge and plain loops find, and not below the bound."""
     total = np.einsum("w,wle->le", problem.load.weights, problem.load.tokens)
     evaluation = eplb.evaluate(made.placement, problem.load)
     weighted = np.einsum("w,wlr->lr", problem.load.weights, evaluation.rank_load)
@@ -75,6 +72,13 @@ def test_the_claim_is_what_the_judge_and_plain_loops_find_and_not_below_the_boun
         assert certificate.status is (SolveStatus.OPTIMAL if met else SolveStatus.HEURISTIC)
     assert made.gap_mean == pytest.approx(np.mean([layer.gap for layer in made.layers]))
     assert made.load_digest == problem.load.digest
+
+
+@every_strategy
+@cases
+@given(problem=problems())
+def test_the_claim_is_what_the_judge_and_plain_loops_find_and_not_below_the_bound(name, problem):
+    check_claims(planned(name, problem), problem)
 
 
 @every_strategy
@@ -123,12 +127,28 @@ def test_greedy_is_no_worse_than_deepseek_where_deepseek_doubles_nothing(num_ran
         assert doubled[layer] or ours.objective <= theirs.layers[layer].objective * (1 + greedy.tolerance)
 
 
-def test_a_strategy_that_claims_too_much_would_be_caught():
-    load = ExpertLoad([[6.0, 2.0, 2.0, 2.0]])
-    made = eplb.plan(load, eplb.Topology(1, 2, 2), "linear")
-    # Ranks {0, 1} and {2, 3}: 8 and 4 tokens, bound 6 (mean) and 6 + 2 / 1 = 8 (full slot).
-    assert [layer.objective for layer in made.layers] == [8.0]
-    claim = dataclasses.replace(made.layers[0], objective=6.0)
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"objective": 6.0},
+        {"objective": 9.0},
+        {"lower_bound": 8.5},
+        {"lower_bound": 7.0},
+        {"status": SolveStatus.HEURISTIC},
+    ],
+)
+def test_a_false_claim_is_caught(claim):
+    problem = Problem(ExpertLoad([[6.0, 2.0, 2.0, 2.0]]), eplb.Topology(1, 2, 2))
+    made = STRATEGIES["linear"](problem)
+    # Ranks {0, 1} and {2, 3}: 8 and 4 tokens. A rank with the 6 holds another expert too, so 8 is optimal.
+    assert [(layer.objective, layer.lower_bound) for layer in made.layers] == [(8.0, 8.0)]
+    check_claims(made, problem)
     with pytest.raises(AssertionError):
-        assert claim.objective == pytest.approx(busiest_time(hands_of(made.placement, 0), load.total[0]), rel=1e-9)
-    assert claim.gap < 0
+        check_claims(dataclasses.replace(made, layers=(dataclasses.replace(made.layers[0], **claim),)), problem)
+
+
+@pytest.mark.parametrize("change", [{"layers": ()}, {"load_digest": "sha256:00"}])
+def test_a_plan_without_certificates_or_of_another_load_is_caught(change):
+    problem = Problem(ExpertLoad([[6.0, 2.0, 2.0, 2.0]]), eplb.Topology(1, 2, 2))
+    with pytest.raises(AssertionError):
+        check_claims(dataclasses.replace(STRATEGIES["linear"](problem), **change), problem)

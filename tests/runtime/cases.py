@@ -147,8 +147,8 @@ def backends(group):
 
 
 def run_cases(member: Member, seeds: range) -> list[str]:
-    """Execute cases in every mode on this process; what differed from the reference."""
-    differences = []
+    """Execute cases in every mode on this process; what differed from the reference, or that there were no cases."""
+    differences = [] if seeds else ["no cases"]
     for seed in seeds:
         case = make_case(seed)
         alone = RankGroup(case.placement.topology)

@@ -36,6 +36,10 @@ def test_generated_cases_equal_the_reference_bit_by_bit(answers):
     assert [differences for differences, _, _ in answers] == [[]] * len(answers)
 
 
+def test_a_run_without_cases_is_not_a_success():
+    assert cases.run_cases(None, range(0)) == ["no cases"]
+
+
 def test_bf16_and_float8_travel(answers):
     assert [wrong for _, wrong, _ in answers] == [[]] * len(answers)
 
