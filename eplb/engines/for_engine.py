@@ -30,7 +30,7 @@ def for_engine(
         Ranks of the engine's expert-parallel group, and this one.
     model_shape
         The model that the engine runs, with the absolute ids of its MoE layers if it has dense ones; what the plan does
-        not say is taken from it. None to take the plan's.
+        not hold is taken from it. None to take the plan's.
     digest
         `RankLayout.digest` of another rank; None not to compare.
 

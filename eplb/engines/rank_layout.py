@@ -1,4 +1,4 @@
-"""Knows what one rank of an engine needs of a plan when it starts: its experts, the maps, what to read in which order.
+"""Derives what one rank of an engine needs of a plan when it starts: its experts, its maps, its loading order.
 
 Made by `for_engine`. Tensors in the form of each engine are made by `engine_tensors`.
 """
@@ -38,7 +38,7 @@ class RankLayout:
     Parameters
     ----------
     placement
-        Where all experts live.
+        The placement of all experts.
     shape
         The model.
     ep_rank
@@ -56,7 +56,7 @@ class RankLayout:
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
-        """[L] absolute index of each MoE layer; 0 to L - 1 where neither plan nor caller says it."""
+        """[L] absolute index of each MoE layer; 0 to L - 1 where neither plan nor caller gives it."""
         ids = self.shape.moe_layer_ids
         return tuple(range(self.placement.num_layers)) if ids is None else ids
 
@@ -68,7 +68,7 @@ class RankLayout:
 
     @cached_property
     def expert_map(self) -> NDArray[np.int32]:
-        """[L, E] first local slot of each logical expert, -1 for experts that live elsewhere."""
+        """[L, E] first local slot of each logical expert, -1 for experts of other ranks."""
         local_map = self.placement.local_expert_map(self.ep_rank)
         local_map.setflags(write=False)
         return local_map

@@ -3,8 +3,8 @@
 From the loader (vllm-project/vllm-ascend@182b75ea, ``eplb/core/eplb_utils.py``): JSON with ``moe_layer_count`` and
 ``layer_list`` of ``{layer_id, device_count, device_list}``, each device ``{device_id, device_expert}``. Layers (MoE
 layers only) and devices go by their order in the lists; ``layer_id``, ``device_id`` and ``device_count`` are
-ignored, so they have to be what the order says. All devices hold equally many experts, none twice, every layer as
-many redundant ones. The path has to end in ``.json``. MindIE's ``global_deployment.json`` is the same.
+ignored, so each has to be its position. All devices hold equally many experts, none twice; every layer has as many
+redundant ones. The path has to end in ``.json``. MindIE's ``global_deployment.json`` is the same.
 """
 
 from dataclasses import dataclass

@@ -102,7 +102,7 @@ class EngineFile:
             merge("slots", num_slots, topology.num_slots, self.path)
             return topology
         if num_ranks is None:
-            raise FormatError(f"{self.path}: {self.format_name} files do not say how many ranks: give --ranks")
+            raise FormatError(f"{self.path}: {self.format_name} files do not hold the number of ranks: give --ranks")
         num_nodes = 1 if num_nodes is None else num_nodes
         with error_context(self.path):
             if facts.slots_per_rank is None:
@@ -149,7 +149,8 @@ def _resolve_shape(
     known = merge("experts", facts.num_experts, hints.num_experts, path)
     known = merge("experts", known, None if hints.shape is None else hints.shape.num_experts, path)
     num_experts = int(phy2log.max()) + 1 if known is None else known
-    notes = () if known is not None else (f"the file does not say how many experts: {num_experts} by the largest id",)
+    guess = f"the file does not hold the number of experts: {num_experts} by the largest id"
+    notes = (guess,) if known is None else ()
     with error_context(path):
         shape = ModelShape(
             phy2log.shape[0],

@@ -74,7 +74,7 @@ def required_layer_ids(format_name: str, shape: ModelShape) -> tuple[int, ...]:
     """
     if shape.moe_layer_ids is None:
         raise FormatError(
-            f"{format_name} files name layers by their index in the whole model, dense layers counted, and the plan "
+            f"{format_name} files number layers by their index in the whole model, dense layers counted, and the plan "
             "does not have it: give the ids of the MoE layers (--moe-layers)"
         )
     return shape.moe_layer_ids

@@ -1,4 +1,4 @@
-"""Knows the part of MindIE's service `config.json` that decides who holds which experts; ignores the rest of the file.
+"""Reads the part of MindIE's service `config.json` that decides which rank holds which experts; the rest is ignored.
 
 The keys, all below ``BackendConfig``: `multiNodesInferEnabled`, and of ``ModelDeployConfig.ModelConfig[0]`` the sizes
 `worldSize tp dp cp sp moe_tp moe_ep` and, for one model under `models`, `ep_level`, `enable_init_routing_cutoff`,
@@ -34,7 +34,7 @@ class EpLevel(IntEnum):
 @final
 @dataclass(frozen=True, kw_only=True)
 class MindieConfig:
-    """What a MindIE deployment says about its expert parallelism; see `read_mindie_config`."""
+    """The expert parallelism of a MindIE deployment; see `read_mindie_config`."""
 
     layout: ParallelLayout
     ranks_per_server: int
@@ -70,7 +70,7 @@ class MindieConfig:
             raise InputError(f"a placement for {num_ranks} ranks: the MindIE config has moe_ep = {self.layout.moe_ep}")
 
     def topology(self, num_experts: int, num_redundant: int) -> Topology:
-        """The machine to plan for: moe_ep ranks, on nodes where each server holds a whole number of them.
+        """The topology to plan for: moe_ep ranks, on nodes where each server holds a whole number of them.
 
         Raises
         ------
@@ -190,12 +190,12 @@ def _scale_factors(options: dict[str, object], place: str) -> tuple[tuple[int, f
 
 def _flag(fields: dict[str, object], key: str, place: str) -> bool:
     """A boolean; MindIE also writes them as text. Absent is false, as MindIE has it."""
-    words: dict[object, bool] = {"true": True, "false": False}
+    values: dict[object, bool] = {"true": True, "false": False}
     value = fields.get(key, False)
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and value in words:
-        return words[value]
+    if isinstance(value, str) and value in values:
+        return values[value]
     raise FormatError(f"{place}.{key} = {value!r}: expected true or false")
 
 

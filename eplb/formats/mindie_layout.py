@@ -1,6 +1,6 @@
-"""Knows how one model is cut over ranks, in MindIE's words, and which rank holds which tokens; knows no experts.
+"""Computes MindIE's parallel groups of ranks, and which rank holds which tokens.
 
-Attention is cut by tensor (tp), data (dp) and context (cp); the experts of the same ranks by moe_tp and moe_ep::
+Attention is split by tensor (tp), data (dp) and context (cp); the experts of the same ranks by moe_tp and moe_ep::
 
     rank            0   1   2   3   4   5   6   7        tp = 2, dp = 4; moe_tp = 2, moe_ep = 4
     attention     (d0 ....)(d1 ....)(d2 ....)(d3 ....)   tp peers neighbours, data replicas outside

@@ -1,7 +1,7 @@
 """omni-infer's placement pattern, a .npy of zeros and ones.
 
 From the loader (omni-infer, omni_placement ``expert_mapping.py``): an array [ranks, MoE layers, experts] whose
-shape has to be exactly (world size, ``max_moe_layer_num``, experts); 1 says that the rank holds the expert. The
+shape has to be exactly (world size, ``max_moe_layer_num``, experts); 1: the rank holds the expert. The
 local position of an expert is the number of lower ids on the rank, so a rank's slots have no order of their own,
 and an expert cannot be twice on a rank. A layer may have more redundant experts than another, but in one layer
 every rank holds equally many: the engine sizes a rank by its layer's mean. Read into a Placement, a rank has as

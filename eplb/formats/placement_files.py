@@ -1,4 +1,4 @@
-"""Knows the two calls of the front door that read and write a placement in any format; knows no dialect."""
+"""`eplb.read_placement` and `eplb.write_placement`: placements in files of any format."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_placement(
     topology: Topology | None = None,
     shape: ModelShape | None = None,
 ) -> Placement:
-    """The placement in a file of any format; `eplb.formats.read_plan` gives what is known about it too.
+    """The placement in a file of any format; `eplb.formats.read_plan` gives the whole plan.
 
     Parameters
     ----------
@@ -25,14 +25,14 @@ def read_placement(
     format
         Name of its format; found by suffix and content when None.
     topology
-        The machine, for files that do not say it.
+        The topology, for files that do not hold it.
     shape
-        The model, for files that name layers in another way or not at all.
+        The model, for files that number layers differently or not at all.
 
     Raises
     ------
     FormatError
-        For a file that is not in its format, or says something else than `topology` and `shape`.
+        For a file that is not in its format, or contradicts `topology` or `shape`.
     """
     return read_plan(path, format, ReadHints(topology=topology, shape=shape)).placement
 

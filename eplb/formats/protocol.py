@@ -18,7 +18,7 @@ from eplb_traces import ModelShape
 @final
 @dataclass(frozen=True)
 class ReadHints:
-    """What the user knows and the file may not hold. None means: only the file can tell.
+    """What the user gives because the file may not hold it. None: the file has to hold it.
 
     A hint that contradicts the file is an error, never an override.
 

@@ -70,7 +70,7 @@ class Provenance:
     load_digest: str
 
     def with_map(self, phy2log: NDArray[np.int64], shape: ModelShape) -> Plan:
-        """The whole plan again; `shape` may hold more of the model than the record does."""
+        """The whole plan again; `shape` may hold layer ids that the record does not."""
         placement = Placement(phy2log, shape.num_experts, self.topology, self.replica_weights)
         return Plan(
             placement=placement,

@@ -155,12 +155,12 @@ def _all_rows(plan: Plan) -> NDArray[np.int64]:
         return phy2log
     if ids is None:
         raise FormatError(
-            f"sglang files have a row for each of {num_hidden} layers and the plan does not say which "
+            f"sglang files have a row for each of {num_hidden} layers and the plan does not hold which "
             f"{shape.num_layers} are MoE layers: give --moe-layers"
         )
     if num_hidden is None:
         raise FormatError(
-            "sglang files have a row for every layer, dense ones included, and the plan does not say how many the "
+            "sglang files have a row for every layer, dense ones included, and the plan does not hold how many the "
             "model has: give --hidden-layers"
         )
     rows = np.repeat(phy2log[:1], num_hidden, axis=0)

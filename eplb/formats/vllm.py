@@ -111,7 +111,7 @@ class VllmFile:
         if rows.ndim == 1:
             if known.shape is None:
                 raise FormatError(
-                    f"{self.file.path}: one list for all layers does not say how many there are: "
+                    f"{self.file.path}: one list for all layers, which does not give their number: "
                     "give --layers and --experts"
                 )
             rows = np.repeat(rows[None], known.shape.num_layers, axis=0)

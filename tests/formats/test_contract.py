@@ -1,4 +1,4 @@
-"""What every format owes: what goes in comes out, nothing half written, every bad file named by its place."""
+"""What every format has to do: read what it wrote, write whole files or none, name the place of every defect."""
 
 import json
 import os
@@ -24,9 +24,9 @@ from eplb.formats.sidecar import sidecar_path
 from eplb_traces import ModelShape
 from tests.generators import formats_examples, plans
 
-FOREIGN = sorted(set(FORMATS) - {"native"})
+OTHERS = sorted(set(FORMATS) - {"native"})
 FILES = [(name, suffix) for name, entry in FORMATS.items() for suffix in entry.suffixes]
-FOREIGN_FILES = [(name, suffix) for name, suffix in FILES if name != "native"]
+ENGINE_FILES = [(name, suffix) for name, suffix in FILES if name != "native"]
 
 # Plans that every engine's file can hold.
 common_plans = plans(layer_ids=True, equal=True, duplicates=False, weights=True)
@@ -65,7 +65,7 @@ def test_native_returns_the_whole_plan(plan):
 @formats_examples
 def test_file_with_its_sidecar_returns_the_whole_plan(plan):
     with tempfile.TemporaryDirectory() as folder:
-        for name, suffix in FOREIGN_FILES:
+        for name, suffix in ENGINE_FILES:
             path = Path(folder) / f"{name}{suffix}"
             write_plan(plan, path, name)
             assert detect_format(path).name == name
@@ -76,7 +76,7 @@ def test_file_with_its_sidecar_returns_the_whole_plan(plan):
 @formats_examples
 def test_file_alone_returns_the_map(plan):
     with tempfile.TemporaryDirectory() as folder:
-        for name, suffix in FOREIGN_FILES:
+        for name, suffix in ENGINE_FILES:
             path = Path(folder) / f"{name}{suffix}"
             write_plan(plan, path, name)
             sidecar_path(path).unlink()
@@ -157,7 +157,7 @@ def test_unwritable_path_is_an_error_and_leaves_nothing(name, suffix, small_plan
     assert [entry.name for entry in tmp_path.iterdir()] == [f"folder{suffix}"]
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", OTHERS)
 def test_refused_plan_writes_nothing(name, tmp_path):
     # Rank 1 has an empty slot in layer 0, so layer 0 has one redundant expert less than layer 1.
     placement = Placement([[0, 1, 1, -1], [0, 1, 0, 1]], 2, Topology(1, 2, 2))
@@ -167,7 +167,7 @@ def test_refused_plan_writes_nothing(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [n for n in FOREIGN if n != "omni"])
+@pytest.mark.parametrize("name", [n for n in OTHERS if n != "omni"])
 def test_uneven_ranks_are_refused(name, tmp_path):
     placement = Placement([[0, 1, 0]], 2, Topology(1, 2, [2, 1]))
     plan = Plan(placement, ModelShape(1, 2, moe_layer_ids=(0,), num_hidden_layers=1), "given")
@@ -183,7 +183,7 @@ def test_duplicates_are_refused_where_the_engine_loses_one(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sglang", "vllm", "deepseek", "native"])
-def test_duplicates_are_kept_where_the_engine_copes(name, tmp_path):
+def test_duplicates_are_kept_where_the_engine_loads_them(name, tmp_path):
     placement = Placement([[0, 1, 0, 0]], 2, Topology(1, 2, 2))
     path = tmp_path / f"plan{FORMATS[name].suffixes[0]}"
     write_placement(placement, path, name)
@@ -197,7 +197,7 @@ def test_one_layer_may_have_fewer_redundant_experts_for_omni(tmp_path):
     assert read_placement(tmp_path / "plan.npy") == placement
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", OTHERS)
 def test_wrong_suffix_is_refused(name, small_plan, tmp_path):
     with pytest.raises(FormatError, match="expected a name that ends in"):
         write_plan(small_plan, tmp_path / "plan.txt", name)
@@ -235,7 +235,7 @@ def test_any_name_of_a_native_file_will_do(small_plan, tmp_path):
     assert read_plan(tmp_path / "my.eplb.json") == small_plan
 
 
-def test_stale_sidecar_is_not_believed(small_plan, tmp_path):
+def test_stale_sidecar_is_not_used(small_plan, tmp_path):
     path = tmp_path / "plan.json"
     write_plan(small_plan, path, "vllm")
     path.write_text("[[0,1,2,3,0,2],[3,2,1,0,3,2]]")
@@ -244,7 +244,7 @@ def test_stale_sidecar_is_not_believed(small_plan, tmp_path):
     assert "plan.json.eplb.json is about another map and was not used" in again.notes
 
 
-@pytest.mark.parametrize("name", [*FOREIGN, "native"])
+@pytest.mark.parametrize("name", [*OTHERS, "native"])
 @pytest.mark.parametrize(
     ("hints", "message"),
     [

@@ -1,4 +1,4 @@
-"""What a file does not say has to be said by its reader, and the error names the flag."""
+"""What a file does not hold has to be given by its reader, and the error names the flag."""
 
 import json
 
@@ -29,7 +29,7 @@ def write(path, text):
     ],
 )
 def test_flat_lists_need_the_ranks(name, text, tmp_path):
-    with pytest.raises(FormatError, match="do not say how many ranks: give --ranks"):
+    with pytest.raises(FormatError, match="do not hold the number of ranks: give --ranks"):
         read_plan(write(tmp_path / name, text))
 
 
@@ -50,10 +50,10 @@ def test_wider_padding_and_other_order_of_replicas_is_the_same_map(tmp_path):
     assert read_plan(path).placement.physical_to_logical_map.tolist() == [[0, 1, 0]]
 
 
-def test_experts_are_counted_by_the_largest_id_and_said_so(tmp_path):
+def test_experts_are_counted_by_the_largest_id_with_a_note(tmp_path):
     plan = read_plan(write(tmp_path / "a.json", "[[0,2,1,0]]"), hints=TWO_RANKS)
     assert plan.placement.num_experts == 3
-    assert plan.notes == ("the file does not say how many experts: 3 by the largest id",)
+    assert plan.notes == ("the file does not hold the number of experts: 3 by the largest id",)
 
 
 def test_given_experts_find_the_missing_one(tmp_path):
@@ -78,7 +78,7 @@ def test_one_list_for_all_vllm_layers_needs_the_layers(tmp_path):
     assert plan.placement.physical_to_logical_map.tolist() == [[0, 1, 2, 0]] * 3
 
 
-def test_a_vllm_record_says_its_experts(tmp_path):
+def test_a_vllm_record_holds_its_number_of_experts(tmp_path):
     record = {"record_type": "eplb_initial_mapping", "version": 1, "num_redundant_experts": 1, "num_slots": 4}
     record["initial_global_assignments"] = {"1": [2, 1, 0, 0], "0": [0, 1, 2, 0]}
     plan = read_plan(write(tmp_path / "a.json", json.dumps(record)), hints=TWO_RANKS)
@@ -87,7 +87,7 @@ def test_a_vllm_record_says_its_experts(tmp_path):
     assert plan.notes == ()
 
 
-def test_shape_says_which_sglang_rows_are_dense(tmp_path):
+def test_the_shape_tells_which_sglang_rows_are_dense(tmp_path):
     path = write(tmp_path / "a.json", '{"physical_to_logical_map": [[1,0,1,0],[0,1,0,0],[1,1,0,1]]}')
     assert read_plan(path, hints=TWO_RANKS).placement.num_layers == 3
     plan = read_plan(path, hints=ReadHints(num_ranks=2, shape=ModelShape(2, 2, moe_layer_ids=(1, 2))))

@@ -30,7 +30,7 @@ def check(  # noqa: PLR0913  # one parameter a word of the command line
     moe_layers: options.MoeLayersOpt = None,
     hidden_layers: options.HiddenLayersOpt = None,
 ) -> None:
-    """Check a placement file against an engine's loader; exit code 3 if the engine would crash on it or misread it."""
+    """Check FILE against the engine's loader; exit code 3 if the engine would crash on it or misread it."""
     from eplb.formats.engine_check import check_file
 
     if moe_layers is None and hidden_layers is not None:
