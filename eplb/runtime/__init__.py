@@ -1,28 +1,22 @@
-"""Executes a placement on `torch.distributed` and proves it; the only room that knows torch.
+"""Executes a placement on `torch.distributed`, migrates it while it runs, and verifies it. Requires torch.
 
-A layer is a gate, tables, a backend and experts (`MoeLayer`); `verify` executes a plan on processes and checks them.
+A layer is a gate, placement tables, an exchange backend and experts (`MoeLayer`); `migrate` moves running layers to
+another placement; `verify` executes a plan on processes and checks the result.
 """
 
 try:
-    import torch  # noqa: F401  # asked for here, so that one sentence says what is missing
+    import torch  # noqa: F401  # a missing extra is reported here, once
 except ImportError as error:
     from eplb.errors import MissingExtraError
 
     raise MissingExtraError("the runtime", "runtime") from error
 
+from eplb.runtime.agreement import check_agreement, summed_counts
 from eplb.runtime.exchange.allgather import AllGather
 from eplb.runtime.exchange.alltoall import AllToAll
 from eplb.runtime.exchange.backend_choice import auto_backend, exchange_bytes, make_backend
-from eplb.runtime.exchange.protocol import (
-    Backend,
-    ExchangeEpochError,
-    ExchangeHandle,
-    ExchangeLimits,
-    ExchangeOverflowError,
-    Overflow,
-    RoutingPlan,
-    read_buffer_scale_factors,
-)
+from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow, read_buffer_scale_factors
+from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
 from eplb.runtime.layer.gate import (
@@ -41,21 +35,30 @@ from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_
 from eplb.runtime.live_migration import LiveMigration, MigrationError, migrate
 from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
-from eplb.runtime.verification.verify import VerifyReport, VerifyRequest, read_layers, verify
-from eplb.runtime.weights.expert_weights import BankShape, ExpertBank
+from eplb.runtime.verification.verify import verify
+from eplb.runtime.verification.verify_report import VerifyReport
+from eplb.runtime.verification.verify_request import VerifyRequest, read_layers
+from eplb.runtime.weights.checkpoint import CheckpointError, SafetensorsCheckpoint, StateDict
+from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape
+from eplb.runtime.weights.quantization import Dense, Fp4Blocks, Fp8Blocks
+from eplb.runtime.weights.weight_loading import load_experts, slot_experts
 
 __all__ = [
     "CAUGHT_BY",
     "AllGather",
     "AllToAll",
     "Backend",
-    "BankShape",
+    "CheckpointError",
+    "Dense",
     "ExchangeEpochError",
     "ExchangeHandle",
     "ExchangeLimits",
     "ExchangeOverflowError",
-    "ExpertBank",
+    "ExpertWeights",
+    "ExpertWeightsShape",
     "Fault",
+    "Fp4Blocks",
+    "Fp8Blocks",
     "Gate",
     "GateChoice",
     "GroupLimit",
@@ -71,16 +74,20 @@ __all__ = [
     "RankGroup",
     "Reference",
     "RoutingPlan",
+    "SafetensorsCheckpoint",
     "SigmoidGroupGate",
     "SlotExperts",
     "SoftmaxGate",
+    "StateDict",
     "TokenSource",
     "VerifyReport",
     "VerifyRequest",
     "auto_backend",
+    "check_agreement",
     "choose_slots",
     "exchange_bytes",
     "hash_table",
+    "load_experts",
     "make_backend",
     "migrate",
     "online_quotas",
@@ -89,5 +96,7 @@ __all__ = [
     "read_layers",
     "route",
     "run_processes",
+    "slot_experts",
+    "summed_counts",
     "verify",
 ]

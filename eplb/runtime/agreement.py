@@ -1,4 +1,4 @@
-"""Knows how processes see the same counts and prove that they decide the same; decides nothing."""
+"""Sums counts over processes and checks that all processes made the same decision."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ _DIGEST_BITS = 63
 
 
 def summed_counts(counts: Tensor, ranks: RankGroup) -> Tensor:
-    """[*] int64 on the CPU: the counts of all processes together, the same on each of them.
+    """[*] int64 on the CPU: the sum over all processes, the same on each process.
 
     Parameters
     ----------
     counts
-        [*] integers of this process, of the same shape everywhere, on a device that the communicator moves.
+        [*] integers of this process, of the same shape on all processes, on a device that the communicator supports.
     ranks
         The processes.
     """
@@ -29,16 +29,16 @@ def check_agreement(digest: int, ranks: RankGroup, device: torch.device | str = 
     Parameters
     ----------
     digest
-        63 bits of what has to be the same.
+        63-bit digest of the decision.
     ranks
         The processes.
     device
-        Where tensors live that the communicator moves.
+        A device that the communicator supports.
 
     Raises
     ------
     VerificationError
-        On every process, if one has another digest. The caller must not migrate then.
+        On every process, if the digests differ. The caller must not migrate then.
     """
     mine = torch.tensor([digest & ((1 << _DIGEST_BITS) - 1)], dtype=torch.int64, device=device)
     digests = ranks.all_gather(mine).flatten().tolist()

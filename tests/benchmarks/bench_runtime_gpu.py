@@ -3,7 +3,7 @@
     PYTHONPATH=.:traces python tests/benchmarks/bench_runtime_gpu.py [--processes 2]
 
 Times are CUDA events around one call, a barrier before each, L2 flushed, median of 30 after 10 warm-ups, the slowest
-rank's. "cached" reuses the handle; "arrange" is what makes it: counts, slots, weights, sorting. Wire GB/s counts what
+rank's. "cached" reuses the handle; "plan" makes it: counts, slots, weights, sorting. Wire GB/s counts what
 leaves a GPU, logical GB/s (DeepEP's convention) every copy that arrives, local ones too. Host waits are counted by
 torch's own check of synchronising calls; NCCL's are not seen by it.
 """
@@ -139,13 +139,13 @@ def _measure(member: Member, _: None) -> list[Row]:
 
 
 def _steps(name: str, backend: Backend, routing: RoutingPlan, x: torch.Tensor, flush: torch.Tensor) -> list[Row]:
-    """Arrange, dispatch and combine of one backend; the experts between them give back what they got."""
-    handle = backend.arrange(routing)
+    """Plan exchange, dispatch and combine of one backend; the experts return their input unchanged."""
+    handle = backend.plan_exchange(routing)
     x_MH = backend.dispatch(x, handle)
     wire = backend.wire_rows(handle)
     row_bytes = x.shape[1] * x.element_size()
     steps: list[tuple[str, Callable[[], object], torch.Tensor]] = [
-        ("arrange", lambda: backend.arrange(routing), torch.zeros_like(wire.dispatch_RR)),
+        ("plan", lambda: backend.plan_exchange(routing), torch.zeros_like(wire.dispatch_RR)),
         ("dispatch", lambda: backend.dispatch(x, handle), wire.dispatch_RR),
         ("combine", lambda: backend.combine(x_MH, handle), wire.combine_RR),
     ]

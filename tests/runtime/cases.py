@@ -129,7 +129,7 @@ def own_part(case: Case, group: RankGroup) -> tuple[slice, TokenSource]:
 def execute(backend, case, tables, group, x_TH, weight_TK):
     part, source = own_part(case, group)
     routing = route(GateChoice(case.ids_TK[part], weight_TK[part]), source, tables, 0, group)
-    handle = backend.arrange(routing)
+    handle = backend.plan_exchange(routing)
     forward = experts_of(case, tables, group.slots)
     y_MH = forward(backend.dispatch(x_TH[part], handle), handle.rows.rows_per_slot_S)
     return backend.combine(y_MH, handle), handle

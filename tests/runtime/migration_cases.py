@@ -18,7 +18,8 @@ from eplb.core.topology import Topology
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.live_migration import LiveMigration, MigrationError, MigrationPoint, migrate
-from eplb.runtime.weights.expert_weights import BankShape, ExpertBank
+from eplb.runtime.staged_experts import BATCHES_PER_EXCHANGE
+from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape
 from eplb.runtime.weights.quantization import Fp4Blocks, Fp8Blocks
 
 HIDDEN, INNER, TOP_K, NUM_TOKENS = 32, 32, 2, 24
@@ -34,8 +35,8 @@ class World:
     def __init__(self, before, codec=None, group=None, max_replicas=None):
         self.before, self.ranks = before, RankGroup.of(before.topology, group or dist.group.WORLD)
         self.tables = PlacementTables(before, device=_device(), max_replicas=max_replicas)
-        self.bank = self._bank(len(self.ranks.slots), codec)
-        self.truth = self._bank(before.num_experts, codec)
+        self.weights = self._new_weights(len(self.ranks.slots), codec)
+        self.truth = self._new_weights(before.num_experts, codec)
         for layer in range(before.num_layers):
             row = before.physical_to_logical_map[layer]
             for expert in range(before.num_experts):
@@ -43,29 +44,29 @@ class World:
             for slot in self.ranks.slots:
                 if row[slot] >= 0:
                     expert_parts = self.truth.slot_parts(layer, int(row[slot]))
-                    self.bank.write_parts(layer, slot - self.ranks.slots.start, expert_parts)
+                    self.weights.write_parts(layer, slot - self.ranks.slots.start, expert_parts)
         layers, experts = range(before.num_layers), range(before.num_experts)
         self.prints = [[self.truth.fingerprint(layer, expert) for expert in experts] for layer in layers]
         self.wanted = [self.expected(layer) for layer in layers]
         self.addresses = self._addresses()
 
-    def _bank(self, num_slots, codec):
-        shape = BankShape(
+    def _new_weights(self, num_slots, codec):
+        shape = ExpertWeightsShape(
             num_layers=self.before.num_layers, num_slots=num_slots, hidden_size=HIDDEN, intermediate_size=INNER
         )
-        return ExpertBank(shape, codec, compute_dtype=torch.float32, device=_device())
+        return ExpertWeights(shape, codec, compute_dtype=torch.float32, device=_device())
 
     def _addresses(self):
         tables = [self.tables.phy2log_LP.data_ptr(), self.tables.log2phy_LEX.data_ptr()]
-        banks = [self.bank.layer_parts(layer).values() for layer in range(self.before.num_layers)]
-        return tables + [part.data_ptr() for parts in banks for part in parts]
+        weights = [self.weights.layer_parts(layer).values() for layer in range(self.before.num_layers)]
+        return tables + [part.data_ptr() for parts in weights for part in parts]
 
     def outputs(self, layer):
         """What the layer makes of the tokens, over all processes, by the published maps and the live weights."""
         x, experts = _tokens(layer, self.before.num_experts)
         log2phy, count = self.tables.log2phy_LEX[layer], self.tables.logcnt_LE[layer]
         slot = log2phy[experts, torch.arange(NUM_TOKENS, device=x.device)[:, None] % count[experts]]
-        y = _run(self.bank, layer, x, slot - self.ranks.slots.start)
+        y = _run(self.weights, layer, x, slot - self.ranks.slots.start)
         dist.all_reduce(y, group=self.ranks.process_group)
         return y
 
@@ -81,7 +82,7 @@ class World:
     def holds(self, layer, placement):
         """Whether this process has the layer's maps and weights of a placement, and nothing has moved in memory."""
         row = placement.physical_to_logical_map[layer]
-        live = [self.bank.fingerprint(layer, slot - self.ranks.slots.start) for slot in self.ranks.slots]
+        live = [self.weights.fingerprint(layer, slot - self.ranks.slots.start) for slot in self.ranks.slots]
         wanted = [self.prints[layer][e] if e >= 0 else None for e in row[self.ranks.slots]]
         same = all(want in (None, have) for want, have in zip(wanted, live, strict=True))
         return same and self.tables.phy2log_LP[layer].tolist() == row.tolist() and self._addresses() == self.addresses
@@ -106,12 +107,12 @@ def _tokens(layer, num_experts):
     return x.to(_device()), experts.to(_device())
 
 
-def _run(bank, layer, x, slot):
-    token, k = torch.nonzero((slot >= 0) & (slot < bank.shape.num_slots), as_tuple=True)
+def _run(weights, layer, x, slot):
+    token, k = torch.nonzero((slot >= 0) & (slot < weights.shape.num_slots), as_tuple=True)
     order = torch.argsort(slot[token, k], stable=True)
     token, k = token[order], k[order]
-    counts = torch.bincount(slot[token, k], minlength=bank.shape.num_slots)
-    return torch.zeros_like(x).index_add_(0, token, bank.forward(layer, x[token], counts) * (k[:, None] + 1))
+    counts = torch.bincount(slot[token, k], minlength=weights.shape.num_slots)
+    return torch.zeros_like(x).index_add_(0, token, weights.forward(layer, x[token], counts) * (k[:, None] + 1))
 
 
 def placement(seed, topology, num_experts, num_layers=3, num_holes=0):
@@ -142,7 +143,7 @@ def case_any_migration_under_traffic(size):
         after = placement(seed + 100, topology, 3 * size, num_holes=num_holes)
         world = World(before)
         assert world.serves()
-        live = LiveMigration(Migration.between(before, after), world.bank, world.tables, world.ranks)
+        live = LiveMigration(Migration.between(before, after), world.weights, world.tables, world.ranks)
         assert live.layers == (0, 1, 2)
         for layer in live.layers:
             live.stage(layer)
@@ -156,7 +157,7 @@ def case_scales_move_with_quantised_weights(size):
     before, after = pair(size)
     for codec in (Fp8Blocks(), Fp4Blocks()):
         world = World(before, codec)
-        migrate(Migration.between(before, after), world.bank, world.tables, world.ranks)
+        migrate(Migration.between(before, after), world.weights, world.tables, world.ranks)
         world.check([after] * 3)
 
 
@@ -165,7 +166,7 @@ def case_folded_ranks(size):
         topology = Topology(1, num_ranks, 3)
         before, after = placement(1, topology, 2 * num_ranks), placement(2, topology, 2 * num_ranks)
         world = World(before)
-        migrate(Migration.between(before, after), world.bank, world.tables, world.ranks)
+        migrate(Migration.between(before, after), world.weights, world.tables, world.ranks)
         world.check([after] * 3)
 
 
@@ -180,14 +181,14 @@ def case_an_expert_needed_twice_on_a_rank(size):
     new[3:] = [e for e in [*range(2 * size)] if e not in new[:3]][: 3 * size - 3] + [0] * (size - 1)
     after = Placement([new], 2 * size, topology)
     world = World(before)
-    migrate(Migration.between(before, after), world.bank, world.tables, world.ranks)
+    migrate(Migration.between(before, after), world.weights, world.tables, world.ranks)
     world.check([after])
 
 
 def case_nothing_to_move(size):
     before, _ = pair(size)
     world = World(before)
-    migrate(Migration.between(before, before), world.bank, world.tables, world.ranks)
+    migrate(Migration.between(before, before), world.weights, world.tables, world.ranks)
     world.check([before] * 3)
     assert world.tables.epoch_L.tolist() == [0, 0, 0]
 
@@ -198,7 +199,7 @@ def case_new_shares_are_published_without_copies(size):
     shares = 1.0 / counts
     after = Placement(before.physical_to_logical_map, before.num_experts, before.topology, shares)
     world = World(before)
-    migrate(Migration.between(before, after), world.bank, world.tables, world.ranks)
+    migrate(Migration.between(before, after), world.weights, world.tables, world.ranks)
     world.check([after] * 3)
     assert world.tables.epoch_L.tolist() == [1, 1, 1]
 
@@ -214,14 +215,14 @@ def case_exchanges_are_bounded(size):
 
     dist.batch_isend_irecv = counting
     try:
-        migrate(plan, world.bank, world.tables, world.ranks)
+        migrate(plan, world.weights, world.tables, world.ranks)
     finally:
         dist.batch_isend_irecv = send
     world.check([after])
     # One expert out and one in for each batch, each a header and two parts.
-    assert plan.num_batches > LiveMigration.batches_per_exchange
+    assert plan.num_batches > BATCHES_PER_EXCHANGE
     assert len(sizes) > 1
-    assert max(sizes) <= LiveMigration.batches_per_exchange * 2 * 3
+    assert max(sizes) <= BATCHES_PER_EXCHANGE * 2 * 3
 
 
 class Fault:
@@ -251,7 +252,7 @@ def _fails(size, fault, message, moved=0):
     """The fault stops the migration on all ranks after `moved` layers; everything serves; trying again succeeds."""
     before, after = pair(size)
     world, plan = World(before), Migration.between(before, after)
-    live = LiveMigration(plan, world.bank, world.tables, world.ranks, fault)
+    live = LiveMigration(plan, world.weights, world.tables, world.ranks, fault)
 
     def move():
         for layer in live.layers:
@@ -298,7 +299,7 @@ def case_fault_maps_that_do_not_fit_on_a_rank(size):
     before, after = Placement([row], 3 * size, topology), Placement([np.roll(new, 4)], 3 * size, topology)
     world = World(before, max_replicas=2 if dist.get_rank() == 1 else None)
     _refused(
-        lambda: migrate(Migration.between(before, after), world.bank, world.tables, world.ranks),
+        lambda: migrate(Migration.between(before, after), world.weights, world.tables, world.ranks),
         "publishing layer 0: failed on rank 1",
     )
     world.check([before])
@@ -313,7 +314,7 @@ def case_fault_between_layers(size):
 def case_fault_another_plan_on_a_rank(size):
     before, after = pair(size)
     world, plan = World(before), Migration.between(before, after if dist.get_rank() != 1 else before)
-    _refused(lambda: migrate(plan, world.bank, world.tables, world.ranks), "planning the migration: rank 1 has plan")
+    _refused(lambda: migrate(plan, world.weights, world.tables, world.ranks), "planning the migration: rank 1 has plan")
     world.check([before] * 3)
 
 
@@ -322,7 +323,7 @@ def case_fault_another_epoch_on_a_rank(size):
     world = World(before)
     world.tables.epoch_L[0] += dist.get_rank() == 1
     _refused(
-        lambda: migrate(Migration.between(before, after), world.bank, world.tables, world.ranks),
+        lambda: migrate(Migration.between(before, after), world.weights, world.tables, world.ranks),
         "preparing layer 0: rank 1 has epoch 1, rank 0 has 0",
     )
     world.check([before] * 3)
@@ -335,26 +336,26 @@ def case_fault_stale_maps_on_a_rank(size):
         row = np.roll(before.physical_to_logical_map[0], 1)
         world.tables.phy2log_LP[0] = torch.from_numpy(row.astype(np.int64))
     _refused(
-        lambda: migrate(Migration.between(before, after), world.bank, world.tables, world.ranks),
+        lambda: migrate(Migration.between(before, after), world.weights, world.tables, world.ranks),
         "preparing layer 0: failed on rank 1",
     )
     assert world.tables.epoch_L.tolist() == [0, 0, 0]
 
 
-def case_fault_a_bank_of_other_sizes_on_a_rank(size):
+def case_fault_weights_of_other_sizes_on_a_rank(size):
     before, after = pair(size)
     world = World(before)
-    shape = BankShape(num_layers=1, num_slots=1, hidden_size=HIDDEN, intermediate_size=INNER)
-    bank, plan = ExpertBank(shape, device=_device()), Migration.between(before, after)
-    bank = bank if dist.get_rank() == 0 else world.bank
-    _refused(lambda: migrate(plan, bank, world.tables, world.ranks), "planning the migration: failed on rank 0")
+    shape = ExpertWeightsShape(num_layers=1, num_slots=1, hidden_size=HIDDEN, intermediate_size=INNER)
+    weights, plan = ExpertWeights(shape, device=_device()), Migration.between(before, after)
+    weights = weights if dist.get_rank() == 0 else world.weights
+    _refused(lambda: migrate(plan, weights, world.tables, world.ranks), "planning the migration: failed on rank 0")
     world.check([before] * 3)
 
 
 def case_fault_committing_what_is_not_staged(size):
     before, after = pair(size)
     world = World(before)
-    live = LiveMigration(Migration.between(before, after), world.bank, world.tables, world.ranks)
+    live = LiveMigration(Migration.between(before, after), world.weights, world.tables, world.ranks)
     live.stage(1)
     _refused(lambda: live.commit(0), "committing layer 0: failed on rank 0")
     world.check([before] * 3)
@@ -367,7 +368,7 @@ def case_zz_fault_silent_peer(size):
     group = dist.new_group(timeout=timedelta(seconds=2))
     before, after = pair(size)
     world = World(before, group=group)
-    live = LiveMigration(Migration.between(before, after), world.bank, world.tables, world.ranks)
+    live = LiveMigration(Migration.between(before, after), world.weights, world.tables, world.ranks)
     if dist.get_rank() != 1:
         _refused(lambda: live.stage(0), "the other ranks do not answer")
     dist.barrier()

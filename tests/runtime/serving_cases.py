@@ -14,8 +14,8 @@ from eplb.errors import VerificationError
 from eplb.online import OnlineSettings, Rebalancer
 from eplb.runtime import (
     AllToAll,
-    BankShape,
-    ExpertBank,
+    ExpertWeights,
+    ExpertWeightsShape,
     GateChoice,
     LiveMigration,
     Member,
@@ -64,18 +64,18 @@ class World:
         placement = Placement([row] * LAYERS, self.num_experts, topology)
         self.ranks, self.device = RankGroup.of(topology, member.process_group), member.device
         self.tables = PlacementTables(placement, device=self.device)
-        self.bank, self.truth = self._bank(len(self.ranks.slots)), self._bank(self.num_experts)
+        self.weights, self.truth = self._new_weights(len(self.ranks.slots)), self._new_weights(self.num_experts)
         for layer in range(LAYERS):
             for expert in range(self.num_experts):
                 self.truth.write_dense(layer, expert, *_expert(layer, expert))
             for slot in self.ranks.slots:
-                self.bank.write_dense(layer, slot - self.ranks.slots.start, *_expert(layer, row[slot]))
+                self.weights.write_dense(layer, slot - self.ranks.slots.start, *_expert(layer, row[slot]))
         self.rebalancer = Rebalancer(placement, SETTINGS)
         self.moving: tuple[Migration, LiveMigration, list[int]] | None = None
 
-    def _bank(self, num_slots):
-        shape = BankShape(num_layers=LAYERS, num_slots=num_slots, hidden_size=HIDDEN, intermediate_size=INNER)
-        return ExpertBank(shape, compute_dtype=torch.float32, device=self.device)
+    def _new_weights(self, num_slots):
+        shape = ExpertWeightsShape(num_layers=LAYERS, num_slots=num_slots, hidden_size=HIDDEN, intermediate_size=INNER)
+        return ExpertWeights(shape, compute_dtype=torch.float32, device=self.device)
 
     def serve(self, step: int, served: Served) -> torch.Tensor:
         """One step of all layers; [L, E] tokens of all processes."""
@@ -84,7 +84,7 @@ class World:
         for layer in range(LAYERS):
             x_TH, choice = self._batch(step, layer)
             backend = AllToAll(self.ranks)
-            moe = MoeLayer(layer, Script(choice), self.tables, self.ranks, backend, self.bank)
+            moe = MoeLayer(layer, Script(choice), self.tables, self.ranks, backend, self.weights)
             result = moe(x_TH, torch.arange(TOKENS, device=self.device), source)
             served.exact &= torch.equal(result.y_TH, self._expected(layer, x_TH, choice))
             counts[layer] = torch.bincount(result.choice.expert_ids_TK.flatten(), minlength=self.num_experts)
@@ -108,7 +108,7 @@ class World:
         return x_TH.to(self.device), GateChoice(ids_TK.to(self.device), weight_TK.to(self.device))
 
     def _expected(self, layer, x_TH, choice):
-        """From one bank with every expert, choice by choice; no slots, no ranks."""
+        """From the weights of all experts, choice by choice, without slots and ranks."""
         y_TH = torch.zeros_like(x_TH)
         for k in range(TOP_K):
             ids_T, order = torch.sort(choice.expert_ids_TK[:, k], stable=True)
@@ -123,7 +123,7 @@ class World:
         served.digests.append(self.rebalancer.digest())
         if migration is not None:
             served.migrations.append(migration.moved_copies)
-            live = LiveMigration(migration, self.bank, self.tables, self.ranks)
+            live = LiveMigration(migration, self.weights, self.tables, self.ranks)
             self.moving = (migration, live, list(live.layers))
         elif self.moving is not None:
             migration, live, layers = self.moving

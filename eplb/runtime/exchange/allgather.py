@@ -1,9 +1,9 @@
-"""Knows the AllGather backend: every process sees every token and keeps its own rows (MindIE's ep_level 1).
+"""The AllGather backend: every process receives every token and keeps its own rows (MindIE's ep_level 1).
 
-T tokens of this process   U tokens of the process that has most   Q processes   K choices   H hidden
+T tokens of this process   U largest T of all processes   Q processes   K choices   H hidden
 D = Q * U tokens after the gather, padding included      M rows for the experts of this process
 
-gathered  x_DH      q0: t0 t1 .  | q1: t0 t1 t2        padded to U = 3; the dot is never read
+gathered  x_DH      q0: t0 t1 .  | q1: t0 t1 t2        padded to U = 3; the padding (.) is never read
 returned  [Q, U, H] partial sums, reduced over processes and scattered: process q keeps [q]
 """
 
@@ -14,21 +14,18 @@ import torch
 from torch import Tensor
 
 from eplb.errors import InputError
-from eplb.runtime.exchange.protocol import (
-    ExchangeHandle,
-    ExchangeLimits,
-    ExchangeOverflowError,
+from eplb.runtime.exchange.expert_rows import (
     ExpertRows,
-    Overflow,
-    PaddedTokens,
-    RoutingPlan,
-    WireRows,
-    check_epochs,
     expert_rows,
     kept_rows,
+    packed_choices,
+    unpacked_choices,
     weighted_sum,
 )
+from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow
+from eplb.runtime.exchange.protocol import ExchangeHandle, PaddedTokens, RoutingPlan, WireRows, check_epochs
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.layer.replica_choice import position_in_run
 
 
 @final
@@ -41,10 +38,10 @@ class AllGather:
     group
         The processes.
     fixed_order
-        Return every selection's row by itself and add them up at the source in the order of choices, which gives the
-        same bits for every placement and costs K times the bytes; else partial sums are reduced on the way.
+        True: return the row of every selection and add the rows at the source in the order of choices. The result has
+        the same bits for every placement and costs K times the bytes. False: reduce partial sums.
     limits
-        Size of the sorted rows.
+        Size of the buffer of sorted rows.
     """
 
     group: RankGroup
@@ -52,7 +49,7 @@ class AllGather:
     limits: ExchangeLimits = field(default_factory=ExchangeLimits)
     name: ClassVar[str] = "allgather"
 
-    def arrange(self, routing: RoutingPlan) -> ExchangeHandle:
+    def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
         """Gather token counts, then slots and weights of all tokens.
 
         Raises
@@ -62,18 +59,16 @@ class AllGather:
         ExchangeEpochError
             On every process, if they routed by different maps.
         InputError
-            If `topk_scaling_factor` leaves no choice of a token.
+            If `topk_scaling_factor` allows no row per token.
         """
         num_ranks, device = self.group.topology.num_ranks, routing.slot_TK.device
         tokens_R = torch.bincount(routing.source.rank_T, minlength=num_ranks)
-        told = self.group.all_gather(torch.cat([tokens_R, routing.epoch.to(device)[None]])).tolist()
-        check_epochs([row[-1] for row in told])
-        tokens_of_rank = [sum(row[rank] for row in told) for rank in range(num_ranks)]
-        most = max(sum(row[:-1]) for row in told)
-        packed_U2K = self._padded(_packed(routing), most, fill=-1)
-        packed_D2K = self.group.all_gather(packed_U2K).flatten(0, 1)
-        slot_DK = packed_D2K[:, 0].to(torch.int64)
-        weight_DK = packed_D2K[:, 1].contiguous().view(torch.float32)
+        counts_Q = self.group.all_gather(torch.cat([tokens_R, routing.epoch.to(device)[None]])).tolist()
+        check_epochs([counts[-1] for counts in counts_Q])
+        tokens_of_rank = [sum(counts[rank] for counts in counts_Q) for rank in range(num_ranks)]
+        most = max(sum(counts[:-1]) for counts in counts_Q)
+        packed_U2K = self._padded(packed_choices(routing.slot_TK, routing.weight_TK), most, fill=-1)
+        slot_DK, weight_DK = unpacked_choices(self.group.all_gather(packed_U2K).flatten(0, 1))
         rows, _ = expert_rows(slot_DK, weight_DK, self.group.slots)
         dropped_P = torch.zeros(self.group.topology.num_slots, dtype=torch.int64, device=device)
         if self.limits.topk_scaling_factor < 1:
@@ -92,7 +87,7 @@ class AllGather:
         if not self.fixed_order:
             partial_DH = weighted_sum(y_MH, rows.row_DJ, rows.weight_DJ)
             return self.group.reduce_scatter(partial_DH.view(self.group.num_processes, most, hidden))[:num_tokens]
-        # Each selection has one row somewhere and zeros elsewhere: the reduction moves it and adds nothing.
+        # Each selection has its row on one process and zeros on the others, so the reduction moves it unchanged.
         row_DK = rows.row_DJ
         spread_DKH = torch.zeros((*row_DK.shape, hidden), dtype=y_MH.dtype, device=y_MH.device)
         spread_DKH[row_DK >= 0] = y_MH[row_DK[row_DK >= 0]]
@@ -102,7 +97,7 @@ class AllGather:
         return weighted_sum(own_UKH[:num_tokens].flatten(0, 1), row_TK, routing.weight_TK)
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
-        """Every rank sends its tokens, padded to the rank that has most, to every rank, and gets as many back."""
+        """Every rank sends its tokens, padded to the largest count, to every rank and receives as many rows."""
         tokens_R = torch.tensor(_padding_of(handle).tokens_of_rank, device=handle.routing.slot_TK.device)
         num_ranks = tokens_R.numel()
         dispatch_RR = torch.zeros((num_ranks, num_ranks), dtype=torch.int64, device=tokens_R.device)
@@ -110,7 +105,7 @@ class AllGather:
         return WireRows(dispatch_RR, dispatch_RR * handle.routing.top_k if self.fixed_order else dispatch_RR)
 
     def _padded(self, x: Tensor, most: int, fill: int | None = None) -> Tensor:
-        """[U, *] the tokens in a buffer of U; what lies behind them is `fill`, or whatever the memory held."""
+        """[U, *] the tokens in a buffer of U rows; the padding is `fill`, or uninitialised if None."""
         if x.shape[0] == most and fill is None:
             return x
         buffer = self.group.allocate((most, *x.shape[1:]), x.dtype, x.device)
@@ -120,30 +115,23 @@ class AllGather:
         return buffer
 
     def _cut(self, rows: ExpertRows, slot_DK: Tensor, total_tokens: int) -> tuple[ExpertRows, Tensor]:
-        """Keep the first rows of each rank, as its sorted buffer would; what lies behind are its last slots."""
+        """Keep the first rows of each rank, as many as its sorted buffer holds; rows of its last slots are dropped."""
         top_k = slot_DK.shape[1]
         room = self.limits.rows_per_rank(total_tokens, top_k)
         if room == 0 and total_tokens:
             raise InputError(
                 f"topk_scaling_factor = {self.limits.topk_scaling_factor}: int({top_k} * factor) is 0, expected >= 1"
             )
-        ends_R = torch.from_numpy(self.group.topology.rank_first_slot[1:].copy()).to(slot_DK.device)
-        rank_DK = torch.searchsorted(ends_R, slot_DK[slot_DK >= 0], right=True)
-        rows_R = torch.bincount(rank_DK, minlength=ends_R.numel())
+        rank_of_choice = self.group.rank_of_slot(slot_DK[slot_DK >= 0])
+        rows_R = torch.bincount(rank_of_choice, minlength=self.group.topology.num_ranks)
         if self.limits.overflow is Overflow.RAISE and bool((rows_R > room).any()):
             raise ExchangeOverflowError(
                 f"rank {int(rows_R.argmax())} has {int(rows_R.max())} rows after AllGather: room for {room}"
                 f" (topk_scaling_factor {self.limits.topk_scaling_factor})"
             )
-        rank_M = torch.searchsorted(ends_R, rows.slot_of_row_M, right=True)
-        place_M = torch.arange(rank_M.numel(), device=rank_M.device) - torch.searchsorted(rank_M, rank_M)
-        dropped_P = torch.bincount(rows.slot_of_row_M[place_M >= room], minlength=self.group.topology.num_slots)
-        return kept_rows(rows, place_M < room, self.group.slots), dropped_P
-
-
-def _packed(routing: RoutingPlan) -> Tensor:
-    """[T, 2, K] int32 slots and the bits of the weights."""
-    return torch.stack([routing.slot_TK.to(torch.int32), routing.weight_TK.view(torch.int32)], dim=1)
+        position_M = position_in_run(self.group.rank_of_slot(rows.slot_of_row_M))
+        dropped_P = torch.bincount(rows.slot_of_row_M[position_M >= room], minlength=self.group.topology.num_slots)
+        return kept_rows(rows, position_M < room, self.group.slots), dropped_P
 
 
 def _padding_of(handle: ExchangeHandle) -> PaddedTokens:

@@ -1,6 +1,6 @@
-"""Knows the all-to-all backend: copies go only where an expert of theirs lives (MindIE's ep_level 2).
+"""The all-to-all backend: a token is sent only to ranks that hold one of its experts (MindIE's ep_level 2).
 
-T tokens of this process   K choices   C copies sent   D copies received   J choices a copy carries   H hidden
+T tokens of this process   K choices   C copies sent   D copies received   J choices per copy   H hidden
 
 tokens  t0 {r1,r2,r1}  t1 {r0}          ->  copies   (r0,t1) | (r1,t0) | (r2,t0)            deduplicated: J = K
 ->  copies   (r0,t1,k0) | (r1,t0,k0) (r1,t0,k2) | (r2,t0,k1)         J = 1
@@ -13,28 +13,20 @@ import torch
 from torch import Tensor
 
 from eplb.errors import InputError
-from eplb.runtime.exchange.protocol import (
-    ExchangeHandle,
-    ExchangeLimits,
-    ExchangeOverflowError,
-    Overflow,
-    RoutingPlan,
-    Splits,
-    WireRows,
-    check_epochs,
-    expert_rows,
-    weighted_sum,
-)
+from eplb.runtime.exchange.expert_rows import expert_rows, unpacked_choices, weighted_sum
+from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow
+from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, Splits, WireRows, check_epochs
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.layer.replica_choice import position_in_run
 
 
 class _Copies(NamedTuple):
-    """What this process sends, by destination rank, then token (then choice, without deduplication)."""
+    """The copies that this process sends, by destination rank, then token (then choice, without deduplication)."""
 
     token_C: Tensor
     rank_C: Tensor
     copy_of_TK: Tensor
-    """[T, K] copy that carries each selection; 0 where it is masked."""
+    """[T, K] copy of each selection; 0 if it is masked."""
 
 
 @final
@@ -47,10 +39,10 @@ class AllToAll:
     group
         The processes.
     dedup
-        One copy per token and rank instead of one per selection.
+        True: one copy per token and rank; False: one per selection.
     fixed_order
-        Return every row by itself and add them up at the source in the order of choices, which gives the same bits for
-        every placement; else each rank applies the weights and adds its own rows first, and one row a copy returns.
+        True: return every row and add the rows at the source in the order of choices; the result has the same bits for
+        every placement. False: each rank applies the weights, adds its own rows and returns one row per copy.
     limits
         Sizes of the buffers.
     """
@@ -61,8 +53,8 @@ class AllToAll:
     limits: ExchangeLimits = field(default_factory=ExchangeLimits)
     name: ClassVar[str] = "alltoall"
 
-    def arrange(self, routing: RoutingPlan) -> ExchangeHandle:
-        """Exchange counts, then the slots and weights that each copy carries.
+    def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
+        """Exchange counts, then the slots and weights of each copy.
 
         Raises
         ------
@@ -100,7 +92,7 @@ class AllToAll:
         return weighted_sum(back_CH, sent.sum_row_TK, sent.sum_weight_TK)
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
-        """Copies by source and destination rank; in fixed order every selection returns by itself."""
+        """Copies by source and destination rank; in fixed order one row per selection is returned."""
         sent, routing = _splits_of(handle), handle.routing
         dispatch_RR = self._pairs(routing.source.rank_T[sent.copy_token_C], sent.copy_rank_C)
         if not self.fixed_order:
@@ -110,17 +102,16 @@ class AllToAll:
         return WireRows(dispatch_RR, self._pairs(source_TK[valid_TK], self._rank_of(routing.slot_TK)[valid_TK]))
 
     def _pairs(self, source_C: Tensor, destination_C: Tensor) -> Tensor:
-        """[R, R] how often each pair of ranks occurs."""
+        """[R, R] number of occurrences of each pair of ranks."""
         num_ranks = self.group.topology.num_ranks
         return torch.bincount(source_C * num_ranks + destination_C, minlength=num_ranks**2).view(num_ranks, -1)
 
     def _rank_of(self, slot_TK: Tensor) -> Tensor:
-        """[T, K] rank of each selection; of a masked one, some rank."""
-        ends_R = torch.from_numpy(self.group.topology.rank_first_slot[1:].copy()).to(slot_TK.device)
-        return torch.searchsorted(ends_R, slot_TK.clamp(min=0), right=True)
+        """[T, K] rank of each selection; the value of a masked selection is meaningless."""
+        return self.group.rank_of_slot(slot_TK.clamp(min=0))
 
     def _copies(self, slot_TK: Tensor) -> _Copies:
-        """Gather the selections into copies."""
+        """Group the selections into copies."""
         num_tokens, top_k = slot_TK.shape
         valid_TK = slot_TK >= 0
         token_T1 = torch.arange(num_tokens, device=slot_TK.device)[:, None]
@@ -135,19 +126,18 @@ class AllToAll:
         return _Copies(pair_C % max(num_tokens, 1), pair_C // max(num_tokens, 1), copy_of_TK)
 
     def _lost(self, routing: RoutingPlan, copies: _Copies) -> Tensor:
-        """[T, K] selections whose copy comes after its buffer is full, in the order of sending."""
+        """[T, K] selections whose copy does not fit into its buffer, in the order of sending."""
         num_ranks, source_T = self.group.topology.num_ranks, routing.source.rank_T
         tokens = torch.bincount(source_T, minlength=num_ranks).tolist()
         room = [self.limits.copies_per_peer(count, routing.top_k, num_ranks) for count in tokens]
         source_C = source_T[copies.token_C]
-        pair_C = copies.rank_C * num_ranks + source_C  # ascending, because tokens lie by source rank
-        place_C = torch.arange(pair_C.numel(), device=pair_C.device) - torch.searchsorted(pair_C, pair_C)
-        lost_C = place_C >= torch.tensor(room, device=pair_C.device)[source_C]
+        pair_C = copies.rank_C * num_ranks + source_C  # ascending, because tokens are sorted by source rank
+        lost_C = position_in_run(pair_C) >= torch.tensor(room, device=pair_C.device)[source_C]
         valid_TK = routing.slot_TK >= 0
         return valid_TK & lost_C[copies.copy_of_TK] if lost_C.numel() else torch.zeros_like(valid_TK)
 
     def _exchange_counts(self, routing: RoutingPlan, copies: _Copies, dropped_P: Tensor) -> Splits:
-        """Tell every process how much comes from whom: the one point at which the host waits for the device."""
+        """Exchange the counts of copies and rows; the only point at which the host waits for the device."""
         group, device = self.group, routing.slot_TK.device
         process_of_rank_R = group.process_of_rank(device)
         valid_TK = routing.slot_TK >= 0
@@ -155,15 +145,15 @@ class AllToAll:
         rows_M = process_of_rank_R[self._rank_of(routing.slot_TK)[valid_TK]]
         rows_Q = torch.bincount(rows_M, minlength=group.num_processes)
         flags = torch.stack([dropped_P.sum(), routing.epoch.to(device)])
-        told = group.all_gather(torch.cat([copies_Q, rows_Q, flags])).tolist()
-        check_epochs([row[-1] for row in told])
-        lost = [row[-2] for row in told]
+        counts_Q = group.all_gather(torch.cat([copies_Q, rows_Q, flags])).tolist()
+        check_epochs([counts[-1] for counts in counts_Q])
+        lost = [counts[-2] for counts in counts_Q]
         if sum(lost) and self.limits.overflow is Overflow.RAISE:
             raise ExchangeOverflowError(
                 f"all-to-all buffers are full: selections without room by process {lost}, expected none"
                 f" (buffer_scale_factors {list(map(list, self.limits.buffer_scale_factors))})"
             )
-        me, num = group.process, group.num_processes
+        own, num = group.process, group.num_processes
         sum_row_TK, sum_weight_TK = self._sums(routing, copies)
         return Splits(
             copy_token_C=copies.token_C,
@@ -171,17 +161,17 @@ class AllToAll:
             sum_row_TK=sum_row_TK,
             sum_weight_TK=sum_weight_TK,
             return_order_M=copies.token_C[:0],
-            send_copies=told[me][:num],
-            receive_copies=[row[me] for row in told],
-            send_rows=told[me][num : 2 * num],
-            receive_rows=[row[num + me] for row in told],
+            send_copies=counts_Q[own][:num],
+            receive_copies=[counts[own] for counts in counts_Q],
+            send_rows=counts_Q[own][num : 2 * num],
+            receive_rows=[counts[num + own] for counts in counts_Q],
         )
 
     def _sums(self, routing: RoutingPlan, copies: _Copies) -> tuple[Tensor, Tensor]:
-        """[T, K] which returned row each choice adds, and times what."""
+        """[T, K] the returned row that each choice adds, and its factor."""
         valid_TK = routing.slot_TK >= 0
         if self.fixed_order:
-            # Rows return in the order of (copy, choice): number the selections so.
+            # Rows are returned in the order of (copy, choice): number the selections in this order.
             order = (copies.copy_of_TK * routing.top_k + torch.arange(routing.top_k, device=valid_TK.device))[valid_TK]
             row_TK = torch.full_like(copies.copy_of_TK, -1)
             row_TK[valid_TK] = torch.searchsorted(order.sort().values, order)
@@ -192,7 +182,7 @@ class AllToAll:
         return copy_TK.masked_fill(repeats_TK, -1), torch.ones_like(routing.weight_TK)
 
     def _exchange_choices(self, routing: RoutingPlan, copies: _Copies, sent: Splits) -> tuple[Tensor, Tensor]:
-        """[D, J] slots and weights that the arriving copies carry; weights travel as the bits of an int32."""
+        """[D, J] slots and weights of the copies that arrive; weights are sent as the bits of an int32."""
         num_copies = copies.token_C.numel()
         copy_of_TK, valid_TK = copies.copy_of_TK, routing.slot_TK >= 0
         width = routing.top_k if self.dedup else 1
@@ -200,9 +190,7 @@ class AllToAll:
         choice_TK = torch.arange(routing.top_k, device=valid_TK.device).expand_as(valid_TK) % width
         packed_C2J[copy_of_TK[valid_TK], 0, choice_TK[valid_TK]] = routing.slot_TK[valid_TK].to(torch.int32)
         packed_C2J[copy_of_TK[valid_TK], 1, choice_TK[valid_TK]] = routing.weight_TK[valid_TK].view(torch.int32)
-        packed_D2J = self.group.all_to_all(packed_C2J, sent.send_copies, sent.receive_copies)
-        slot_DJ = packed_D2J[:, 0].to(torch.int64)
-        return slot_DJ, packed_D2J[:, 1].contiguous().view(torch.float32)
+        return unpacked_choices(self.group.all_to_all(packed_C2J, sent.send_copies, sent.receive_copies))
 
 
 def _splits_of(handle: ExchangeHandle) -> Splits:

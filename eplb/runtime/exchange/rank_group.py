@@ -1,8 +1,8 @@
-"""Knows which process executes which ranks and how bytes travel between processes; knows no experts and no routing.
+"""Maps ranks to processes and wraps the collectives between processes.
 
     Q processes   R ranks of the plan   P slots   H hidden
 
-A plan of R ranks is folded onto Q <= R processes: each executes consecutive ranks and so holds consecutive slots.
+Q <= R processes execute the R ranks of a plan. Each executes consecutive ranks and holds consecutive slots.
 
     ranks      0 1 2 | 3 4 | 5 6      R = 7
     processes  0     | 1   | 2        Q = 3
@@ -20,15 +20,15 @@ from eplb.core.topology import Topology
 from eplb.errors import InputError
 
 Allocate = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
-"""Makes a receive buffer; the verifier's fills it with NaN first."""
+"""Allocates a receive buffer; the verifier uses one that is filled with NaN."""
 
 
 def uninitialised(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A buffer whose content is whatever the memory held."""
+    """An uninitialised buffer."""
     return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
-# torch 2.13 renamed the two collectives and warns about the old names; 2.11 has only those.
+# torch 2.13 renamed the two collectives and warns about the old names; torch 2.11 has only the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -36,18 +36,18 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 @final
 @dataclass(frozen=True)
 class RankGroup:
-    """The place of this process among those that together execute all ranks of a plan.
+    """The processes that execute the ranks of a plan, and the number of this process.
 
     Parameters
     ----------
     topology
         The plan's ranks and slots.
     num_processes, process
-        Q, and the number of this one.
+        Q, and the number of this process.
     process_group
-        The communicator; None for one process, which talks to nobody.
+        The communicator; None for a single process.
     allocate
-        Makes receive buffers.
+        Allocates receive buffers.
 
     Raises
     ------
@@ -73,15 +73,15 @@ class RankGroup:
     def of(
         cls, topology: Topology, process_group: dist.ProcessGroup, allocate: Allocate = uninitialised
     ) -> "RankGroup":
-        """The group that a communicator's processes make."""
+        """The group of all processes of a communicator."""
         return cls(topology, process_group.size(), process_group.rank(), process_group, allocate)
 
     def first_rank(self, process: int) -> int:
-        """First rank that a process executes; of process Q: R."""
+        """First rank that a process executes; R for process Q."""
         return process * self.topology.num_ranks // self.num_processes
 
     def first_slot(self, process: int) -> int:
-        """First slot that a process holds; of process Q: P."""
+        """First slot that a process holds; P for process Q."""
         return int(self.topology.rank_first_slot[self.first_rank(process)])
 
     @property
@@ -101,8 +101,13 @@ class RankGroup:
         numbers = torch.arange(self.num_processes, device=device)
         return torch.repeat_interleave(numbers, sizes, output_size=self.topology.num_ranks)
 
+    def rank_of_slot(self, slot: Tensor) -> Tensor:
+        """[*] int64 rank of each slot; slots must lie in [0, P)."""
+        ends_R = torch.from_numpy(self.topology.rank_first_slot[1:].copy()).to(slot.device)
+        return torch.searchsorted(ends_R, slot, right=True)
+
     def all_gather(self, x: Tensor) -> Tensor:
-        """[Q, N, *] what each process holds; `x` [N, *] has the same shape everywhere."""
+        """[Q, N, *] the tensors of all processes; `x` [N, *] must have the same shape on every process."""
         if self.process_group is None:
             return x[None]
         flat = as_bytes_if_float8(x.contiguous())
@@ -137,7 +142,7 @@ class RankGroup:
         if self.process_group is None:
             return x[0]
         if dist.get_backend(self.process_group) == "gloo":
-            # gloo reduces all of x everywhere and then cuts: an exchange and a local sum move 1/Q of that.
+            # gloo reduces all of x on every process and slices it; an exchange and a local sum move 1/Q of the bytes.
             parts = torch.empty_like(x)
             dist.all_to_all_single(parts, x.contiguous(), group=self.process_group)
             return parts.sum(dim=0)
@@ -147,5 +152,5 @@ class RankGroup:
 
 
 def as_bytes_if_float8(x: Tensor) -> Tensor:
-    """The same bytes as uint8 where the element is a one-byte float, which no communicator knows."""
+    """A uint8 view of one-byte floats, which communicators do not support; other tensors unchanged."""
     return x.view(torch.uint8) if x.dtype.is_floating_point and x.dtype.itemsize == 1 else x

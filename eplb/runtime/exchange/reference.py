@@ -1,4 +1,4 @@
-"""Knows the truth: one process that holds every slot, and no communication."""
+"""The reference backend: one process holds every slot, without communication."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -7,14 +7,8 @@ import torch
 from torch import Tensor
 
 from eplb.errors import InputError
-from eplb.runtime.exchange.protocol import (
-    ExchangeHandle,
-    PaddedTokens,
-    RoutingPlan,
-    WireRows,
-    expert_rows,
-    weighted_sum,
-)
+from eplb.runtime.exchange.expert_rows import expert_rows, weighted_sum
+from eplb.runtime.exchange.protocol import ExchangeHandle, PaddedTokens, RoutingPlan, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup
 
 
@@ -36,7 +30,7 @@ class Reference:
         if self.group.num_processes != 1:
             raise InputError(f"backend reference: {self.group.num_processes} processes, expected one")
 
-    def arrange(self, routing: RoutingPlan) -> ExchangeHandle:
+    def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
         """Sort the selections by slot."""
         rows, _ = expert_rows(routing.slot_TK, routing.weight_TK, self.group.slots)
         num_slots = self.group.topology.num_slots
@@ -52,7 +46,7 @@ class Reference:
         return weighted_sum(y_MH, handle.rows.row_DJ, handle.rows.weight_DJ)
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
-        """Nothing travels."""
+        """Zeros: nothing is sent."""
         num_ranks = self.group.topology.num_ranks
         nothing = torch.zeros((num_ranks, num_ranks), dtype=torch.int64, device=handle.routing.slot_TK.device)
         return WireRows(nothing, nothing)

@@ -1,9 +1,9 @@
-"""Knows how routers choose experts; knows no slots, save for the limit on ranks: it asks where experts live.
+"""Gates: the router functions that choose the experts of each token.
 
 Letters: T tokens, E logical experts, G expert groups, K choices, H hidden, V token ids, R ranks, P slots.
 
-    scores_TE --bias--> choose --> expert_ids_TK          choices are by biased scores, ties to the lowest id;
-    scores_TE ----------gather---> weight_TK              weights are made of unbiased ones
+    scores_TE --bias--> choose --> expert_ids_TK          choices use biased scores, ties to the lowest id;
+    scores_TE ----------gather---> weight_TK              weights use unbiased scores
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from eplb.runtime.layer.placement_tables import PlacementTables
 
 
 class GateChoice(NamedTuple):
-    """What a router decided."""
+    """The experts and weights that a router chose."""
 
     expert_ids_TK: Tensor
-    """[T, K] int64 logical experts, the K of a token all different; -1 where a limit left none."""
+    """[T, K] int64 logical experts, distinct within a token; -1 if a limit leaves fewer than K."""
     weight_TK: Tensor
     """[T, K] float32."""
 
@@ -29,14 +29,14 @@ class Gate(Protocol):
     """A router."""
 
     def __call__(self, x_TH: Tensor, token_ids_T: Tensor) -> GateChoice:
-        """Choose experts by hidden states, or by token ids."""
+        """Choose experts by hidden states or token ids."""
         ...
 
 
 @final
 @dataclass(frozen=True)
 class GroupLimit:
-    """Group-limited choice: the best `top_k_groups` of `num_groups` contiguous groups may be chosen from."""
+    """Group-limited choice: experts come from the best `top_k_groups` of `num_groups` contiguous groups."""
 
     num_groups: int = 1
     top_k_groups: int = 1
@@ -80,14 +80,14 @@ class SigmoidGroupGate:
 @final
 @dataclass(frozen=True)
 class HashGate:
-    """A fixed choice for each token id, with weights from the router, as DeepSeek-V4's shallow layers route."""
+    """A fixed choice for each token id, with weights from the router, as in DeepSeek-V4's first layers."""
 
     router_EH: Tensor
     table_VK: Tensor
     scale: float = 1.0
 
     def __call__(self, x_TH: Tensor, token_ids_T: Tensor) -> GateChoice:
-        """Look the experts up, weigh them by their scores."""
+        """Look up the experts and weight them by their scores."""
         scores_TE = (x_TH.float() @ self.router_EH.float().T).sigmoid()
         expert_ids_TK = self.table_VK[token_ids_T]
         return GateChoice(expert_ids_TK, _normalised(scores_TE.gather(1, expert_ids_TK)) * self.scale)
@@ -112,7 +112,7 @@ def sigmoid_group_top_k(
     Raises
     ------
     InputError
-        If the groups do not divide the experts, or hold fewer than K experts together.
+        If the groups do not divide the experts, or the chosen groups hold fewer than K experts.
     """
     num_experts = logits_TE.shape[1]
     group_size = num_experts // limit.num_groups
@@ -134,10 +134,10 @@ def sigmoid_group_top_k(
 
 
 def hash_table(vocabulary: int, *, num_experts: int, top_k: int, seed: int = 0) -> Tensor:
-    """[V, K] int64 different experts for each token id, the same for the same seed on every machine.
+    """[V, K] int64 distinct experts for each token id; the same seed gives the same table on every machine.
 
-    Over each run of E token ids every expert appears exactly K times: ids walk through a shuffled circle of experts
-    with a shuffled offset for each choice.
+    In each run of E token ids every expert appears exactly K times: id v, choice k takes entry (v + offset[k]) mod E of
+    a random permutation of the experts.
     """
     if not 1 <= top_k <= num_experts:
         raise InputError(f"top_k = {top_k}: expected 1 to num_experts = {num_experts}")
@@ -151,25 +151,25 @@ def hash_table(vocabulary: int, *, num_experts: int, top_k: int, seed: int = 0) 
 def rank_limited_top_k(
     scores_TE: Tensor, tables: PlacementTables, layer: int, *, top_k: int, max_ranks: int
 ) -> tuple[GateChoice, Tensor]:
-    """Device-limited routing (DeepSeek-V2, section 2.2.2): the experts of a token live on at most `max_ranks` ranks.
+    """Device-limited routing (DeepSeek-V2, section 2.2.2): the experts of a token are on at most `max_ranks` ranks.
 
-    The ranks that hold the best-scored experts are chosen first, ties to the lowest rank, then the top-k of the experts
-    they hold. With replicas the limit holds only if tokens go to the replicas on the chosen ranks: those slots are
-    returned, and no other replica choice may be made.
+    First the ranks with the best-scored experts are chosen, ties to the lowest rank, then the top-k of the experts on
+    these ranks. With replicas the limit holds only for the replicas on the chosen ranks, so their slots are returned
+    and must be used.
 
     Parameters
     ----------
     scores_TE
         [T, E] float32 scores >= 0.
     tables, layer
-        Where the experts live.
+        The placement of the experts.
     top_k, max_ranks
-        K, and ranks a token may reach.
+        K, and the largest number of ranks per token.
 
     Returns
     -------
     tuple
-        The choice, its weights normalised, and [T, K] slots. Both are -1 where the ranks hold fewer than K experts.
+        The choice, its weights normalised, and [T, K] slots. Both are -1 if the ranks hold fewer than K experts.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def rank_limited_top_k(
     score_TR = score_TR.scatter_reduce(1, rank_P.expand_as(score_TP), score_TP, "amax")
     place_TR = best(score_TR, num_ranks).argsort(dim=1)  # 0 for the best rank
     place_TP = place_TR[:, rank_P].masked_fill(expert_P < 0, num_ranks)
-    # Of an expert's replicas the one on the best rank; the first slot there.
+    # For each expert: the first slot of its replica on the best rank.
     key_TP = place_TP * tables.topology.num_slots + torch.arange(expert_P.numel(), device=expert_P.device)
     worst = (num_ranks + 1) * tables.topology.num_slots
     key_TE = torch.full(scores_TE.shape, worst, dtype=torch.int64, device=scores_TE.device)
@@ -199,7 +199,7 @@ def rank_limited_top_k(
 
 
 def best(scores_TE: Tensor, count: int) -> Tensor:
-    """[T, count] int64 positions of the largest scores, falling; ties to the lowest position."""
+    """[T, count] int64 positions of the largest scores in descending order; ties to the lowest position."""
     return scores_TE.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 

@@ -1,9 +1,9 @@
-"""Knows the order of a Mixture-of-Experts layer under expert parallelism; knows no router, wire or kernel of its own.
+"""Executes a Mixture-of-Experts layer under expert parallelism: gate, replica choice, exchange, experts.
 
 Letters: T tokens of this process, K choices, H hidden, M rows for the experts of this process, S its slots.
 
-    x_TH -> gate -> slots -> arrange -> dispatch -> x_MH -> experts -> y_MH -> combine -> y_TH (+ shared experts)
-                                |__________ frozen handle __________________________|
+    x_TH -> gate -> slots -> plan exchange -> dispatch -> x_MH -> experts -> y_MH -> combine -> y_TH (+ shared experts)
+                                   |____________ frozen handle ____________________|
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class SlotExperts(Protocol):
         layer
             The layer.
         x_RH
-            [M, H] rows by local slot.
+            [M, H] rows sorted by local slot.
         rows_per_slot
             [S] rows of each slot; sums to M.
 
@@ -47,11 +47,11 @@ class SlotExperts(Protocol):
 @final
 @dataclass(frozen=True)
 class MoeResult:
-    """What a layer did with a batch."""
+    """The output of a layer for one batch."""
 
     y_TH: Tensor
     choice: GateChoice
-    """The router's decision, in logical experts: what is recorded for planning."""
+    """The router's choice, in logical experts; it is recorded for planning."""
     handle: ExchangeHandle
 
 
@@ -67,15 +67,15 @@ class MoeLayer:
     gate
         The router.
     tables
-        The maps in force, and the rule by which replicas are chosen.
+        The current maps, and the rule by which replicas are chosen.
     group
         The processes.
     backend
-        How tokens travel; of the same group.
+        Moves the tokens; of the same group.
     experts
         The experts in this process's slots.
     shared
-        What every token passes besides, on its own process: the shared experts. Its output is added.
+        The shared experts, applied to every token on its own process. Their output is added.
     """
 
     layer: int
@@ -92,17 +92,17 @@ class MoeLayer:
         Raises
         ------
         ExchangeOverflowError
-            If a buffer is too small and rows may not be dropped.
+            If a buffer is too small and `Overflow` is RAISE.
         ExchangeEpochError
-            If processes hold maps of different epochs.
+            If processes have maps of different epochs.
         """
         choice = self.gate(x_TH, token_ids_T)
         routing = route(choice, source, self.tables, self.layer, self.group)
-        handle = self.backend.arrange(routing)
+        handle = self.backend.plan_exchange(routing)
         return MoeResult(self.execute(x_TH, handle) + self.shared(x_TH), choice, handle)
 
     def execute(self, x_TH: Tensor, handle: ExchangeHandle) -> Tensor:
-        """[T, H] the routed experts' sum for tokens whose exchange is arranged; the handle can be used again."""
+        """[T, H] the sum of the routed experts, for a planned exchange; the handle can be used again."""
         x_MH = self.backend.dispatch(x_TH, handle)
         y_MH = self.experts.forward(self.layer, x_MH, handle.rows.rows_per_slot_S)
         return self.backend.combine(y_MH, handle)
@@ -111,7 +111,7 @@ class MoeLayer:
 def route(
     choice: GateChoice, source: TokenSource, tables: PlacementTables, layer: int, group: RankGroup
 ) -> RoutingPlan:
-    """Choose a slot for every selection; talks to other processes only under the rule `online`.
+    """Choose a slot for every selection; communicates only under the rule `online`.
 
     Raises
     ------

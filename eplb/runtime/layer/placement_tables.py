@@ -1,7 +1,7 @@
-"""Knows a placement as device tensors that a running layer reads; knows no weights and no communication.
+"""Holds a placement as device tensors that a running layer reads.
 
-L layers, E logical experts, P slots, R ranks, X most replicas of an expert. Addresses are fixed from birth: `publish`
-writes in place, so that captured graphs and running kernels see the new maps at their old addresses.
+L layers, E logical experts, P slots, R ranks, X largest number of replicas of an expert. Addresses never change:
+`publish` writes in place, so captured graphs and running kernels read the new maps at the old addresses.
 """
 
 from typing import final
@@ -17,7 +17,7 @@ from eplb.dispatch.engine_rules import rank_slot_map
 from eplb.errors import InputError
 
 WEIGHT_ONE = 1 << 32
-"""A share of 1 in `weight_bound_LEX`: hashes are 32-bit numbers and lie below it."""
+"""A share of 1 in `weight_bound_LEX`; every 32-bit hash is smaller."""
 
 _TABLE_RULES = (DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC)
 
@@ -29,18 +29,18 @@ class PlacementTables:
     Parameters
     ----------
     placement
-        What is published first, as epoch 0 of every layer.
+        The first placement, published as epoch 0 of every layer.
     rule
         How replicas are chosen; `weighted` needs a placement with `replica_weights`.
     device
         Where the tensors live.
     max_replicas
-        X, room for replicas of one expert in placements published later; None: as many as the slots allow.
+        X, largest number of replicas of one expert in later placements; None: as many as the slots allow.
 
     Raises
     ------
     InputError
-        If the placement has more replicas of an expert than `max_replicas`, or lacks weights that the rule needs.
+        If an expert has more than `max_replicas` replicas, or the rule needs `replica_weights` and there are none.
     """
 
     topology: Topology
@@ -51,17 +51,17 @@ class PlacementTables:
     log2phy_LEX: torch.Tensor
     """[L, E, X] int64 slots of each expert, ascending, padded with -1."""
     logcnt_LE: torch.Tensor
-    """[L, E] int64 slots of each expert."""
+    """[L, E] int64 number of slots of each expert."""
     weight_bound_LEX: torch.Tensor
-    """[L, E, X] int64 cumulative replica weights times 2**32; even shares where the placement prescribes none."""
+    """[L, E, X] int64 cumulative replica weights times 2**32; even shares if the placement has no weights."""
     rank_slot_LRE: torch.Tensor
-    """[L, R, E] int64 the slot that each rank uses for each expert; [L, 0, E] under rules that need no such table."""
+    """[L, R, E] int64 slot that each rank uses for each expert; [L, 0, E] under rules without such a table."""
     rank_of_slot_P: torch.Tensor
     """[P] int64."""
     node_of_rank_R: torch.Tensor
     """[R] int64."""
     epoch_L: torch.Tensor
-    """[L] int64 how often each layer was published since birth."""
+    """[L] int64 number of times each layer was published after construction."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class PlacementTables:
         return self.phy2log_LP.device
 
     def publish(self, layer: int, physical_to_logical_map: ArrayLike, replica_weights: ArrayLike | None = None) -> None:
-        """Replace one layer's maps in place, then count its epoch up; whoever reads afterwards sees all of it.
+        """Replace one layer's maps in place, then increment its epoch.
 
         Parameters
         ----------
@@ -111,12 +111,12 @@ class PlacementTables:
         physical_to_logical_map
             [P] logical expert of each slot, -1 for an empty slot.
         replica_weights
-            [P] share of its expert's tokens that each slot gets; None: even shares.
+            [P] share of its expert's tokens that each slot receives; None: even shares.
 
         Raises
         ------
         PlacementError
-            For a map that is no placement of these experts on this topology.
+            If the map is not a placement of these experts on this topology.
         InputError
             For a layer that does not exist, or too many replicas of an expert.
         """
@@ -150,7 +150,7 @@ class PlacementTables:
         self.logcnt_LE[layer].copy_(_tensor(placement.logical_replica_count[placed_layer]))
         self.weight_bound_LEX[layer].copy_(_tensor(bounds))
         if self.rule in _TABLE_RULES:
-            # The draw of a layer is seeded by its number in the model, not in the one-layer placement.
+            # The random choice is seeded by the layer's number in the tables, not in the one-layer placement.
             self.rank_slot_LRE[layer].copy_(
                 _tensor(rank_slot_map(placement, placed_layer, self.rule, seed_layer=layer))
             )
@@ -161,7 +161,7 @@ def _tensor(array: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:
 
 
 def _weight_bounds(placement: Placement, layer: int, log2phy: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[E, X] cumulative weights in 2**-32; from an expert's last weighted replica on it is exactly 1."""
+    """[E, X] cumulative weights in units of 2**-32; exactly 1 from an expert's last replica with weight on."""
     if placement.replica_weights is None:
         share = (log2phy != EMPTY_SLOT) / placement.logical_replica_count[layer][:, None]
     else:

@@ -1,9 +1,9 @@
-"""Knows which replica a token is sent to; knows no weights and no communication.
+"""Chooses the replica that each token is sent to.
 
-    T tokens of this process   K experts a token   E logical experts   X most replicas   R ranks
+    T tokens of this process   K experts per token   E logical experts   X most replicas   R ranks
 
-Every rule is a pure function of (token index, k, source rank, tables, epoch): a CPU replays exactly what a GPU chose.
-A selection of -1 (a masked token) stays -1 under every rule.
+Every rule is a pure function of (token index, k, source rank, tables, epoch), so a CPU can replay the choices of a GPU
+exactly. A selection of -1 (a masked token) stays -1 under every rule.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from eplb.runtime.layer.placement_tables import PlacementTables
 
 _MASK = 0xFFFFFFFF
 _KNUTH = 2654435761
-"""2**32 over the golden ratio, as vLLM multiplies with."""
+"""2**32 over the golden ratio, the multiplier of vLLM's hash."""
 _TRTLLM_BLOCK = 1024
-"""Selections that one block of TensorRT-LLM's kernel counts; the next block starts one replica further."""
+"""Selections per block of TensorRT-LLM's kernel; the next block starts one replica later."""
 
 
 @final
 @dataclass(frozen=True)
 class TokenSource:
-    """Where the tokens of a batch came from."""
+    """The source rank and index of each token of a batch."""
 
     rank_T: Tensor
     """[T] int64 rank that held the token before dispatch, ascending."""
@@ -37,7 +37,7 @@ class TokenSource:
 
     @classmethod
     def consecutive(cls, first_rank: int, tokens_per_rank: list[int], device: torch.device | str) -> "TokenSource":
-        """Tokens of consecutive ranks, one rank's batch after the other's."""
+        """Tokens of consecutive ranks, the batch of one rank after the other."""
         counts = torch.tensor(tokens_per_rank, dtype=torch.int64, device=device)
         ranks = torch.arange(first_rank, first_rank + len(tokens_per_rank), device=device)
         total = sum(tokens_per_rank)
@@ -62,24 +62,24 @@ def choose_slots(
     layer
         The layer.
     quota_REX
-        [R, E, X] what `online_quotas` says of this batch; read under `online` only, `no_quotas()` else.
+        [R, E, X] `online_quotas` of this batch; read under the rule `online` only, otherwise `no_quotas()`.
 
     Returns
     -------
     Tensor
-        [T, K] int64 slots, -1 where the selection is masked.
+        [T, K] int64 slots, -1 for masked selections.
 
     Raises
     ------
     InputError
-        For an expert without a replica. On a GPU that check would wait for the device; there the tables guarantee it.
+        For an expert without a replica. Checked on the CPU only; on a GPU the check would wait for the device.
     """
     valid_TK = expert_ids_TK >= 0
     expert_TK = expert_ids_TK.clamp(min=0)
     count_TK = tables.logcnt_LE[layer][expert_TK]
     if expert_ids_TK.device.type == "cpu" and bool((valid_TK & (count_TK == 0)).any()):
         expert = int(expert_TK[valid_TK & (count_TK == 0)][0])
-        raise InputError(f"layer {layer}, expert {expert}: selected, and the tables hold no replica of it")
+        raise InputError(f"layer {layer}, expert {expert}: selected, but the tables hold no replica of it")
     if tables.rank_slot_LRE.shape[1]:  # ascend and sglang_static
         slot_TK = tables.rank_slot_LRE[layer][source.rank_T[:, None], expert_TK]
     elif tables.rule is DispatchRule.LOCAL_FIRST:
@@ -90,7 +90,7 @@ def choose_slots(
     return torch.where(valid_TK, slot_TK, -1)
 
 
-def _replica(  # noqa: PLR0913  # one argument a thing that a rule may depend on
+def _replica(  # noqa: PLR0913  # one argument for each input of a rule
     expert_TK: Tensor,
     valid_TK: Tensor,
     count_TK: Tensor,
@@ -99,7 +99,7 @@ def _replica(  # noqa: PLR0913  # one argument a thing that a rule may depend on
     layer: int,
     quota_REX: Tensor,
 ) -> Tensor:
-    """[T, K] which of its expert's replicas each selection gets, under the rules that count replicas."""
+    """[T, K] index of the replica of each selection, under the rules that number an expert's replicas."""
     match tables.rule:
         case DispatchRule.EVEN | DispatchRule.SGLANG_DYNAMIC:
             hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
@@ -116,7 +116,7 @@ def _replica(  # noqa: PLR0913  # one argument a thing that a rule may depend on
             bound_TKX = quota_REX.cumsum(dim=2)[source.rank_T[:, None], expert_TK]
             return (arrival_TK[..., None] >= bound_TKX).sum(dim=2).clamp(max=quota_REX.shape[2] - 1)
         case _:
-            raise InputError(f"replica rule {tables.rule}: it fixes slots by rank")
+            raise InputError(f"replica rule {tables.rule}: its slots are fixed by rank")
 
 
 def selection_hash(source: TokenSource, top_k: int, epoch: Tensor) -> Tensor:
@@ -128,37 +128,40 @@ def selection_hash(source: TokenSource, top_k: int, epoch: Tensor) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """Murmur3's finaliser over 32-bit numbers kept in int64; products wrap, and their low 32 bits are right."""
+    """Murmur3's finaliser over 32-bit numbers in int64; products may wrap, their low 32 bits are exact."""
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
     return x ^ (x >> 16)
 
 
 def arrival(expert_TK: Tensor, valid_TK: Tensor, group_T: Tensor, num_experts: int) -> Tensor:
-    """[T, K] how many earlier selections (by token, then k) of the same group chose the same expert."""
+    """[T, K] number of earlier selections (by token, then k) of the same group with the same expert."""
     key = torch.where(valid_TK, group_T[:, None] * num_experts + expert_TK, -1).reshape(-1)
     order = key.argsort(stable=True)
-    in_order = key[order]
-    first = torch.searchsorted(in_order, in_order)
-    place = torch.empty_like(key)
-    place[order] = torch.arange(key.numel(), device=key.device) - first
-    return place.reshape(expert_TK.shape)
+    position = torch.empty_like(key)
+    position[order] = position_in_run(key[order])
+    return position.reshape(expert_TK.shape)
+
+
+def position_in_run(sorted_N: Tensor) -> Tensor:
+    """[N] int64 number of earlier entries with the same value, in a sorted tensor."""
+    return torch.arange(sorted_N.numel(), device=sorted_N.device) - torch.searchsorted(sorted_N, sorted_N)
 
 
 def _round_robin(expert_TK: Tensor, valid_TK: Tensor, source: TokenSource, num_experts: int) -> Tensor:
-    """[T, K] arrival within the block of the rank's kernel, plus the block's number, plus the rank."""
+    """[T, K] position within the block of the rank's kernel, plus the block's number, plus the rank."""
     top_k = expert_TK.shape[1]
     position_TK = source.index_T[:, None] * top_k + torch.arange(top_k, device=expert_TK.device)
     block_TK = position_TK // _TRTLLM_BLOCK
     num_blocks = expert_TK.numel() // _TRTLLM_BLOCK + 2
-    # A block may end inside a token: its choices are numbered as so many tokens of one choice.
+    # A block may end inside a token, so each selection counts as a token with one choice.
     group = (source.rank_T[:, None] * num_blocks + block_TK).reshape(-1)
     place = arrival(expert_TK.reshape(-1, 1), valid_TK.reshape(-1, 1), group, num_experts)
     return place.reshape(expert_TK.shape) + block_TK + source.rank_T[:, None]
 
 
 def _nearest_slot(expert_TK: Tensor, source: TokenSource, tables: PlacementTables, layer: int) -> Tensor:
-    """[T, K] the first replica on the token's rank, else by hash among those on its node, else among all."""
+    """[T, K] the first replica on the token's rank, otherwise by hash among those on its node, otherwise among all."""
     slot_TKX = tables.log2phy_LEX[layer][expert_TK]
     exists_TKX = slot_TKX >= 0
     rank_TKX = tables.rank_of_slot_P[slot_TKX.clamp(min=0)]
@@ -170,24 +173,24 @@ def _nearest_slot(expert_TK: Tensor, source: TokenSource, tables: PlacementTable
     wanted_TK = (hash_TK * near_TKX.sum(dim=2)) >> 32
     wanted_TK = torch.where(on_rank_TKX.any(dim=2), 0, wanted_TK)
     candidate_TKX = torch.where(on_rank_TKX.any(dim=2, keepdim=True), on_rank_TKX, near_TKX)
-    # The wanted-th candidate is where their running count first exceeds `wanted`.
+    # The candidate number `wanted` is the first whose running count exceeds `wanted`.
     replica_TK = ((candidate_TKX.cumsum(dim=2) > wanted_TK[..., None]).to(torch.int8)).argmax(dim=2)
     return slot_TKX.gather(2, replica_TK[..., None])[..., 0]
 
 
 def no_quotas(device: torch.device | str) -> Tensor:
-    """[0, 0, 0]: what rules other than `online` are given."""
+    """[0, 0, 0]: quotas for rules other than `online`."""
     return torch.empty((0, 0, 0), dtype=torch.int64, device=device)
 
 
 def online_quotas(counts_RE: Tensor, tables: PlacementTables, layer: int) -> Tensor:
-    """[R, E, X] tokens that each source rank sends to each replica, levelling the ranks of this one batch.
+    """[R, E, X] tokens that each source rank sends to each replica, balancing the ranks of this batch.
 
     Parameters
     ----------
     counts_RE
-        [R, E] selections of this batch by source rank and logical expert, the same on every rank: with the same counts
-        all ranks compute the same split, and no rank needs to be asked.
+        [R, E] selections of this batch by source rank and logical expert, the same on every rank. Equal counts give an
+        equal split on all ranks without further communication.
     tables
         The maps in force.
     layer

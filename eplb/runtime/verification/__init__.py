@@ -1,1 +1,1 @@
-"""Executes a placement on real processes and checks what they did."""
+"""Executes a placement on real processes and checks the result."""

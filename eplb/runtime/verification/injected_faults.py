@@ -1,4 +1,4 @@
-"""Knows how to break a runtime on purpose, and which check must notice; judges nothing itself."""
+"""Faults that the verifier injects into a runtime, and the check that must detect each of them."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 
 from eplb.errors import UnknownNameError
-from eplb.runtime.exchange.protocol import (
-    Backend,
-    ExchangeHandle,
-    ExpertRows,
-    RoutingPlan,
-    Splits,
-    WireRows,
-    kept_rows,
-)
+from eplb.runtime.exchange.expert_rows import ExpertRows, kept_rows
+from eplb.runtime.exchange.protocol import Backend, ExchangeHandle, RoutingPlan, Splits, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.verification.probe_experts import ProbeExperts
 
 
 class Fault(StrEnum):
-    """What goes wrong, on the last process only."""
+    """The injected fault; applied on the last process only."""
 
     NONE = "none"
     STALE_MAP = "stale-map"
@@ -43,7 +36,7 @@ class Fault(StrEnum):
 
     @classmethod
     def named(cls, name: str) -> "Fault":
-        """The fault of that name; UnknownNameError with the list if there is none."""
+        """The fault of that name; UnknownNameError with the valid names otherwise."""
         try:
             return cls(name)
         except ValueError:
@@ -66,30 +59,30 @@ CAUGHT_BY: dict[Fault, str] = {
     Fault.LOST_RECORD: "load",
     Fault.TORN_MIGRATION: "migration",
 }
-"""The check that each fault must fail; others may fail with it."""
+"""The check that must fail for each fault; other checks may fail too."""
 
 
 @final
 @dataclass(frozen=True)
 class FaultyBackend:
-    """A backend that works, but for one fault."""
+    """A correct backend with one fault."""
 
-    sound: Backend
+    inner: Backend
     fault: Fault
     group: RankGroup
 
     @property
     def name(self) -> str:
-        """The name of the sound backend."""
-        return self.sound.name
+        """The name of the inner backend."""
+        return self.inner.name
 
-    def arrange(self, routing: RoutingPlan) -> ExchangeHandle:
-        """Arrange, with rows lost, doubled or exchanged, or a selection lost before anyone counted it."""
+    def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
+        """Plan the exchange; rows may be lost, duplicated or swapped, or a selection lost before it is counted."""
         if self.fault is Fault.SILENT_DROP:
             routing = replace(routing, slot_TK=_without_first(routing.slot_TK))
         if self.fault is Fault.WRONG_WEIGHT:
             routing = replace(routing, weight_TK=routing.weight_TK * 2)
-        handle = self.sound.arrange(routing)
+        handle = self.inner.plan_exchange(routing)
         rows = handle.rows
         if rows.copy_of_row_M.numel() == 0:
             return handle
@@ -105,8 +98,8 @@ class FaultyBackend:
                 return handle
 
     def dispatch(self, x_TH: Tensor, handle: ExchangeHandle) -> Tensor:
-        """Dispatch; floating rows may arrive broken."""
-        x_MH = self.sound.dispatch(x_TH, handle)
+        """Dispatch; floating-point rows may be corrupted."""
+        x_MH = self.inner.dispatch(x_TH, handle)
         if x_MH.shape[0] and x_MH.is_floating_point():
             if self.fault is Fault.CORRUPT_ROW:
                 x_MH[0] += 1
@@ -115,16 +108,16 @@ class FaultyBackend:
         return x_MH
 
     def combine(self, y_MH: Tensor, handle: ExchangeHandle) -> Tensor:
-        """Combine as the sound backend does."""
-        return self.sound.combine(y_MH, handle)
+        """Combine with the inner backend."""
+        return self.inner.combine(y_MH, handle)
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
-        """What the sound backend put on the wire."""
-        return self.sound.wire_rows(handle)
+        """Rows sent by the inner backend."""
+        return self.inner.wire_rows(handle)
 
 
 def break_tables(fault: Fault, tables: PlacementTables, layer: int) -> None:
-    """Leave one layer's maps as another process does not have them."""
+    """Make one layer's maps or epoch differ from those of the other processes."""
     if fault is Fault.STALE_MAP:
         tables.phy2log_LP[layer] = tables.phy2log_LP[layer].flip(0)
         tables.log2phy_LEX[layer] = torch.where(
@@ -135,7 +128,7 @@ def break_tables(fault: Fault, tables: PlacementTables, layer: int) -> None:
 
 
 def break_weights(fault: Fault, experts: ProbeExperts) -> None:
-    """Exchange the weights of the first and the last slot, or change one number."""
+    """Swap the weights of the first and the last slot, or change one value."""
     weight_SHH = experts.weight_SHH
     if fault is Fault.SWAP_WEIGHTS:
         weight_SHH[[0, -1]] = weight_SHH[[-1, 0]]
@@ -173,7 +166,7 @@ def _first_row_twice(rows: ExpertRows) -> ExpertRows:
 
 
 def _with_rows(handle: ExchangeHandle, rows: ExpertRows, *, shift: int) -> ExchangeHandle:
-    """The handle with rows renumbered by `shift`, on the way back too; a lost row returns as the first."""
+    """The handle with other rows, renumbered by `shift` in the returned order too; a lost row is returned as row 0."""
     if not isinstance(handle.sent, Splits):
         return replace(handle, rows=rows)
     last = max(rows.copy_of_row_M.numel() - 1, 0)

@@ -1,6 +1,6 @@
-"""Knows how to start processes on this machine that form one communicator; knows not what they do.
+"""Starts processes on this machine that form one communicator, and collects their results.
 
-They meet through a file in a temporary folder, so that no port has to be free.
+The rendezvous is a file in a temporary folder, so no port is needed.
 """
 
 import os
@@ -22,7 +22,7 @@ _Argument = TypeVar("_Argument")
 _Answer = TypeVar("_Answer")
 
 COMMUNICATORS = {"gloo": "cpu", "nccl": "cuda"}
-"""Communicator and the device whose memory it moves."""
+"""Communicator and the type of device whose tensors it moves."""
 
 
 @final
@@ -33,11 +33,11 @@ class Launch:
     Parameters
     ----------
     num_processes
-        How many.
+        Number of processes.
     communicator
-        gloo (CPU) or nccl (one GPU a process).
+        gloo (CPU) or nccl (one GPU per process).
     timeout_s
-        How long one of them waits for another.
+        Seconds after which a collective fails.
 
     Raises
     ------
@@ -62,7 +62,7 @@ class Launch:
 @final
 @dataclass(frozen=True)
 class Member:
-    """What a started process knows of its place."""
+    """The number, device and communicators of a started process."""
 
     process: int
     device: torch.device
@@ -82,26 +82,26 @@ class _Job(Generic[_Argument, _Answer]):
 
 
 def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer], argument: _Argument) -> list[_Answer]:
-    """Start processes, let each work, collect their answers.
+    """Start processes, run a worker on each, return the results.
 
     Parameters
     ----------
     launch
-        How many, and on what.
+        Number of processes, and the communicator.
     worker
-        A function of a module (it is found again by name in the new process).
+        A module-level function; the new process imports it by name.
     argument
-        What each gets; pickled.
+        Argument of the worker; pickled.
 
     Returns
     -------
     list
-        The answers in the order of processes.
+        The results in the order of processes.
 
     Raises
     ------
     EplbError
-        What a process raised of ours, with its message.
+        The EplbError that a process raised, with its message.
     """
     with tempfile.TemporaryDirectory(prefix="eplb-") as name:
         job = _Job(worker, argument, launch, Path(name))
@@ -118,11 +118,11 @@ def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer]
 
 
 def _member(process: int, job: _Job[_Argument, _Answer]) -> None:
-    """Join the communicator, work, leave the answer in the folder."""
+    """Join the communicator, run the worker, write the result to the folder."""
     launch = job.launch
     torch.set_num_threads(1)
     if os.path.isdir("/sys/class/net/lo"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
     device = torch.device("cpu")
     if COMMUNICATORS[launch.communicator] == "cuda":
         device = torch.device("cuda", process)

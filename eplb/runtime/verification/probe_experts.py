@@ -1,4 +1,4 @@
-"""Knows experts made for measuring: small integers, so that every sum is exact and every two experts differ.
+"""Experts for verification: weights are small integers, so sums are exact and any two experts differ.
 
 Letters: S slots of this process, M rows, H hidden.
 """
@@ -13,7 +13,7 @@ from eplb.runtime.weights.fingerprint import fingerprint
 
 @final
 class ProbeExperts:
-    """One linear expert in each slot of this process, for one layer at a time; the memory stays where it is.
+    """One linear expert in each slot of this process, for one layer at a time; addresses never change.
 
     Parameters
     ----------

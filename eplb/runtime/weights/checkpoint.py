@@ -1,7 +1,7 @@
-"""Knows where checkpoints keep experts and how to read single tensors of them; knows no bank and no placement.
+"""Finds the experts of a checkpoint by tensor name and reads single tensors.
 
-Names are those of Hugging Face files: Mixtral, Qwen-MoE (one tensor a matrix, or all experts of a layer in one 3-D
-tensor, as `transformers` 5 keeps them) and DeepSeek, whose FP8 matrices have a `weight_scale_inv` beside them.
+Names are those of Hugging Face files: Mixtral, Qwen-MoE (one tensor per matrix, or all experts of a layer in one 3-D
+tensor, as `transformers` 5 stores them) and DeepSeek, whose FP8 matrices have a `weight_scale_inv` tensor each.
 """
 
 import json
@@ -21,16 +21,16 @@ SCALE_SUFFIX = "_scale_inv"
 
 
 class CheckpointError(InputError):
-    """A checkpoint that does not hold the experts it should: a tensor missing, left over, or of a wrong shape."""
+    """A checkpoint without the expected experts: a tensor is missing, left over, or has a wrong shape."""
 
 
 @final
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Names of the experts' matrices; `{layer}` and `{expert}` stand for numbers.
+    """Tensor names of the experts' matrices; `{layer}` and `{expert}` stand for numbers.
 
-    With `{expert}` in the names there is one [I, H] gate, [I, H] up and [H, I] down matrix an expert. Without, `gate`
-    names the [E, 2 I, H] tensor of all gates and ups of a layer, `up` is empty, and `down` names [E, H, I].
+    With `{expert}` in the names, each expert has a gate [I, H], an up [I, H] and a down [H, I] matrix. Without it,
+    `gate` names the [E, 2 I, H] tensor of all gates and ups of a layer, `up` is empty, and `down` names [E, H, I].
     """
 
     name: str
@@ -45,7 +45,7 @@ class CheckpointLayout:
 
     @property
     def prefix(self) -> str:
-        """What all names of a layer's experts begin with, `{layer}` still in it."""
+        """Common prefix of the names of a layer's experts; contains `{layer}`."""
         return self.gate.split("experts.")[0] + "experts."
 
 
@@ -71,11 +71,11 @@ class TensorSource(Protocol):
 
     @property
     def place(self) -> str:
-        """What errors call it."""
+        """Name of the source in error messages."""
         ...
 
     def names(self) -> Collection[str]:
-        """All names it holds."""
+        """Names of all tensors."""
         ...
 
     def read(self, name: str) -> Tensor:
@@ -122,14 +122,14 @@ class StateDict:
 
 @final
 class SafetensorsCheckpoint:
-    """Tensors of one safetensors file, or of a folder of them; opens a file only for the tensor that is asked for.
+    """Tensors of one safetensors file or of a folder of files; a file is opened only to read a tensor.
 
-    A folder is read through its `model.safetensors.index.json`, or file by file where it has none.
+    A folder is read through its `model.safetensors.index.json`, or file by file if it has no index.
 
     Raises
     ------
     CheckpointError
-        For a path without safetensors, an index that is none, or one that names files which are not there.
+        For a path without safetensors files, an invalid index, or an index that names missing files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -171,7 +171,7 @@ class SafetensorsCheckpoint:
             return _weight_map(index)
         files = sorted(self._path.glob("*.safetensors"))
         if not files:
-            raise CheckpointError(f"{self._path}: expected a safetensors file, or a folder with some")
+            raise CheckpointError(f"{self._path}: expected a safetensors file or a folder of them")
         return {name: file for path in files for name, file in self._names_in(path).items()}
 
     def _names_in(self, path: Path) -> dict[str, Path]:
@@ -183,12 +183,12 @@ class SafetensorsCheckpoint:
 
 
 def detect_layout(source: TensorSource) -> CheckpointLayout:
-    """The layout whose names a checkpoint uses; DeepSeek's where it has FP8 scales.
+    """The layout whose names a checkpoint uses; DeepSeek's if there are FP8 scales.
 
     Raises
     ------
     CheckpointError
-        If it holds experts of no known layout.
+        If no known layout matches.
     """
     names = source.names()
     if any(".block_sparse_moe.experts." in name for name in names):
@@ -209,7 +209,7 @@ def _weight_map(index: Path) -> dict[str, Path]:
         raise CheckpointError(f"{index}: expected an object weight_map of tensor names and files: {error}") from error
     for file in sorted(set(files.values())):
         if not file.is_file():
-            raise CheckpointError(f"{index}: names {file.name}, which is not there")
+            raise CheckpointError(f"{index}: the file {file.name} named in weight_map does not exist")
     return files
 
 

@@ -1,16 +1,16 @@
-"""Knows the weights in one rank's slots and how to push rows through them; knows no placement and no communication.
+"""Stores the weights of one rank's experts and applies them to rows.
 
-Shape suffixes: S local slots, H hidden size, I intermediate size of an expert, R rows that reached this rank. Rows come
-sorted by slot and may be followed by unused ones::
+Shape suffixes: S local slots, H hidden size, I intermediate size of an expert, R rows that arrived at this rank. Rows
+are sorted by slot; unused rows may follow::
 
     x_RH           | rows of slot 0 | rows of slot 1 | (slot 2: none) | rows of slot 3 | unused |
     rows_per_slot  |       5        |       3        |       0        |       7        |
 
-An expert is a SwiGLU FFN: ``down @ (silu(gate @ x) * (up @ x))``. A layer's weights are one tensor for each stored part
-with the slots in front, so that a slot is a piece of memory that never moves::
+An expert is a SwiGLU FFN: ``down @ (silu(gate @ x) * (up @ x))``. Each stored part of a layer is one tensor with slots
+as first dimension, so the address of a slot never changes::
 
     gate_up.weight   [S, 2, I, H]   gate of slot 0, up of slot 0, gate of slot 1, ..
-    down.weight      [S, H, I]      (and .scale parts where the codec has them)
+    down.weight      [S, H, I]      (and .scale parts if the codec has them)
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ _HAS_GROUPED_MM = "grouped_mm" in vars(F)  # torch 2.10 and later
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class BankShape:
-    """Sizes of a bank: layers, slots of this rank, hidden and intermediate size of an expert."""
+class ExpertWeightsShape:
+    """Number of layers, slots of this rank, hidden size and intermediate size of an expert."""
 
     num_layers: int
     num_slots: int
@@ -48,8 +48,8 @@ class BankShape:
 
 
 @final
-class ExpertBank:
-    """The slots of every layer on one rank.
+class ExpertWeights:
+    """The expert weights of one rank: every slot of every layer.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class ExpertBank:
 
     def __init__(
         self,
-        shape: BankShape,
+        shape: ExpertWeightsShape,
         codec: WeightCodec | None = None,
         *,
         compute_dtype: torch.dtype = torch.bfloat16,
@@ -89,17 +89,17 @@ class ExpertBank:
         return layer
 
     def layer_parts(self, layer: int) -> Mapping[str, Tensor]:
-        """Live memory of a layer: part name to [S, ...]. Its addresses stay as they are for the life of the bank."""
+        """Live memory of a layer: {part name: [S, ...]}. The addresses never change."""
         return self._layers[layer]
 
     def slot_parts(self, layer: int, slot: int) -> dict[str, Tensor]:
-        """Live memory of one slot: part name to a contiguous view."""
+        """Live memory of one slot: {part name: contiguous view}."""
         self._check_place(layer, slot)
         return {name: part[slot] for name, part in self._layers[layer].items()}
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of one expert as stored, scales included: what a migration moves."""
+        """Bytes of one expert as stored, scales included; a migration moves this many per replica."""
         return sum(part[0].numel() * part.element_size() for part in self._layers[0].values())
 
     def write_dense(self, layer: int, slot: int, gate_up_2IH: Tensor, down_HI: Tensor) -> None:
@@ -108,7 +108,7 @@ class ExpertBank:
         Raises
         ------
         InputError
-            If a matrix has another shape than the bank.
+            If a matrix has another shape than `shape` prescribes.
         """
         hidden, inner = self.shape.hidden_size, self.shape.intermediate_size
         for name, matrix, expected in (
@@ -121,12 +121,12 @@ class ExpertBank:
             self.write_parts(layer, slot, {f"{name}.{part}": tensor for part, tensor in stored.items()})
 
     def write_parts(self, layer: int, slot: int, parts: Mapping[str, Tensor]) -> None:
-        """Store parts as they are, bit for bit; parts not named stay.
+        """Store parts bit for bit; parts that are not named keep their values.
 
         Raises
         ------
         InputError
-            If the bank has no such part, or one of another shape or type.
+            If there is no such part, or its shape or type differs.
         """
         live = self.slot_parts(layer, slot)
         for name, tensor in parts.items():
@@ -154,14 +154,14 @@ class ExpertBank:
         return combined({name: fingerprint(part) for name, part in self.slot_parts(layer, slot).items()})
 
     def forward(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
-        """Push rows through the experts of their slots.
+        """Apply to each row the expert of its slot.
 
         Parameters
         ----------
         layer
             Layer.
         x_RH
-            Rows in the compute type, sorted by local slot; there may be unused ones behind.
+            Rows in the compute type, sorted by local slot; unused rows may follow.
         rows_per_slot
             [S] integers, rows of each slot.
 
@@ -173,7 +173,7 @@ class ExpertBank:
         Raises
         ------
         InputError
-            For rows of another type or width. Counts are trusted: checking them would wait for the device.
+            For rows of another type or width. Counts are not checked: that would synchronise with the device.
         """
         if x_RH.dtype != self.compute_dtype or x_RH.shape[-1] != self.shape.hidden_size:
             raise InputError(
@@ -194,9 +194,9 @@ class ExpertBank:
 
     @property
     def has_grouped_path(self) -> bool:
-        """Whether `grouped_mm` exists and takes the bank's type and widths; elsewhere slots are looped over.
+        """Whether `grouped_mm` exists and supports the type and widths; otherwise slots are processed in a loop.
 
-        CUDA's kernel takes bf16 only; all strides have to be multiples of 16 bytes.
+        The CUDA kernel supports bf16 only; all strides must be multiples of 16 bytes.
         """
         types = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float16, torch.float32)}
         widths = (self.shape.hidden_size, self.shape.intermediate_size)
@@ -204,19 +204,19 @@ class ExpertBank:
         return _HAS_GROUPED_MM and self.compute_dtype in types.get(self.device.type, ()) and aligned
 
     def _grouped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
-        """All slots in one call; nothing is read back from the device."""
-        last_row = rows_per_slot.cumsum(0).to(torch.int32)  # grouped_mm takes int32 alone
+        """All slots in one call, without synchronising with the device."""
+        last_row = rows_per_slot.cumsum(0).to(torch.int32)  # grouped_mm requires int32
         parts = self._layers[layer]
         gate_up_SJH = self._decoded(parts, GATE_UP).flatten(1, 2)  # J = 2 I
         down_SHI = self._decoded(parts, DOWN)
         gate_RI, up_RI = F.grouped_mm(x_RH.contiguous(), gate_up_SJH.transpose(1, 2), offs=last_row).chunk(2, dim=-1)
         y_RH = F.grouped_mm(F.silu(gate_RI) * up_RI, down_SHI.transpose(1, 2), offs=last_row)
-        # Rows past the last offset are memory that nobody wrote.
+        # Rows past the last offset are uninitialised memory.
         used_R1 = torch.arange(x_RH.shape[0], device=x_RH.device).unsqueeze(1) < last_row[-1]
         return torch.where(used_R1, y_RH, 0)
 
     def _looped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
-        """Slot by slot; reads the counts back from the device."""
+        """Slot by slot; copies the counts to the host."""
         y_RH = torch.zeros_like(x_RH)
         first = 0
         for slot, num_rows in enumerate(rows_per_slot.tolist()):

@@ -1,6 +1,6 @@
-"""Knows how to tell two tensors apart by 64 bits, on the tensor's own device; knows no experts.
+"""Computes 64-bit fingerprints of tensors on their own device.
 
-Not cryptographic: it finds swapped, stale, torn or corrupted weights, not a forger.
+Not cryptographic: fingerprints detect swapped, stale, torn or corrupted weights, but not deliberate forgery.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """A contiguous tensor's memory as uint8; the same memory, no copy. Every backend carries bytes, gloo no float8."""
+    """A uint8 view of a contiguous tensor. Every communicator supports bytes; gloo does not support float8."""
     return tensor.view(-1).view(torch.uint8)
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """64 bits of a tensor's bytes and their order, as a scalar int64 tensor on its device: no synchronisation.
+    """64-bit hash of a tensor's bytes and their order: a scalar int64 tensor on its device, without synchronisation.
 
-    The sum over 8-byte words of a mix of word and position; sums modulo 2 ** 64 do not depend on the order of adding.
+    The sum over 8-byte words of a mix of word and position; sums modulo 2 ** 64 do not depend on the order.
     """
     data = as_bytes(tensor.contiguous())
     padded = torch.nn.functional.pad(data, (0, -data.numel() % 8)).clone()
@@ -33,7 +33,7 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 
 def combined(of_part: Mapping[str, Tensor]) -> int:
-    """One unsigned 64-bit number of several fingerprints, each under its name's place in the order."""
+    """One unsigned 64-bit number from several fingerprints, combined in the order of the mapping."""
     seed = torch.zeros((), dtype=torch.int64)
     for value in of_part.values():
         seed = _mix(seed * _FIRST + value.cpu() + _STEP)
@@ -47,5 +47,5 @@ def _mix(words: Tensor) -> Tensor:
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: torch's own keeps the sign."""
+    """Logical right shift: torch's own shift is arithmetic."""
     return (words >> bits) & (2 ** (64 - bits) - 1)

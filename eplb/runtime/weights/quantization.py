@@ -1,7 +1,7 @@
-"""Knows how an expert's matrix is stored: dense, FP8 with 128 x 128 block scales, FP4 with 32-wide block scales.
+"""Encodes and decodes an expert's matrix: dense, FP8 with 128 x 128 block scales, FP4 with 32-wide block scales.
 
 Shape suffixes: O output rows, I input columns of a matrix (any leading dimensions before them), B bytes of packed
-columns, o and i blocks of rows and columns. A stored matrix is a handful of named parts that move together::
+columns, o and i blocks of rows and columns. A stored matrix consists of named parts that are moved together::
 
     fp8   weight_OI  e4m3, one byte       |  w[0:128, 0:128] / scale[0, 0]  |  w[0:128, 128:256] / scale[0, 1]  | ..
           scale_oi   float32, one a block |  w[128:256, 0:128] / scale[1, 0]| ..
@@ -46,7 +46,7 @@ class WeightCodec(Protocol):
 
     @property
     def name(self) -> str:
-        """Its word on the command line."""
+        """Name on the command line."""
         ...
 
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
@@ -60,18 +60,18 @@ class WeightCodec(Protocol):
         ...
 
     def encode(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        """Store a matrix, or a stack of them."""
+        """Store a matrix or a stack of matrices."""
         ...
 
     def decode(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The matrix, or the stack of them, that the parts store."""
+        """The matrix, or stack of matrices, stored in the parts."""
         ...
 
 
 @final
 @dataclass(frozen=True)
 class Dense:
-    """The matrix as it is."""
+    """The matrix without quantization."""
 
     dtype: torch.dtype = torch.bfloat16
     name: ClassVar[str] = "dense"
@@ -85,7 +85,7 @@ class Dense:
         return {"weight": weight_OI.to(self.dtype)}
 
     def decode(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """See `WeightCodec`; no copy where the types agree."""
+        """See `WeightCodec`; returns the stored tensor itself if the types are equal."""
         return parts["weight"].to(dtype)
 
 

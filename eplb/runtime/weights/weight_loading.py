@@ -1,12 +1,12 @@
-"""Knows which expert's tensors go to which slot of a rank, and fills an `ExpertBank` from a checkpoint.
+"""Fills the `ExpertWeights` of a rank from a checkpoint.
 
-The mapping is the placement's, cut to one rank::
+The rank's part of the placement decides which expert's tensors go to which slot::
 
     physical_to_logical_map[layer]   | 0 5 2 | 3 5 1 | 4 0 3 |     rank 1 of 3, 3 slots a rank
-    slot_experts(..)[layer]                  | 3 5 1 |             so local slot 1 gets expert 5's tensors
+    slot_experts(..)[layer]                  | 3 5 1 |             local slot 1 gets expert 5's tensors
 
-Only the tensors of experts that the rank holds are read, and an expert that it holds twice is read once. The layout of
-the checkpoint is found from its names.
+Only tensors of the rank's experts are read, each once even if two slots hold the expert. The layout of the checkpoint
+is detected from its tensor names.
 """
 
 import re
@@ -27,18 +27,18 @@ from eplb.runtime.weights.checkpoint import (
     TensorSource,
     detect_layout,
 )
-from eplb.runtime.weights.expert_weights import DOWN, GATE_UP, ExpertBank
+from eplb.runtime.weights.expert_weights import DOWN, GATE_UP, ExpertWeights
 from eplb.runtime.weights.quantization import Fp8Blocks
 
 
 def slot_experts(placement: Placement, rank: int) -> NDArray[np.int32]:
-    """[L, S] logical expert of each local slot of a rank, -1 for an empty one."""
+    """[L, S] logical expert of each local slot of a rank, -1 for an empty slot."""
     first, last = placement.topology.rank_first_slot[rank : rank + 2]
     return placement.physical_to_logical_map[:, first:last]
 
 
 def load_experts(
-    bank: ExpertBank,
+    weights: ExpertWeights,
     source: TensorSource,
     experts: NDArray[np.int32],
     num_experts: int,
@@ -47,12 +47,12 @@ def load_experts(
 ) -> None:
     """Fill every slot of a rank.
 
-    FP8 matrices go into an FP8 bank bit for bit, scales included; between other formats they are decoded and encoded.
+    FP8 matrices are stored bit for bit, scales included, if the codec is FP8; otherwise they are decoded and encoded.
 
     Parameters
     ----------
-    bank
-        The rank's slots.
+    weights
+        The weights of the rank, written in place.
     source
         The checkpoint.
     experts
@@ -65,30 +65,33 @@ def load_experts(
     Raises
     ------
     CheckpointError
-        Naming the tensor that is missing, left over (an expert or a part that the model has not) or misshaped.
+        Naming the tensor that is missing, left over (of an expert that the model does not have) or of a wrong shape.
     """
-    if experts.shape != (bank.shape.num_layers, bank.shape.num_slots) or len(layer_ids) != bank.shape.num_layers:
+    if (
+        experts.shape != (weights.shape.num_layers, weights.shape.num_slots)
+        or len(layer_ids) != weights.shape.num_layers
+    ):
         raise CheckpointError(
             f"experts {experts.shape} and {len(layer_ids)} layer ids: "
-            f"expected {(bank.shape.num_layers, bank.shape.num_slots)} as in the bank"
+            f"expected {(weights.shape.num_layers, weights.shape.num_slots)} as in the expert weights"
         )
-    reader = _ExpertReader(source, detect_layout(source), bank)
+    reader = _ExpertReader(source, detect_layout(source), weights)
     reader.check_names(num_experts, layer_ids)
     for layer, layer_id in enumerate(layer_ids):
         for expert in np.unique(experts[layer][experts[layer] != EMPTY_SLOT]).tolist():
             parts = reader.parts(layer_id, expert)
             for slot in np.nonzero(experts[layer] == expert)[0].tolist():
-                bank.write_parts(layer, slot, parts)
+                weights.write_parts(layer, slot, parts)
 
 
 @final
 @dataclass(frozen=True)
 class _ExpertReader:
-    """Reads one expert of a checkpoint as the parts that a bank stores."""
+    """Reads one expert of a checkpoint as the parts that `ExpertWeights` stores."""
 
     source: TensorSource
     layout: CheckpointLayout
-    bank: ExpertBank
+    weights: ExpertWeights
 
     def check_names(self, num_experts: int, layer_ids: Sequence[int]) -> None:
         """Refuse a checkpoint that lacks experts of these layers or has more than the model."""
@@ -112,8 +115,8 @@ class _ExpertReader:
                     )
 
     def parts(self, layer: int, expert: int) -> dict[str, Tensor]:
-        """The expert's parts, by their names in the bank."""
-        inner, hidden = self.bank.shape.intermediate_size, self.bank.shape.hidden_size
+        """The expert's parts, by their names in `ExpertWeights`."""
+        inner, hidden = self.weights.shape.intermediate_size, self.weights.shape.hidden_size
         if self.layout.is_fused:
             gate_up, down = self._names(layer, expert)
             both = self._shaped(gate_up, self.source.read_entry(gate_up, expert), (2 * inner, hidden))
@@ -135,7 +138,7 @@ class _ExpertReader:
         return tuple(pattern.format(layer=layer, expert=expert) for pattern in patterns)
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """A matrix as the checkpoint stores it: "weight", and "scale" where it is FP8."""
+        """A matrix as the checkpoint stores it: "weight", and "scale" if it is FP8."""
         weight = self._shaped(name, self.source.read(name), shape)
         scale_name = f"{name}{SCALE_SUFFIX}"
         is_fp8 = weight.dtype == torch.float8_e4m3fn
@@ -148,11 +151,11 @@ class _ExpertReader:
         return {"weight": weight, "scale": self._shaped(scale_name, self.source.read(scale_name), blocks).float()}
 
     def _stored(self, name: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parts of a matrix in the bank's format; as they are where the formats agree."""
-        if "scale" in parts and not isinstance(self.bank.codec, Fp8Blocks):
+        """Parts of a matrix in the format of `ExpertWeights`; unchanged if the formats are equal."""
+        if "scale" in parts and not isinstance(self.weights.codec, Fp8Blocks):
             parts = {"weight": Fp8Blocks().decode(parts, torch.float32)}
         if "scale" not in parts:
-            parts = self.bank.codec.encode(parts["weight"])
+            parts = self.weights.codec.encode(parts["weight"])
         return {f"{name}.{part}": tensor for part, tensor in parts.items()}
 
     def _shaped(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -76,7 +76,7 @@ def test_capacity_is_the_factor_times_an_even_exchange():
 @pytest.mark.parametrize(
     ("limits", "fragment"),
     [
-        ({"buffer_scale_factors": ((0, 1.0), (5, 2.0))}, "falling"),
+        ({"buffer_scale_factors": ((0, 1.0), (5, 2.0))}, "descending"),
         ({"buffer_scale_factors": ((0, 0.0),)}, "factor > 0"),
         ({"topk_scaling_factor": 1.5}, "topk_scaling_factor = 1.5"),
     ],

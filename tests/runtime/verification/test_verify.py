@@ -26,7 +26,8 @@ from eplb.runtime import (
 )
 from eplb.runtime.layer.gate import GroupLimit
 from eplb.runtime.verification.checks import CHECKS
-from eplb.runtime.verification.worker import VerifyJob, verify_member
+from eplb.runtime.verification.layer_run import VerifyJob
+from eplb.runtime.verification.worker import verify_member
 from eplb_cli.main import app
 from eplb_traces import ModelShape, RoutingTrace, TokenBatch, read_trace
 
@@ -83,35 +84,35 @@ def _verify_all(member, names):
 
 
 @pytest.fixture(scope="module")
-def verdicts():
-    """Name of a job -> its verdicts; one start of two processes for all."""
+def results():
+    """Name of a job -> its results; one start of two processes for all."""
     return run_processes(Launch(2), _verify_all, list(_jobs()))[0]
 
 
-def _failed(verdicts):
-    return {finding.check for one in verdicts for finding in one.findings if finding.failure}
+def _failed(results):
+    return {finding.check for one in results for finding in one.findings if finding.failure}
 
 
 @pytest.mark.parametrize("name", ["none", "all modes", "groups", *(f"rule {rule}" for rule in DispatchRule)])
-def test_a_sound_runtime_passes_every_check(verdicts, name):
-    assert _failed(verdicts[name]) == set()
-    assert all(one.measured_R.sum() == 55 * 4 == one.load_E.sum() for one in verdicts[name])
+def test_a_sound_runtime_passes_every_check(results, name):
+    assert _failed(results[name]) == set()
+    assert all(one.measured_R.sum() == 55 * 4 == one.load_E.sum() for one in results[name])
 
 
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.NONE])
-def test_each_fault_is_caught_by_its_check(verdicts, fault):
-    assert CAUGHT_BY[fault] in _failed(verdicts[fault.value])
+def test_each_fault_is_caught_by_its_check(results, fault):
+    assert CAUGHT_BY[fault] in _failed(results[fault.value])
 
 
 def test_every_check_is_failed_by_some_fault():
     assert set(CAUGHT_BY.values()) == set(CHECKS) - {"graph"}  # graphs need a GPU
 
 
-def test_what_overflows_is_counted_or_refused(verdicts):
-    assert _failed(verdicts["drop"]) == set()
-    for mode, wire in verdicts["drop"][0].traffic.items():
+def test_what_overflows_is_counted_or_refused(results):
+    assert _failed(results["drop"]) == set()
+    for mode, wire in results["drop"][0].traffic.items():
         assert wire.dropped_P.sum() > 0, mode
-    assert "drops" in _failed(verdicts["raise"])
+    assert "drops" in _failed(results["raise"])
 
 
 def test_a_report_says_what_was_executed():

@@ -17,7 +17,7 @@ from eplb.runtime.layer.moe_layer import MoeLayer  # noqa: E402
 from eplb.runtime.layer.placement_tables import PlacementTables  # noqa: E402
 from eplb.runtime.layer.replica_choice import TokenSource  # noqa: E402
 from eplb.runtime.weights.checkpoint import CheckpointError, SafetensorsCheckpoint, StateDict, detect_layout  # noqa: E402
-from eplb.runtime.weights.expert_weights import BankShape, ExpertBank  # noqa: E402
+from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape  # noqa: E402
 from eplb.runtime.weights.quantization import Fp4Blocks, Fp8Blocks  # noqa: E402
 from eplb.runtime.weights.weight_loading import load_experts, slot_experts  # noqa: E402
 
@@ -64,13 +64,13 @@ def _placement():
     return Placement(MAP, EXPERTS, Topology(1, 2, 3))
 
 
-def _bank(codec=None, dtype=torch.float32):
-    shape = BankShape(num_layers=2, num_slots=3, hidden_size=HIDDEN, intermediate_size=INNER)
-    return ExpertBank(shape, codec, compute_dtype=dtype)
+def _expert_weights(codec=None, dtype=torch.float32):
+    shape = ExpertWeightsShape(num_layers=2, num_slots=3, hidden_size=HIDDEN, intermediate_size=INNER)
+    return ExpertWeights(shape, codec, compute_dtype=dtype)
 
 
-def _load(bank, source, rank=1):
-    load_experts(bank, source, slot_experts(_placement(), rank), EXPERTS, layer_ids=LAYER_IDS)
+def _load(weights, source, rank=1):
+    load_experts(weights, source, slot_experts(_placement(), rank), EXPERTS, layer_ids=LAYER_IDS)
 
 
 class _CountingSource:
@@ -97,13 +97,13 @@ def test_the_mapping_is_the_placements_cut_to_a_rank():
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_slot_holds_its_expert(dialect, rank):
-    bank = _bank()
-    _load(bank, StateDict(_state_dict(dialect)), rank)
+    weights = _expert_weights()
+    _load(weights, StateDict(_state_dict(dialect)), rank)
 
     for layer, row in enumerate(slot_experts(_placement(), rank).tolist()):
         gate_up, down = _experts()[LAYER_IDS[layer]]
         for slot, expert in enumerate(row):
-            held_gate_up, held_down = bank.dense(layer, slot)
+            held_gate_up, held_down = weights.dense(layer, slot)
             if expert == -1:
                 assert not held_gate_up.any()
                 assert not held_down.any()
@@ -115,12 +115,12 @@ def test_every_slot_holds_its_expert(dialect, rank):
                 assert torch.equal(held_down, down[expert])
 
 
-def test_fp8_goes_into_an_fp8_bank_bit_for_bit():
+def test_fp8_goes_into_fp8_weights_bit_for_bit():
     tensors = _state_dict("deepseek")
-    bank = _bank(Fp8Blocks())
-    _load(bank, StateDict(tensors))
+    weights = _expert_weights(Fp8Blocks())
+    _load(weights, StateDict(tensors))
 
-    held = bank.slot_parts(1, 1)  # layer 3, expert 3
+    held = weights.slot_parts(1, 1)  # layer 3, expert 3
     stem = "model.layers.3.mlp.experts.3"
     assert torch.equal(held["gate_up.scale"][0], tensors[f"{stem}.gate_proj.weight_scale_inv"])
     up = tensors[f"{stem}.up_proj.weight"]
@@ -128,18 +128,18 @@ def test_fp8_goes_into_an_fp8_bank_bit_for_bit():
 
 
 @pytest.mark.parametrize("codec", [Fp8Blocks(), Fp4Blocks()], ids=["fp8", "fp4"])
-def test_dense_matrices_are_encoded_as_the_bank_stores(codec):
-    bank, dense = _bank(codec), _bank()
-    _load(bank, StateDict(_state_dict("qwen_moe")))
+def test_dense_matrices_are_encoded_as_the_weights_store(codec):
+    weights, dense = _expert_weights(codec), _expert_weights()
+    _load(weights, StateDict(_state_dict("qwen_moe")))
     _load(dense, StateDict(_state_dict("qwen_moe")))
     for part, expected in codec.encode(dense.dense(1, 0)[1]).items():
-        assert torch.equal(bank.slot_parts(1, 0)[f"down.{part}"].view(torch.uint8), expected.view(torch.uint8))
+        assert torch.equal(weights.slot_parts(1, 0)[f"down.{part}"].view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_only_held_experts_are_read_and_each_once(dialect):
     source = _CountingSource(StateDict(_state_dict(dialect)))
-    _load(_bank(), source)
+    _load(_expert_weights(), source)
     # Layer 1: expert 2 (held twice); layer 3: experts 0, 1 and 3. Two entries each if fused, else three; scales double.
     assert len(source.reads) == len(set(source.reads)) == 4 * {"qwen_moe_fused": 2, "deepseek": 6}.get(dialect, 3)
     if dialect == "qwen_moe_fused":
@@ -162,12 +162,12 @@ def test_safetensors_give_what_the_state_dict_gives(tmp_path, dialect, kind):
         safetensors_torch.save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "model.safetensors")
     path = tmp_path / "model.safetensors" if kind == "file" else tmp_path
 
-    bank, expected = _bank(), _bank()
-    _load(bank, SafetensorsCheckpoint(path))
+    weights, expected = _expert_weights(), _expert_weights()
+    _load(weights, SafetensorsCheckpoint(path))
     _load(expected, StateDict(tensors))
     for layer in range(2):
         for slot in range(3):
-            assert bank.fingerprint(layer, slot) == expected.fingerprint(layer, slot)
+            assert weights.fingerprint(layer, slot) == expected.fingerprint(layer, slot)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -217,7 +217,7 @@ def test_broken_checkpoints_are_named(dialect, break_it, message):
     tensors = _state_dict(dialect)
     break_it(tensors)
     with pytest.raises(CheckpointError, match=message):
-        _load(_bank(), StateDict(tensors))
+        _load(_expert_weights(), StateDict(tensors))
 
 
 def test_a_gate_with_a_scale_beside_an_up_without_one_is_refused():
@@ -225,17 +225,17 @@ def test_a_gate_with_a_scale_beside_an_up_without_one_is_refused():
     tensors[f"{STEM}.3.up_proj.weight"] = torch.zeros(INNER, HIDDEN)
     del tensors[f"{STEM}.3.up_proj.weight_scale_inv"]
     with pytest.raises(CheckpointError, match="only one has a scale"):
-        _load(_bank(), StateDict(tensors))
+        _load(_expert_weights(), StateDict(tensors))
 
 
 def test_a_checkpoint_without_experts_is_refused():
     with pytest.raises(CheckpointError, match="state dict: no experts found, expected names of mixtral, qwen_moe"):
-        _load(_bank(), StateDict({"model.norm.weight": torch.ones(1)}))
+        _load(_expert_weights(), StateDict({"model.norm.weight": torch.ones(1)}))
 
 
-def test_a_bank_of_other_sizes_is_refused():
-    with pytest.raises(CheckpointError, match="expected \\(2, 3\\) as in the bank"):
-        load_experts(_bank(), StateDict({}), np.zeros((1, 3), np.int32), EXPERTS, layer_ids=(1,))
+def test_weights_of_other_sizes_is_refused():
+    with pytest.raises(CheckpointError, match="expected \\(2, 3\\) as in the expert weights"):
+        load_experts(_expert_weights(), StateDict({}), np.zeros((1, 3), np.int32), EXPERTS, layer_ids=(1,))
 
 
 @pytest.mark.parametrize(
@@ -272,14 +272,15 @@ def test_our_layer_is_transformers_qwen3_moe_block(num_tokens):
 
     # Two ranks of six slots, executed by one process: every expert somewhere, four of them twice.
     placement = Placement([[0, 1, 2, 3, 4, 5, 6, 7, 0, 2, 4, 6]], 8, Topology(1, 2, 6))
-    bank = ExpertBank(
-        BankShape(num_layers=1, num_slots=12, hidden_size=32, intermediate_size=16), compute_dtype=torch.float32
+    weights = ExpertWeights(
+        ExpertWeightsShape(num_layers=1, num_slots=12, hidden_size=32, intermediate_size=16),
+        compute_dtype=torch.float32,
     )
     tensors = {f"model.layers.0.mlp.{name}": tensor for name, tensor in block.state_dict().items()}
-    load_experts(bank, StateDict(tensors), placement.physical_to_logical_map, 8, layer_ids=(0,))
+    load_experts(weights, StateDict(tensors), placement.physical_to_logical_map, 8, layer_ids=(0,))
     group = RankGroup(placement.topology)
     gate = SoftmaxGate(block.gate.weight.detach(), top_k=3)
-    layer = MoeLayer(0, gate, PlacementTables(placement), group, Reference(group), bank)
+    layer = MoeLayer(0, gate, PlacementTables(placement), group, Reference(group), weights)
     source = TokenSource.consecutive(0, [num_tokens // 2, num_tokens - num_tokens // 2], "cpu")
     y = layer(x, torch.zeros(num_tokens, dtype=torch.int64), source).y_TH
 
