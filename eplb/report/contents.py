@@ -1,4 +1,4 @@
-"""Gathers everything that a report shows, as plain arrays; draws nothing and writes nothing."""
+"""Gathers everything that a report shows, as arrays and text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,39 +20,39 @@ from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.statistics import load_by_window, load_over_time
 
 BEFORE: Final = "experts in order"
-"""Name of the layout without a plan."""
+"""Name of the placement without a plan."""
 DEFAULT_STRATEGY: Final = "greedy"
-"""What plans where the user brings no plan."""
+"""The strategy that plans if no plan is given."""
 MOST_WINDOWS: Final = 40
-"""A trace that is counted whole is cut into at most so many windows to show how balance changes over time."""
+"""A trace that is evaluated as one window is also cut into at most this many, to show balance over time."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ReportContents:
-    """Everything that a report shows. All plans are for one model and one machine; slots may differ."""
+    """Everything that a report shows. All plans are for one model and the same ranks and nodes; slots may differ."""
 
     title: str
-    """Where the load came from: a file name."""
+    """Source of the load: a file name."""
     load: ExpertLoad
     trace: RoutingTrace | None
-    """The choices of every token; None where only loads are known."""
+    """The choices of every token; None if only loads are known."""
     windows: ExpertLoad | None
-    """The load itself if it has several windows, else the trace cut into some by steps; None where there is one."""
+    """The load if it has several windows, otherwise the trace cut into windows by steps; None if there is only one."""
     plans: tuple[PlanView, ...]
     """At least two; the first is "before"."""
-    verdicts: tuple[str, ...]
-    """[1 + L] plain words: over all layers, a sentence a line, then one sentence a layer in order."""
+    summary_text: tuple[str, ...]
+    """[1 + L] the summary of all layers, one sentence per line, then one sentence for each layer."""
     expert_bytes: float
-    """Of one expert of one layer."""
+    """Bytes of one expert of one layer."""
 
     @property
     def worst_layer(self) -> int:
-        """The layer in which the busiest rank of the first plan is furthest above the mean, for the summed load."""
+        """The layer with the largest max/mean under the first plan, for the summed load."""
         return int(self.plans[0].evaluation.max_over_mean_of_total.argmax())
 
 
-def gather(  # noqa: PLR0913  # the front door: everything a report can depend on, most by keyword
+def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     source: ExpertLoad | RoutingTrace,
     plans: Mapping[str, Placement] | None = None,
     topology: Topology | None = None,
@@ -62,33 +62,33 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
     title: str = "load",
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
 ) -> ReportContents:
-    """Judge the plans of a report and what there was before them.
+    """Evaluate the plans of a report and compare them with a first one.
 
-    "Before" is the first plan where there are several. A single plan is set against experts in order on its machine;
-    without any plan, `greedy` makes one for `topology`.
+    With several plans, the first is the one the others are compared with. A single plan is compared with experts in
+    order on its topology. Without a plan, `greedy` makes one for `topology`.
 
     Parameters
     ----------
     source
-        What the router did.
+        The recorded load or trace.
     plans
         Placements by name, in the order shown.
     topology
-        The machine; needed where there are no plans, and not used where there are.
+        The topology to plan for; required without `plans`, otherwise not used.
     window
-        Steps of a window of a trace; of a load, windows to sum into one.
+        For a trace: steps per window. For a load: number of windows to sum into one.
     dispatch
-        How the runtime splits an expert's tokens over its replicas.
+        The rule by which an expert's tokens are split over its replicas.
     title
-        Where the traffic came from.
+        Source of the load, shown in the report.
     expert_bytes
-        Bytes of one expert of one layer, for what moves and for memory.
+        Bytes of one expert of one layer, for migrations and memory.
 
     Raises
     ------
     InputError
-        If there are neither plans nor a topology, plans are for another model, or for machines of different ranks or
-        nodes, or `greedy` has nothing to plan for.
+        If there are neither plans nor a topology, a plan is for another model, plans differ in ranks or nodes, or
+        `greedy` has nothing to plan for.
     """
     trace = source if isinstance(source, RoutingTrace) else None
     load = load_by_window(source, window)
@@ -108,8 +108,8 @@ def gather(  # noqa: PLR0913  # the front door: everything a report can depend o
                 None if windows is None else evaluate(placement, windows, dispatch).max_over_mean_by_window,
             )
         )
-    verdicts = (over_all(title, load, views), *(per_layer(layer, load, views) for layer in range(load.num_layers)))
-    return ReportContents(title, load, trace, windows, tuple(views), verdicts, expert_bytes)
+    summary = (over_all(title, load, views), *(per_layer(layer, load, views) for layer in range(load.num_layers)))
+    return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes)
 
 
 def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:
@@ -125,28 +125,28 @@ def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement], topology: Topo
         return plans
     if not plans:
         if topology is None:
-            raise InputError("topology: expected the machine to plan for, as there are no plans to show")
+            raise InputError("topology = None: expected a topology to plan for, or plans to show")
         plans = {DEFAULT_STRATEGY: plan(load, topology, DEFAULT_STRATEGY).placement}
     ((name, placement),) = plans.items()
     before = in_order(load, placement.topology)
     return {BEFORE: before, name: placement}
 
 
-def _check_fits(name: str, placement: Placement, load: ExpertLoad, machine: Topology) -> None:
+def _check_fits(name: str, placement: Placement, load: ExpertLoad, first: Topology) -> None:
     placement.check_model(load.shape, name=f"plan {name}")
     ranks, nodes = placement.topology.num_ranks, placement.topology.num_nodes
-    if (ranks, nodes) != (machine.num_ranks, machine.num_nodes):
+    if (ranks, nodes) != (first.num_ranks, first.num_nodes):
         raise InputError(
-            f"plan {name} is for {ranks} ranks on {nodes} nodes: expected {machine.num_ranks} ranks on "
-            f"{machine.num_nodes} nodes as the first plan has, a report shows plans of one machine"
+            f"plan {name} is for {ranks} ranks on {nodes} nodes: expected {first.num_ranks} ranks on "
+            f"{first.num_nodes} nodes as the first plan has"
         )
 
 
 def in_order(load: ExpertLoad, topology: Topology) -> Placement:
     """Experts in order of their ids, as engines start without a plan and without redundant experts.
 
-    Each rank gets E / R experts and keeps its other slots empty, so that nothing is there twice; where E / R is not
-    whole, or more than the slots of a rank, ids go on through all slots and begin again at 0.
+    Each rank gets E / R experts; its other slots are empty, so no expert has two replicas. If E / R is not an integer
+    or exceeds the slots of a rank, ids fill all slots in order and start again at 0.
     """
     num_experts, num_ranks = load.num_experts, topology.num_ranks
     per_rank = num_experts // num_ranks

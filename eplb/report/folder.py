@@ -1,4 +1,4 @@
-"""Writes a report as a folder: pictures, CSV tables and a Markdown page that shows them."""
+"""Writes a report as a folder: figures, CSV tables and a Markdown page that shows them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, final
 from eplb.errors import InputError, MissingExtraError
 from eplb.report import tables
 from eplb.report.contents import ReportContents
-from eplb.report.figures import Closeups, album, close_up
+from eplb.report.figures import LayerDetails, layer_details, report_figures
 from eplb.report.style import ImageFormat, save
 from eplb.report.summary_page import summary_page
 from eplb_traces.files.atomic_file import atomic_write
@@ -22,24 +22,24 @@ _TOP_PAIRS = 100
 @final
 @dataclass(frozen=True)
 class FolderOptions:
-    """What a user may choose of a report folder."""
+    """Options of a report folder."""
 
     layers: tuple[int, ...] = ()
-    """Layers to show closely; by default the one that is worst in the first plan."""
+    """Layers to show in detail; by default the worst layer of the first plan."""
     image_format: ImageFormat = ImageFormat.PNG
 
 
 def write_folder(contents: ReportContents, folder: Path, options: FolderOptions = FolderOptions()) -> tuple[Path, ...]:
-    """Write the report, over files of the same names that may be there.
+    """Write the report; existing files of the same names are replaced.
 
     Parameters
     ----------
     contents
-        What is reported.
+        The contents of the report.
     folder
-        Made if it is missing; its parent has to exist.
+        Created if it does not exist; its parent must exist.
     options
-        What to show and how.
+        Layers and image format.
 
     Returns
     -------
@@ -49,29 +49,29 @@ def write_folder(contents: ReportContents, folder: Path, options: FolderOptions 
     Raises
     ------
     InputError
-        For an unknown layer or a folder that cannot be made.
+        For an unknown layer or a folder that cannot be created.
     MissingExtraError
         Without matplotlib or pandas.
     """
     _check_extra()
-    closeups = close_up(contents, options.layers)
+    details = layer_details(contents, options.layers)
     _make(folder)
     captions: dict[str, str] = {}
-    for picture in album(contents, closeups):
+    for picture in report_figures(contents, details):
         name = f"{picture.name}.{options.image_format}"
         save(picture.draw(), folder / name)
         captions[name] = picture.caption
     meanings: dict[str, str] = {}
-    for name, table in _tables(contents, closeups).items():
+    for name, table in _tables(contents, details).items():
         atomic_write(folder / f"{name}.csv", table.to_csv(index=False).encode())
         meanings[f"{name}.csv"] = tables.MEANINGS[name]
-    page = summary_page(contents, captions, meanings, closeups.layers)
+    page = summary_page(contents, captions, meanings, details.layers)
     atomic_write(folder / PAGE, page.encode())
     return tuple(folder / name for name in (PAGE, *captions, *meanings))
 
 
-def _tables(contents: ReportContents, closeups: Closeups) -> "dict[str, pd.DataFrame]":
-    """{name: table}; those without rows are left out."""
+def _tables(contents: ReportContents, details: LayerDetails) -> "dict[str, pd.DataFrame]":
+    """{name: table}; tables without rows are omitted."""
     found = {
         "metrics": tables.metrics(contents),
         "layers": tables.layers(contents),
@@ -79,18 +79,18 @@ def _tables(contents: ReportContents, closeups: Closeups) -> "dict[str, pd.DataF
         "experts": tables.experts(contents),
         "windows": tables.windows(contents),
         "migration": tables.migration(contents),
-        "redundancy": tables.redundancy(closeups.redundancy),
-        "pairs": tables.pairs(closeups.coactivations, _TOP_PAIRS),
-        "affinity": tables.affinity(contents, closeups.coactivations),
+        "redundancy": tables.redundancy(details.redundancy),
+        "pairs": tables.pairs(details.coactivations, _TOP_PAIRS),
+        "pair_locality": tables.pair_locality(contents, details.coactivations),
     }
     return {name: table for name, table in found.items() if len(table)}
 
 
 def _check_extra() -> None:
-    """Before anything is counted, drawn or written."""
+    """Raise MissingExtraError before anything is computed or written."""
     try:
         import matplotlib  # noqa: F401
-        import pandas  # noqa: F401  # both are only asked for here
+        import pandas  # noqa: F401  # imported only to check that they are installed
     except ImportError as error:
         raise MissingExtraError("a report", "report") from error
 
@@ -99,4 +99,4 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        raise InputError(f"cannot create the folder {folder}: {error.strerror or error}") from error

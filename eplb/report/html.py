@@ -1,6 +1,6 @@
-"""Knows how the page is put together: one file with its style, its scripts, plotly.js and its data inside.
+"""Writes a report as one HTML file that contains its style, scripts, plotly.js and data.
 
-The page asks for nothing: no network, no second file. The same contents give the same bytes.
+The page makes no requests, to the network or to other files. Equal contents give equal bytes.
 """
 
 import html
@@ -16,7 +16,7 @@ from eplb.report.html_payload import payload
 from eplb_traces.files.atomic_file import atomic_write
 
 _SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "tables.js", "main.js")
-"""In the order in which they are read; together one module."""
+"""In the order of inclusion; together they form one module."""
 
 
 def write_page(contents: ReportContents, path: Path) -> None:
@@ -25,9 +25,9 @@ def write_page(contents: ReportContents, path: Path) -> None:
     Parameters
     ----------
     contents
-        What to show.
+        The contents of the report.
     path
-        The file; its folder has to exist.
+        The file; its folder must exist.
 
     Raises
     ------
@@ -49,12 +49,12 @@ def page(contents: ReportContents) -> str:
         "script": "\n".join(_part(name) for name in _SCRIPTS),
         "payload": json_in_html(payload(contents, f"plotly {plotly_version}")),
     }
-    # In one pass, so that what is put in is not searched for marks again.
+    # In one pass: inserted text is not searched for placeholders.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _part("page.html"))
 
 
 def json_in_html(value: dict[str, Any]) -> str:
-    """JSON that no name inside can end early: every `<`, as of `</script>` and `<!--`, is written as its number."""
+    """JSON in which `<`, `>` and `&` are escaped, so that no string can end the script element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -64,7 +64,7 @@ def _part(name: str) -> str:
 
 
 def _plotly() -> tuple[str, str]:
-    """The script of plotly.js and the version of the package that brings it."""
+    """The source of plotly.js and the version of the plotly package."""
     try:
         import plotly
         from plotly.offline import get_plotlyjs

@@ -1,6 +1,6 @@
-"""Knows how arrays travel inside the page: compressed, in text, large ones in 256 levels; knows no drawing.
+"""Encodes arrays for the page: compressed as text, large ones quantized to 256 levels.
 
-What is written here is read by `page/arrays.js`; `unpacked` and `Levels.values` are the same in Python.
+`page/arrays.js` decodes them; `unpacked` and `Levels.values` do the same in Python.
 """
 
 import base64
@@ -16,7 +16,7 @@ _LARGEST_LEVEL: Final = 255
 
 
 def packed(array: NDArray[Any]) -> dict[str, object]:
-    """Write an array of any shape and a dtype of uint8, uint16, int32, float32 or float64 as a JSON object.
+    """Encode an array of any shape with dtype uint8, uint16, int32, float32 or float64 as a JSON object.
 
     The bytes are little-endian, deflated by zlib and in base64: `DecompressionStream("deflate")` reads them.
     """
@@ -29,14 +29,14 @@ def packed(array: NDArray[Any]) -> dict[str, object]:
 
 
 def unpacked(written: dict[str, Any]) -> NDArray[Any]:
-    """Read what `packed` wrote."""
+    """Decode the result of `packed`."""
     data = zlib.decompress(base64.b64decode(written["deflate"]))
     little = np.dtype(written["dtype"]).newbyteorder("<")
     return np.frombuffer(data, little).astype(written["dtype"]).reshape(written["shape"])
 
 
 def whole_numbers(array: NDArray[Any]) -> NDArray[Any]:
-    """The same integers >= 0 in the narrowest of the dtypes."""
+    """Convert integers >= 0 to the narrowest of the dtypes."""
     largest = int(array.max(initial=0))
     return array.astype(np.uint8 if largest < 2**8 else np.uint16 if largest < 2**16 else np.int32)
 
@@ -44,18 +44,18 @@ def whole_numbers(array: NDArray[Any]) -> NDArray[Any]:
 @final
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Numbers >= 0 in 256 levels: 0 for nothing, the others equally far apart on a log scale."""
+    """Numbers >= 0 quantized to 256 levels: level 0 for zero, the others equidistant on a log scale."""
 
     levels: NDArray[np.uint8]
     """[...] level 1 is `lowest`, level 255 is lowest * 2 ** (254 * step); level 0 stands for 0 and for nan."""
     lowest: float
     """The smallest number > 0; 1 if there is none."""
     step: float
-    """Distance of two levels in powers of two."""
+    """Distance of two levels, in powers of two."""
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> "Levels":
-        """Put every number > 0 on the nearest level of a scale from the smallest to the largest of them."""
+        """Map every number > 0 to the nearest level of a scale from the smallest to the largest."""
         positive = values > 0
         levels = np.zeros(values.shape, np.uint8)
         if not positive.any():
@@ -68,16 +68,16 @@ class Levels:
 
     @property
     def largest_error(self) -> float:
-        """How far a number can be from its level, relative to the number: half a step."""
+        """Largest relative quantization error: half a step."""
         return float(2.0 ** (self.step / 2) - 1)
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """[...] the numbers that the levels stand for, as the page shows them."""
+        """[...] the decoded numbers, as the page shows them."""
         exponent = (self.levels.astype(np.float64) - 1) * self.step
         return np.where(self.levels > 0, self.lowest * 2.0**exponent, 0.0)
 
 
 def upper_triangle(matrix: NDArray[Any]) -> NDArray[Any]:
-    """[E (E - 1) / 2] what stands above the diagonal of an [E, E] matrix, row by row."""
+    """[E (E - 1) / 2] the entries above the diagonal of an [E, E] matrix, row by row."""
     return matrix[np.triu_indices(matrix.shape[0], 1)]

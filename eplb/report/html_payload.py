@@ -1,4 +1,4 @@
-"""Knows what data the page carries and under which names its scripts read them; knows no drawing and no file."""
+"""Builds the JSON data of the page, under the names that its scripts read."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,48 +16,47 @@ from eplb_traces import ModelShape
 
 Payload = dict[str, Any]
 
-_METRIC_WORDS: Final = {
-    "max_over_mean_mean": "busiest over mean rank, mean of layers and windows; 1 is perfect",
+_METRIC_MEANINGS: Final = {
+    "max_over_mean_mean": "max/mean rank load, mean of layers and windows; 1 is perfect",
     "max_over_mean_worst": "the same, worst layer and window",
     "max_over_mean_p95": "the same, 95th percentile of layers and windows",
-    "max_over_mean_mean_of_total": "busiest over mean rank of the windows summed, mean of layers",
+    "max_over_mean_mean_of_total": "max/mean rank load of the windows summed, mean of layers",
     "max_over_mean_worst_of_total": "the same, worst layer",
-    "balancedness_vllm": "sum over layers of the mean rank over the sum of the busiest; 1 is perfect",
-    "balancedness_sglang": "mean over layers of mean / busiest rank; 1 is perfect",
-    "imbalance_ratio_trtllm": "TensorRT-LLM: busiest / mean rank - 1, mean of layers; 0 is perfect",
-    "par_ascend": "vllm-ascend's peak-to-average ratio: busiest / mean rank, mean of layers",
-    "gap_mean": "busiest rank above the proven lower bound, as a fraction, mean of layers",
+    "balancedness_vllm": "sum over layers of mean rank load / sum of maximum rank load; 1 is perfect",
+    "balancedness_sglang": "mean over layers of mean / maximum rank load; 1 is perfect",
+    "imbalance_ratio_trtllm": "TensorRT-LLM: max/mean rank load - 1, mean of layers; 0 is perfect",
+    "par_ascend": "vllm-ascend's peak-to-average ratio: max/mean rank load, mean of layers",
+    "gap_mean": "maximum rank load over the proven lower bound, minus 1, mean of layers",
     "gap_worst": "the same, worst layer",
-    "duplicate_slots": "slots whose expert is on their rank already",
+    "duplicate_slots": "slots whose expert has an earlier slot on the same rank",
     "num_windows": "windows of the load",
     "num_layers": "MoE layers",
     "num_ranks": "ranks (GPUs)",
     "num_slots": "physical experts of a layer",
-    "ranks_per_token": "ranks that a token's choices lie on, mean of tokens and layers",
-    "nodes_per_token": "nodes that a token's choices lie on, mean of tokens and layers",
-    "moved_copies": "copies fetched from another rank to get here from the first plan",
-    "moved_fraction": "the same over the slots of all layers",
+    "ranks_per_token": "ranks per token: ranks of its chosen experts, mean of tokens and layers",
+    "nodes_per_token": "nodes per token, mean of tokens and layers",
+    "moved_copies": "replicas fetched from another rank in the migration from the first plan",
+    "moved_fraction": "the same divided by the slots of all layers",
     "moved_bytes": "the same in bytes",
-    "moved_between_nodes": "copies fetched from another node",
-    "copied_inside_ranks": "copies made inside a rank",
-    "num_batches": "batches of the migration, one after the other",
-    "staging_copies": "most experts that one rank stages for one layer",
-    "transfer_s": "seconds of all batches at the machine's bandwidths",
+    "moved_between_nodes": "replicas fetched from another node",
+    "copied_inside_ranks": "replicas copied inside a rank",
+    "num_batches": "batches of the migration, executed in order",
+    "staging_copies": "largest number of experts that a rank stages for a layer",
+    "transfer_s": "seconds of all batches at the topology's bandwidths",
 }
-"""A metric without words here is shown by its name alone."""
+"""Meaning of each metric; a metric that is missing here is shown by its name only."""
 
 
 def payload(contents: ReportContents, charts: str = "") -> Payload:
     """Everything the page shows, ready for JSON; arrays are packed.
 
-    `charts` says what draws the charts.
-
-    Plans have one entry each, in order; arrays are [layer, ...] as in `ReportContents`.
+    `charts` names the library that draws the charts. Plans have one entry each, in order; arrays are [layer, ...] as
+    in `ReportContents`.
     """
     windows = contents.windows
     return {
         "title": contents.title,
-        "verdicts": list(contents.verdicts),
+        "summary_text": list(contents.summary_text),
         "model": _model(contents.load.shape),
         "first_layer": contents.worst_layer,
         "num_windows": contents.load.num_windows,
@@ -65,7 +64,7 @@ def payload(contents: ReportContents, charts: str = "") -> Payload:
         "plans": [_plan(view) for view in contents.plans],
         "windows": None if windows is None else _window_names(windows.labels, windows.num_windows),
         "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
-        "metric_words": _METRIC_WORDS,
+        "metric_meanings": _METRIC_MEANINGS,
         "provenance": _provenance(contents, charts),
     }
 
@@ -115,7 +114,7 @@ def _window_names(labels: Sequence[str], num_windows: int) -> list[str]:
 
 
 def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
-    """What the page was made from and by which versions; no date, so that the same inputs make the same file."""
+    """Inputs and versions of the page; no date, so that equal inputs give equal files."""
     load = contents.load
     model = (
         counted(load.num_layers, "layer"),
@@ -133,7 +132,8 @@ def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
         topology = view.placement.topology
         slots = topology.rank_num_slots
         held = f"{slots.min()}" if slots.min() == slots.max() else f"{slots.min()} to {slots.max()}"
-        machine = f"{counted(topology.num_ranks, 'rank')} on {counted(topology.num_nodes, 'node')}"
-        words = f"{machine}, slots of a rank: {held}; judged under {view.evaluation.dispatch} dispatch"
-        found.append((view.name, words))
-    return [(what, words) for what, words in found if words]
+        size = f"{counted(topology.num_ranks, 'rank')} on {counted(topology.num_nodes, 'node')}"
+        found.append(
+            (view.name, f"{size}, slots of a rank: {held}; evaluated under {view.evaluation.dispatch} dispatch")
+        )
+    return [(name, text) for name, text in found if text]

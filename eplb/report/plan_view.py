@@ -16,7 +16,7 @@ from eplb.evaluation.token_spread import TokenSpread
 @final
 @dataclass(frozen=True, eq=False)
 class PlanView:
-    """One placement and what the judge says of it."""
+    """One placement and its evaluation."""
 
     name: str
     """File name or strategy; unique in a report."""
@@ -24,15 +24,15 @@ class PlanView:
     evaluation: Evaluation
     """By `eplb.evaluate` under the report's load and dispatch rule."""
     bound: LowerBounds
-    """`value` [L] tokens on the busiest rank that no placement can go below, for the summed load; `binding` [L].
+    """`value` [L]: lower bound on the tokens of the busiest rank, for the summed load; `binding` [L].
 
-    Where ranks differ in speed: tokens over relative speed."""
+    If ranks differ in speed: tokens over relative speed."""
     migration: Migration | None
-    """From the first plan of the report; None for the first itself, and where the slots differ."""
+    """From the first plan of the report; None for the first plan and if the slots differ."""
     spread: TokenSpread | None
-    """Ranks and nodes that a token's choices lie on; None without a trace."""
+    """Ranks and nodes of a token's choices; None without a trace."""
     balance_by_window: NDArray[np.float64] | None
-    """[W, L] busiest over mean rank in the windows of `ReportContents.windows`; None without these."""
+    """[W, L] max/mean rank load in the windows of `ReportContents.windows`; None if there are none."""
 
     @property
     def total_rank_load(self) -> NDArray[np.float64]:
@@ -41,12 +41,12 @@ class PlanView:
 
     @property
     def busiest_rank(self) -> NDArray[np.int64]:
-        """[L] the rank that works longest on the summed load; ties to the lowest."""
+        """[L] rank with the largest load over speed, for the summed load; ties to the lowest rank."""
         return self.evaluation.total_rank_time.argmax(axis=1)
 
     @property
     def moved_in(self) -> NDArray[np.int64]:
-        """[L, R] expert copies that a rank fetches from others on the way here; 0 where there is no way."""
+        """[L, R] replicas that a rank fetches from other ranks in the migration; 0 without a migration."""
         moved = np.zeros(self.evaluation.rank_load.shape[1:], np.int64)
         if self.migration is not None:
             crossing = self.migration.hop != Hop.SAME_RANK
@@ -54,7 +54,7 @@ class PlanView:
         return moved
 
     def metrics(self) -> dict[str, float | int]:
-        """Every number that the judge has, by name: balance, and where they are known tokens' spread and moves.
+        """Every metric by name: balance; if known, token spread and migration.
 
         The names of `Evaluation.summary` come first, with the values that `eplb evaluate --json` prints.
         """

@@ -1,7 +1,7 @@
-"""Knows colours, sizes and files of pictures; knows nothing of what they show. Alone makes figures, never with pyplot.
+"""Creates and saves matplotlib figures without pyplot: colours, sizes, axes, legends.
 
-Colours can be told apart by people who see few of them: Okabe and Ito's set for plans, cividis and viridis for amounts,
-PuOr for what lies on two sides of one.
+Colours are safe for colour-blind readers: Okabe and Ito's set for plans, cividis and viridis for amounts, PuOr for
+values above and below one.
 """
 
 import warnings
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 PLAN_COLOURS: Final = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Of the plans of a report in their order, "before" in grey; they begin again where there are more."""
+"""Colours of the plans of a report in order, the first in grey; repeated if there are more plans."""
 MARKERS: Final = "sovD^Pv"
-"""Of the plans, so that nobody needs the colours."""
+"""Markers of the plans, so that plans can be told apart without colours."""
 BOUND_COLOUR: Final = "#000000"
 NOTHING_COLOUR: Final = "#e8e8e8"
-"""Of cells that hold no value."""
+"""Colour of cells without a value."""
 BORDER_COLOUR: Final = "#ffffff"
 
 _DPI = 120
@@ -42,7 +42,7 @@ _LEGEND_EDGE, _LEGEND_ROW = 0.05, 0.065  # of the height of the axes
 
 
 class ImageFormat(StrEnum):
-    """What a picture can be written as."""
+    """File formats of figures."""
 
     PNG = "png"
     SVG = "svg"
@@ -50,7 +50,7 @@ class ImageFormat(StrEnum):
 
     @classmethod
     def named(cls, name: str) -> "ImageFormat":
-        """The format of that name; UnknownNameError with the list if there is none."""
+        """The format of that name; UnknownNameError with the valid names otherwise."""
         try:
             return cls(name)
         except ValueError:
@@ -62,11 +62,11 @@ _NO_DATES: Final[dict[str, dict[str, None]]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-"""Dates and versions are left out: the same contents give the same bytes."""
+"""Dates and versions are omitted, so that equal contents give equal bytes."""
 
 
 def axes_or_new(ax: "Axes | None", *, width: float = 9.0, height: float = 4.2) -> "Axes":
-    """The axes that were given, or those of a new figure of so many inches.
+    """The given axes, or those of a new figure; width and height in inches.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def axes_or_new(ax: "Axes | None", *, width: float = 9.0, height: float = 4.2) -
 
 
 def save(axes: "Axes", path: Path) -> None:
-    """Write the figure of these axes as the suffix of `path` says.
+    """Write the figure of these axes, in the format of the suffix of `path`.
 
     Raises
     ------
@@ -103,12 +103,12 @@ def save(axes: "Axes", path: Path) -> None:
             _reduce_colours(target)
 
     with rc_context({"svg.hashsalt": "eplb"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a file name in a script without letters here
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a file name in a script that the font lacks
         atomic_write(path, write)
 
 
 def _reduce_colours(path: Path) -> None:
-    """Rewrite a PNG with a palette of 256 colours: a third of the bytes, and nobody sees the difference."""
+    """Rewrite a PNG with a palette of 256 colours: a third of the bytes without a visible difference."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -116,20 +116,20 @@ def _reduce_colours(path: Path) -> None:
     reduced.save(path, format="png", optimize=True, dpi=(_DPI, _DPI))
 
 
-def in_words(name: str) -> str:
-    """A file name as text of a picture: no formula, never hidden from a legend, not too long."""
+def figure_text(name: str) -> str:
+    """A file name as figure text: `$` escaped, visible in legends (no leading underscore), truncated."""
     shown = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     shown = shown.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def plan_style(index: int) -> tuple[str, str]:
-    """Colour and marker of the plan at that place of a report."""
+    """Colour and marker of the plan with that index in a report."""
     return PLAN_COLOURS[index % len(PLAN_COLOURS)], MARKERS[index % len(MARKERS)]
 
 
 def legend_above(axes: "Axes", *twins: "Axes") -> None:
-    """Name the lines of the axes, and of twins on the same place, above everything that is drawn there."""
+    """Add a legend for the axes and their twins, and extend the y range so that it covers no data."""
     together = [axes, *twins]
     lines, labels = (
         [*chain(*found)] for found in zip(*(each.get_legend_handles_labels() for each in together), strict=True)
@@ -150,18 +150,18 @@ def colour_bar(
     ticks: Sequence[float] | None = None,
     numbers: str | None = None,
 ) -> None:
-    """Say beside an image what its colours mean.
+    """Add a colour bar to an image.
 
     Parameters
     ----------
     image
-        What was drawn.
+        The image.
     label
         The quantity with its unit.
     ends
-        Which end has values beyond the last colour: neither, both, min or max.
+        The end with values beyond the last colour: neither, both, min or max.
     ticks
-        Values to name; matplotlib's choice by default.
+        Tick values; chosen by matplotlib by default.
     numbers
         Format of the ticks, as in ``{x:g}``.
     """
@@ -172,7 +172,7 @@ def colour_bar(
 
 
 def colour_map(name: str, num_colours: int | None = None) -> "Colormap":
-    """A colour map, all of it or some of its colours, whose cells without a value are light grey."""
+    """A colour map, optionally resampled, in which cells without a value are light grey."""
     from matplotlib import colormaps
 
     found = colormaps[name] if num_colours is None else colormaps[name].resampled(num_colours)
@@ -180,18 +180,18 @@ def colour_map(name: str, num_colours: int | None = None) -> "Colormap":
 
 
 def whole_ticks(axis: "Axis", count: int) -> None:
-    """Ticks of an axis of `count` ids at whole numbers only, as many as can be read."""
+    """Set ticks of an axis of `count` ids at integers, at most 20."""
     step = next(step for step in (*_TICK_STEPS, count) if count <= step * _MOST_TICKS)
     axis.set_ticks(np.arange(0, count, step))
 
 
 def column_borders(axes: "Axes", edges: NDArray[np.int64], colour: str = BORDER_COLOUR) -> None:
-    """Thin lines before the given columns."""
+    """Draw thin lines before the given columns."""
     for edge in edges:
         axes.axvline(edge - 0.5, color=colour, linewidth=0.8)
 
 
 def row_borders(axes: "Axes", edges: NDArray[np.int64], colour: str = BORDER_COLOUR) -> None:
-    """Thin lines before the given rows."""
+    """Draw thin lines before the given rows."""
     for edge in edges:
         axes.axhline(edge - 0.5, color=colour, linewidth=0.8)

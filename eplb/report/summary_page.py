@@ -1,4 +1,4 @@
-"""The Markdown page of a report folder: the verdict on top, then numbers, pictures and what the files hold."""
+"""The Markdown page of a report folder: summary, metrics, figures, layers and files."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,26 +17,26 @@ def summary_page(
     Parameters
     ----------
     contents
-        What is reported.
+        The contents of the report.
     pictures
-        {file name: caption}; files that a Markdown viewer cannot show (PDF) are linked.
+        {file name: caption}; PDF files, which a Markdown viewer cannot show, are linked.
     files
-        {file name: what it holds} of the tables.
+        {file name: description} of the tables.
     layers
-        Layers that are shown closely.
+        Layers that are shown in detail.
     """
-    verdict = [f"- {_plain(sentence)}" for sentence in contents.verdicts[0].splitlines()]
+    summary = [f"- {_plain(sentence)}" for sentence in contents.summary_text[0].splitlines()]
     named = ", ".join(layer_name(contents.load.shape, layer) for layer in layers)
     parts = [
-        f"# Where the experts of {_plain(contents.title)} live",
-        "\n".join(verdict),
+        f"# Expert placement for {_plain(contents.title)}",
+        "\n".join(summary),
         "## Plans",
         _metrics(contents),
-        "Busiest over mean rank is 1 where every rank gets the same. The gaps are above a proven lower bound. "
-        "Keys that end in `_of_total` and the gaps are of the load summed over windows. What moves does so on the way "
-        f"from the first plan, at {megabytes(contents.expert_bytes)} an expert of a layer.",
-        "## Pictures",
-        f"Close-ups are of {named}.",
+        "Max/mean is 1 if every rank has the same load. Gaps are relative to a proven lower bound. Keys that end in "
+        "`_of_total` and gaps refer to the load summed over windows. Migrations start from the first plan; an expert "
+        f"of a layer has {megabytes(contents.expert_bytes)}.",
+        "## Figures",
+        f"Layer details are of {named}.",
         *(_picture(name, caption) for name, caption in pictures.items()),
         "## Layers",
         _layers(contents),
@@ -49,7 +49,7 @@ def summary_page(
 
 
 def _metrics(contents: ReportContents) -> str:
-    """One row a metric by its name in `eplb evaluate --json`, one column a plan; a dash where it has none."""
+    """One row per metric, named as in `eplb evaluate --json`, one column per plan; a dash for missing values."""
     summaries = [view.metrics() for view in contents.plans]
     head = ["metric", *(_plain(view.name) for view in contents.plans)]
     keys = dict.fromkeys(key for summary in summaries for key in summary)
@@ -59,12 +59,12 @@ def _metrics(contents: ReportContents) -> str:
 
 
 def _layers(contents: ReportContents) -> str:
-    """The verdict on each layer, the worst before first where there are many."""
+    """The summary of each layer, sorted by max/mean under the first plan; at most twelve."""
     before = contents.plans[0].evaluation.max_over_mean_of_total
     worst = (-before).argsort(kind="stable")[:_WORST_LAYERS].tolist()
-    lines = [f"- {_plain(contents.verdicts[1 + layer])}" for layer in worst]
+    lines = [f"- {_plain(contents.summary_text[1 + layer])}" for layer in worst]
     more = len(before) - len(worst)
-    return "\n".join(lines) + (f"\n\n{more} more are in layers.csv." if more else "")
+    return "\n".join(lines) + (f"\n\n{more} more layers are in layers.csv." if more else "")
 
 
 def _picture(name: str, caption: str) -> str:
@@ -79,6 +79,6 @@ def _number(value: float | int | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of which Markdown makes nothing else; file names may hold anything."""
+    """Text with Markdown characters escaped; file names may contain any character."""
     one_line = " ".join(text.split())
     return "".join(f"\\{char}" if char in "\\`*_[]<>|#$~&" else char for char in one_line)

@@ -1,22 +1,22 @@
-"""Puts what the judge found into plain words; computes nothing that the judge does not say."""
+"""Describes the evaluation of plans in sentences."""
 
 from collections.abc import Sequence
 
 from eplb.report.plan_view import PlanView
 from eplb_traces import ExpertLoad, ModelShape
 
-_LEAST_CHANGE = 0.05  # per cent; less would be said as 0.0
+_LEAST_CHANGE = 0.05  # per cent; less would be printed as 0.0
 
 
 def layer_name(shape: ModelShape, layer: int) -> str:
-    """`layer 23`, and where it is known which layer of the whole model that is: `layer 23 (26 in the model)`."""
+    """`layer 23`; if its index in the model is known and differs: `layer 23 (26 in the model)`."""
     if shape.moe_layer_ids is None or shape.moe_layer_ids[layer] == layer:
         return f"layer {layer}"
     return f"layer {layer} ({shape.moe_layer_ids[layer]} in the model)"
 
 
 def per_layer(layer: int, load: ExpertLoad, views: Sequence[PlanView]) -> str:
-    """What the busiest rank of one layer carries before, and what each plan makes of it, for the summed load."""
+    """Load of the busiest rank of one layer under the first plan and under each other plan, for the summed load."""
     name = layer_name(load.shape, layer)
     if not load.total[layer].any():
         return f"{name}: no tokens"
@@ -34,14 +34,14 @@ def _change(layer: int, was: float, view: PlanView) -> str:
 
 
 def over_all(title: str, load: ExpertLoad, views: Sequence[PlanView]) -> str:
-    """What it costs that a layer waits for its busiest rank, before and with each plan: sentences, one a line."""
+    """Load of the busiest ranks over all layers under each plan: one sentence per line."""
     before, *rest = views
     topology = before.placement.topology
-    machine = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
+    ranks = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
     model = f"{counted(load.num_layers, 'layer')} of {load.num_experts} experts"
     if not load.total.any():
-        return f"{title}: {model} on {machine}, no tokens."
-    sentences = [f"{title}: {model} on {machine}.", _balance(before, load), *(_balance(view, load) for view in rest)]
+        return f"{title}: {model} on {ranks}, no tokens."
+    sentences = [f"{title}: {model} on {ranks}.", _balance(before, load), *(_balance(view, load) for view in rest)]
     if load.num_windows > 1:
         sentences += [_window_by_window(view, load) for view in views]
     for view in rest:
@@ -73,7 +73,7 @@ def _window_by_window(view: PlanView, load: ExpertLoad) -> str:
 
 
 def _saved(before: PlanView, view: PlanView) -> list[str]:
-    """What a plan changes for a step, for the wire, and what it takes to get there."""
+    """Change of the busiest ranks' load, token spread and migration of a plan against the first."""
     old, new = (float(of.total_rank_load.max(axis=1).sum()) for of in (before, view))
     change = 100 * abs(1 - new / old)
     words = "as many" if change < _LEAST_CHANGE else f"{change:.1f} % {'fewer' if new < old else 'more'}"
@@ -85,7 +85,7 @@ def _saved(before: PlanView, view: PlanView) -> list[str]:
             f"{before.spread.ranks_per_token.mean():.2f} and {before.spread.nodes_per_token.mean():.2f})."
         )
     if view.migration is not None:
-        moved = f"{view.migration.moved_copies} copies to another rank"
+        moved = f"{view.migration.moved_copies} replicas to another rank"
         found.append(f"Getting to {view.name} moves {moved}, {100 * view.migration.moved_fraction:.1f} % of the slots.")
     return found
 
@@ -95,7 +95,7 @@ def _carries(view: PlanView) -> str:
 
 
 def _times(ratio: float) -> str:
-    """A ratio as a person says it: 2.9x, 1.53x; near 1 with the digits that matter."""
+    """A ratio for display: 2.90x, 1.53x; three digits below 1.1."""
     return f"{ratio:.3f}x" if ratio < 1.1 else f"{ratio:.2f}x"
 
 

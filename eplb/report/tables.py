@@ -1,4 +1,4 @@
-"""The numbers behind a report as pandas tables, one a CSV file; every number comes from the judge."""
+"""The numbers of a report as pandas tables, one for each CSV file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from eplb_traces.coactivation.layer_coactivation import CoActivation
 
 MEANINGS = {
-    "metrics": "what `eplb evaluate --json` says of each plan, tokens' spread and what must move",
+    "metrics": "per plan: the metrics of `eplb evaluate --json`, token spread and migration",
     "layers": "per plan and layer: balance, busiest rank, bound, gap",
-    "ranks": "per plan, layer and rank: tokens, experts held, copies moved in",
-    "experts": "per layer and expert: tokens and, per plan, copies",
+    "ranks": "per plan, layer and rank: tokens, experts, replicas moved in",
+    "experts": "per layer and expert: tokens and, per plan, replicas",
     "windows": "per plan and window: balance, mean and worst of layers",
-    "migration": "per plan and pair of ranks: expert copies sent",
-    "redundancy": "what each number of redundant experts buys and costs",
-    "pairs": "per layer shown closely: the pairs of experts with the most tokens above independence",
-    "affinity": "per layer shown closely: share of all pairs inside expert groups, and inside a plan's ranks and nodes",
+    "migration": "per plan and pair of ranks: replicas sent",
+    "redundancy": "per number of redundant experts: balance and memory",
+    "pairs": "per layer shown in detail: the pairs of experts with the most tokens above independence",
+    "pair_locality": "per layer shown in detail: share of pairs inside expert groups and a plan's ranks and nodes",
 }
-"""What each table holds, one row a line of `columns`; the name is the file's."""
+"""Description of each table; the key is the name of the file."""
 
 
 def metrics(contents: ReportContents) -> "pd.DataFrame":
-    """One row a plan."""
+    """One row per plan."""
     import pandas as pd
 
     return pd.DataFrame([{"plan": view.name, **view.metrics()} for view in contents.plans])
 
 
 def layers(contents: ReportContents) -> "pd.DataFrame":
-    """One row a plan and layer; `_of_total` is of the load summed over windows, and so are the columns after it."""
+    """One row per plan and layer; `_of_total` and all later columns refer to the load summed over windows."""
     import pandas as pd
 
     ids = contents.load.shape.moe_layer_ids
@@ -68,7 +68,7 @@ def layers(contents: ReportContents) -> "pd.DataFrame":
 
 
 def ranks(contents: ReportContents) -> "pd.DataFrame":
-    """One row a plan, layer and rank; tokens are summed over windows."""
+    """One row per plan, layer and rank; tokens are summed over windows."""
     import pandas as pd
 
     def of_plan(view: PlanView) -> "pd.DataFrame":
@@ -87,17 +87,17 @@ def ranks(contents: ReportContents) -> "pd.DataFrame":
 
 
 def experts(contents: ReportContents) -> "pd.DataFrame":
-    """One row a layer and expert, one column of copies a plan; tokens are summed over windows."""
+    """One row per layer and expert, one column of replicas per plan; tokens are summed over windows."""
     import pandas as pd
 
     total = contents.load.total
     layer, expert = np.indices(total.shape).reshape(2, -1)
-    copies = {f"copies in {view.name}": view.placement.logical_replica_count.reshape(-1) for view in contents.plans}
-    return pd.DataFrame({"layer": layer, "expert": expert, "tokens": total.reshape(-1)} | copies)
+    replicas = {f"replicas in {view.name}": view.placement.logical_replica_count.reshape(-1) for view in contents.plans}
+    return pd.DataFrame({"layer": layer, "expert": expert, "tokens": total.reshape(-1)} | replicas)
 
 
 def windows(contents: ReportContents) -> "pd.DataFrame":
-    """One row a plan and window; no rows where the traffic is one window."""
+    """One row per plan and window; no rows if there is only one window."""
     import pandas as pd
 
     rows = []
@@ -110,19 +110,19 @@ def windows(contents: ReportContents) -> "pd.DataFrame":
 
 
 def migration(contents: ReportContents) -> "pd.DataFrame":
-    """One row a plan and pair of ranks between which copies travel."""
+    """One row per plan and pair of ranks with transfers."""
     import pandas as pd
 
     rows = []
     for view in contents.plans:
         if view.migration is not None:
-            copies = np.rint(view.migration.link_bytes / view.migration.expert_bytes).astype(np.int64)
-            rows += [(view.name, *link, int(copies[tuple(link)])) for link in np.argwhere(copies).tolist()]
-    return pd.DataFrame(rows, columns=["plan", "from_rank", "to_rank", "copies"])
+            replicas = np.rint(view.migration.link_bytes / view.migration.expert_bytes).astype(np.int64)
+            rows += [(view.name, *link, int(replicas[tuple(link)])) for link in np.argwhere(replicas).tolist()]
+    return pd.DataFrame(rows, columns=["plan", "from_rank", "to_rank", "replicas"])
 
 
 def redundancy(points: Sequence[SweepPoint]) -> "pd.DataFrame":
-    """One row a number of redundant experts; wall times are left out, so that the same input gives the same file."""
+    """One row per number of redundant experts; wall times are omitted, so that equal inputs give equal files."""
     import pandas as pd
 
     columns = [name for name in SweepPoint.__dataclass_fields__ if name != "seconds"]
@@ -130,7 +130,7 @@ def redundancy(points: Sequence[SweepPoint]) -> "pd.DataFrame":
 
 
 def pairs(coactivations: "Sequence[CoActivation]", count: int) -> "pd.DataFrame":
-    """`count` rows a layer, the strongest pair first."""
+    """`count` rows per layer, the strongest pair first."""
     import pandas as pd
 
     rows = [
@@ -141,8 +141,8 @@ def pairs(coactivations: "Sequence[CoActivation]", count: int) -> "pd.DataFrame"
     return pd.DataFrame(rows, columns=["layer", "expert", "other_expert", "tokens", "lift", "adjusted_lift"])
 
 
-def affinity(contents: ReportContents, coactivations: "Sequence[CoActivation]") -> "pd.DataFrame":
-    """One row a layer with pairs and kind of place: the share that meets in one, under even dispatch."""
+def pair_locality(contents: ReportContents, coactivations: "Sequence[CoActivation]") -> "pd.DataFrame":
+    """One row per layer, plan and place: share of a token's pairs inside one group, rank or node; even dispatch."""
     import pandas as pd
 
     shape = contents.load.shape

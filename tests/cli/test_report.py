@@ -18,16 +18,16 @@ ASKED = ("--ranks", 4, "--nodes", 2, "--redundant", 4)
 @pytest.fixture
 def quick(monkeypatch):
     """Folders without pictures, which take long and have their own tests."""
-    monkeypatch.setattr("eplb.report.folder.album", lambda *_: ())
+    monkeypatch.setattr("eplb.report.folder.report_figures", lambda *_: ())
 
 
-def test_a_folder_is_written_with_the_verdict_on_stdout(run, load_path, tmp_path, counts):
+def test_a_folder_is_written_and_the_summary_is_printed(run, load_path, tmp_path, counts):
     result = run("report", load_path, *ASKED, "-o", tmp_path / "out", "--layer", "1", "--image-format", "svg")
     assert (result.exit_code, result.stderr) == (0, "")
-    machine = eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2, num_redundant=4)
-    contents = gather(eplb.ExpertLoad(counts), topology=machine, title="load.npz")
-    *verdict, written, beside = result.stdout.splitlines()
-    assert verdict == contents.verdicts[0].splitlines()
+    topology = eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2, num_redundant=4)
+    contents = gather(eplb.ExpertLoad(counts), topology=topology, title="load.npz")
+    *summary, written, beside = result.stdout.splitlines()
+    assert summary == contents.summary_text[0].splitlines()
     assert written == f"wrote {tmp_path / 'out' / 'summary.md'}"
     num_files = len(list((tmp_path / "out").iterdir()))
     assert beside == f"  {num_files - 1} files beside it: pictures and tables"

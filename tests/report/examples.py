@@ -1,4 +1,4 @@
-"""Small reports: a trace with expert groups and drift, plans for it, and what a load alone gives."""
+"""Small reports: a trace with expert groups whose load changes over time, plans for it, and loads without a trace."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from eplb.report import ReportContents, gather
 from eplb_traces import ModelShape, RoutingTrace, synthesize_trace
 
 SHAPE = ModelShape(3, 16, 4, 4, 2, moe_layer_ids=(1, 2, 5), num_hidden_layers=6)
-MACHINE = eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2, num_redundant=4)
+TOPOLOGY = eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2, num_redundant=4)
 
 
 @cache
@@ -21,16 +21,16 @@ def some_trace() -> RoutingTrace:
 @cache
 def contents_of_trace() -> ReportContents:
     """Experts in order beside `greedy`."""
-    return gather(some_trace(), topology=MACHINE, title="trace.parquet")
+    return gather(some_trace(), topology=TOPOLOGY, title="trace.parquet")
 
 
-def placement(strategy: str = "greedy", topology: eplb.Topology = MACHINE) -> eplb.Placement:
+def placement(strategy: str = "greedy", topology: eplb.Topology = TOPOLOGY) -> eplb.Placement:
     """A plan for the trace."""
     return eplb.plan(some_trace().load(), topology, strategy).placement
 
 
 def skewed(num_layers: int = 2, num_experts: int = 8, num_windows: int = 1) -> eplb.ExpertLoad:
-    """A load whose first experts are hot."""
+    """A load whose first experts have the most tokens."""
     rng = np.random.default_rng(3)
     rates = np.arange(num_experts, 0, -1.0) ** 2
     return eplb.ExpertLoad(rng.poisson(rates, (num_windows, num_layers, num_experts)) + 1)

@@ -1,4 +1,4 @@
-"""What a report gathers: which plans, what the judge says of them, and what is refused by name."""
+"""Contents of a report: plans, evaluations, summary text, and refused input."""
 
 import numpy as np
 import pytest
@@ -10,20 +10,20 @@ from eplb.evaluation.token_spread import token_spread
 from eplb.report import gather
 from eplb.report.contents import BEFORE, MOST_WINDOWS, in_order
 from eplb_traces import RoutingTrace, TokenBatch, synthesize_trace
-from tests.report.examples import MACHINE, SHAPE, contents_of_trace, placement, skewed, some_trace
+from tests.report.examples import SHAPE, TOPOLOGY, contents_of_trace, placement, skewed, some_trace
 
 
-def test_without_plans_greedy_is_set_against_experts_in_order():
+def test_without_plans_greedy_is_compared_with_experts_in_order():
     contents = contents_of_trace()
     before, after = contents.plans
     assert (before.name, after.name) == (BEFORE, "greedy")
     assert after.placement == placement("greedy")
-    assert before.placement == in_order(contents.load, MACHINE)
-    # 4 experts and a hole a rank.
+    assert before.placement == in_order(contents.load, TOPOLOGY)
+    # 4 experts and one empty slot per rank.
     assert before.placement.physical_to_logical_map[0, :6].tolist() == [0, 1, 2, 3, EMPTY_SLOT, 4]
 
 
-def test_every_number_is_the_judges():
+def test_every_number_equals_that_of_evaluate():
     contents = contents_of_trace()
     load = some_trace().load()
     assert contents.load == load
@@ -33,7 +33,7 @@ def test_every_number_is_the_judges():
         busiest = view.total_rank_load.max(axis=1)
         np.testing.assert_array_equal(view.total_rank_load, judged.rank_load[0])
         np.testing.assert_array_equal(view.busiest_rank, judged.rank_load[0].argmax(axis=1))
-        # The bound is the one behind the judge's gap.
+        # The bound is the one that the gap is relative to.
         np.testing.assert_allclose(busiest / view.bound.value - 1, judged.gap, atol=1e-15)
         np.testing.assert_array_equal(
             view.spread.ranks_per_token, token_spread(view.placement, some_trace()).ranks_per_token
@@ -42,7 +42,7 @@ def test_every_number_is_the_judges():
     assert contents.plans[1].migration == eplb.Migration.between(*(view.placement for view in contents.plans))
 
 
-def test_a_trace_is_cut_into_windows_for_drift_only():
+def test_a_trace_is_cut_into_windows_only_to_show_balance_over_time():
     contents = contents_of_trace()
     assert contents.load.num_windows == 1
     assert contents.windows == some_trace().load(1)
@@ -57,7 +57,7 @@ def test_a_trace_that_starts_late_shows_as_many_windows(offset):
         TokenBatch(batch.shape, batch.expert_ids, batch.step + offset, batch.request)
         for batch in synthesize_trace("v3-switching", shape=SHAPE, num_steps=80, tokens_per_step=8)
     ]
-    contents = gather(RoutingTrace(SHAPE, batches), topology=MACHINE)
+    contents = gather(RoutingTrace(SHAPE, batches), topology=TOPOLOGY)
     assert contents.windows.num_windows == MOST_WINDOWS
     assert contents.windows.labels[0] == f"steps {offset}-{offset + 1}"
 
@@ -76,7 +76,7 @@ def test_windows_of_the_load_are_kept_and_summed_on_demand():
     assert {view.spread for view in one.plans} == {None}
 
 
-def test_one_plan_is_set_against_order_and_several_against_the_first():
+def test_one_plan_is_compared_with_experts_in_order_and_several_with_the_first():
     zigzag, greedy = placement("zigzag"), placement("greedy")
     assert [view.name for view in gather(some_trace(), {"a": zigzag}).plans] == [BEFORE, "a"]
     both = gather(some_trace(), {"a": zigzag, "b": greedy})
@@ -84,14 +84,14 @@ def test_one_plan_is_set_against_order_and_several_against_the_first():
     assert both.plans[1].migration == eplb.Migration.between(zigzag, greedy)
 
 
-def test_plans_with_other_slots_have_no_way_from_the_first():
+def test_plans_with_other_slots_have_no_migration_from_the_first():
     fewer = placement("greedy", eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2))
     contents = gather(some_trace(), {"a": placement(), "b": fewer})
     assert contents.plans[1].migration is None
     assert contents.plans[1].placement.num_slots == 16
 
 
-def test_the_dispatch_rule_is_the_judges():
+def test_plans_are_evaluated_under_the_given_dispatch_rule():
     contents = gather(some_trace(), {"a": placement()}, dispatch="online")
     view = contents.plans[1]
     assert view.evaluation.summary() == eplb.evaluate(view.placement, some_trace().load(), "online").summary()
@@ -112,9 +112,9 @@ def test_experts_in_order(experts, ranks, slots, expected):
     assert found.physical_to_logical_map.tolist() == [expected]
 
 
-def test_what_does_not_fit_is_refused_by_name():
+def test_plans_that_do_not_fit_are_refused_by_name():
     load = skewed()
-    with pytest.raises(InputError, match="topology: expected the machine"):
+    with pytest.raises(InputError, match="topology = None: expected a topology"):
         gather(load)
     with pytest.raises(
         InputError,
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused_by_name():
         gather(eplb.ExpertLoad(np.zeros((2, 8))), topology=eplb.Topology(1, 2, 4))
 
 
-def test_bytes_of_an_expert_are_those_that_were_told():
+def test_migrations_use_the_given_bytes_of_an_expert():
     contents = gather(skewed(), topology=eplb.Topology(1, 4, 2), expert_bytes=1000.0)
     migration = contents.plans[1].migration
     assert migration.moved_copies > 0
@@ -137,22 +137,22 @@ def test_bytes_of_an_expert_are_those_that_were_told():
     assert not contents.plans[0].moved_in.any()
 
 
-def test_a_plan_that_gains_nothing_and_a_single_layer_are_said_so():
+def test_summary_of_a_plan_without_gain_and_of_a_single_layer():
     load = eplb.ExpertLoad([[3, 3, 1, 1]])
     mirrored = eplb.Placement([[2, 3, 0, 1]], 4, eplb.Topology(1, 2, 2))
-    sentences = gather(load, {"mirrored": mirrored}).verdicts[0].splitlines()
+    sentences = gather(load, {"mirrored": mirrored}).summary_text[0].splitlines()
     assert sentences[1] == (
         "With experts in order the busiest rank of a layer carries 1.50x the mean, 50.00 % above the proven bound."
     )
     assert sentences[3] == "Summed over layers the busiest ranks get as many tokens with mirrored."
 
 
-def test_verdicts_say_what_the_judge_found():
+def test_summary_text_states_the_evaluation():
     # Rank 0 has experts 0 1 with 6 tokens, rank 1 experts 2 3 with 2: 1.5 times the mean of 4. Layer 1 is empty.
     load = eplb.ExpertLoad([[3, 3, 1, 1], [0, 0, 0, 0]])
     better = eplb.Placement([[0, 2, 1, 3]] * 2, 4, eplb.Topology(1, 2, 2))
     contents = gather(load, {"better": better}, title="load.csv")
-    overall, first, second = contents.verdicts
+    overall, first, second = contents.summary_text
     assert first == (
         "layer 0: rank 0 carries 1.50x the mean (experts in order); better brings it to 1.000x; gap to the bound 0.00 %"
     )
@@ -167,31 +167,34 @@ def test_verdicts_say_what_the_judge_found():
         # 4 instead of 6.
         "Summed over layers the busiest ranks get 33.3 % fewer tokens with better.",
         # Experts 1 and 2 change places, in both layers: 4 of 8 slots.
-        "Getting to better moves 4 copies to another rank, 50.0 % of the slots.",
+        "Getting to better moves 4 replicas to another rank, 50.0 % of the slots.",
     ]
 
 
-def test_verdicts_name_layers_of_the_model_windows_and_what_gets_worse():
+def test_summary_text_names_model_layers_windows_and_losses():
     contents = gather(some_trace(), {"good": placement(), "bad": placement("linear")}, window=2)
-    overall, *layers = contents.verdicts
+    overall, *layers = contents.summary_text
     assert layers[2].startswith("layer 2 (5 in the model): rank ")
     assert "bad raises it to " in layers[0]
     assert "Window by window (2 windows) good has " in overall
     assert "more tokens with bad." in overall
-    assert f"({contents.plans[0].name}: " in overall  # ranks and nodes of a token
+    assert f"({contents.plans[0].name}: " in overall  # ranks and nodes per token
 
 
-def test_an_empty_load_has_a_verdict():
+def test_an_empty_load_has_a_summary():
     contents = gather(
         eplb.ExpertLoad(np.zeros((1, 4))), {"p": eplb.Placement([[0, 1, 2, 3]], 4, eplb.Topology(1, 2, 2))}
     )
-    assert contents.verdicts == ("load: 1 layer of 4 experts on 2 ranks of 1 node, no tokens.", "layer 0: no tokens")
+    assert contents.summary_text == (
+        "load: 1 layer of 4 experts on 2 ranks of 1 node, no tokens.",
+        "layer 0: no tokens",
+    )
 
 
-def test_the_faster_rank_may_carry_more():
+def test_a_faster_rank_may_carry_more_tokens():
     # Speeds 2 and 1, loads 6 and 2: times 3 and 2 over a mean of 2.5 (relative speeds 4/3 and 2/3: 4.5, 3, mean 3.75).
-    machine = eplb.Topology(1, 2, 2, rank_speed=(2.0, 1.0))
-    contents = gather(eplb.ExpertLoad([[3, 3, 1, 1]]), {"p": eplb.Placement([[0, 1, 2, 3]], 4, machine)})
-    assert contents.verdicts[1].startswith(
+    topology = eplb.Topology(1, 2, 2, rank_speed=(2.0, 1.0))
+    contents = gather(eplb.ExpertLoad([[3, 3, 1, 1]]), {"p": eplb.Placement([[0, 1, 2, 3]], 4, topology)})
+    assert contents.summary_text[1].startswith(
         "layer 0: rank 0 works 1.20x the mean (experts in order); p leaves it at 1.20x"
     )

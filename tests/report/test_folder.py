@@ -1,4 +1,4 @@
-"""The folder of a report: files, tables that repeat the judge, a page that shows every picture, and odd inputs."""
+"""The report folder: files, tables that equal the evaluation, a page with every figure, and unusual inputs."""
 
 import re
 import subprocess
@@ -12,13 +12,13 @@ from eplb.errors import InputError, MissingExtraError
 from eplb.evaluation.pair_locality import share_inside_nodes
 from eplb.planning.redundancy_sweep import sweep
 from eplb.report import gather
-from eplb.report.figures import album, close_up
+from eplb.report.figures import layer_details, report_figures
 from eplb.report.folder import PAGE, FolderOptions, write_folder
 from eplb.report.style import ImageFormat
 from eplb.report.summary_page import summary_page
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
 from eplb_traces.coactivation.layer_coactivation import coactivation
-from tests.report.examples import MACHINE, contents_of_trace, placement, skewed, some_trace
+from tests.report.examples import TOPOLOGY, contents_of_trace, placement, skewed, some_trace
 
 pytest.importorskip("matplotlib")
 pd = pytest.importorskip("pandas")
@@ -35,30 +35,28 @@ def names(path):
     return {file.name for file in path.iterdir()}
 
 
-def test_what_is_written_for_a_trace(folder):
+def test_files_written_for_a_trace(folder):
     worst = int(contents_of_trace().plans[0].evaluation.max_over_mean_of_total.argmax())
     assert names(folder) == {
         PAGE,
         *("layer-balance.png", f"rank-load-layer-{worst}.png", "expert-load.png", "balance-over-windows.png"),
-        *("replica-counts-1.png", "migration-1.png", "balance-and-traffic.png", "redundancy.png"),
+        *("replica-counts-1.png", "migration-1.png", "balance-and-token-spread.png", "redundancy.png"),
         *(f"coactivation-{what}-layer-{worst}.png" for what in ("tokens", "lift", "lift-ordered")),
         *("metrics.csv", "layers.csv", "ranks.csv", "experts.csv", "windows.csv", "migration.csv", "redundancy.csv"),
-        *("pairs.csv", "affinity.csv"),
+        *("pairs.csv", "pair_locality.csv"),
     }
 
 
-def test_the_page_begins_with_the_verdict_and_shows_every_file(folder):
+def test_the_page_begins_with_the_summary_and_shows_every_file(folder):
     page = (folder / PAGE).read_text()
-    assert page.startswith(
-        "# Where the experts of trace.parquet live\n\n- trace.parquet: 3 layers of 16 experts on 4 ranks"
-    )
+    assert page.startswith("# Expert placement for trace.parquet\n\n- trace.parquet: 3 layers of 16 experts on 4 ranks")
     shown = set(re.findall(r"\]\(([^)]+)\)", page))
     assert shown == names(folder) - {PAGE}
     assert all("![" in line for line in page.splitlines() if line.endswith(".png)"))
     assert contents_of_trace().load.digest in page
 
 
-def test_metrics_repeat_the_judge(folder):
+def test_metrics_table_equals_the_evaluation(folder):
     table = pd.read_csv(folder / "metrics.csv").set_index("plan")
     for view in contents_of_trace().plans:
         for name, value in view.evaluation.summary().items():
@@ -66,10 +64,10 @@ def test_metrics_repeat_the_judge(folder):
         assert table.loc[view.name, "ranks_per_token"] == pytest.approx(view.spread.ranks_per_token.mean(), rel=1e-14)
     assert table["moved_copies"].tolist()[1] == contents_of_trace().plans[1].migration.moved_copies
     row = next(line for line in (folder / PAGE).read_text().splitlines() if line.startswith("| `moved_copies` |"))
-    assert row.split(" | ")[1] == "-"  # nothing moves to get to where one is
+    assert row.split(" | ")[1] == "-"  # there is no migration to the first plan
 
 
-def test_layer_and_rank_tables_repeat_the_judge(folder):
+def test_layer_and_rank_tables_equal_the_evaluation(folder):
     views = contents_of_trace().plans
     layers, ranks = (pd.read_csv(folder / name) for name in ("layers.csv", "ranks.csv"))
     for view in views:
@@ -81,7 +79,7 @@ def test_layer_and_rank_tables_repeat_the_judge(folder):
         np.testing.assert_allclose(of_plan["ranks_per_token"], view.spread.ranks_per_token)
         by_rank = ranks[ranks["plan"] == view.name].pivot(index="layer", columns="rank", values="tokens")
         np.testing.assert_allclose(by_rank, view.evaluation.rank_load[0])
-    # Before: 4 experts a rank and a hole; after: 5. What moves in sums to what the migration moves.
+    # First plan: 4 experts and an empty slot per rank; greedy: 5. Replicas moved in sum to those of the migration.
     assert ranks.groupby("plan")["experts"].unique().map(list).to_dict() == {"experts in order": [4], "greedy": [5]}
     assert ranks["moved_in"].sum() == views[1].migration.moved_copies
 
@@ -90,12 +88,12 @@ def test_expert_window_and_migration_tables(folder):
     contents = contents_of_trace()
     experts, windows, migration = (pd.read_csv(folder / f"{name}.csv") for name in ("experts", "windows", "migration"))
     np.testing.assert_array_equal(experts["tokens"], contents.load.total.reshape(-1))
-    copies = contents.plans[1].placement.logical_replica_count.reshape(-1)
-    np.testing.assert_array_equal(experts["copies in greedy"], copies)
+    replicas = contents.plans[1].placement.logical_replica_count.reshape(-1)
+    np.testing.assert_array_equal(experts["replicas in greedy"], replicas)
     after = windows[windows["plan"] == "greedy"]
     np.testing.assert_allclose(after["max_over_mean_worst"], contents.plans[1].balance_by_window.max(axis=1))
     assert after["label"].tolist() == ["step 0", "step 1", "step 2", "step 3"]
-    assert migration["copies"].sum() == contents.plans[1].migration.moved_copies
+    assert migration["replicas"].sum() == contents.plans[1].migration.moved_copies
     assert (migration["from_rank"] != migration["to_rank"]).all()
 
 
@@ -111,8 +109,8 @@ def test_pairs_and_redundancy_tables(folder):
     assert "seconds" not in redundancy
 
 
-def test_affinity_table_is_of_groups_and_of_each_plan(folder):
-    table = pd.read_csv(folder / "affinity.csv", keep_default_na=False).set_index(["plan", "place"])
+def test_pair_locality_table_has_groups_and_each_plan(folder):
+    table = pd.read_csv(folder / "pair_locality.csv", keep_default_na=False).set_index(["plan", "place"])
     found, (before, after) = coactivation(some_trace(), int(table["layer"].iloc[0])), contents_of_trace().plans
     # Groups and ranks of experts in order are both four neighbours.
     groups = found.share_inside(np.arange(16) // 4)
@@ -128,14 +126,14 @@ def test_the_same_report_has_the_same_bytes(folder, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
-def test_layers_and_format_of_pictures_are_chosen(tmp_path):
+def test_layers_and_image_format_are_options(tmp_path):
     files = write_folder(
-        gather(some_trace(), topology=MACHINE, expert_bytes=1e9), tmp_path, FolderOptions((2,), ImageFormat.PDF)
+        gather(some_trace(), topology=TOPOLOGY, expert_bytes=1e9), tmp_path, FolderOptions((2,), ImageFormat.PDF)
     )
     assert files[0] == tmp_path / PAGE
     pictures = [path.name for path in files if path.suffix == ".pdf"]
     assert "rank-load-layer-2.pdf" in pictures
-    assert len(pictures) == 7 + 1 + 3  # of the whole, of a layer's ranks, of its pairs
+    assert len(pictures) == 7 + 1 + 3  # of all layers, of a layer's ranks, of its pairs
     page = (tmp_path / PAGE).read_text()
     assert "[layer-balance.pdf](layer-balance.pdf)" in page
     assert "if an expert of a layer has 1000 MB" in page
@@ -143,8 +141,8 @@ def test_layers_and_format_of_pictures_are_chosen(tmp_path):
         write_folder(contents_of_trace(), tmp_path, FolderOptions((3,)))
 
 
-def test_layers_come_in_the_order_asked_for_and_once():
-    pictures = album(contents_of_trace(), close_up(contents_of_trace(), (2, 0, 2)))
+def test_layers_are_shown_once_in_the_given_order():
+    pictures = report_figures(contents_of_trace(), layer_details(contents_of_trace(), (2, 0, 2)))
     found = [picture.name for picture in pictures if "-layer-" in picture.name]
     kinds = ("coactivation-tokens", "coactivation-lift", "coactivation-lift-ordered")
     assert found == [
@@ -157,19 +155,19 @@ def test_layers_come_in_the_order_asked_for_and_once():
 def drawn(contents, layers=()):
     """Names of the pictures, each laid out but not written."""
     found = []
-    for picture in album(contents, close_up(contents, layers)):
+    for picture in report_figures(contents, layer_details(contents, layers)):
         picture.draw().figure.draw_without_rendering()
         found.append(picture.name)
     return found
 
 
-def test_a_load_has_no_pictures_of_tokens():
+def test_a_load_without_trace_has_no_figures_of_tokens():
     found = drawn(gather(skewed(), topology=eplb.Topology.for_experts(8, num_ranks=4)))
-    # 8 experts on 4 ranks without redundant ones: nothing is there twice.
+    # 8 experts on 4 ranks without redundant ones: every expert has one replica.
     assert found == ["layer-balance", "rank-load-layer-0", "expert-load", "migration-1", "redundancy"]
 
 
-def test_names_of_plans_are_text_in_the_page():
+def test_names_of_plans_are_escaped_in_the_page():
     hostile = "a|b](x) <script>*_#`\nplan"
     page = summary_page(gather(some_trace(), {hostile: placement()}), {}, {}, (0,))
     escaped = r"a\|b\](x) \<script\>\*\_\#\` plan"
@@ -184,7 +182,7 @@ def top_1(num_experts):
 
 
 @pytest.mark.parametrize(
-    ("source", "machine"),
+    ("source", "topology"),
     [
         (top_1(1), eplb.Topology(1, 1, 1)),  # one expert on one rank: no pairs, no redundancy
         (top_1(4), eplb.Topology(2, 1, 2)),
@@ -193,14 +191,14 @@ def top_1(num_experts):
         (skewed(2, 10), eplb.Topology.for_experts(10, num_ranks=4, num_redundant=2)),  # 10 experts, 4 ranks
     ],
 )
-def test_odd_inputs_are_drawn(source, machine):
-    assert drawn(gather(source, topology=machine), (0,))[:3] == ["layer-balance", "rank-load-layer-0", "expert-load"]
+def test_unusual_inputs_are_drawn(source, topology):
+    assert drawn(gather(source, topology=topology), (0,))[:3] == ["layer-balance", "rank-load-layer-0", "expert-load"]
 
 
-def test_choices_without_pairs_have_no_pictures_of_pairs(tmp_path):
+def test_choices_without_pairs_have_no_figures_of_pairs(tmp_path):
     write_folder(gather(top_1(4), topology=eplb.Topology(2, 1, 2)), tmp_path)
-    assert not any(re.match("coactivation|pairs|affinity", name) for name in names(tmp_path))
-    assert "balance-and-traffic.png" in names(tmp_path)
+    assert not any(re.match("coactivation|pairs|pair_locality", name) for name in names(tmp_path))
+    assert "balance-and-token-spread.png" in names(tmp_path)
 
 
 def test_a_load_without_tokens_is_written_for_a_plan(tmp_path):
@@ -212,15 +210,15 @@ def test_a_load_without_tokens_is_written_for_a_plan(tmp_path):
 
 def test_a_plan_that_changes_nothing_moves_nothing():
     contents = gather(some_trace(), {"a": placement(), "b": placement()})
-    found = [picture.name for picture in album(contents, close_up(contents, ()))]
+    found = [picture.name for picture in report_figures(contents, layer_details(contents, ()))]
     assert "migration-1" not in found
     assert {"replica-counts-0", "replica-counts-1"} < set(found)
 
 
-def test_what_cannot_be_made_is_refused(tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "nowhere" / "out"):
-        with pytest.raises(InputError, match="cannot make the folder"):
+        with pytest.raises(InputError, match="cannot create the folder"):
             write_folder(contents_of_trace(), path)
 
 
@@ -232,8 +230,8 @@ def test_a_missing_extra_is_named_before_anything_is_written(monkeypatch, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_importing_the_room_loads_nothing_heavy():
-    code = "import sys, eplb.report.folder; print(sorted({'matplotlib', 'pandas', 'plotly'} & set(sys.modules)))"
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, eplb.report; print(sorted({'matplotlib', 'pandas', 'plotly'} & set(sys.modules)))"
     script = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; {code}"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

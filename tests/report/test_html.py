@@ -1,4 +1,4 @@
-"""The page without a browser: what data it carries, that nothing in it can break out, and when it is refused."""
+"""The page without a browser: its data, escaping of names, and refused input."""
 
 import json
 import re
@@ -19,13 +19,13 @@ from eplb_traces.coactivation.layer_coactivation import coactivations
 pytest.importorskip("plotly")
 
 SHAPE = ModelShape(3, 16, 4, 4, 2, moe_layer_ids=(1, 2, 3))
-MACHINE = Topology(2, 2, 5)
+TOPOLOGY = Topology(2, 2, 5)
 HOSTILE = "</script><script>window.hacked = 1</script><!-- {{payload}} & %{x} \u2028"
 
 
 @pytest.fixture(scope="module")
 def contents():
-    return gather(synthesize_trace(shape=SHAPE, num_steps=4, tokens_per_step=256), topology=MACHINE, title="sample")
+    return gather(synthesize_trace(shape=SHAPE, num_steps=4, tokens_per_step=256), topology=TOPOLOGY, title="sample")
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +39,21 @@ def _payload_of(text: str) -> dict[str, object]:
     return json.loads(inside)
 
 
-def test_a_plan_travels_whole(contents, found):
+def test_the_payload_contains_the_whole_plan(contents, found):
     for view, written in zip(contents.plans, found["plans"], strict=True):
         assert written["name"] == view.name
         np.testing.assert_array_equal(unpacked(written["rank_load"]), view.total_rank_load)
         np.testing.assert_array_equal(unpacked(written["max_over_mean"]), view.evaluation.max_over_mean)
         found_map = unpacked(written["physical_to_logical_map"])
         np.testing.assert_array_equal(found_map, view.placement.physical_to_logical_map)
-        np.testing.assert_array_equal(unpacked(written["rank_of_slot"]), MACHINE.rank_of_slot)
+        np.testing.assert_array_equal(unpacked(written["rank_of_slot"]), TOPOLOGY.rank_of_slot)
         np.testing.assert_array_equal(written["bound"], view.bound.value)
         np.testing.assert_allclose(unpacked(written["balance_by_window"]), view.balance_by_window, rtol=1e-6)
     np.testing.assert_array_equal(unpacked(found["load"]), contents.load.total)
     assert len(found["windows"]) == contents.windows.num_windows
 
 
-def test_metrics_are_the_judges_and_keep_all_digits(contents, found):
+def test_metrics_equal_those_of_evaluate_in_all_digits(contents, found):
     for view, written in zip(contents.plans, found["plans"], strict=True):
         assert view.evaluation.summary().items() <= written["metrics"].items()
         assert written["metrics"]["ranks_per_token"] == view.spread.ranks_per_token.mean()
@@ -62,12 +62,12 @@ def test_metrics_are_the_judges_and_keep_all_digits(contents, found):
     assert "moved_copies" not in found["plans"][0]["metrics"]
 
 
-def test_every_metric_is_said_in_words(contents, found):
+def test_every_metric_has_a_meaning(contents, found):
     names = {name for plan in found["plans"] for name in plan["metrics"]}
-    assert names - found["metric_words"].keys() == set()
+    assert names - found["metric_meanings"].keys() == set()
 
 
-def test_moves_into_ranks_add_up(contents, found):
+def test_replicas_moved_into_ranks_sum_to_the_migration(contents, found):
     migration, written = contents.plans[1].migration, found["plans"][1]["migration"]
     moved_in = unpacked(written["moved_in"])
     np.testing.assert_array_equal(moved_in.sum(axis=1), migration.moved_copies_by_layer)
@@ -75,27 +75,27 @@ def test_moves_into_ranks_add_up(contents, found):
     np.testing.assert_allclose(moved_in.sum(axis=0) * written["expert_bytes"], sent)
 
 
-def test_coactivation_comes_back_within_the_error_that_is_said(contents, found):
+def test_coactivation_is_within_the_stated_error(contents, found):
     written = found["coactivation"]
-    said = float(re.search(r"at most ([\d.]+) % off", written["note"])[1]) / 100
+    stated = float(re.search(r"at most ([\d.]+) % off", written["note"])[1]) / 100
     levels, orders = unpacked(written["levels"]), unpacked(written["order"])
     for of_layer in coactivations(contents.trace):
         layer, lift = of_layer.layer, of_layer.lift()[np.triu_indices(16, 1)]
         exponent = (levels[layer].astype(float) - 1) * written["step"][layer]
         shown = np.where(levels[layer] > 0, written["lowest"][layer] * 2**exponent, 0)
-        np.testing.assert_allclose(shown, np.nan_to_num(lift), rtol=said + 5e-4)  # the sentence rounds to 0.1 %
+        np.testing.assert_allclose(shown, np.nan_to_num(lift), rtol=stated + 5e-4)  # the sentence rounds to 0.1 %
         np.testing.assert_array_equal(unpacked(written["tokens"])[layer], of_layer.expert_tokens)
         np.testing.assert_array_equal(orders[layer], of_layer.order())
         assert written["top_pairs"][layer] == [list(pair) for pair in of_layer.top_pairs(12)]
 
 
-def test_the_neutral_lift_is_that_of_experts_without_affinity():
+def test_the_neutral_lift_is_that_of_independent_experts():
     # Every token chooses 2 of 3 experts, all three pairs equally often: each expert has 2 / 3 of the tokens, each pair
     # 1 / 3, so the lift is (1 / 3) / (4 / 9) = 3 / 4 for all. With many experts it tends to (K - 1) / K = 1 / 2.
     choices = np.array([[0, 1], [0, 2], [1, 2]], np.uint16)[:, None]
     trace = _trace(choices, 3)
     written = payload(gather(trace, topology=Topology(1, 1, 3)))["coactivation"]
-    assert written["no_affinity"] == 0.5
+    assert written["independent_lift"] == 0.5
     assert unpacked(written["levels"]).tolist() == [[1, 1, 1]]
     assert written["lowest"] == [pytest.approx(3 / 4)]
 
@@ -106,7 +106,7 @@ def _trace(choices, num_experts):
     return RoutingTrace(shape, [TokenBatch(shape, choices, np.zeros_like(index), index)])
 
 
-def test_a_load_without_tokens_of_its_own_has_no_coactivation_and_one_window_no_drift():
+def test_a_load_without_trace_has_no_coactivation_and_one_window_no_balance_over_time():
     found = payload(gather(ExpertLoad(np.ones((2, 8))), topology=Topology(1, 4, 2)))
     assert found["coactivation"] is None
     assert found["windows"] is None
@@ -119,18 +119,18 @@ def test_the_first_layer_shown_is_the_worst_one():
     assert payload(gather(ExpertLoad(load), topology=Topology(1, 4, 1)))["first_layer"] == 1
 
 
-def test_the_first_layer_shown_is_the_one_that_the_verdict_calls_worst():
+def test_the_first_layer_shown_is_the_worst_one_of_the_summary():
     # Summed, layer 0 has 3 / 1.75 of the mean and layer 1 is even; window by window layer 1 has 2 / 1.
     windows = np.array([[[3, 2, 1, 1], [2, 2, 0, 0]], [[3, 2, 1, 1], [0, 0, 2, 2]]], dtype=float)
     contents = gather(ExpertLoad(windows), topology=Topology(1, 4, 1))
     of_windows = contents.plans[0].evaluation.max_over_mean
     assert of_windows[1] > of_windows[0]
     assert payload(contents)["first_layer"] == 0
-    assert "in layer 0," in contents.verdicts[0].splitlines()[1]
+    assert "in layer 0," in contents.summary_text[0].splitlines()[1]
 
 
 @pytest.mark.parametrize(
-    ("load", "machine"),
+    ("load", "topology"),
     [
         (np.array([[0.0, 0, 0, 0], [4, 3, 2, 1]]), Topology(1, 2, 2)),  # a layer without load
         (np.array([[5.0, 2, 1, 1]]), Topology(1, 2, 3)),  # one layer
@@ -139,8 +139,8 @@ def test_the_first_layer_shown_is_the_one_that_the_verdict_calls_worst():
         (np.array([[5.0, 2, 1, 1]]), Topology(1, 2, 3, rank_speed=(1.0, 2.0))),
     ],
 )
-def test_odd_loads_make_a_page_that_is_json(load, machine):
-    contents = gather(ExpertLoad(load), topology=machine)
+def test_unusual_loads_give_valid_json(load, topology):
+    contents = gather(ExpertLoad(load), topology=topology)
     found = json.loads(json_in_html(payload(contents)))
     np.testing.assert_array_equal(unpacked(found["load"]), load)
 
@@ -173,26 +173,26 @@ def test_json_in_html_is_the_same_json():
     assert not set("<>&") & set(json_in_html(value))
 
 
-def test_numbers_that_json_does_not_know_are_refused():
+def test_nan_is_refused():
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_in_html({"a": float("nan")})
 
 
 def test_equal_contents_make_equal_files(tmp_path, contents):
-    again = gather(synthesize_trace(shape=SHAPE, num_steps=4, tokens_per_step=256), topology=MACHINE, title="sample")
+    again = gather(synthesize_trace(shape=SHAPE, num_steps=4, tokens_per_step=256), topology=TOPOLOGY, title="sample")
     write_page(contents, tmp_path / "a.html")
     write_page(again, tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
-def test_what_made_the_page_is_said_below_it(contents):
+def test_the_page_names_its_inputs_and_versions(contents):
     below = dict(_payload_of(page(contents))["provenance"])
     assert below["charts by"].startswith("plotly ")
     assert contents.load.digest in below["load"]
-    assert "4 ranks on 2 nodes, slots of a rank: 5; judged under even dispatch" in below[contents.plans[1].name]
+    assert "4 ranks on 2 nodes, slots of a rank: 5; evaluated under even dispatch" in below[contents.plans[1].name]
 
 
-def test_the_file_is_whole_and_forbids_requests(contents):
+def test_the_file_is_self_contained_and_forbids_requests(contents):
     text = page(contents)
     assert re.findall(r"<(?:link|iframe|img|script[^>]* src)", text.partition("<script>\n")[0]) == []
     assert "default-src 'none'" in text
@@ -211,9 +211,9 @@ def test_a_folder_that_is_not_there_is_named(contents, tmp_path):
         write_page(contents, tmp_path / "no" / "a.html")
 
 
-def test_doubled_experts_and_empty_slots_are_carried_as_they_are():
-    machine = Topology(1, 2, 2)
-    placement = Placement(np.array([[0, 0, 1, -1]]), 2, machine)
+def test_duplicate_experts_and_empty_slots_are_kept():
+    topology = Topology(1, 2, 2)
+    placement = Placement(np.array([[0, 0, 1, -1]]), 2, topology)
     found = payload(gather(ExpertLoad(np.array([[2.0, 1.0]])), {"odd": placement}))
     assert unpacked(found["plans"][1]["physical_to_logical_map"]).tolist() == [[0, 0, 1, -1]]
     assert found["plans"][1]["metrics"]["duplicate_slots"] == 1

@@ -1,4 +1,4 @@
-"""What the page's arrays become in the file and how far they are off when they come back."""
+"""Arrays of the page: round trip and quantization error."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SHAPES = npst.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5)
         lambda dtype: npst.arrays(dtype, SHAPES, elements={"allow_nan": False} if "float" in dtype else None)
     )
 )
-def test_packed_arrays_come_back(array):
+def test_packed_arrays_survive_a_round_trip(array):
     found = unpacked(packed(array))
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
@@ -27,7 +27,7 @@ def test_packed_bytes_are_little_endian_whatever_the_array_is():
     assert packed(number.astype(">i4"))["deflate"] == packed(number.astype("<i4"))["deflate"]
 
 
-def test_packing_refuses_what_the_page_cannot_read():
+def test_packing_refuses_dtypes_that_the_page_cannot_read():
     with pytest.raises(TypeError, match="dtype int64: expected one of uint8"):
         packed(np.zeros(3, np.int64))
 
@@ -44,7 +44,7 @@ def test_whole_numbers_of_nothing():
 
 
 @given(npst.arrays(np.float64, SHAPES, elements=st.one_of(st.just(0.0), st.floats(1e-9, 1e9))))
-def test_levels_are_no_further_off_than_they_say(values):
+def test_levels_are_within_their_largest_error(values):
     found = Levels.of(values)
     positive = values > 0
     np.testing.assert_array_equal(found.values > 0, positive)
@@ -52,9 +52,9 @@ def test_levels_are_no_further_off_than_they_say(values):
     assert (off <= found.largest_error + 1e-12).all()
 
 
-def test_the_error_that_levels_say_is_reached():
+def test_the_largest_error_of_levels_is_reached():
     # From 1 to 2 ** 254 one level is one power of two. sqrt(2) lies half way: its level is 1 or 2, off by a factor
-    # of sqrt(2) either way. 41.4 % is what must be said, and no less.
+    # of sqrt(2) either way, so the largest error is 41.4 %.
     found = Levels.of(np.array([1.0, 2.0**0.5, 2.0**254]))
     assert found.step == pytest.approx(1.0)
     assert found.largest_error == pytest.approx(2**0.5 - 1)
@@ -72,7 +72,7 @@ def test_levels_of_nothing_and_of_one_value_are_exact(values):
     assert found.largest_error == 0
 
 
-def test_nan_is_nothing():
+def test_nan_is_level_0():
     assert Levels.of(np.array([np.nan, 1.0])).levels.tolist() == [0, 1]
 
 

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: it works from disk alone, its charts show the data, its numbers are the judge's."""
+"""The page in headless Chromium: no requests, charts show the data, numbers equal those of `evaluate`."""
 
 import json
 import re
@@ -19,7 +19,7 @@ pytest.importorskip("plotly")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
 SHAPE = ModelShape(4, 32, 4, 4, 2, moe_layer_ids=(1, 2, 3, 4))
-MACHINE = eplb.Topology(2, 2, 10)
+TOPOLOGY = eplb.Topology(2, 2, 10)
 INSIDE_THE_FILE = {"file", "data", "blob"}
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>{{payload}}"
 
@@ -27,7 +27,7 @@ HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window
 @pytest.fixture(scope="module")
 def contents():
     trace = synthesize_trace(shape=SHAPE, num_steps=6, tokens_per_step=512)
-    return gather(trace, topology=MACHINE, window=2, title="sample")
+    return gather(trace, topology=TOPOLOGY, window=2, title="sample")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def page_url(contents, tmp_path_factory):
 
 @pytest.fixture
 def driver(browser, contents, page_url):
-    """The page of `contents`, with everything chosen as when it is opened."""
+    """The page of `contents`, with the controls as when it is opened."""
     if browser.current_url != page_url:
         _open(browser, page_url)
     for button in browser.find_elements("css selector", "input[checked]"):
@@ -93,10 +93,10 @@ def test_a_request_or_an_error_would_be_seen(browser, page_url):
     assert (complaints(browser), requested(browser) <= INSIDE_THE_FILE) == ([], True)
     browser.execute_script("setTimeout(() => { throw new Error('seen'); })")
     browser.execute_script("new Image().src = 'http://127.0.0.1:9/nothing'")
-    WebDriverWait(browser, 20).until(lambda d: "http" in requested(d))  # asked for, and refused by the page's policy
-    said = " ".join(complaints(browser))
-    assert "seen" in said
-    assert "Content Security Policy" in said
+    WebDriverWait(browser, 20).until(lambda d: "http" in requested(d))  # requested, and refused by the page's policy
+    logged = " ".join(complaints(browser))
+    assert "seen" in logged
+    assert "Content Security Policy" in logged
 
 
 def test_no_button_of_a_chart_sends_it_anywhere(driver):
@@ -105,10 +105,10 @@ def test_no_button_of_a_chart_sends_it_anywhere(driver):
     assert shown == {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 
 
-def test_the_verdicts_stand_on_top(driver, contents):
-    overall, *layers = contents.verdicts
-    assert driver.find_element("id", "verdict").text.split("\n") == overall.split("\n")
-    script = "return [...document.querySelectorAll('#verdicts li')].map((item) => item.textContent)"
+def test_the_summary_is_at_the_top(driver, contents):
+    overall, *layers = contents.summary_text
+    assert driver.find_element("id", "summary").text.split("\n") == overall.split("\n")
+    script = "return [...document.querySelectorAll('#layer-summaries li')].map((item) => item.textContent)"
     assert driver.execute_script(script) == layers
 
 
@@ -126,13 +126,13 @@ def test_the_slider_changes_the_heatmap_and_it_shows_the_layer(driver, contents,
     _move_slider(driver, layer)
     after = _matrix(chart(driver, "coactivation")[0])
     assert not np.array_equal(before, after, equal_nan=True)
-    # Colours are powers of two around (K - 1) / K = 3 / 4, the lift without affinity; a pair never seen is at the end.
+    # Colours are powers of two around (K - 1) / K = 3 / 4, the lift of independent experts.
     lift = coactivation(contents.trace, layer).lift()
-    said = float(re.search(r"at most ([\d.]+) % off", driver.find_element("id", "coactivation-note").text)[1]) / 100
+    stated = float(re.search(r"at most ([\d.]+) % off", driver.find_element("id", "coactivation-note").text)[1]) / 100
     seen = lift > 0
-    np.testing.assert_allclose(0.75 * 2 ** after[seen], lift[seen], rtol=said + 5e-4)
+    np.testing.assert_allclose(0.75 * 2 ** after[seen], lift[seen], rtol=stated + 5e-4)
     assert np.isnan(after[np.isnan(lift)]).all()
-    assert driver.find_element("id", "layer-words").text == contents.verdicts[1 + layer]
+    assert driver.find_element("id", "layer-summary").text == contents.summary_text[1 + layer]
 
 
 def test_the_heatmap_can_show_tokens_and_blocks(driver, contents):
@@ -167,21 +167,21 @@ def test_the_plan_toggle_changes_the_bars_and_not_their_scale(driver, contents):
     assert [trace["name"] for trace in chart(driver, "rank-load") if trace["type"] == "bar"] == [after.name]
 
 
-def test_the_bound_is_drawn_where_it_is(driver, contents):
+def test_the_bound_is_drawn_at_its_value(driver, contents):
     layer, after = _layer(driver), contents.plans[1]
     (line,) = [trace for trace in chart(driver, "rank-load") if trace["name"].startswith("lower bound")]
     assert line["y"] == [after.bound.value[layer]] * 2
     assert str(after.bound.binding[layer]) in line["name"]
 
 
-def test_experts_show_their_tokens_and_copies(driver, contents):
+def test_experts_show_their_tokens_and_replicas(driver, contents):
     choose(driver, "expert-order", "id")
-    layer, copies = _layer(driver), contents.plans[1].placement.logical_replica_count
+    layer, replicas = _layer(driver), contents.plans[1].placement.logical_replica_count
     bars = [trace for trace in chart(driver, "expert-load") if trace["type"] == "bar"]
     tokens = {x: y for trace in bars for x, y in zip(trace["x"], trace["y"], strict=True)}
     assert [tokens[expert] for expert in range(32)] == contents.load.total[layer].tolist()
     for trace in bars:
-        assert set(copies[layer][trace["x"]]) == {int(trace["name"].split()[0])}
+        assert set(replicas[layer][trace["x"]]) == {int(trace["name"].split()[0])}
 
 
 def test_the_rank_table_sorts_both_ways(driver, contents):
@@ -198,7 +198,7 @@ def test_the_rank_table_sorts_both_ways(driver, contents):
     assert found == np.sort(load[_layer(driver)]).tolist()
 
 
-def test_the_rank_table_says_where_experts_live_and_what_moves_in(driver, contents):
+def test_the_rank_table_shows_experts_and_replicas_moved_in(driver, contents):
     view, layer = contents.plans[1], _layer(driver)
     held = view.placement.physical_to_logical_map[layer].reshape(4, 10)
     count, migration = view.placement.logical_replica_count[layer], view.migration
@@ -240,7 +240,7 @@ def test_a_click_on_the_overview_chooses_the_layer(driver):
     assert (frame["y0"], frame["y1"]) == (2.5, 3.5)
 
 
-def test_the_pointer_on_the_heatmap_says_the_pair(driver, contents):
+def test_hovering_the_heatmap_shows_the_pair(driver, contents):
     from selenium.webdriver import ActionChains
 
     choose(driver, "coactivation-order", "id")
@@ -249,14 +249,14 @@ def test_the_pointer_on_the_heatmap_says_the_pair(driver, contents):
     # 32 experts: one and a half cells right of the middle is expert 17, half a cell below it expert 16.
     cell = plot.size["width"] / 32
     ActionChains(driver).move_to_element_with_offset(plot, int(1.5 * cell), int(0.5 * cell)).perform()
-    said = driver.find_element("id", "tip").text
+    shown = driver.find_element("id", "tip").text
     pairs = coactivation(contents.trace, _layer(driver)).pairs
-    assert said.startswith("experts 16 and 17")
-    found = int(re.search(r"about ([\d,]+) tokens", said)[1].replace(",", ""))
+    assert shown.startswith("experts 16 and 17")
+    found = int(re.search(r"about ([\d,]+) tokens", shown)[1].replace(",", ""))
     assert found == pytest.approx(pairs[16, 17], rel=0.03, abs=0.51)
 
 
-def test_overview_lines_are_the_judges(driver, contents):
+def test_overview_lines_equal_the_evaluation(driver, contents):
     lines = chart(driver, "layer-balance")
     assert [line["name"] for line in lines] == [view.name for view in contents.plans]
     for line, view in zip(lines, contents.plans, strict=True):
@@ -280,7 +280,7 @@ def test_migration_is_shown_in_gigabytes(driver, contents):
     np.testing.assert_allclose(found, expected)
     choose(driver, "plan", "0")
     assert not driver.find_element("id", "migration").is_displayed()
-    assert "nothing moves" in driver.find_element("id", "migration-words").text
+    assert "nothing moves" in driver.find_element("id", "migration-summary").text
 
 
 def test_numbers_on_the_page_are_those_of_evaluate(driver, contents, tmp_path):
@@ -311,7 +311,7 @@ def test_dark_and_light_change_page_and_charts(driver):
     assert seen[2] == seen[0]
 
 
-def test_everything_can_be_named_by_a_screen_reader(driver):
+def test_every_control_has_a_label_for_screen_readers(driver):
     script = """
         return [...document.querySelectorAll('input, button, .chart:not([hidden])')]
           .filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))
@@ -320,13 +320,13 @@ def test_everything_can_be_named_by_a_screen_reader(driver):
     assert driver.execute_script(script) == []
 
 
-def test_nothing_is_wider_than_a_laptop(driver):
+def test_the_page_fits_a_laptop_screen(driver):
     script = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     needed, there = driver.execute_script(script)
     assert needed <= there
 
 
-def test_names_from_files_are_text_wherever_they_stand(browser, contents, tmp_path):
+def test_names_from_files_are_escaped_everywhere(browser, contents, tmp_path):
     plans = {HOSTILE: contents.plans[0].placement, "<b>bold</b>%{x}": contents.plans[1].placement}
     write_page(gather(contents.load, plans, title=HOSTILE), tmp_path / "hostile.html")
     _open(browser, (tmp_path / "hostile.html").as_uri())
@@ -340,20 +340,20 @@ def test_names_from_files_are_text_wherever_they_stand(browser, contents, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("load", "machine"),
+    ("load", "topology"),
     [
         # A layer without load; one rank twice as fast as the other.
         (np.array([[0.0, 0, 0, 0], [5, 2, 1, 1]]), eplb.Topology(1, 2, 3, rank_speed=(1.0, 2.0))),
         (np.array([[3.0]]), eplb.Topology(1, 1, 1)),  # one layer, one expert, one rank
     ],
 )
-def test_odd_loads_are_shown(browser, load, machine, tmp_path):
-    write_page(gather(ExpertLoad(load), topology=machine), tmp_path / "odd.html")
+def test_unusual_loads_are_shown(browser, load, topology, tmp_path):
+    write_page(gather(ExpertLoad(load), topology=topology), tmp_path / "odd.html")
     _open(browser, (tmp_path / "odd.html").as_uri())
     for layer in range(len(load)):
         _move_slider(browser, layer)
         (*_, bar) = [trace for trace in chart(browser, "rank-load") if trace["type"] == "bar"]
-        speed = machine.relative_speed
+        speed = topology.relative_speed
         assert np.dot(bar["y"], speed) == pytest.approx(load[layer].sum())
     assert not browser.find_element("id", "coactivation-part").is_displayed()
     assert browser.find_element("id", "no-coactivation").is_displayed()
@@ -361,7 +361,7 @@ def test_odd_loads_are_shown(browser, load, machine, tmp_path):
     assert complaints(browser) == []
 
 
-def test_a_browser_that_cannot_unpack_is_told_so(browser, page_url):
+def test_an_old_browser_shows_an_error(browser, page_url):
     script = "Object.defineProperty(window, 'DecompressionStream', { value: undefined });"
     added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
     browser.get(page_url)

@@ -1,4 +1,4 @@
-"""What the pictures plot: arrays, lines and words, never pixels."""
+"""Figures of a report: their arrays, lines and texts."""
 
 import sys
 
@@ -10,7 +10,7 @@ from eplb.errors import InputError, MissingExtraError, UnknownNameError
 from eplb.planning.redundancy_sweep import sweep
 from eplb.report import gather, pictures, style
 from eplb.report.pictures import Measure, Order
-from eplb.report.pictures.balance_and_traffic import undominated
+from eplb.report.pictures.balance_and_token_spread import undominated
 from eplb_traces import ExpertLoad, ModelShape
 from eplb_traces.coactivation.layer_coactivation import CoActivation, coactivation
 from tests.report.examples import SHAPE, contents_of_trace, placement, skewed, some_trace
@@ -43,7 +43,7 @@ def test_expert_load_is_over_the_mean_of_its_layer_and_empty_layers_are_grey():
     assert axes.get_xlabel() == "logical expert (lines: expert groups)"
 
 
-def test_the_hottest_cells_share_the_last_colour_and_the_label_says_so():
+def test_the_largest_loads_share_the_last_colour_and_the_label_gives_the_maximum():
     tokens = np.ones((1, 1000))
     tokens[0, 0] = 1000
     axes = pictures.draw_expert_load(ExpertLoad(tokens))
@@ -62,14 +62,14 @@ def test_replica_counts_are_the_placements():
     axes = pictures.draw_replica_counts(placement(), num_expert_groups=4, name="$plan")
     np.testing.assert_array_equal(shown(axes), placement().logical_replica_count)
     assert line_places(axes, 0) == [3.5, 7.5, 11.5]
-    assert axes.get_title() == r"Copies of every expert in \$plan"
+    assert axes.get_title() == r"Replicas of every expert in \$plan"
 
 
-def test_many_copies_share_the_last_colour_and_the_label_says_so():
+def test_many_replicas_share_the_last_colour_and_the_label_gives_the_maximum():
     many = eplb.Placement([[0] * 20 + [1]], 2, eplb.Topology(1, 21, 1))
     axes = pictures.draw_replica_counts(many)
     assert axes.get_images()[0].get_clim() == (0.5, 8.5)
-    assert axes.figure.axes[1].get_ylabel() == "copies of an expert (to 20)"
+    assert axes.figure.axes[1].get_ylabel() == "replicas of an expert (to 20)"
 
 
 def test_layer_balance_shows_every_plan_and_the_bound():
@@ -102,8 +102,8 @@ def test_rank_load_shows_tokens_before_and_after_and_the_bound():
 
 
 def test_rank_load_bounds_fast_and_slow_ranks_each():
-    machine = eplb.Topology(1, 2, 2, rank_speed=(3.0, 1.0))
-    contents = gather(ExpertLoad([[3, 3, 1, 1]]), {"p": eplb.Placement([[0, 1, 2, 3]], 4, machine)})
+    topology = eplb.Topology(1, 2, 2, rank_speed=(3.0, 1.0))
+    contents = gather(ExpertLoad([[3, 3, 1, 1]]), {"p": eplb.Placement([[0, 1, 2, 3]], 4, topology)})
     bound = pictures.draw_rank_load(contents.plans, 0, contents.load.shape).patches[-1].get_data().values
     assert bound[0] == 3 * bound[1] > 0
 
@@ -126,9 +126,9 @@ def test_balance_over_windows_shows_mean_and_range_of_layers():
     assert axes.get_xlabel() == "window (0: step 0; 3: step 3)"
 
 
-def test_balance_against_traffic_shows_layers_means_and_the_best():
+def test_balance_against_token_spread_shows_layers_means_and_the_best():
     views = contents_of_trace().plans
-    axes = pictures.draw_balance_and_traffic(views)
+    axes = pictures.draw_balance_and_token_spread(views)
     *points, front = axes.get_lines()
     for index, view in enumerate(views):
         cloud, mean = points[2 * index : 2 * index + 2]
@@ -139,26 +139,26 @@ def test_balance_against_traffic_shows_layers_means_and_the_best():
     assert len(front.get_xdata()) in (1, 2)
 
 
-def test_no_point_on_the_front_is_beaten():
+def test_points_on_the_front_are_undominated():
     assert undominated([(2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (2, 1)]) == [(1, 3), (2, 1)]
 
 
-def test_pictures_of_traffic_and_drift_need_what_they_show():
+def test_figures_of_token_spread_and_windows_require_their_data():
     contents = gather(skewed(), topology=eplb.Topology(1, 2, 4))
     with pytest.raises(InputError, match="plan experts in order: expected the spread"):
-        pictures.draw_balance_and_traffic(contents.plans)
+        pictures.draw_balance_and_token_spread(contents.plans)
     with pytest.raises(InputError, match="plan experts in order: expected its balance in 3 windows"):
         pictures.draw_balance_over_windows(contents.plans, skewed(num_windows=3))
 
 
-def test_migration_shows_copies_from_rank_to_rank():
+def test_migration_shows_replicas_from_rank_to_rank():
     before = eplb.Placement([[0, 1, 2, 3]], 4, eplb.Topology(2, 2, 1))
     migration = eplb.Migration.between(before, eplb.Placement([[1, 0, 2, 3]], 4, before.topology), 7.0)
     axes = pictures.draw_migration(migration, name="b")
     expected = np.full((4, 4), np.nan)
     expected[1, 0] = expected[0, 1] = 1  # experts 0 and 1 change places
     np.testing.assert_array_equal(shown(axes), expected)
-    assert axes.get_title() == "What moves on the way to b:\n2 copies, 50.0 % of the slots"
+    assert axes.get_title() == "Migration to b:\n2 replicas, 50.0 % of the slots"
     assert line_places(axes, 0) == line_places(axes, 1) == [1.5]
 
 
@@ -206,7 +206,7 @@ def test_lift_of_an_expert_without_tokens_is_grey():
     assert lift[0, 1] > 0
 
 
-def test_no_legend_covers_what_is_drawn():
+def test_legends_do_not_cover_data():
     names = {
         f"a plan with quite a long name {i}": placement(name) for i, name in enumerate(("linear", "zigzag", "greedy"))
     }
@@ -214,7 +214,7 @@ def test_no_legend_covers_what_is_drawn():
     for axes in (
         pictures.draw_layer_balance(contents.plans),
         pictures.draw_balance_over_windows(contents.plans, contents.windows),
-        pictures.draw_balance_and_traffic(contents.plans),
+        pictures.draw_balance_and_token_spread(contents.plans),
         pictures.draw_rank_load(contents.plans, 0, SHAPE),
     ):
         axes.figure.draw_without_rendering()
@@ -238,7 +238,7 @@ def test_coactivation_divides_groups_by_lines_or_names_them_in_a_strip():
 @pytest.mark.parametrize("measure", Measure)
 @pytest.mark.parametrize("order", Order)
 def test_coactivation_of_odd_layers(measure, order):
-    # No tokens; one expert; top-1, in which nobody meets; 512 experts of which two meet.
+    # No tokens; one expert; top-1, so no pairs; 512 experts of which two are chosen together.
     meet = np.zeros((512, 512), np.int64)
     meet[np.ix_([3, 500], [3, 500])] = 5
     for pairs in (np.zeros((4, 4), np.int64), np.array([[3]]), np.diag([3, 0, 2]), meet):
@@ -256,13 +256,13 @@ def test_coactivation_of_odd_layers(measure, order):
         lambda ax: pictures.draw_layer_balance(contents_of_trace().plans, ax=ax),
         lambda ax: pictures.draw_rank_load(contents_of_trace().plans, 0, SHAPE, ax=ax),
         lambda ax: pictures.draw_balance_over_windows(contents_of_trace().plans, contents_of_trace().windows, ax=ax),
-        lambda ax: pictures.draw_balance_and_traffic(contents_of_trace().plans, ax=ax),
+        lambda ax: pictures.draw_balance_and_token_spread(contents_of_trace().plans, ax=ax),
         lambda ax: pictures.draw_migration(contents_of_trace().plans[1].migration, ax=ax),
         lambda ax: pictures.draw_redundancy(sweep(skewed(), 4, 1, [0]), ax=ax),
         lambda ax: pictures.draw_coactivation(of_layer_1(), SHAPE, ax=ax),
     ],
 )
-def test_every_picture_goes_where_it_is_told_and_leaves_pyplot_alone(draw):
+def test_every_figure_uses_the_given_axes_and_not_pyplot(draw):
     from matplotlib.figure import Figure
 
     place = Figure().add_subplot()
@@ -281,7 +281,7 @@ def test_equal_pictures_have_equal_bytes(tmp_path, image_format):
     assert content[:4] == {"png": b"\x89PNG", "svg": b"<?xm", "pdf": b"%PDF"}[image_format]
 
 
-def test_names_of_files_cannot_break_a_picture(tmp_path):
+def test_any_file_name_can_be_drawn(tmp_path):
     names = {"_hidden": placement("zigzag"), "$x^2": placement(), "很长的名字" * 20: placement("linear")}
     contents = gather(some_trace(), names)
     axes = pictures.draw_layer_balance(contents.plans)
@@ -290,7 +290,7 @@ def test_names_of_files_cannot_break_a_picture(tmp_path):
     style.save(axes, tmp_path / "x.png")
 
 
-def test_what_cannot_be_written_is_refused(tmp_path):
+def test_files_that_cannot_be_written_are_refused(tmp_path):
     axes = pictures.draw_expert_load(skewed())
     with pytest.raises(InputError, match="expected a name that ends in"):
         style.save(axes, tmp_path / "x.gif")

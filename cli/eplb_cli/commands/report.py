@@ -52,7 +52,7 @@ PlanDialectOpt = Annotated[
 LayersOpt = Annotated[
     str | None,
     typer.Option(
-        "--layer", metavar="IDS", help="Layers to show closely: 7 or 0-3,7.", show_default="the worst before planning"
+        "--layer", metavar="IDS", help="Layers to show in detail: 7 or 0-3,7.", show_default="the worst before planning"
     ),
 ]
 ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help="png, svg or pdf.")]
@@ -139,10 +139,10 @@ def _read_plans(
 def _print(contents: "ReportContents", files: Sequence[Path], *, as_json: bool) -> None:
     if as_json:
         plans = {view.name: view.metrics() for view in contents.plans}
-        verdicts = {"verdict": contents.verdicts[0].splitlines(), "layers": list(contents.verdicts[1:])}
-        output.json_object({**verdicts, "plans": plans, "written": [str(path) for path in files]})
+        summary = {"summary": contents.summary_text[0].splitlines(), "layers": list(contents.summary_text[1:])}
+        output.json_object({**summary, "plans": plans, "written": [str(path) for path in files]})
         return
-    for sentence in contents.verdicts[0].splitlines():
+    for sentence in contents.summary_text[0].splitlines():
         output.line(sentence)
     output.line(f"wrote {files[0]}")
     if len(files) > 1:

@@ -1,4 +1,4 @@
-// Reads the arrays of the payload: base64, deflate, little-endian; `html_arrays.py` writes them.
+// Decodes the arrays of the payload (base64, deflate, little-endian), which `html_arrays.py` encodes.
 
 const ARRAY_TYPES = {
   uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array, float64: Float64Array,
@@ -11,7 +11,7 @@ async function unpackArray(written) {
   return { shape: written.shape, data: new ARRAY_TYPES[written.dtype](buffer) };
 }
 
-// The payload with every packed array in it unpacked.
+// The payload with every packed array decoded.
 async function unpack(value) {
   if (Array.isArray(value)) return Promise.all(value.map(unpack));
   if (value === null || typeof value !== "object") return value;
@@ -20,7 +20,7 @@ async function unpack(value) {
   return Object.fromEntries(await Promise.all(entries));
 }
 
-// The part of an array at these first indices, without a copy.
+// The subarray at these first indices, a view without copying.
 function at(array, ...index) {
   const size = array.shape.slice(index.length).reduce((a, b) => a * b, 1);
   const start = index.reduce((sum, i, axis) => sum * array.shape[axis] + i, 0) * size;
@@ -35,8 +35,8 @@ function total(numbers) {
   return numbers.reduce((a, b) => a + b, 0);
 }
 
-// [E][E] lift of every pair of a layer, from its upper triangle in levels; NaN on the diagonal and where an expert has
-// no token, so that nothing is drawn there.
+// [E][E] lift of every pair of a layer, from its upper triangle in levels; NaN on the diagonal and for experts
+// without tokens, so that these cells stay empty.
 function liftMatrix(coactivation, layer) {
   const tokens = at(coactivation.tokens, layer);
   const levels = at(coactivation.levels, layer);
@@ -53,7 +53,7 @@ function liftMatrix(coactivation, layer) {
   return rows;
 }
 
-// [E][E] tokens that chose both, from the lift: whole numbers, as near as the levels allow.
+// [E][E] tokens that chose both, computed from the lift and rounded; exact up to the quantization.
 function pairMatrix(coactivation, layer, lift) {
   const tokens = at(coactivation.tokens, layer);
   const perExpectation = 1 / coactivation.num_tokens;

@@ -1,26 +1,26 @@
 // The charts of one layer: rank load, expert load, co-activation.
 
-const COPY_COLOURS = ["#8c959f", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00"];
+const REPLICA_COLOURS = ["#8c959f", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00"];
 
-// Everything about a layer under a plan that is not an array of the payload but follows from one.
+// Values of a layer under a plan that are derived from arrays of the payload.
 function layerFacts(plan, layer) {
   const numExperts = page.model.num_experts;
   const slots = at(plan.physical_to_logical_map, layer);
   const load = at(page.load, layer);
-  const copies = new Int32Array(numExperts);
+  const replicas = new Int32Array(numExperts);
   const ranksOf = Array.from({ length: numExperts }, () => []);
   const experts = Array.from({ length: plan.num_ranks }, () => []);
   slots.forEach((expert, slot) => {
     if (expert < 0) return;
     const rank = plan.rank_of_slot.data[slot];
-    copies[expert] += 1;
+    replicas[expert] += 1;
     ranksOf[expert].push(rank);
     experts[rank].push(expert);
   });
-  return { load, copies, ranksOf, experts, ...rankTimes(plan, layer) };
+  return { load, replicas, ranksOf, experts, ...rankTimes(plan, layer) };
 }
 
-// Load over relative speed: what a rank is busy with. With equal speeds it is the load.
+// Load over relative speed: the time of a rank. With equal speeds it is the load.
 function rankTimes(plan, layer) {
   const rankLoad = at(plan.rank_load, layer);
   const time = plan.relative_speed ? rankLoad.map((load, rank) => load / plan.relative_speed[rank]) : rankLoad;
@@ -31,7 +31,7 @@ function overMean(value, mean) {
   return mean > 0 ? value / mean : 1;
 }
 
-function rankWords(plan, facts, rank) {
+function rankTip(plan, facts, rank) {
   const held = facts.experts[rank];
   const list = held.slice(0, 24).join(", ") + (held.length > 24 ? ", ..." : "");
   const lines = [
@@ -42,22 +42,22 @@ function rankWords(plan, facts, rank) {
   return [...lines, `${held.length} experts: ${list}`].join("<br>");
 }
 
-function rankBars(plan, layer, look) {
+function rankBars(plan, layer, style) {
   const facts = layerFacts(plan, layer);
   return {
     type: "bar",
     name: plain(plan.name),
     x: facts.time.map((_, rank) => rank),
     y: facts.time,
-    hovertext: Array.from(facts.time, (_, rank) => rankWords(plan, facts, rank)),
+    hovertext: Array.from(facts.time, (_, rank) => rankTip(plan, facts, rank)),
     hoverinfo: "text+name",
-    ...look,
+    ...style,
   };
 }
 
-function levelLine(name, value, last, look) {
+function levelLine(name, value, last, style) {
   return {
-    type: "scatter", mode: "lines", name, x: [-0.5, last + 0.5], y: [value, value], line: { width: 2, ...look },
+    type: "scatter", mode: "lines", name, x: [-0.5, last + 0.5], y: [value, value], line: { width: 2, ...style },
     hovertemplate: `${name}: ${tokens(value)} tokens<extra></extra>`,
   };
 }
@@ -80,33 +80,33 @@ function drawRankLoad() {
   if (state.plan > 0 && state.compare) {
     traces.push(rankBars(page.plans[0], layer, { width: 0.94, marker: { color: colour("before"), opacity: 0.55 } }));
   }
-  const look = { color: colour(state.plan > 0 ? "after" : "before") };
-  traces.push(rankBars(plan, layer, { width: state.plan > 0 ? 0.6 : 0.94, marker: look }));
+  const style = { color: colour(state.plan > 0 ? "after" : "before") };
+  traces.push(rankBars(plan, layer, { width: state.plan > 0 ? 0.6 : 0.94, marker: style }));
   traces.push(levelLine("mean", mean, plan.num_ranks - 1, { color: colour("mean"), dash: "dot" }));
   if (bound > 0) {
-    const look = { color: colour("bound"), dash: "dash" };
-    traces.push(levelLine(`lower bound (${plan.binding[layer]})`, bound, plan.num_ranks - 1, look));
+    const style = { color: colour("bound"), dash: "dash" };
+    traces.push(levelLine(`lower bound (${plan.binding[layer]})`, bound, plan.num_ranks - 1, style));
   }
-  // One scale for all plans of the layer, so that the toggle changes the bars and not the axis.
+  // One scale for all plans of the layer, so that selecting a plan changes the bars and not the axis.
   const top = largest(page.plans.map((p) => rankTimes(p, layer).busiest));
-  const words = `Bars of the load of ${plan.num_ranks} ranks in layer ${layerName(layer)} under ${plan.name}: the busiest ` +
+  const description = `Bars of the load of ${plan.num_ranks} ranks in layer ${layerName(layer)} under ${plan.name}: the busiest ` +
     `carries ${tokens(busiest)} tokens, the mean is ${tokens(mean)}, the lower bound ${tokens(bound)}.`;
   draw("rank-load", traces, {
     barmode: "overlay",
-    xaxis: idAxis("rank; dotted: border of a node", plan.num_ranks, { range: [-0.7, plan.num_ranks - 0.3] }),
+    xaxis: idAxis("rank (dotted: nodes)", plan.num_ranks, { range: [-0.7, plan.num_ranks - 0.3] }),
     yaxis: axis(plan.relative_speed ? "tokens / relative speed" : "tokens", { range: [0, top > 0 ? top * 1.06 : 1] }),
     shapes: nodeBorders(plan),
-  }, words);
+  }, description);
 }
 
-function expertWords(facts, expert, mean) {
+function expertTip(facts, expert, mean) {
   const group = Math.floor(expert / page.model.experts_per_group);
-  const copies = facts.copies[expert];
+  const replicas = facts.replicas[expert];
   return [
     `expert ${expert}` + (page.model.num_expert_groups > 1 ? `, group ${group}` : ""),
     `${tokens(facts.load[expert])} tokens, ${times(overMean(facts.load[expert], mean))} the mean expert`,
-    `${copies} ${copies === 1 ? "copy" : "copies"}, on rank ${facts.ranksOf[expert].join(", ")}`,
-    `${tokens(facts.load[expert] / copies)} tokens a copy, split evenly`,
+    `${replicas} ${replicas === 1 ? "replica" : "replicas"}, on rank ${facts.ranksOf[expert].join(", ")}`,
+    `${tokens(facts.load[expert] / replicas)} tokens per replica, split evenly`,
   ].join("<br>");
 }
 
@@ -116,28 +116,28 @@ function drawExpertLoad() {
   const mean = total(facts.load) / facts.load.length;
   const ids = Array.from(facts.load, (_, expert) => expert);
   if (state.expertOrder === "load") ids.sort((a, b) => facts.load[b] - facts.load[a] || a - b);
-  const last = COPY_COLOURS.length;
-  const traces = COPY_COLOURS.map((colourOfCopies, i) => {
-    const positions = ids.map((_, p) => p).filter((p) => Math.min(facts.copies[ids[p]], last) === i + 1);
+  const last = REPLICA_COLOURS.length;
+  const traces = REPLICA_COLOURS.map((replicaColour, i) => {
+    const positions = ids.map((_, p) => p).filter((p) => Math.min(facts.replicas[ids[p]], last) === i + 1);
     return {
-      type: "bar", name: `${i + 1}${i + 1 === last ? " or more" : ""} ${i ? "copies" : "copy"}`, x: positions,
-      y: positions.map((p) => facts.load[ids[p]]), marker: { color: colourOfCopies }, width: 0.92,
-      hovertext: positions.map((p) => expertWords(facts, ids[p], mean)), hoverinfo: "text",
+      type: "bar", name: `${i + 1}${i + 1 === last ? " or more" : ""} ${i ? "replicas" : "replica"}`, x: positions,
+      y: positions.map((p) => facts.load[ids[p]]), marker: { color: replicaColour }, width: 0.92,
+      hovertext: positions.map((p) => expertTip(facts, ids[p], mean)), hoverinfo: "text",
     };
   }).filter((trace) => trace.x.length);
   traces.push({
-    type: "scatter", mode: "markers", name: "tokens of each copy, split evenly", hoverinfo: "skip",
-    x: ids.map((_, p) => p), y: ids.map((expert) => facts.load[expert] / facts.copies[expert]),
+    type: "scatter", mode: "markers", name: "tokens per replica, split evenly", hoverinfo: "skip",
+    x: ids.map((_, p) => p), y: ids.map((expert) => facts.load[expert] / facts.replicas[expert]),
     marker: { color: colour("ink"), size: ids.length > 300 ? 2 : 3 },
   });
   const most = ids.reduce((a, b) => (facts.load[b] > facts.load[a] ? b : a));
-  const inOrderOf = state.expertOrder === "load" ? "experts, the most loaded first" : "expert";
+  const inOrderOf = state.expertOrder === "load" ? "experts, sorted by load" : "expert";
   draw("expert-load", traces, {
     barmode: "overlay",
     xaxis: idAxis(inOrderOf, ids.length),
     yaxis: axis("tokens", { rangemode: "tozero" }),
   }, `Bars of the load of ${ids.length} experts in layer ${layerName(state.layer)}; expert ${most} has most, ` +
-    `${tokens(facts.load[most])} tokens, ${facts.copies[most]} of its copies under ${plan.name}.`);
+    `${tokens(facts.load[most])} tokens and ${facts.replicas[most]} replicas under ${plan.name}.`);
 }
 
 function groupBorders(size) {
@@ -149,9 +149,9 @@ function groupBorders(size) {
   ]);
 }
 
-// The powers of two that the colours of all layers reach, so that layers can be compared: at most 1/16 to 16.
+// Half the colour range in powers of two, the same for all layers so that they can be compared; at most 1/16 to 16.
 function liftReach() {
-  const { colour_range: range, no_affinity: middle } = page.coactivation;
+  const { colour_range: range, independent_lift: middle } = page.coactivation;
   return Math.min(4, Math.max(1, largest(range.data.map((exponent) => Math.ceil(Math.abs(exponent - Math.log2(middle)))))));
 }
 
@@ -159,15 +159,15 @@ function coactivationTrace(matrix) {
   const common = { type: "heatmap", z: matrix, hoverinfo: "none", xgap: 0, ygap: 0 };
   if (state.coactivationValue === "lift") {
     const reach = liftReach();
-    const middle = page.coactivation.no_affinity;
+    const middle = page.coactivation.independent_lift;
     const z = matrix.map((row) => row.map((lift) => Math.max(-reach - 1, Math.log2(lift / middle))));
-    const bar = factorBar("lift; the neutral colour is no affinity", reach, middle);
+    const bar = factorBar("lift; neutral colour: independent", reach, middle);
     return { ...common, z, zmin: -reach, zmax: reach, colorscale: aroundOne(), colorbar: bar };
   }
   const top = largest(matrix.map((row) => largest(row.filter((count) => count >= 0))));
   const z = matrix.map((row) => row.map(Math.sqrt));
   const values = [0, 0.1, 0.25, 0.5, 1].map((part) => Math.round(Math.max(0, top) * part));
-  const bar = colourBar("tokens that chose both (colour by root)", {
+  const bar = colourBar("tokens that chose both (square-root scale)", {
     tickvals: values.map(Math.sqrt), ticktext: values.map(tokens),
   });
   return { ...common, z, zmin: 0, zmax: Math.sqrt(Math.max(top, 1)), colorscale: "Cividis", colorbar: bar };
@@ -175,7 +175,7 @@ function coactivationTrace(matrix) {
 
 const DOWN = { autorange: "reversed", scaleanchor: "x", constrain: "domain" }; // a square matrix, rows from the top
 
-let shownPairs = null; // what the heatmap shows, for the text under the pointer
+let shownPairs = null; // the values shown in the heatmap, for the tooltip
 
 function drawCoactivation() {
   const { coactivation } = page;
@@ -186,8 +186,8 @@ function drawCoactivation() {
   const order = blocks ? at(coactivation.order, state.layer) : Uint16Array.from(lift, (_, expert) => expert);
   shownPairs = { lift, counts, order };
   const matrix = inOrder(state.coactivationValue === "lift" ? lift : counts, order);
-  const groups = page.model.num_expert_groups > 1 ? "; dotted: border of an expert group" : "";
-  const title = blocks ? "experts, alike ones side by side" : `expert${groups}`;
+  const groups = page.model.num_expert_groups > 1 ? " (dotted: expert groups)" : "";
+  const title = blocks ? "experts, similar ones adjacent" : `expert${groups}`;
   const places = blocks ? { showticklabels: false, ticks: "" } : { showticklabels: true, ticks: "outside" };
   draw("coactivation", [coactivationTrace(matrix)], {
     xaxis: idAxis(title, order.length, { constrain: "domain", ...places }),
@@ -197,7 +197,7 @@ function drawCoactivation() {
     `${state.coactivationValue === "lift" ? "how much more often than by chance" : "how often"} tokens choose both.`);
 }
 
-function pairWords({ x, y }) {
+function pairTip({ x, y }) {
   const [i, j] = [shownPairs.order[y], shownPairs.order[x]];
   if (i === j) return `expert ${i}: ${tokens(at(page.coactivation.tokens, state.layer)[i])} tokens`;
   const group = (expert) => Math.floor(expert / page.model.experts_per_group);
@@ -208,4 +208,4 @@ function pairWords({ x, y }) {
 Object.assign(DRAWERS, {
   "rank-load": drawRankLoad, "expert-load": drawExpertLoad, coactivation: drawCoactivation,
 });
-TIPS.coactivation = pairWords;
+TIPS.coactivation = pairTip;

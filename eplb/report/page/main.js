@@ -1,4 +1,4 @@
-// Wires the page: what a person changes, and what is drawn anew then.
+// Connects the controls of the page to the charts that depend on them.
 
 const OF_PLAN = ["rank-load", "rank-table", "expert-load"];
 const OF_LAYER = [...OF_PLAN, "coactivation", "pair-table", "load-map", "layer-balance"];
@@ -10,8 +10,8 @@ function writeLayer() {
   byId("layer").setAttribute("aria-valuetext", `layer ${layerName(layer)}`);
   byId("layer-name").textContent = `${layerName(layer)}; 0 to ${page.model.num_layers - 1}`;
   byId("layer-heading").textContent = `Layer ${layerName(layer)}`;
-  byId("layer-words").textContent = page.verdicts[1 + layer];
-  byId("coactivation-words").textContent = page.coactivation?.words[layer] ?? "";
+  byId("layer-summary").textContent = page.summary_text[1 + layer];
+  byId("coactivation-summary").textContent = page.coactivation?.summary[layer] ?? "";
 }
 
 function chooseLayer(layer) {
@@ -27,18 +27,18 @@ function choosePlan(index) {
   redraw(...OF_PLAN, "layer-balance", "windows", "migration");
 }
 
-function radio(name, value, words, checked, onChoice) {
+function radio(name, value, text, checked, onChoice) {
   const label = element("label");
   const input = element("input", "", { type: "radio", name, value });
   input.defaultChecked = checked;
   input.addEventListener("change", onChoice);
-  label.append(input, words);
+  label.append(input, text);
   return label;
 }
 
-// A group of radio buttons that sets one word of the state.
-function choices(id, key, words, chart) {
-  Object.entries(words).forEach(([value, text]) => {
+// A group of radio buttons that sets one entry of the state.
+function choices(id, key, labels, chart) {
+  Object.entries(labels).forEach(([value, text]) => {
     byId(id).append(radio(id, value, text, state[key] === value, () => {
       state[key] = value;
       redraw(chart);
@@ -54,7 +54,7 @@ function onKey(event) {
     if (state.plan > 0) lastOther = state.plan;
     choosePlan(state.plan > 0 ? 0 : lastOther);
   }
-  if (typing) return; // the slider and the radio buttons know their arrows
+  if (typing) return; // the slider and the radio buttons handle arrow keys themselves
   if (event.key === "ArrowLeft") chooseLayer(state.layer - 1);
   if (event.key === "ArrowRight") chooseLayer(state.layer + 1);
 }
@@ -82,21 +82,21 @@ function wireControls() {
 }
 
 function wireChoices() {
-  choices("expert-order", "expertOrder", { load: "most loaded first", id: "by id" }, "expert-load");
-  const value = { lift: "against independence (lift)", count: "tokens" };
+  choices("expert-order", "expertOrder", { load: "by load", id: "by id" }, "expert-load");
+  const value = { lift: "lift", count: "tokens" };
   choices("coactivation-value", "coactivationValue", value, "coactivation");
-  choices("coactivation-order", "coactivationOrder", { blocks: "alike side by side", id: "by id" }, "coactivation");
+  choices("coactivation-order", "coactivationOrder", { blocks: "similar adjacent", id: "by id" }, "coactivation");
   const balance = { each: "mean of windows", total: "windows summed" };
   if (page.num_windows > 1) choices("balance-of", "balanceOf", balance, "layer-balance");
   choices("windows-of", "windowsOf", { mean: "mean of layers", worst: "worst layer", layer: "this layer" }, "windows");
 }
 
 function writeOnce() {
-  const [overall, ...layers] = page.verdicts;
-  byId("verdict").append(...overall.split("\n").map((words) => element("li", words)));
-  byId("verdicts").querySelector("summary").textContent = `Every layer in words (${layers.length})`;
-  byId("verdicts").querySelector("ul").append(...layers.map((words) => element("li", words)));
-  page.provenance.forEach(([what, words]) => byId("provenance").append(element("dt", what), element("dd", words)));
+  const [overall, ...layers] = page.summary_text;
+  byId("summary").append(...overall.split("\n").map((sentence) => element("li", sentence)));
+  byId("layer-summaries").querySelector("summary").textContent = `Summary of every layer (${layers.length})`;
+  byId("layer-summaries").querySelector("ul").append(...layers.map((sentence) => element("li", sentence)));
+  page.provenance.forEach(([name, text]) => byId("provenance").append(element("dt", name), element("dd", text)));
   byId("coactivation-part").hidden = !page.coactivation;
   byId("no-coactivation").hidden = Boolean(page.coactivation);
   if (page.coactivation) byId("coactivation-note").textContent = page.coactivation.note;
@@ -119,10 +119,10 @@ async function start() {
   redraw(...ALL);
 }
 
-function complain(error) {
+function showError(error) {
   byId("problem").hidden = false;
   byId("problem").textContent = `This page cannot be shown here: ${error.message ?? error}. It needs a browser of 2023 or later.`;
   throw error;
 }
 
-start().catch(complain);
+start().catch(showError);

@@ -1,6 +1,6 @@
 // The charts of all layers: load of every expert, balance by layer and by window, migration.
 
-const PLAN_LOOKS = [
+const PLAN_STYLES = [
   { color: "before", dash: "solid", symbol: "circle" },
   { color: "#0072b2", dash: "solid", symbol: "square" },
   { color: "#e69f00", dash: "dash", symbol: "diamond" },
@@ -9,13 +9,13 @@ const PLAN_LOOKS = [
   { color: "#d55e00", dash: "longdash", symbol: "x" },
 ];
 
-function planLook(index) {
-  const look = PLAN_LOOKS[index % PLAN_LOOKS.length];
-  const named = index === 1 ? "after" : look.color;
-  return { ...look, color: named.startsWith("#") ? named : colour(named) };
+function planStyle(index) {
+  const style = PLAN_STYLES[index % PLAN_STYLES.length];
+  const named = index === 1 ? "after" : style.color;
+  return { ...style, color: named.startsWith("#") ? named : colour(named) };
 }
 
-const LEAST = 20; // a load of nothing is shown as this many halvings: below every colour
+const LEAST = 20; // a load of 0 is shown as 2 ** -LEAST of the mean: below the colour scale
 
 function drawLoadMap() {
   const { num_layers: numLayers, num_experts: numExperts, num_expert_groups: groups } = page.model;
@@ -32,31 +32,31 @@ function drawLoadMap() {
   const borders = Array.from({ length: groups - 1 }, (_, i) => (i + 1) * page.model.experts_per_group - 0.5);
   const line = { color: colour("ink"), width: 1, dash: "dot" };
   draw("load-map", [trace], {
-    xaxis: idAxis(groups > 1 ? "expert; dotted: border of an expert group" : "expert", numExperts),
+    xaxis: idAxis(groups > 1 ? "expert (dotted: expert groups)" : "expert", numExperts),
     yaxis: idAxis("layer", numLayers, { autorange: "reversed" }),
     shapes: [
       ...borders.map((x) => ({ type: "line", x0: x, x1: x, y0: -0.5, y1: numLayers - 0.5, line })),
-      chosenRow("x"),
+      selectedRow("x"),
     ],
   }, `Heatmap of the load of ${numExperts} experts in ${numLayers} layers, over the mean of the layer.`);
 }
 
-// A frame around the chosen layer, along the whole of the other axis.
-function chosenRow(across) {
+// A frame around the selected layer, over the whole length of the other axis.
+function selectedRow(across) {
   const ends = { [`${across}ref`]: "paper", [`${across}0`]: 0, [`${across}1`]: 1 };
   const along = across === "x" ? "y" : "x";
   const row = { [`${along}0`]: state.layer - 0.5, [`${along}1`]: state.layer + 0.5 };
   return { type: "rect", ...ends, ...row, line: { color: colour("bound"), width: 2 }, fillcolor: "rgba(0,0,0,0)" };
 }
 
-function loadWords({ x: expert, y: layer }) {
+function loadTip({ x: expert, y: layer }) {
   const load = at(page.load, layer);
   const mean = total(load) / load.length;
   return `layer ${layerName(layer)}, expert ${expert}\n${tokens(load[expert])} tokens\n` +
     `${times(overMean(load[expert], mean))} the mean expert`;
 }
 
-// With several windows there are two balances: of each window alone, and of all their tokens together.
+// With several windows there are two values: the mean over windows, and that of the summed load.
 function balanceOf(plan) {
   return (state.balanceOf === "total" ? plan.max_over_mean_of_total : plan.max_over_mean).data;
 }
@@ -65,11 +65,11 @@ function drawLayerBalance() {
   const layers = Array.from({ length: page.model.num_layers }, (_, layer) => layer);
   const mode = layers.length > 1 ? "lines+markers" : "markers";
   const traces = page.plans.map((plan, index) => {
-    const look = planLook(index);
+    const style = planStyle(index);
     return {
       type: "scatter", mode, name: plain(plan.name), x: layers, y: balanceOf(plan),
-      line: { color: look.color, dash: look.dash, width: index === state.plan ? 3 : 1.5 },
-      marker: { symbol: look.symbol, color: look.color, size: 5 },
+      line: { color: style.color, dash: style.dash, width: index === state.plan ? 3 : 1.5 },
+      marker: { symbol: style.symbol, color: style.color, size: 5 },
       hovertemplate: "layer %{x}: %{y:.4f}\u00d7 the mean",
     };
   });
@@ -78,12 +78,12 @@ function drawLayerBalance() {
   const of = page.num_windows === 1 ? "" : { each: ", mean of windows", total: ", windows summed" }[state.balanceOf];
   draw("layer-balance", traces, {
     xaxis: idAxis("layer", layers.length, { range: [-0.7, layers.length - 0.3] }),
-    yaxis: axis(`busiest / mean rank${of}; 1 is perfect`, { range: [1 - 0.04 * excess, 1 + 1.06 * excess] }),
-    shapes: [chosenRow("y")],
-  }, `Lines of busiest over mean rank by layer for ${page.plans.length} plans; the worst is ${times(top)}.`);
+    yaxis: axis(`max/mean rank load${of}; 1 is perfect`, { range: [1 - 0.04 * excess, 1 + 1.06 * excess] }),
+    shapes: [selectedRow("y")],
+  }, `Lines of max/mean rank load by layer for ${page.plans.length} plans; the worst is ${times(top)}.`);
 }
 
-// One number a window: of the chosen layer, or the mean or the worst of all layers.
+// One number per window: of the selected layer, or the mean or the maximum over layers.
 function byWindow(balance) {
   return Array.from({ length: balance.shape[0] }, (_, window) => {
     const layers = at(balance, window);
@@ -96,25 +96,25 @@ function drawWindows() {
   if (!page.windows) return;
   const numbers = page.windows.map((_, window) => window);
   const traces = page.plans.map((plan, index) => {
-    const look = planLook(index);
+    const style = planStyle(index);
     return {
       type: "scatter", mode: "lines", name: plain(plan.name), x: numbers, y: byWindow(plan.balance_by_window),
-      line: { color: look.color, dash: look.dash, width: index === state.plan ? 2.5 : 1.5 },
+      line: { color: style.color, dash: style.dash, width: index === state.plan ? 2.5 : 1.5 },
       text: page.windows.map(plain), hovertemplate: "%{text}: %{y:.4f}\u00d7 the mean",
     };
   });
   const of = { layer: `layer ${layerName(state.layer)}`, mean: "mean of layers", worst: "worst layer" }[state.windowsOf];
   draw("windows", traces, {
     xaxis: idAxis("window, in order of time", numbers.length),
-    yaxis: axis(`busiest / mean rank, ${of}`),
-  }, `Lines of busiest over mean rank over ${numbers.length} windows, ${of}.`);
+    yaxis: axis(`max/mean rank load, ${of}`),
+  }, `Lines of max/mean rank load over ${numbers.length} windows, ${of}.`);
 }
 
 function drawMigration() {
   const plan = page.plans[state.plan];
   const { migration } = plan;
   byId("migration").hidden = !migration;
-  byId("migration-words").textContent = migrationWords(plan);
+  byId("migration-summary").textContent = migrationSummary(plan);
   if (!migration) return;
   const rows = Array.from({ length: plan.num_ranks }, (_, rank) => Float64Array.from(at(migration.link_bytes, rank)));
   const z = rows.map((row, from) => row.map((value, to) => (from === to ? NaN : value / 1e9)));
@@ -124,26 +124,26 @@ function drawMigration() {
   draw("migration", [trace], {
     xaxis: idAxis("to rank", plan.num_ranks, { constrain: "domain" }),
     yaxis: idAxis("from rank", plan.num_ranks, DOWN),
-  }, `Heatmap of the bytes that each rank sends to each other rank to get to ${plan.name}.`);
+  }, `Heatmap of the bytes that each rank sends to each other rank in the migration to ${plan.name}.`);
 }
 
-function migrationWords(plan) {
+function migrationSummary(plan) {
   const first = page.plans[0].name;
-  if (state.plan === 0) return `${first} is where the others start from: nothing moves.`;
-  if (!plan.migration) return `${plan.name} has other slots than ${first}: no migration leads from one to the other.`;
+  if (state.plan === 0) return `${first} is the plan from which migrations start: nothing moves.`;
+  if (!plan.migration) return `${plan.name} and ${first} have different slots: there is no migration between them.`;
   const { summary, expert_bytes: expertBytes } = plan.migration;
-  const moved = `${summary.moved_copies.toLocaleString("en-US")} copies move to another rank`;
-  return `From ${first} to ${plan.name} ${moved}, ${bytes(summary.moved_bytes)} at ${bytes(expertBytes)} an expert and ` +
-    `layer, ${summary.moved_between_nodes.toLocaleString("en-US")} of them between nodes; at the machine's bandwidths ` +
+  const moved = `${summary.moved_copies.toLocaleString("en-US")} replicas move to another rank`;
+  return `From ${first} to ${plan.name} ${moved}, ${bytes(summary.moved_bytes)} at ${bytes(expertBytes)} per expert and ` +
+    `layer, ${summary.moved_between_nodes.toLocaleString("en-US")} of them between nodes; at the topology's bandwidths ` +
     `${summary.transfer_s.toPrecision(3)} s in ${summary.num_batches.toLocaleString("en-US")} batches.`;
 }
 
-function linkWords({ x: to, y: from }) {
+function linkTip({ x: to, y: from }) {
   if (from === to) return `rank ${from}: itself`;
   return `rank ${from} to rank ${to}: ${bytes(at(page.plans[state.plan].migration.link_bytes, from)[to])}`;
 }
 Object.assign(DRAWERS, {
   "load-map": drawLoadMap, "layer-balance": drawLayerBalance, windows: drawWindows, migration: drawMigration,
 });
-Object.assign(TIPS, { "load-map": loadWords, migration: linkWords });
+Object.assign(TIPS, { "load-map": loadTip, migration: linkTip });
 Object.assign(CLICKS, { "load-map": ({ y }) => chooseLayer(y), "layer-balance": ({ x }) => chooseLayer(x) });

@@ -1,6 +1,6 @@
-// The tables: filled anew for a layer or plan, sorted by a click on a heading.
+// Tables: filled for a layer and plan, sorted by a click on a heading.
 
-// columns: {title, words} where words says that the column is text; rows: arrays of {text, value} in their order.
+// columns: {title, isText}; rows: arrays of {text, value} in the order of the columns.
 function fillTable(id, columns, rows) {
   const table = byId(id);
   const sorted = [...table.querySelectorAll("thead th")].findIndex((th) => /ing$/.test(th.getAttribute("aria-sort")));
@@ -15,7 +15,7 @@ function fillTable(id, columns, rows) {
 
 function heading(table, column, index, sortable) {
   const th = element("th", sortable ? "" : column.title, { scope: "col" });
-  if (column.words) th.classList.add("words");
+  if (column.isText) th.classList.add("text");
   if (!sortable) return th;
   const button = element("button", column.title, { type: "button" });
   button.addEventListener("click", () => {
@@ -32,13 +32,13 @@ function tableRow(columns, cells) {
   cells.forEach((cell, index) => {
     const td = element("td", cell.text, { "data-value": cell.value, title: cell.title ?? "" });
     if (!cell.title) td.removeAttribute("title");
-    if (columns[index].words) td.classList.add("words");
+    if (columns[index].isText) td.classList.add("text");
     row.append(td);
   });
   return row;
 }
 
-// Stable: equal cells keep their order, which is that of rank or score.
+// Stable: rows with equal cells keep their order.
 function sortTable(table, index, direction) {
   const sign = direction === "ascending" ? 1 : -1;
   const value = (row) => Number(row.cells[index].dataset.value);
@@ -53,7 +53,7 @@ function fillRankTable() {
   const plan = page.plans[state.plan];
   const facts = layerFacts(plan, state.layer);
   const movedIn = plan.migration ? at(plan.migration.moved_in, state.layer) : null;
-  // shared: of these experts, those that live on another rank too
+  // shared: experts of the rank with a replica on another rank
   const columns = ["rank", "node", "tokens", "\u00d7 mean", "experts", "shared"].map((title) => ({ title }));
   if (movedIn) columns.push({ title: "moved in" });
   const rows = facts.experts.map((held, rank) => {
@@ -79,12 +79,12 @@ function fillPairTable() {
 }
 
 function fillMetricTable() {
-  const columns = [{ title: "metric", words: true }, { title: "what it is", words: true }];
+  const columns = [{ title: "metric", isText: true }, { title: "meaning", isText: true }];
   columns.push(...page.plans.map((plan) => ({ title: plan.name })));
   const names = [...new Set(page.plans.flatMap((plan) => Object.keys(plan.metrics)))];
   const rows = names.map((name) => [
     { text: name, value: name },
-    { text: page.metric_words[name] ?? "", value: "" },
+    { text: page.metric_meanings[name] ?? "", value: "" },
     ...page.plans.map(({ metrics }) => metricCell(metrics[name])),
   ]);
   fillTable("metric-table", columns, rows);

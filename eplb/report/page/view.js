@@ -1,4 +1,4 @@
-// What the charts share: the state, words for numbers, colours of the theme, how a chart is put on the page.
+// Shared by all charts: state, number formats, theme colours, drawing and redrawing.
 
 const state = {
   layer: 0,
@@ -21,7 +21,7 @@ function element(tag, text = "", attributes = {}) {
   return made;
 }
 
-// Plotly reads a little HTML in texts; names come from files and shall stay what they are.
+// Plotly interprets some HTML in texts; names from files are escaped.
 function plain(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
@@ -40,7 +40,7 @@ function bytes(number) {
   return `${(number / 1000 ** power).toPrecision(4)} ${units[power]}`;
 }
 
-// A metric: whole numbers as they are, others with six digits.
+// A metric: integers in full, other numbers with six digits.
 function metric(number) {
   return Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(6)));
 }
@@ -54,21 +54,21 @@ function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-// Blue below 1, neutral at 1, orange above: told apart by every kind of colour vision, and by lightness.
+// Blue below 1, neutral at 1, orange above: distinguishable for colour-blind readers, and by lightness.
 function aroundOne() {
   return [[0, colour("below")], [0.5, colour("middle")], [1, colour("above")]];
 }
 
-// Ticks of a log2 scale around `middle`, which is the number of the neutral colour.
+// Ticks of a log2 scale around `middle`, the value of the neutral colour.
 function factorBar(title, reach, middle = 1) {
   const powers = Array.from({ length: 2 * reach + 1 }, (_, i) => i - reach);
-  const words = powers.map((p) => (middle === 1 && p < 0 ? `1/${2 ** -p}` : `${Number((middle * 2 ** p).toPrecision(3))}`));
-  words[0] = `\u2264 ${words[0]}`;
-  words[words.length - 1] = `\u2265 ${words[words.length - 1]}`;
-  return colourBar(title, { tickvals: powers, ticktext: words });
+  const labels = powers.map((p) => (middle === 1 && p < 0 ? `1/${2 ** -p}` : `${Number((middle * 2 ** p).toPrecision(3))}`));
+  labels[0] = `\u2264 ${labels[0]}`;
+  labels[labels.length - 1] = `\u2265 ${labels[labels.length - 1]}`;
+  return colourBar(title, { tickvals: powers, ticktext: labels });
 }
 
-// The whole power of two, at most `most`, that holds all but a few of the exponents.
+// The smallest integer, at most `most`, that exceeds 99.8 % of the absolute exponents.
 function reachOf(exponents, most) {
   const sizes = Float64Array.from(exponents.filter(Number.isFinite), Math.abs).sort();
   const size = sizes.length ? sizes[Math.floor(0.998 * (sizes.length - 1))] : 0;
@@ -84,7 +84,7 @@ function axis(title, more = {}) {
   return { title: { text: title }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...more };
 }
 
-// An axis of ids from 0: no ticks between two of them.
+// An axis of ids from 0, with ticks at integers only.
 function idAxis(title, count, more = {}) {
   return axis(title, { showgrid: false, zeroline: false, ...(count <= 12 ? { dtick: 1 } : {}), ...more });
 }
@@ -108,20 +108,20 @@ const CONFIG = {
   showTips: false,
   plotlyServerURL: "",
   showSendToCloud: false,
-  // Named one by one: plotly.js has a button that uploads the chart, and may get others.
+  // An explicit list, because plotly.js has a button that uploads the chart.
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 };
 
-const DRAWERS = {}; // element id: function that draws it anew
-const TIPS = {}; // chart id: text of the cell under the pointer
-const CLICKS = {}; // chart id: what a click on a point does
+const DRAWERS = {}; // {element id: function that draws it}
+const TIPS = {}; // {chart id: tooltip text of a point}
+const CLICKS = {}; // {chart id: handler of a click on a point}
 const REST_MS = 120;
 const pending = new Set();
 let frame = 0;
 let rest = 0;
 
-// Has parts of the page drawn anew: in the next frame what is on the screen, the others when the slider rests, so that
-// many steps between two frames cost one redraw. `data-ready` on the document says when nothing is left to draw.
+// Schedules a redraw: visible parts in the next frame, the others after the slider has rested, so that many steps between
+// two frames cost one redraw. `data-ready` on the document is "yes" when nothing is left to draw.
 function redraw(...ids) {
   document.documentElement.dataset.ready = "no";
   ids.forEach((id) => pending.add(id));
@@ -146,17 +146,17 @@ function isOnScreen(id) {
   return bottom > 0 && top < window.innerHeight;
 }
 
-// Draws or redraws a chart; `words` say to a screen reader what is to see.
-function draw(id, traces, more, words) {
+// Draws or redraws a chart; `description` is its text for screen readers.
+function draw(id, traces, more, description) {
   const chart = byId(id);
   const isNew = !chart.data;
-  chart.setAttribute("aria-label", words);
+  chart.setAttribute("aria-label", description);
   Plotly.react(chart, traces, layout(more), CONFIG);
   if (isNew && TIPS[id]) tipOn(chart, TIPS[id]);
   if (isNew && CLICKS[id]) chart.on("plotly_click", ({ points }) => CLICKS[id](points[0]));
 }
 
-// Heatmaps have too many cells to hold a text for each: the one under the pointer is written when it is asked for.
+// Heatmaps have too many cells for one text each: the tooltip of the hovered cell is created on demand.
 function tipOn(chart, textOf) {
   const tip = byId("tip");
   chart.on("plotly_hover", ({ points, event }) => {

@@ -1,6 +1,6 @@
-"""One picture a file: data in, matplotlib Axes out. Pictures know numbers and words, no files and no solver."""
+"""Figures of a report: each function draws into matplotlib Axes and returns them."""
 
-from eplb.report.pictures.balance_and_traffic import draw_balance_and_traffic
+from eplb.report.pictures.balance_and_token_spread import draw_balance_and_token_spread
 from eplb.report.pictures.balance_over_windows import draw_balance_over_windows
 from eplb.report.pictures.coactivation import Measure, Order, draw_coactivation
 from eplb.report.pictures.expert_load import draw_expert_load
@@ -13,7 +13,7 @@ from eplb.report.pictures.replica_counts import draw_replica_counts
 __all__ = [
     "Measure",
     "Order",
-    "draw_balance_and_traffic",
+    "draw_balance_and_token_spread",
     "draw_balance_over_windows",
     "draw_coactivation",
     "draw_expert_load",

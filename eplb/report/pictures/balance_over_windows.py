@@ -1,4 +1,4 @@
-"""How balance drifts: busiest over mean rank in every window, plan by plan."""
+"""Draws max/mean rank load in every window, plan by plan."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ import numpy as np
 
 from eplb.errors import InputError
 from eplb.report.plan_view import PlanView
-from eplb.report.style import axes_or_new, in_words, legend_above, plan_style, whole_ticks
+from eplb.report.style import axes_or_new, figure_text, legend_above, plan_style, whole_ticks
 from eplb_traces import ExpertLoad
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def draw_balance_over_windows(views: Sequence[PlanView], windows: ExpertLoad, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the mean over layers as a line, from the best to the worst layer as a band.
+    """Draw the mean over layers as a line and the range from the best to the worst layer as a band.
 
     Raises
     ------
     InputError
-        If a plan was not judged window by window.
+        If a plan was not evaluated window by window.
     """
     axes = axes_or_new(ax)
     number = np.arange(windows.num_windows)
@@ -31,21 +31,21 @@ def draw_balance_over_windows(views: Sequence[PlanView], windows: ExpertLoad, *,
         colour, _ = plan_style(index)
         mean = by_window.mean(axis=1)
         axes.plot(
-            number, mean, color=colour, linewidth=1.8, label=f"{in_words(view.name)}: {mean.mean():.3f}x on average"
+            number, mean, color=colour, linewidth=1.8, label=f"{figure_text(view.name)}: {mean.mean():.3f}x on average"
         )
         axes.fill_between(number, by_window.min(axis=1), by_window.max(axis=1), color=colour, alpha=0.15, linewidth=0)
     axes.set_xlim(0, max(1, windows.num_windows - 1))
     whole_ticks(axes.xaxis, windows.num_windows)
     axes.set_ylim(bottom=0.95)
     axes.grid(axis="y", alpha=0.3)
-    axes.set_xlabel(_window_words(windows))
-    axes.set_ylabel("busiest over mean rank (x)")
+    axes.set_xlabel(_window_label(windows))
+    axes.set_ylabel("max/mean rank load")
     axes.set_title("Balance over time: mean of layers (line), best to worst layer (band)")
     legend_above(axes)
     return axes
 
 
-def _window_words(windows: ExpertLoad) -> str:
+def _window_label(windows: ExpertLoad) -> str:
     if not windows.labels:
         return "window"
     return f"window (0: {windows.labels[0]}; {windows.num_windows - 1}: {windows.labels[-1]})"

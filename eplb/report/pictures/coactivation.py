@@ -1,4 +1,4 @@
-"""Which experts of a layer are chosen together, as a heatmap."""
+"""Draws which experts of a layer are chosen together, as a heatmap."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -28,20 +28,20 @@ _PRIOR_PAIRS = 5.0
 
 
 class Measure(StrEnum):
-    """What the colour of a pair means."""
+    """Meaning of the colour of a pair."""
 
     TOKENS = "tokens"
     """Tokens that chose both."""
     LIFT = "lift"
-    """The same over what experts without affinity, as popular as these, would have; 1 is no affinity."""
+    """The same divided by the expectation for independent experts with the same loads; 1: independent."""
 
 
 class Order(StrEnum):
-    """How the experts follow each other."""
+    """Order of the experts on both axes."""
 
     BY_ID = "by id"
     BY_LIKENESS = "by likeness"
-    """Experts that are chosen with the same others are neighbours, so that blocks show."""
+    """Experts that are chosen with the same other experts are adjacent, so that blocks appear."""
 
 
 def draw_coactivation(
@@ -52,17 +52,17 @@ def draw_coactivation(
     order: Order = Order.BY_ID,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw every pair of experts of a layer; the diagonal and pairs with an expert without tokens are grey.
+    """Draw every pair of experts of a layer; the diagonal and pairs with an unused expert are grey.
 
-    Both are drawn on log scales, lift from 1/8 to 8 with what is beyond in the last colours. Pairs that no token chose
-    are grey in tokens. In lift a few pairs are added to found and expected ones, so that what is rare by chance stays
-    near 1 and does not outshine what many tokens say; `CoActivation.adjusted_lift` is the number without that. Expert
-    groups are divided by lines where experts are in order of their ids, and named by a strip of colours elsewhere.
+    Both measures use log scales; lift is clipped to 1/8 and 8. Pairs that no token chose are grey in tokens. For lift,
+    a few pairs are added to the observed and the expected count, which shrinks rare pairs towards 1;
+    `CoActivation.adjusted_lift` is the value without shrinking. Expert groups are separated by lines if experts are
+    ordered by id, and marked by a strip of colours otherwise.
     """
     axes = axes_or_new(ax, width=7.4, height=6.4)
     places = np.arange(shape.num_experts) if order is Order.BY_ID else coactivation.order()
     if measure is Measure.LIFT:
-        _draw_lift(axes, _calm_lift(coactivation)[np.ix_(places, places)])
+        _draw_lift(axes, _shrunk_lift(coactivation)[np.ix_(places, places)])
     else:
         _draw_tokens(axes, coactivation.pairs[np.ix_(places, places)])
     if order is Order.BY_ID:
@@ -76,7 +76,7 @@ def draw_coactivation(
     else:
         axes.set_xticks([])
         axes.set_yticks([])
-        label = "logical expert, ordered by likeness"
+        label = "logical expert, ordered by similarity"
         if shape.num_expert_groups > 1:
             _draw_group_strip(axes, places // shape.experts_per_group, shape.num_expert_groups)
             label += " (strip: expert group)"
@@ -87,11 +87,11 @@ def draw_coactivation(
     return axes
 
 
-def _calm_lift(coactivation: "CoActivation") -> NDArray[np.float64]:
-    """[E, E] found over expected pairs, `_PRIOR_PAIRS` added to both; nan where an expert has no tokens."""
+def _shrunk_lift(coactivation: "CoActivation") -> NDArray[np.float64]:
+    """[E, E] observed / expected pairs with `_PRIOR_PAIRS` added to both; nan if an expert has no tokens."""
     lift = (coactivation.pairs + _PRIOR_PAIRS) / (coactivation.expected_pairs + _PRIOR_PAIRS)
-    alive = coactivation.expert_tokens > 0
-    return np.where(alive[:, None] & alive, lift, np.nan)
+    used = coactivation.expert_tokens > 0
+    return np.where(used[:, None] & used, lift, np.nan)
 
 
 def _draw_lift(axes: "Axes", lift: NDArray[np.float64]) -> None:
@@ -101,7 +101,7 @@ def _draw_lift(axes: "Axes", lift: NDArray[np.float64]) -> None:
         shown, cmap=colour_map("PuOr_r"), norm="log", vmin=_LOWEST, vmax=_HIGHEST, interpolation="nearest"
     )
     ticks = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
-    colour_bar(image, "lift: pairs found over pairs without affinity (x)", ends="both", ticks=ticks, numbers="{x:g}")
+    colour_bar(image, "lift: observed / expected pairs", ends="both", ticks=ticks, numbers="{x:g}")
 
 
 def _draw_tokens(axes: "Axes", pairs: NDArray[np.int64]) -> None:

@@ -1,4 +1,4 @@
-"""The load of every expert in every layer, as a heatmap."""
+"""Draws the load of every expert in every layer, as a heatmap."""
 
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ _CLIP_PERCENTILE = 99.5
 
 
 def draw_expert_load(load: ExpertLoad, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw tokens of each expert over the mean of its layer, summed over windows; layers without tokens stay grey.
+    """Draw tokens of each expert over the mean of its layer, summed over windows; layers without tokens are grey.
 
-    The few hottest cells share the last colour, or all the others would look alike.
+    The scale ends at the 99.5th percentile, so that a few large values do not hide the differences of the others.
     """
     axes = axes_or_new(ax, height=min(6.2, 2.6 + 0.1 * load.num_layers))
     mean = load.total.mean(axis=1, keepdims=True)

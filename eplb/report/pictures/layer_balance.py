@@ -1,4 +1,4 @@
-"""Busiest over mean rank of every layer, plan by plan."""
+"""Draws max/mean rank load of every layer, plan by plan."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplb.report.plan_view import PlanView
-from eplb.report.style import BOUND_COLOUR, axes_or_new, in_words, legend_above, plan_style, whole_ticks
+from eplb.report.style import BOUND_COLOUR, axes_or_new, figure_text, legend_above, plan_style, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def draw_layer_balance(views: Sequence[PlanView], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw a line a plan over the layers, for the summed load, and below them what no placement can beat."""
+    """Draw one line per plan over the layers, for the summed load, and the proven lower bound."""
     axes = axes_or_new(ax)
     num_layers = views[0].placement.num_layers
     layers = np.arange(num_layers)
@@ -25,7 +25,7 @@ def draw_layer_balance(views: Sequence[PlanView], *, ax: "Axes | None" = None) -
             color=colour,
             marker=marker,
             markersize=4,
-            label=in_words(view.name),
+            label=figure_text(view.name),
         )
     mean = views[-1].total_rank_load.mean(axis=1)
     bound = np.divide(views[-1].bound.value, mean, out=np.ones(num_layers), where=mean > 0)
@@ -34,7 +34,7 @@ def draw_layer_balance(views: Sequence[PlanView], *, ax: "Axes | None" = None) -
     axes.set_ylim(bottom=min(0.95, float(bound.min()) - 0.05))
     axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("layer")
-    axes.set_ylabel("busiest over mean rank (x)")
-    axes.set_title("How long a layer waits for its busiest rank; 1 is perfect")
+    axes.set_ylabel("max/mean rank load")
+    axes.set_title("Balance of every layer; 1 is perfect")
     legend_above(axes)
     return axes

@@ -1,4 +1,4 @@
-"""The load of every rank in one layer, before and after."""
+"""Draws the load of every rank in one layer, plan by plan."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplb.report.plan_view import PlanView
-from eplb.report.style import BOUND_COLOUR, axes_or_new, in_words, legend_above, plan_style, whole_ticks
+from eplb.report.style import BOUND_COLOUR, axes_or_new, figure_text, legend_above, plan_style, whole_ticks
 from eplb.report.summary_text import layer_name
 from eplb_traces import ModelShape
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def draw_rank_load(views: Sequence[PlanView], layer: int, shape: ModelShape, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the tokens of each rank, summed over windows: the first plan filled, the others as steps over it.
+    """Draw the tokens of each rank, summed over windows: the first plan filled, the others as steps.
 
-    The bound is the last plan's: what its busiest rank cannot go below. Where ranks differ in speed, it is drawn for
-    each of them.
+    The bound is the lower bound on the busiest rank of the last plan. If ranks differ in speed, it is drawn for each
+    rank.
     """
     axes = axes_or_new(ax)
     topology = views[0].placement.topology
@@ -27,7 +27,7 @@ def draw_rank_load(views: Sequence[PlanView], layer: int, shape: ModelShape, *, 
     for index, view in enumerate(views):
         colour, _ = plan_style(index)
         ratio = view.evaluation.max_over_mean_of_total[layer]
-        label = f"{in_words(view.name)}: busiest {ratio:.3f}x the mean"
+        label = f"{figure_text(view.name)}: busiest {ratio:.3f}x the mean"
         steps = axes.stairs(view.total_rank_load[layer], edges, fill=index == 0, color=colour, label=label)
         steps.set(alpha=0.55) if index == 0 else steps.set(linewidth=2.0)
     bound = views[-1].bound.value[layer] * views[-1].placement.topology.relative_speed
@@ -46,7 +46,7 @@ def draw_rank_load(views: Sequence[PlanView], layer: int, shape: ModelShape, *, 
 
 
 def _scale_tokens(axes: "Axes", mean: float) -> None:
-    """Tokens at the left in thousands or millions, times the mean at the right."""
+    """Label tokens on the left axis in thousands or millions, and multiples of the mean on the right axis."""
     from matplotlib.ticker import EngFormatter
 
     axes.yaxis.set_major_formatter(EngFormatter())

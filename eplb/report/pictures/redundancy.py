@@ -1,4 +1,4 @@
-"""What redundant experts buy and what they cost."""
+"""Draws balance and memory against the number of redundant experts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw max/mean (left axis) and bytes a rank (right axis) against redundancy.
+    """Draw max/mean (left axis) and bytes per rank (right axis) against redundancy.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
         redundant, [point.max_over_mean_worst for point in points], "^--", color=balance, label="balance, worst of them"
     )
     axes.set_xlabel("redundant experts a layer")
-    axes.set_ylabel("busiest over mean rank (x)", color=balance)
+    axes.set_ylabel("max/mean rank load", color=balance)
     axes.grid(axis="y", alpha=0.3)
     right = axes.twinx()
     right.plot(
@@ -61,6 +61,6 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
     )
     right.set_ylabel("expert weights of a rank (GB)", color=memory)
     right.set_ylim(bottom=0)
-    axes.set_title("What redundant experts buy and cost")
+    axes.set_title("Balance and memory by redundant experts")
     legend_above(axes, right)
     return axes
