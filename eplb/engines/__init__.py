@@ -1,1 +1,1 @@
-"""Drop-ins with the engines' own signatures."""
+"""Replacements for the engines' own planners, with the same signatures, and placements in the engines' form."""

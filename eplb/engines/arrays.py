@@ -1,4 +1,4 @@
-"""Knows how an engine's tensors become numpy arrays and back; knows no placement. It never imports torch on its own."""
+"""Converts an engine's tensors to numpy arrays and back, without importing torch."""
 
 import sys
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -15,21 +15,21 @@ Array = TypeVar("Array", "torch.Tensor", NDArray[np.int64])
 
 
 def as_load(value: object, name: str = "weight", *, dimensions: str = "layers, experts") -> NDArray[np.float64]:
-    """Tokens of each expert in double precision, whatever an engine counts them in and wherever it keeps them.
+    """Tokens of each expert as float64, from a tensor of any type on any device.
 
     Parameters
     ----------
     value
         A tensor of any type and device, contiguous or not, an array or nested lists.
     name
-        What the caller calls it, for messages.
+        Name of the argument, for error messages.
     dimensions
-        Names of the dimensions that it must have.
+        Names of the expected dimensions.
 
     Raises
     ------
     InputError
-        For ragged rows, another number of dimensions, an empty dimension, and values that are not finite and >= 0.
+        For ragged rows, a wrong number of dimensions, an empty dimension, and values that are not finite and >= 0.
     """
     try:
         load = np.asarray(_from_tensor(value), dtype=np.float64)
@@ -45,8 +45,8 @@ def as_load(value: object, name: str = "weight", *, dimensions: str = "layers, e
 def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.float64]:
     """[W, L, E] tokens by window, of counts [steps, layers, experts] or [layers, experts].
 
-    Steps without any tokens, as the unused ones of a ring buffer are, do not count; the others are summed into at most
-    `most_windows` windows of equally many. No copy of the steps is made: an engine keeps a thousand.
+    Steps without tokens, such as unused ones of a ring buffer, are ignored; the others are summed into at most
+    `most_windows` windows of equal numbers of steps. The steps are not copied: an engine stores a thousand.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.flo
     if steps.ndim != 3 or 0 in steps.shape or not np.issubdtype(steps.dtype, np.number):
         dimensions = "steps, layers, experts" if steps.ndim > 2 else "layers, experts"
         return as_load(steps, name, dimensions=dimensions).reshape(-1, *steps.shape[-2:])
-    if not (steps.min() >= 0 and steps.max() < np.inf):  # false for what is not a number as well
+    if not (steps.min() >= 0 and steps.max() < np.inf):  # False for NaN too
         raise InputError(f"{name}: expected finite values >= 0")
     used = np.nonzero(steps.any(axis=(1, 2)))[0]
     windows = np.array_split(used, min(most_windows, used.size)) if used.size else [np.zeros(1, np.int64)]
@@ -65,7 +65,7 @@ def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.flo
 
 
 def as_ids(value: object, name: str, *, dimensions: str = "layers, slots") -> NDArray[np.int64]:
-    """Expert ids as integers, not yet looked at; parameters and errors as in `as_load`."""
+    """Expert ids as integers, without range check; parameters and errors as in `as_load`."""
     try:
         ids = np.asarray(_from_tensor(value))
     except (ValueError, TypeError) as error:
@@ -83,16 +83,16 @@ def num_dimensions(value: object) -> int:
 
 
 def like(value: Array, array: NDArray[np.int64]) -> Array:
-    """`array` as what `value` is: a tensor on the CPU for a tensor, else itself."""
+    """`array` in the type of `value`: a CPU tensor if `value` is a tensor, otherwise the array itself."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return cast(Array, torch.from_numpy(array))
-    return cast(Array, array)  # type: ignore[redundant-cast]  # not redundant for the tensor case
+    return cast(Array, array)  # type: ignore[redundant-cast]  # required for the tensor case
 
 
 def _from_tensor(value: object) -> ArrayLike:
-    """A numpy array for a tensor; numpy has no bfloat16, so floats come in double."""
-    torch = sys.modules.get("torch")  # whoever passes a tensor has imported it
+    """A numpy array for a tensor; floats become float64, because numpy has no bfloat16."""
+    torch = sys.modules.get("torch")  # a caller that passes a tensor has imported torch
     if torch is not None and isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         return cast(ArrayLike, (tensor.double() if tensor.is_floating_point() else tensor).numpy())

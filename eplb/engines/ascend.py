@@ -1,7 +1,8 @@
-"""vllm-ascend's EPLB policy: the call of its `EplbPolicy`, answered with the rules of its `check_expert_placement`.
+"""An EPLB policy for vllm-ascend, with the signature of its `EplbPolicy`.
 
-Written for vllm-ascend 0.23.0 (`vllm_ascend/eplb/core/policy`): no expert is missing, none is twice on a device, and
-one that stays on a device stays in its slot. A layer that breaks a rule is put back by the engine, so none may.
+Written for vllm-ascend 0.23.0 (`vllm_ascend/eplb/core/policy`). Results satisfy its `check_expert_placement`: every
+expert has a slot, no device holds an expert twice, and an expert that stays on a device keeps its slot. The engine
+reverts a layer that violates one of these rules.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from eplb.core.arrays import Floats, Ints
 from eplb.core.placement import EMPTY_SLOT
 from eplb.core.topology import Topology
 from eplb.engines.arrays import as_ids, as_load, num_dimensions
-from eplb.engines.policy import PolicyInputError, PolicySettings, machine, new_map, settings_from_environment, warm_up
+from eplb.engines.policy import (
+    PolicyInputError,
+    PolicySettings,
+    call_topology,
+    new_map,
+    settings_from_environment,
+    warm_up,
+)
 from eplb.engines.registration import announce, engine_module, require
 from eplb.evaluation.metrics import busiest_rank_time
 from eplb_traces.expert_load import logical_counts
@@ -34,7 +42,7 @@ class AscendPolicy:
     Parameters
     ----------
     settings
-        How to plan; by default what the environment says, see `settings_from_environment`.
+        How to plan; read from the environment by default, see `settings_from_environment`.
     """
 
     settings: PolicySettings = field(default_factory=settings_from_environment)
@@ -47,19 +55,19 @@ class AscendPolicy:
         Parameters
         ----------
         current_expert_table
-            [layers, devices, slots] expert of each slot. A layer with holes (-1) stays as it is.
+            [layers, devices, slots] expert of each slot. A layer with empty slots (-1) is not changed.
         expert_workload
             [layers, devices, slots] tokens of each slot, or [stages, layers, devices, slots].
 
         Returns
         -------
         tuple
-            1 if any layer changes, else 0; the layers, the one that improves most first; the new table as lists.
+            1 if any layer changes, otherwise 0; the layers, largest improvement first; the new table as lists.
 
         Raises
         ------
         InputError
-            For a table or workload that cannot be one, or that do not fit together.
+            For an invalid table or workload, or if their shapes differ.
         """
         table = as_ids(current_expert_table, "current_expert_table", dimensions="layers, devices, slots")
         staged = num_dimensions(expert_workload) == 4
@@ -72,11 +80,11 @@ class AscendPolicy:
         num_experts = int(table.max()) + 1
         if slots_per_device > num_experts:
             raise PolicyInputError(
-                f"{slots_per_device} slots a device: a device can hold each of {num_experts} experts only once"
+                f"{slots_per_device} slots a device: expected at most {num_experts}, as a device holds each expert once"
             )
         live = table.reshape(num_layers, -1)
         history = _by_expert(workload.reshape(len(workload), num_layers, -1), live, num_experts)
-        topology = machine(live.shape[1], num_nodes=1, num_ranks=num_devices)
+        topology = call_topology(live.shape[1], num_nodes=1, num_ranks=num_devices)
         result = live.copy()
         full = (live != EMPTY_SLOT).all(axis=1)
         if full.any():
@@ -87,7 +95,7 @@ class AscendPolicy:
 
 
 def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology) -> Floats:
-    """[L] busiest device after over before; 1 where nothing changes, 0 where an expert had no slot."""
+    """[L] load of the busiest device after / before; 1 if nothing changes, 0 if an expert had no slot before."""
     ratio = np.ones(live.shape[0])
     for layer in np.nonzero((result != live).any(axis=1))[0]:
         rows = [phy2log[[layer]].astype(np.int32) for phy2log in (live, result)]
@@ -100,30 +108,30 @@ def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology) -> Float
 
 
 def _by_expert(workload: Floats, live: Ints, num_experts: int) -> Floats:
-    """[stages, layers, E] tokens of each expert, from those of each slot."""
+    """[stages, layers, E] tokens of each expert, summed over its slots."""
     return logical_counts(np.where(live < 0, 0.0, workload), live, num_experts)
 
 
 def register(policy: AscendPolicy | None = None, *, policy_type: int = 2) -> AscendPolicy:
-    """Make vllm-ascend plan with `policy` in this process where its configuration says `policy_type`.
+    """Make vllm-ascend plan with `policy` in this process if its configuration selects `policy_type`.
 
-    Call it before the engine starts, in every process; the plugin of this package does. The engine makes the policy in
-    its worker and hands it to the planning process.
+    Must be called before the engine starts, in every process; the plugin of this package does so. The engine creates
+    the policy in its worker and passes it to the planning process.
 
     Parameters
     ----------
     policy
-        The policy; by default one that the environment sets up.
+        The policy; configured from the environment by default.
     policy_type
-        `eplb_policy_type` of the engine's configuration: 2 is its default; with 3 the engine hands over the workload of
+        `eplb_policy_type` of the engine's configuration. 2 is its default; with 3 the engine passes the workload of
         each stage.
 
     Raises
     ------
     PolicyInputError
-        For a type that vllm-ascend has not.
+        For a type that vllm-ascend does not have.
     EngineError
-        If vllm-ascend is not installed or has another factory.
+        If vllm-ascend is not installed or its policy factory differs.
     """
     if policy_type not in _CLASS_OF_TYPE:
         raise PolicyInputError(f"policy_type = {policy_type}: expected one of {', '.join(map(str, _CLASS_OF_TYPE))}")

@@ -1,4 +1,4 @@
-"""DeepSeek's `rebalance_experts`: same name, same arguments, same answer; torch tensors in, torch tensors out."""
+"""DeepSeek's `rebalance_experts` with the same name, arguments and result; torch tensors in, torch tensors out."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ def rebalance_experts(  # noqa: PLR0913  # the published signature
     *,
     strategy: str = "deepseek",
 ) -> tuple[Array, Array, Array]:
-    """Plan every layer as DeepSeek's EPLB does, or with another strategy.
+    """Plan every layer with DeepSeek's EPLB algorithm or another strategy.
 
     Parameters
     ----------
@@ -27,11 +27,11 @@ def rebalance_experts(  # noqa: PLR0913  # the published signature
     num_replicas
         Physical experts; a multiple of `num_gpus`.
     num_groups
-        Expert groups. If `num_nodes` divides it the policy is hierarchical, else global, as published.
+        Expert groups. If `num_nodes` divides it, the policy is hierarchical, otherwise global, as published.
     num_nodes, num_gpus
-        Nodes, and GPUs of all nodes together.
+        Number of nodes, and of GPUs of all nodes.
     strategy
-        "deepseek" is the published algorithm slot by slot; any name of `eplb.strategies` else, "greedy" for ours.
+        "deepseek" gives the result of the published algorithm slot by slot; otherwise a name of `eplb.strategies`.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def rebalance_experts(  # noqa: PLR0913  # the published signature
     Raises
     ------
     InputError
-        Where the published function asserts, and for a load that is not finite and >= 0.
+        If the published function would fail an assertion, and for a load that is not finite and >= 0.
     """
     load: NDArray[np.float64] = as_load(weight)
     check_counts(load.shape[1], num_replicas, num_groups, num_nodes, num_gpus)
@@ -72,7 +72,7 @@ def _planned(  # noqa: PLR0913  # the published signature
 
 
 def check_counts(num_experts: int, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> None:
-    """Refuse what the published function asserts, in its order."""
+    """Raise InputError if the published function would fail an assertion, in the same order."""
     for name, count in (("num_groups", num_groups), ("num_nodes", num_nodes), ("num_gpus", num_gpus)):
         if count < 1:
             raise InputError(f"{name} = {count}: expected >= 1")

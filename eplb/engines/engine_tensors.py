@@ -1,6 +1,6 @@
-"""Knows the tensors in which each engine keeps a placement: names, types, shapes, padding; knows no file.
+"""Converts a placement to the tensors of each engine: names, types, shapes, padding.
 
-Shapes: L MoE layers, H all layers of the model, E logical experts, P slots, R ranks, X most replicas of an expert.
+Shapes: L MoE layers, H all layers of the model, E logical experts, P slots, R ranks, X maximum replica count.
 
 | engine   | phy2log      | log2phy            | logcnt | layers | from                                  |
 |----------|--------------|--------------------|--------|--------|---------------------------------------|
@@ -9,7 +9,7 @@ Shapes: L MoE layers, H all layers of the model, E logical experts, P slots, R r
 | sglang   | int64 [H, P] | int64 [H, E, P]    | int64  | all    | `ExpertLocationMetadata`, 0.5.23      |
 | ascend   | int32 [L, P] | int32 [L, E]       | int32  | MoE    | `init_eplb_config`, 0.23.0            |
 
-All are padded with -1. In every engine `expert_map` is int32 [layers, E], the rank's local slot or -1.
+All are padded with -1. In every engine `expert_map` is int32 [layers, E]: the rank's local slot or -1.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ Rows = NDArray[np.int32] | NDArray[np.int64]
 @final
 @dataclass(frozen=True, eq=False)
 class EngineTensors:
-    """The maps of all layers as an engine keeps them; see the table at the top of the file."""
+    """The maps of all layers in the form of an engine; see the table of the module."""
 
     physical_to_logical_map: "torch.Tensor"
     logical_to_physical_map: "torch.Tensor"
@@ -47,7 +47,7 @@ class EngineTensors:
 
 @dataclass(frozen=True, eq=False)
 class PlacementOfRank:
-    """A placement as one rank sees it; shapes as in the table."""
+    """A placement for one rank; shapes as in the table."""
 
     placement: Placement
     shape: ModelShape
@@ -60,7 +60,7 @@ class PlacementOfRank:
 
 @dataclass(frozen=True, eq=False)
 class _Arrays:
-    """The same as arrays, log2phy not yet padded."""
+    """The tensors as arrays, log2phy not yet padded to `num_columns`."""
 
     phy2log: Rows
     log2phy: Rows
@@ -77,7 +77,7 @@ def engine_tensors(of_rank: PlacementOfRank, engine: str) -> EngineTensors:
     UnknownNameError
         For a name that is not in the table.
     InputError
-        For a placement that the engine has no form for: too many replicas, or dense layers that nobody has named.
+        For a placement that the engine cannot represent: too many replicas, or dense layers at unknown positions.
     MissingExtraError
         If torch is not installed.
     """
@@ -109,23 +109,23 @@ def _deepseek(of_rank: PlacementOfRank) -> _Arrays:
 def _vllm(of_rank: PlacementOfRank) -> _Arrays:
     phy2log, log2phy, logcnt = of_rank.maps
     if log2phy.shape[2] > VLLM_COLUMNS:
-        raise InputError(f"an expert has {log2phy.shape[2]} replicas: vLLM has room for {VLLM_COLUMNS}")
+        raise InputError(f"an expert has {log2phy.shape[2]} replicas: expected at most {VLLM_COLUMNS} for vLLM")
     return _Arrays(phy2log, log2phy, logcnt, of_rank.expert_map, VLLM_COLUMNS)
 
 
 def _sglang(of_rank: PlacementOfRank) -> _Arrays:
-    """One row for every layer of the model; dense ones, which nobody reads, get the first MoE layer's."""
+    """One row for every layer of the model; rows of dense layers are never read and repeat the first MoE layer."""
     shape = of_rank.shape
     num_hidden = shape.num_layers if shape.num_hidden_layers is None else shape.num_hidden_layers
     if num_hidden != shape.num_layers and shape.moe_layer_ids is None:
         raise InputError(
-            f"sglang keeps a row for each of {num_hidden} layers and neither plan nor model_shape says which "
-            f"{shape.num_layers} have experts: give model_shape with moe_layer_ids"
+            f"sglang has a row for each of {num_hidden} layers, and which {shape.num_layers} of them have experts is "
+            "unknown: give model_shape with moe_layer_ids"
         )
     if max(of_rank.layer_ids) >= num_hidden:
         raise InputError(
-            f"sglang keeps a row for every layer, dense ones too: the last MoE layer is {max(of_rank.layer_ids)}, give "
-            "model_shape with num_hidden_layers"
+            f"sglang has a row for every layer, dense ones too, and the last MoE layer is {max(of_rank.layer_ids)}: "
+            "give model_shape with num_hidden_layers"
         )
     row_of_layer = np.zeros(num_hidden, dtype=np.int64)
     row_of_layer[list(of_rank.layer_ids)] = np.arange(shape.num_layers)
@@ -134,11 +134,11 @@ def _sglang(of_rank: PlacementOfRank) -> _Arrays:
 
 
 def _ascend(of_rank: PlacementOfRank) -> _Arrays:
-    """The rank sends all its tokens of an expert to one replica: log2phy has one column."""
+    """A rank sends all its tokens of an expert to one replica, so log2phy has one column."""
     placement = of_rank.placement
     if placement.duplicate_slots.any():
         layer, slot = (int(i) for i in np.argwhere(placement.duplicate_slots)[0])
-        raise InputError(f"layer {layer}, slot {slot} repeats an expert of its rank: vllm-ascend would lose it")
+        raise InputError(f"layer {layer}, slot {slot} duplicates an expert of its rank: vllm-ascend would not use it")
     one_replica = [
         rank_slot_map(placement, layer, DispatchRule.ASCEND)[of_rank.ep_rank] for layer in range(placement.num_layers)
     ]

@@ -1,7 +1,7 @@
-"""Knows how the map that is live in an engine becomes a full one to plan on from; knows no engine and no strategy.
+"""Completes the live map of an engine, so that a replan can start from it.
 
-Engines hand over maps with holes (ranks that have just joined), maps of more ranks than are left, and maps in which a
-rank holds an expert twice. What is live and useful stays in its slot.
+Engines pass maps with empty slots (of ranks that have just joined), maps with more ranks than remain, and maps in which
+a rank holds an expert twice. Usable live experts keep their slots.
 """
 
 import logging
@@ -18,25 +18,26 @@ _logger = logging.getLogger("eplb")
 
 
 def adopt_live_map(live: Ints, load: Floats, topology: Topology) -> Map | None:
-    """Fit a live map to the ranks that there are from now on, and fill it up.
+    """Fit a live map to the current ranks and fill its empty slots.
 
-    Ranks that left are the last ones and ranks that joined come last, as engines number them. Of two copies on a rank
-    the first stays. An expert without a slot takes a hole, or the slot of the copy that is cheapest to give up; every
-    other hole takes the expert with the most tokens a copy that its rank lacks, ties to the lowest id.
+    Ranks that left or joined are the last ones, as engines number them. Of two replicas on a rank the first is kept. An
+    expert without a slot takes an empty slot, or replaces the replica whose loss raises the tokens per replica least.
+    Every other empty slot takes the expert with the most tokens per replica that its rank does not hold, ties to the
+    lowest id.
 
     Parameters
     ----------
     live
-        [L, any] expert of each slot, -1 where there is none.
+        [L, any] expert of each slot, -1 for an empty slot.
     load
         [L, E] tokens.
     topology
-        The ranks from now on, each with the same number of slots, at most E.
+        The current ranks, each with the same number of slots, at most E.
 
     Returns
     -------
     NDArray or None
-        [L, P] without holes or doubles; None if ranks had another number of slots, so that nothing can stay.
+        [L, P] without empty or duplicate slots; None if the number of slots per rank changed.
 
     Raises
     ------
@@ -54,13 +55,13 @@ def adopt_live_map(live: Ints, load: Floats, topology: Topology) -> Map | None:
     slots_per_rank = int(topology.rank_num_slots[0])
     if live.shape[1] % slots_per_rank:
         _logger.warning(
-            "the live map has %d slots a layer, no multiple of %d a rank: planning afresh",
+            "the live map has %d slots per layer, which is not a multiple of %d per rank: planning without it",
             live.shape[1],
             slots_per_rank,
         )
         return None
     fitted = cut_or_padded(live, topology.num_slots)
-    fitted[second_copies(fitted, slots_per_rank)] = EMPTY_SLOT
+    fitted[duplicate_replicas(fitted, slots_per_rank)] = EMPTY_SLOT
     incomplete = (fitted == EMPTY_SLOT).any(axis=1) | ~_holds_all(fitted, num_experts)
     for index in np.nonzero(incomplete)[0]:
         _fill_up(load[index], fitted[index], slots_per_rank)
@@ -68,14 +69,14 @@ def adopt_live_map(live: Ints, load: Floats, topology: Topology) -> Map | None:
 
 
 def cut_or_padded(live: Ints, num_slots: int) -> Map:
-    """[L, num_slots] the first slots, and holes where there are no more."""
+    """[L, num_slots] the first slots, padded with empty slots."""
     fitted = np.full((live.shape[0], num_slots), EMPTY_SLOT, dtype=np.int32)
     width = min(live.shape[1], num_slots)
     fitted[:, :width] = live[:, :width]
     return fitted
 
 
-def second_copies(phy2log: Ints | Map, slots_per_rank: int) -> NDArray[np.bool_]:
+def duplicate_replicas(phy2log: Ints | Map, slots_per_rank: int) -> NDArray[np.bool_]:
     """[L, P] whether an earlier slot of the same rank holds the slot's expert."""
     held = phy2log.reshape(phy2log.shape[0], -1, slots_per_rank)
     same = (held[..., :, None] == held[..., None, :]) & (held != EMPTY_SLOT)[..., None]
@@ -87,23 +88,23 @@ def second_copies(phy2log: Ints | Map, slots_per_rank: int) -> NDArray[np.bool_]
 def _holds_all(phy2log: Map, num_experts: int) -> NDArray[np.bool_]:
     """[L] whether every expert has a slot."""
     has = np.zeros((phy2log.shape[0], num_experts), dtype=np.bool_)
-    has[np.arange(phy2log.shape[0])[:, None], phy2log] = True  # a hole counts for the last one: it is filled anyway
+    has[np.arange(phy2log.shape[0])[:, None], phy2log] = True  # -1 marks the last; such layers are filled anyway
     return np.asarray(has.all(axis=1))
 
 
 def _fill_up(load: Floats, row: Map, slots_per_rank: int) -> None:
-    """Write experts into the holes of a layer [P], those without a slot first; see `adopt_live_map`."""
+    """Fill the empty slots of a layer [P], with experts that have no slot first; see `adopt_live_map`."""
     rank_of_slot = np.arange(row.size) // slots_per_rank
     occupied = np.nonzero(row != EMPTY_SLOT)[0]
     held = np.zeros((row.size // slots_per_rank, load.size), dtype=np.bool_)
     held[rank_of_slot[occupied], row[occupied]] = True
     count = np.bincount(row[occupied], minlength=load.size)
-    holes = np.nonzero(row == EMPTY_SLOT)[0]
-    # One hole a rank and round, so that no rank gets all that is hot.
-    round_of_hole = np.concatenate([np.arange(n) for n in np.bincount(rank_of_slot[holes])] or [holes])
-    queue = holes[np.lexsort((rank_of_slot[holes], round_of_hole))].tolist()
-    dead = np.nonzero(count == 0)[0]
-    for expert in dead[np.argsort(-load[dead], kind="stable")].tolist():
+    empty = np.nonzero(row == EMPTY_SLOT)[0]
+    # One slot per rank and round, so that the experts with most load are spread over the ranks.
+    round_of_slot = np.concatenate([np.arange(n) for n in np.bincount(rank_of_slot[empty])] or [empty])
+    queue = empty[np.lexsort((rank_of_slot[empty], round_of_slot))].tolist()
+    missing = np.nonzero(count == 0)[0]
+    for expert in missing[np.argsort(-load[missing], kind="stable")].tolist():
         if queue:
             slot = queue.pop(0)
         else:

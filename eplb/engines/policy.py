@@ -1,4 +1,4 @@
-"""What the drop-ins share: an engine's load and live map in, a new map out. It knows no engine and no tensors."""
+"""Plans a new map from an engine's load and live map; shared by the replacements for all engines."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -23,42 +23,42 @@ from eplb.strategies.incremental.incremental import Incremental
 from eplb_traces import ExpertLoad
 
 _Number = TypeVar("_Number", int, float)
-_Usual = TypeVar("_Usual")
+_Default = TypeVar("_Default")
 
 INCREMENTAL = "incremental"
 DEEPSEEK = "deepseek"
 GREEDY = "greedy"
 SCENARIO = "scenario"
-WITHIN = 1e-9  # relative distance at which a layer is still within its trigger: rounding of sums over a rank's slots
-MOST_WINDOWS = 16  # into which an engine's history is summed: planning takes time in proportion
+WITHIN = 1e-9  # relative tolerance of the trigger: rounding of sums over a rank's slots
+MOST_WINDOWS = 16  # an engine's history is summed into at most this many; planning time is proportional
 _VARIABLE = "EPLB_POLICY_"
 
 
 class PolicyInputError(InputError, AssertionError):
-    """An engine's call that its own algorithm dies of in an assertion; whoever catches that catches this as well."""
+    """Arguments for which the engine's own algorithm fails an assertion; callers may catch AssertionError."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """How a drop-in plans.
+    """How a replacement for an engine's planner plans.
 
     Parameters
     ----------
     strategy
-        "incremental" starts from the live map and plans with `scenario` (several steps) or `greedy` where there is
-        none. Any other name of `eplb.strategies` plans layers over the trigger afresh; "deepseek", the engines' own
-        algorithm, plans all of them at every call.
+        "incremental" starts from the live map; without one it plans with `scenario` (several steps) or `greedy`. Any
+        other name of `eplb.strategies` replans layers above the trigger from scratch; "deepseek", the engines' own
+        algorithm, replans all layers at every call.
     target
-        Max/mean that a layer is brought to, unless its lower bound is above the mean; for "incremental".
+        Max/mean at which "incremental" stops moving experts in a layer, unless the lower bound is higher.
     trigger
-        Max/mean above which a layer is touched at all; at least `target`. The distance of the two is the hysteresis.
-        A layer that few moves do not bring within this factor of a fresh plan is planned afresh, unless moves are few.
+        Max/mean above which a layer is changed; at least `target`. The difference of the two is the hysteresis. Without
+        `max_moves`, a layer that stays more than this factor above a plan from scratch gets that plan.
     max_moves
-        Most copies that ranks may fetch in one call, over all layers; None for as many as the target takes.
+        Largest number of replicas that ranks fetch in one call, over all layers; None: as many as the target requires.
     group_mode
-        "free": experts go anywhere. "pinned": expert groups stay whole on a node where the nodes divide them, as the
-        engines' hierarchical algorithms do; layers over the trigger are then planned afresh.
+        "free": no restriction. "pinned": each expert group is on one node, if the nodes divide the groups, as in the
+        engines' hierarchical algorithms; layers above the trigger are then replanned from scratch.
 
     Raises
     ------
@@ -82,9 +82,9 @@ class PolicySettings:
 
 
 def settings_from_environment(environment: Mapping[str, str] = os.environ) -> PolicySettings:
-    """Settings from EPLB_POLICY_STRATEGY, _TARGET, _TRIGGER, _MAX_MOVES and _GROUP_MODE; what is not set is as usual.
+    """Settings from EPLB_POLICY_STRATEGY, _TARGET, _TRIGGER, _MAX_MOVES and _GROUP_MODE, or their defaults.
 
-    With _TARGET alone the trigger is the target too.
+    If only _TARGET is set, the trigger equals the target.
 
     Raises
     ------
@@ -103,22 +103,22 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Po
 
 
 def _number(
-    environment: Mapping[str, str], name: str, kind: Callable[[str], _Number], usual: _Usual
-) -> _Number | _Usual:
+    environment: Mapping[str, str], name: str, kind: Callable[[str], _Number], default: _Default
+) -> _Number | _Default:
     text = environment.get(f"{_VARIABLE}{name}")
     try:
-        return usual if text is None else kind(text)
+        return default if text is None else kind(text)
     except ValueError:
         raise InputError(f"{_VARIABLE}{name} = {text!r}: expected a number") from None
 
 
 def check_counts(num_experts: int, num_replicas: int, num_ranks: int) -> None:
-    """Refuse what every engine's algorithm asserts.
+    """Check what every engine's algorithm asserts.
 
     Raises
     ------
     PolicyInputError
-        For slots that the ranks do not divide, or fewer slots than experts.
+        If the ranks do not divide the slots, or there are fewer slots than experts.
     """
     if num_ranks < 1:
         raise PolicyInputError(f"num_ranks = {num_ranks}: expected >= 1")
@@ -128,8 +128,8 @@ def check_counts(num_experts: int, num_replicas: int, num_ranks: int) -> None:
         raise PolicyInputError(f"num_replicas = {num_replicas}: expected at least {num_experts} experts")
 
 
-def machine(num_replicas: int, *, num_nodes: int, num_ranks: int) -> Topology:
-    """The machine of an engine's call; ranks that do not divide by the nodes become one node, as in the engines."""
+def call_topology(num_replicas: int, *, num_nodes: int, num_ranks: int) -> Topology:
+    """The topology of an engine's call; if the nodes do not divide the ranks, one node, as in the engines."""
     nodes = num_nodes if num_nodes >= 1 and num_ranks % num_nodes == 0 else 1
     return Topology(nodes, num_ranks // nodes, num_replicas // num_ranks)
 
@@ -139,22 +139,22 @@ def new_map(
 ) -> Map:
     """Plan for an engine.
 
-    A layer without load stays as it is, or gets equally many copies of its experts where nothing is live. Experts that
-    stay on a rank keep their slots. No rank holds an expert twice, unless it has more slots than there are experts that
-    it may hold: then the engines' own algorithm plans.
+    A layer without load is not changed; without a live map its experts get equal numbers of replicas. Experts that stay
+    on a rank keep their slots. No rank holds an expert twice, unless a rank has more slots than experts that it may
+    hold: then the engines' own algorithm plans.
 
     Parameters
     ----------
     history
-        [W, L, E] tokens of each window; a window without any is legal only if there is no other.
+        [W, L, E] tokens of each window; a window without tokens is allowed only if it is the only one.
     topology
-        The machine, its ranks with equally many slots.
+        Nodes, ranks and slots; all ranks have equally many slots.
     settings
         How to plan.
     num_groups
-        Expert groups, for pinned ones; 1 where the model has none or the nodes do not divide them.
+        Expert groups, used if pinned; 1 if the model has none or the nodes do not divide them.
     live
-        [L, any] the live map as the engine gives it; None at the start.
+        [L, any] the engine's live map; None at the start.
 
     Returns
     -------
@@ -176,17 +176,17 @@ def new_map(
 
 
 def warm_up(settings: PolicySettings) -> None:
-    """Load the kernels that planning takes, or compile them, so that the engine's first call need not."""
+    """Load or compile the kernels of the planner, so that the engine's first call is fast."""
     history, topology = np.array([[[8.0, 4.0, 2.0, 1.0]], [[1.0, 2.0, 4.0, 8.0]]]), Topology(1, 2, 3)
     for windows in (history, history[:1]):
         live = new_map(windows, topology, settings)
         new_map(history[1:], topology, settings, live=live.astype(np.int64))
 
 
-def _replanned(  # noqa: PLR0913  # a replan and what it keeps to
+def _replanned(  # noqa: PLR0913  # the inputs of a replan
     history: Floats, adopted: Map, topology: Topology, settings: PolicySettings, *, num_groups: int, mode: GroupMode
 ) -> Map:
-    """Change the layers that need it, with few copies moved where groups are free and the strategy is incremental."""
+    """Change layers above the trigger; with few moved replicas if groups are free and the strategy is incremental."""
     total, result = history.sum(axis=0), adopted.copy()
     if settings.strategy == INCREMENTAL and mode is GroupMode.FREE:
         result = _improved(total, adopted, topology, settings)
@@ -211,7 +211,7 @@ def _replanned(  # noqa: PLR0913  # a replan and what it keeps to
 
 
 def _improved(total: Floats, live: Map, topology: Topology, settings: PolicySettings) -> Map:
-    """Bring layers over the trigger to the target, with few copies moved."""
+    """Improve layers above the trigger to the target, with few moved replicas."""
     result, rows = live.copy(), _over(total, live, topology, settings.trigger)
     if rows.any():
         start = Placement(live[rows], total.shape[1], topology)
@@ -227,7 +227,7 @@ def _over(total: Floats, phy2log: Map, topology: Topology, trigger: float) -> ND
 
 
 def _fresh(history: Floats, topology: Topology, strategy: str, *, num_groups: int, mode: GroupMode) -> Map:
-    """Plan without a live map; a layer that is idle throughout counts as even."""
+    """Plan without a live map; a layer without load is planned for equal loads."""
     load = ExpertLoad(np.where(np.asarray(history.any(axis=(0, 2)))[:, None], history, 1.0))
     if strategy == INCREMENTAL:
         strategy = SCENARIO if load.num_windows > 1 else GREEDY
@@ -237,7 +237,7 @@ def _fresh(history: Floats, topology: Topology, strategy: str, *, num_groups: in
 
 
 def _published(total: Floats, topology: Topology, *, num_groups: int, live: Ints | None) -> Map:
-    """The engines' own algorithm, and their own care for the slots of a rank."""
+    """Plan with the engines' own algorithm; experts that stay on a rank keep their slots."""
     hierarchical = num_groups % topology.num_nodes == 0
     phy2log, _, _ = deepseek_maps(
         total,
@@ -253,7 +253,7 @@ def _published(total: Floats, topology: Topology, *, num_groups: int, live: Ints
 
 
 def keep_live_slots(live: Ints | Map, phy2log: Map, *, num_ranks: int) -> None:
-    """Reorder the slots of every rank in place so that experts that it had stay where they were."""
+    """Reorder the slots of every rank in place so that experts that stay on the rank keep their slots."""
     from eplb.core.migration_kernel import keep_slots
 
     first_slot = np.arange(num_ranks + 1, dtype=np.int64) * (phy2log.shape[1] // num_ranks)
@@ -261,7 +261,7 @@ def keep_live_slots(live: Ints | Map, phy2log: Map, *, num_ranks: int) -> None:
 
 
 def _groups_pinned(phy2log: Map, num_experts: int, num_groups: int, topology: Topology) -> NDArray[np.bool_]:
-    """[L] whether no expert group has copies on two nodes."""
+    """[L] whether every expert group is on one node."""
     group = phy2log // (num_experts // num_groups)
     node = topology.node_of_rank[topology.rank_of_slot]
     on_node = np.zeros((phy2log.shape[0], num_groups, topology.num_nodes), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Knows how to find the place in an engine where a drop-in goes, and which drop-ins a process was asked for."""
+"""Finds the attribute of an engine to replace, and reads from the environment which engines to register for."""
 
 import importlib
 import logging
@@ -15,7 +15,7 @@ _logger = logging.getLogger("eplb")
 
 
 class EngineError(EplbError, ImportError):
-    """An engine is not installed, or is of a version without the place that a drop-in goes to."""
+    """An engine is not installed, or its version does not have the attribute to replace."""
 
 
 def engine_module(name: str, engine: str) -> ModuleType:
@@ -24,7 +24,7 @@ def engine_module(name: str, engine: str) -> ModuleType:
     Raises
     ------
     EngineError
-        If it cannot be imported, with the reason.
+        If the import fails, with the reason.
     """
     try:
         return importlib.import_module(name)
@@ -33,7 +33,7 @@ def engine_module(name: str, engine: str) -> ModuleType:
 
 
 def require(found: object, place: str, engine: str) -> None:
-    """Refuse an engine that lacks a place.
+    """Check that an engine has the attribute to replace.
 
     Raises
     ------
@@ -41,21 +41,21 @@ def require(found: object, place: str, engine: str) -> None:
         If `found` is None.
     """
     if found is None:
-        raise EngineError(f"{engine}: there is no {place}, this version of {engine} has another way to choose")
+        raise EngineError(f"{engine}: expected {place}, which this version of {engine} does not have")
 
 
 def announce(place: str) -> None:
-    """Tell the log what was replaced."""
+    """Log what was replaced."""
     _logger.info("eplb plans for this process: replaced %s", place)
 
 
-def asked_engines(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+def engines_to_register(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """The engines in the comma-separated variable EPLB_REGISTER; none if it is not set.
 
     Raises
     ------
     UnknownNameError
-        For a name that is no engine's.
+        For an unknown engine.
     """
     names = tuple(name.strip() for name in environment.get(REGISTER_VARIABLE, "").split(",") if name.strip())
     for name in names:

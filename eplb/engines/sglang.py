@@ -1,7 +1,8 @@
-"""SGLang's EPLB algorithm: the call of `eplb_algorithms.rebalance_experts`, several steps planned as several loads.
+"""An EPLB algorithm for SGLang, with the signature of `eplb_algorithms.rebalance_experts`.
 
-Written for SGLang 0.5.23 (`sglang/srt/eplb`). SGLang gives its algorithms no live map; `register` lets ours look it up,
-so that a rebalance moves few copies. Rows are all layers of the model: dense ones have no load.
+Written for SGLang 0.5.23 (`sglang/srt/eplb`). Several steps are planned as several windows. SGLang does not pass the
+live map; `register` provides a function that reads it, so that a rebalance moves few replicas. Rows are all layers of
+the model; dense layers have no load.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from eplb.engines.policy import (
     MOST_WINDOWS,
     PolicyInputError,
     PolicySettings,
+    call_topology,
     check_counts,
-    machine,
     new_map,
     settings_from_environment,
     warm_up,
@@ -36,22 +37,22 @@ _ELASTIC = "sglang.srt.elastic_ep.elastic_ep"
 
 
 def unknown() -> None:
-    """What a look-up says that knows nothing."""
+    """Default of the look-ups of `SglangAlgorithm`: returns None."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class SglangAlgorithm:
-    """The algorithm for SGLang's table.
+    """Replaces SGLang's EPLB algorithms.
 
     Parameters
     ----------
     settings
-        How to plan; by default what the environment says, see `settings_from_environment`.
+        How to plan; read from the environment by default, see `settings_from_environment`.
     live_map
-        Looks the live map [layers, slots] up; None where there is none yet.
+        Returns the live map [layers, slots]; None at the start.
     active_ranks
-        Looks up which ranks [ranks] are alive, for the "elasticity_aware" algorithms; None where all are.
+        Returns which ranks [ranks] are active, for the "elasticity_aware" algorithms; None if all are.
     """
 
     settings: PolicySettings = field(default_factory=settings_from_environment)
@@ -73,14 +74,14 @@ class SglangAlgorithm:
         ----------
         tokens_per_expert
             [steps, layers, num_logical_experts] or [layers, num_logical_experts] tokens, of any type and device. Steps
-            without any tokens, the unused ones of SGLang's ring buffer, do not count.
+            without tokens, such as unused ones of SGLang's ring buffer, are ignored.
         num_physical_experts, num_local_physical_experts
             Slots, and slots of each rank.
         num_groups, num_nodes
-            Expert groups or None, and nodes. Ranks that do not divide by the nodes are planned as one node.
+            Expert groups or None, and nodes. If the nodes do not divide the ranks, the plan is for one node.
         algorithm
-            The engine's choice, an enumeration or a name. Only "elasticity_aware" changes anything: ranks that
-            `active_ranks` calls dead get no tokens, and expert 0 in all their slots.
+            The engine's choice, an enumeration or a name. Only "elasticity_aware" has an effect: ranks that are not
+            active get no tokens, and expert 0 in all their slots.
 
         Returns
         -------
@@ -92,9 +93,9 @@ class SglangAlgorithm:
         Raises
         ------
         PolicyInputError
-            Where SGLang's own algorithms assert or divide by zero; an AssertionError too.
+            If SGLang's own algorithms would fail an assertion or divide by zero; also an AssertionError.
         InputError
-            For a load or a live map that cannot be one.
+            For an invalid load or live map.
         """
         history = as_history(tokens_per_expert, "tokens_per_expert", most_windows=MOST_WINDOWS)
         num_experts = history.shape[2]
@@ -107,29 +108,31 @@ class SglangAlgorithm:
         slots = self._active_slots(num_ranks, num_local_physical_experts, algorithm)
         num_active = slots.size // num_local_physical_experts
         check_counts(num_experts, slots.size, num_active)
-        topology = machine(slots.size, num_nodes=num_nodes if num_active == num_ranks else 1, num_ranks=num_active)
+        topology = call_topology(
+            slots.size, num_nodes=num_nodes if num_active == num_ranks else 1, num_ranks=num_active
+        )
         live = self._live(history.shape[1], num_physical_experts, slots)
         made = new_map(history, topology, self.settings, num_groups=num_groups or 1, live=live)
         phy2log, log2phy, logcnt = _global_maps(made, num_experts, topology, slots, num_physical_experts)
         return like(tokens_per_expert, phy2log), like(tokens_per_expert, log2phy), like(tokens_per_expert, logcnt)
 
     def _active_slots(self, num_ranks: int, slots_per_rank: int, algorithm: object) -> Ints:
-        """Slots of the ranks that are alive."""
+        """Slots of the active ranks."""
         name = str(getattr(algorithm, "name", algorithm))
-        alive = self.active_ranks() if name.startswith("elasticity_aware") else None
+        active = self.active_ranks() if name.startswith("elasticity_aware") else None
         slots = np.arange(num_ranks * slots_per_rank)
-        if alive is None:
+        if active is None:
             return slots
-        is_alive = as_ids(alive, "active_ranks", dimensions="ranks") != 0
-        if is_alive.shape != (num_ranks,) or not is_alive.any():
+        is_active = as_ids(active, "active_ranks", dimensions="ranks") != 0
+        if is_active.shape != (num_ranks,) or not is_active.any():
             raise PolicyInputError(
-                f"active_ranks has {is_alive.size} entries, {is_alive.sum()} of them alive: expected one for each of "
-                f"{num_ranks} ranks, at least one alive"
+                f"active_ranks has {is_active.size} entries, {is_active.sum()} of them active: expected one for each "
+                f"of {num_ranks} ranks, at least one active"
             )
-        return slots[np.repeat(is_alive, slots_per_rank)]
+        return slots[np.repeat(is_active, slots_per_rank)]
 
     def _live(self, num_layers: int, num_slots: int, slots: Ints) -> Ints | None:
-        """[L, slots] of the active ranks; None at the start, or where all layers or slots changed."""
+        """[L, slots] live map of the active ranks; None at the start, or if the number of layers changed."""
         found = self.live_map()
         if found is None:
             return None
@@ -142,7 +145,7 @@ class SglangAlgorithm:
 def _global_maps(
     made: NDArray[np.int32], num_experts: int, topology: Topology, slots: Ints, num_slots: int
 ) -> tuple[Ints, Ints, Ints]:
-    """The engine's three maps over all `num_slots` slots, of which the map `made` has only `slots`."""
+    """The engine's three maps over all `num_slots` slots; the map `made` covers only `slots`."""
     maps = Placement(made, num_experts, topology).maps()
     phy2log = np.zeros((made.shape[0], num_slots), dtype=np.int64)
     phy2log[:, slots] = made
@@ -165,14 +168,15 @@ def rebalance_experts(  # noqa: PLR0913  # SGLang's signature
 
 
 def register(settings: PolicySettings | None = None) -> SglangAlgorithm:
-    """Make SGLang plan with ours in this process, whatever `--eplb-algorithm` says; by default as the environment says.
+    """Make SGLang plan with `SglangAlgorithm` in this process, for every value of `--eplb-algorithm`.
 
-    Call it before the engine starts, in every process that holds experts; the plugin of this package does.
+    Must be called before the engine starts, in every process that holds experts; the plugin of this package does so.
+    Settings are read from the environment by default.
 
     Raises
     ------
     EngineError
-        If SGLang is not installed, or has no such algorithms or no live map to look up.
+        If SGLang is not installed, or its version lacks the algorithms or the live map.
     """
     algorithms = engine_module(_ALGORITHMS, "sglang")
     require(vars(algorithms).get("rebalance_experts"), f"{_ALGORITHMS}.rebalance_experts", "sglang")
@@ -196,6 +200,6 @@ def register(settings: PolicySettings | None = None) -> SglangAlgorithm:
 
 
 def _engine_active_ranks() -> object | None:
-    """[ranks] as SGLang's manager of elastic expert parallelism has them; None where it has no state."""
+    """[ranks] active ranks of SGLang's manager of elastic expert parallelism; None if it has no state."""
     manager = vars(engine_module(_ELASTIC, "sglang"))["ElasticEPStateManager"].instance()
     return None if manager is None else manager.active_ranks

@@ -1,4 +1,4 @@
-"""Calls as engines make them: generated loads and machines, and what must hold for every answer."""
+"""Generated calls of engines, and properties that every result must have."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def random_call(rng, *, spare=3):
 
 
 def doubles(phy2log, num_ranks):
-    """How many slots repeat an expert of their rank, counted with sets."""
+    """Number of slots whose expert has an earlier slot on the same rank, counted with sets."""
     ranks = np.asarray(phy2log).reshape(len(phy2log), num_ranks, -1)
     return sum(len(row) - len(set(row.tolist())) for layer in ranks for row in layer)
 
@@ -37,7 +37,7 @@ def assert_whole(phy2log, num_experts):
 
 
 def assert_stay_in_slots(old, new, num_ranks):
-    """What a rank had and has is where it was."""
+    """Experts that stay on a rank keep their slots."""
     shape = (len(old), num_ranks, -1)
     for before, after in zip(np.reshape(old, shape), np.reshape(new, shape), strict=True):
         for was, now in zip(before.tolist(), after.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""vllm-ascend's policy: its signature, and the rules by which the engine puts layers back."""
+"""vllm-ascend's policy: its signature, and the rules by which the engine reverts layers."""
 
 import pickle
 
@@ -15,7 +15,7 @@ POLICY = AscendPolicy(settings=PolicySettings())
 
 
 def random_table(rng, num_layers=3):
-    """A table without doubles, and the tokens of every slot: even shares of its expert's."""
+    """A table without duplicates, and the tokens of every slot: even shares of its expert's tokens."""
     num_devices, slots = int(rng.integers(2, 9)), int(rng.integers(2, 7))
     num_experts = int(rng.integers(slots, num_devices * slots + 1))
     rows = np.stack(
@@ -32,7 +32,7 @@ def slot_load(table, tokens):
 
 
 def rule_broken(old, new):
-    """Why the engine would put a layer back, None if it would not: its three rules, one device after the other."""
+    """The rule by which the engine would revert a layer, or None: its three rules, device by device."""
     if len(np.unique(new)) < len(np.unique(old)):
         return "missing"
     for before, after in zip(old, new, strict=True):
@@ -53,13 +53,13 @@ def rule_broken(old, new):
         ([[1, 0], [2, 3]], "moved"),
     ],
 )
-def test_the_rules_of_this_test_can_be_broken(new, reason):
+def test_the_rules_of_this_test_can_fail(new, reason):
     assert rule_broken([[0, 1], [2, 3]], new) == reason
     assert rule_broken([[0, 1], [1, 0]], [[0, 0], [1, 0]]) == "doubled"
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_layer_breaks_a_rule_and_none_gets_worse(seed):
+def test_every_layer_satisfies_the_rules_and_none_gets_worse(seed):
     table, tokens = random_table(np.random.default_rng(seed))
     changed, order, new = POLICY.rebalance_experts(torch.from_numpy(table), torch.from_numpy(slot_load(table, tokens)))
     assert sorted(order) == [0, 1, 2]
@@ -88,7 +88,7 @@ def test_a_worked_case():
     assert new == [[[0, 1], [2, 0]]]  # 4.5 + 2 and 1 + 4.5: within 1.05 of no better one
 
 
-def test_stages_are_taken_together():
+def test_stages_are_planned_together():
     table, tokens = random_table(np.random.default_rng(5))
     load = slot_load(table, tokens)
     whole = POLICY.rebalance_experts(torch.from_numpy(table), torch.from_numpy(load))
@@ -97,7 +97,7 @@ def test_stages_are_taken_together():
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.int64])
-def test_tensors_of_every_type_arrays_and_lists_are_taken(dtype):
+def test_tensors_of_every_type_arrays_and_lists_are_accepted(dtype):
     table = torch.arange(8).reshape(1, 4, 2)
     load = torch.tensor([[[80, 10], [10, 10], [5, 5], [0, 0]]])
     expected = POLICY.rebalance_experts(table, load)
@@ -106,13 +106,13 @@ def test_tensors_of_every_type_arrays_and_lists_are_taken(dtype):
     assert POLICY.rebalance_experts(table.tolist(), load.tolist()) == expected
 
 
-def test_idle_layers_stay():
+def test_layers_without_load_are_unchanged():
     table = torch.arange(8).reshape(1, 4, 2).repeat(2, 1, 1)
     changed, order, new = POLICY.rebalance_experts(table, torch.zeros(2, 4, 2))
     assert (changed, order, new) == (0, [0, 1], table.tolist())
 
 
-def test_a_layer_with_holes_stays_and_the_others_are_planned():
+def test_a_layer_with_empty_slots_is_unchanged_and_the_others_are_planned():
     table = torch.tensor([[[0, 1], [2, -1]], [[0, 1], [2, 1]]])
     load = torch.tensor([[[9.0, 1.0], [1.0, 0.0]], [[9.0, 1.0], [1.0, 1.0]]])
     changed, order, new = POLICY.rebalance_experts(table, load)
@@ -120,7 +120,7 @@ def test_a_layer_with_holes_stays_and_the_others_are_planned():
     assert new == [[[0, 1], [2, -1]], [[0, 1], [2, 0]]]
 
 
-def test_a_layer_that_lacks_an_expert_is_mended_first():
+def test_a_layer_that_lacks_an_expert_comes_first():
     table = torch.tensor([[[0, 1], [2, 3]], [[0, 1], [2, 1]]])  # layer 1 has no expert 3
     changed, order, new = POLICY.rebalance_experts(table, torch.ones(2, 2, 2))
     assert (changed, order[0]) == (1, 1)
@@ -135,14 +135,19 @@ def test_a_layer_that_lacks_an_expert_is_mended_first():
         (torch.arange(4).reshape(1, 2, 2), torch.ones(1, 2, 3), PolicyInputError, r"expected \(1, 2, 2\)"),
         (torch.arange(4).reshape(1, 2, 2), -torch.ones(1, 2, 2), InputError, "expert_workload: expected finite"),
         (torch.arange(4).reshape(1, 2, 2), torch.ones(2, 2), InputError, r"expected \[layers, devices, slots\]"),
-        (torch.zeros(1, 2, 2, dtype=torch.int64), torch.ones(1, 2, 2), PolicyInputError, "each of 1 experts only once"),
+        (
+            torch.zeros(1, 2, 2, dtype=torch.int64),
+            torch.ones(1, 2, 2),
+            PolicyInputError,
+            "expected at most 1",
+        ),
         (torch.tensor([[[0, 1], [-2, 1]]]), torch.ones(1, 2, 2), InputError, "slot 2] = -2: expected -1 or 0 <= id"),
     ],
 )
-def test_a_table_or_workload_that_cannot_be_one_is_refused(table, load, error, message):
+def test_an_invalid_table_or_workload_is_refused(table, load, error, message):
     with pytest.raises(error, match=message):
         POLICY.rebalance_experts(table, load)
 
 
-def test_a_policy_travels_to_the_planning_process():
+def test_a_policy_can_be_pickled_to_the_planning_process():
     assert pickle.loads(pickle.dumps(POLICY)) == POLICY

@@ -62,7 +62,7 @@ def test_the_published_example():
     assert {part.dtype for part in (phy2log, log2phy, logcnt)} == {np.dtype(np.int64)}
 
 
-def test_the_oracle_knows_the_published_example():
+def test_the_oracle_reproduces_the_published_example():
     phy2log, _, logcnt = published_rebalance(README_WEIGHT, 16, 4, 2, 8)
     assert phy2log.tolist() == README_PHY2LOG
     assert logcnt.tolist() == README_LOGCNT
@@ -76,7 +76,7 @@ def test_random_cases_without_ties_are_equal_slot_by_slot(seed):
     assert_maps_agree(*found)
 
 
-def test_the_random_cases_hold_both_policies():
+def test_the_random_cases_contain_both_policies():
     cases = [random_case(np.random.default_rng(seed)) for seed in range(200)]
     hierarchical = [case for case in cases if case[2] % case[3] == 0 and case[3] > 1]
     global_on_nodes = [case for case in cases if case[2] % case[3]]
@@ -108,7 +108,7 @@ def test_ties_go_to_the_lowest_id():
     assert log2phy.tolist() == [[[3, 4], [0, -1], [1, -1], [2, -1]]]
 
 
-def test_an_idle_layer_gives_every_redundant_slot_to_expert_zero_as_published():
+def test_a_layer_without_load_gives_every_redundant_slot_to_expert_zero_as_published():
     _, _, logcnt = eplb.rebalance_experts(np.zeros((1, 4)), 8, 1, 1, 4)
     assert logcnt.tolist() == [[5, 1, 1, 1]]
 
@@ -132,7 +132,7 @@ def test_tensors_in_tensors_out(dtype):
     assert_maps_agree(*found)
 
 
-def test_tensors_out_of_greedy_as_well():
+def test_tensors_out_of_greedy_too():
     torch = pytest.importorskip("torch")
     weight = torch.tensor(README_WEIGHT)
     found = eplb.rebalance_experts(weight, 16, 4, 2, 8, strategy="greedy")
@@ -140,7 +140,7 @@ def test_tensors_out_of_greedy_as_well():
     assert_maps_agree(*found)
 
 
-def test_greedy_behind_the_same_call_keeps_groups_on_nodes_and_is_no_worse():
+def test_greedy_with_the_same_call_keeps_groups_on_nodes_and_is_not_worse():
     phy2log, log2phy, logcnt = eplb.rebalance_experts(np.array(README_WEIGHT), 16, 4, 2, 8, strategy="greedy")
     assert_maps_agree(phy2log, log2phy, logcnt)
     ours = rank_loads(README_WEIGHT, phy2log, logcnt, 8).max(axis=1)
@@ -151,7 +151,7 @@ def test_greedy_behind_the_same_call_keeps_groups_on_nodes_and_is_no_worse():
         assert not groups_by_node[0] & groups_by_node[1]
 
 
-def test_greedy_is_free_where_the_published_policy_is_global():
+def test_greedy_is_free_if_the_published_policy_is_global():
     weight = np.array(README_WEIGHT)
     found = eplb.rebalance_experts(weight, 16, 3, 2, 8, strategy="greedy")
     free = eplb.plan(eplb.ExpertLoad(weight), eplb.Topology(2, 4, 2), "greedy").placement.maps()
@@ -187,7 +187,7 @@ def test_what_the_published_function_asserts_is_refused(arguments, message):
         ([[1.0], [1.0, 2.0]], "weight is not a rectangular array of numbers"),
     ],
 )
-def test_a_weight_that_is_no_load_is_refused(weight, message):
+def test_a_weight_that_is_not_a_load_is_refused(weight, message):
     with pytest.raises(InputError, match=message):
         eplb.rebalance_experts(weight, 2, 1, 1, 1)
 
@@ -197,13 +197,13 @@ def test_an_unknown_strategy_is_refused_with_the_list():
         eplb.rebalance_experts(np.ones((1, 4)), 4, 1, 1, 2, strategy="best")
 
 
-def test_the_caller_s_weight_is_left_alone():
+def test_the_callers_weight_is_unchanged():
     weight = np.array(README_WEIGHT, dtype=np.float32)
     eplb.rebalance_experts(weight, 16, 4, 2, 8)
     assert weight.tolist() == README_WEIGHT
 
 
-def test_the_policy_may_put_an_expert_twice_on_a_rank_and_the_placement_shows_it():
+def test_the_policy_may_duplicate_an_expert_on_a_rank_and_the_placement_shows_it():
     # Global policy: expert 0 of 3 gets 4 of 6 slots on 2 ranks: at least two copies on a rank.
     phy2log, _, logcnt = deepseek_maps(np.array([[90.0, 1, 1]]), 6, num_groups=1, num_nodes=1, num_ranks=2)
     assert logcnt.tolist() == [[4, 1, 1]]

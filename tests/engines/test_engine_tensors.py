@@ -50,11 +50,11 @@ def test_sglang_has_a_row_for_every_layer_and_a_column_for_every_slot():
     assert found.physical_to_logical_map.dtype == torch.int64
 
 
-def test_sglang_needs_to_know_the_dense_layers():
+def test_sglang_requires_the_ids_of_dense_layers():
     hidden = eplb.ModelShape(2, 4, num_hidden_layers=5)
-    with pytest.raises(InputError, match=r"a row for each of 5 layers .* which 2 have experts: give model_shape"):
+    with pytest.raises(InputError, match=r"a row for each of 5 layers, and which 2 of them .*: give model_shape"):
         layout(shape=hidden).torch("sglang")
-    with pytest.raises(InputError, match="the last MoE layer is 3, give model_shape with num_hidden_layers"):
+    with pytest.raises(InputError, match="the last MoE layer is 3: give model_shape with num_hidden_layers"):
         layout(shape=eplb.ModelShape(2, 4, moe_layer_ids=(1, 3))).torch("sglang")
     bare = layout(shape=eplb.ModelShape(2, 4)).torch("sglang")
     assert bare.physical_to_logical_map.shape == (2, 6)
@@ -69,15 +69,15 @@ def test_ascend_sends_a_rank_to_one_replica(rank):
     assert {tensor.dtype for tensor in vars(found).values()} == {torch.int32}
 
 
-def test_ascend_refuses_a_doubled_expert():
+def test_ascend_refuses_a_duplicate_expert():
     doubled = eplb.Placement([[0, 0, 1, 2, 3, 1]], 4, eplb.Topology(1, 2, 3))
-    with pytest.raises(InputError, match="layer 0, slot 1 repeats an expert of its rank: vllm-ascend would lose it"):
+    with pytest.raises(InputError, match="layer 0, slot 1 duplicates an expert of its rank: vllm-ascend would not"):
         layout(shape=None, placement=doubled).torch("ascend")
 
 
-def test_vllm_has_room_for_1024_replicas():
+def test_vllm_allows_1024_replicas():
     many = eplb.Placement(np.zeros((1, 1025), np.int64), 1, eplb.Topology(1, 1025, 1))
-    with pytest.raises(InputError, match="an expert has 1025 replicas: vLLM has room for 1024"):
+    with pytest.raises(InputError, match="an expert has 1025 replicas: expected at most 1024"):
         layout(shape=None, placement=many).torch("vllm")
 
 

@@ -1,16 +1,16 @@
-"""What the drop-ins share: settings, live maps that engines hand over, and how a new map comes about."""
+"""Shared by all engines: settings, live maps, and properties of new maps."""
 
 import numpy as np
 import pytest
 
 from eplb.core.problem import GroupMode
 from eplb.core.topology import Topology
-from eplb.engines.live_map import adopt_live_map, second_copies
+from eplb.engines.live_map import adopt_live_map, duplicate_replicas
 from eplb.engines.policy import (
     PolicyInputError,
     PolicySettings,
+    call_topology,
     check_counts,
-    machine,
     new_map,
     settings_from_environment,
 )
@@ -23,13 +23,13 @@ SEEDS = range(60)
 
 def planned(call, settings=None, live=None, weight=None):
     first, num_slots, num_groups, num_nodes, num_ranks = call
-    topology = machine(num_slots, num_nodes=num_nodes, num_ranks=num_ranks)
+    topology = call_topology(num_slots, num_nodes=num_nodes, num_ranks=num_ranks)
     load = first if weight is None else weight
     return new_map(load[None], topology, settings or PolicySettings(), num_groups=num_groups, live=live)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_fresh_map_is_whole_without_doubles_and_no_worse_than_the_engines_own(seed):
+def test_a_fresh_map_is_complete_without_duplicates_and_not_worse_than_the_engines_own(seed):
     call = random_call(np.random.default_rng(seed))
     weight, num_slots, num_groups, num_nodes, num_ranks = call
     made = planned(call)
@@ -39,23 +39,23 @@ def test_a_fresh_map_is_whole_without_doubles_and_no_worse_than_the_engines_own(
     theirs, _, _ = published_rebalance(weight, num_slots, num_groups, num_nodes, num_ranks)
     # The descent stops within 2e-4 of the mean. Where the published map doubles experts it may split a load unevenly on
     # purpose, which ours cannot: those layers are left out (and counted below).
-    comparable = second_copies(theirs, num_slots // num_ranks).sum(axis=1) == 0
+    comparable = duplicate_replicas(theirs, num_slots // num_ranks).sum(axis=1) == 0
     limit = busiest(weight, theirs, num_ranks) * (1 + 2.1e-4)
     assert (busiest(weight, made, num_ranks) <= limit)[comparable].all()
 
 
-def test_layers_in_which_the_published_map_doubles_are_the_lesser_part_and_ours_is_better_on_the_whole():
-    ours, theirs, num_doubled, num_layers = [], [], 0, 0
+def test_published_maps_have_few_duplicates_and_ours_are_better_overall():
+    ours, theirs, num_duplicates, num_layers = [], [], 0, 0
     for seed in SEEDS:
         weight, num_slots, num_groups, num_nodes, num_ranks = call = random_call(np.random.default_rng(seed))
         published, _, _ = published_rebalance(weight, num_slots, num_groups, num_nodes, num_ranks)
         busy = weight.sum(axis=1) > 0
-        num_doubled += (second_copies(published, num_slots // num_ranks).any(axis=1) & busy).sum()
+        num_duplicates += (duplicate_replicas(published, num_slots // num_ranks).any(axis=1) & busy).sum()
         num_layers += busy.sum()
         mean = weight.sum(axis=1)[busy] / num_ranks
         ours += (busiest(weight, planned(call), num_ranks)[busy] / mean).tolist()
         theirs += (busiest(weight, published, num_ranks)[busy] / mean).tolist()
-    assert 0 < num_doubled < num_layers / 2
+    assert 0 < num_duplicates < num_layers / 2
     assert np.mean(ours) < np.mean(theirs)
 
 
@@ -86,7 +86,7 @@ def test_a_replan_reaches_its_target_or_what_a_fresh_plan_reaches_and_moves_less
     assert np.array_equal(new[untouched], first[untouched])
 
 
-def test_layers_between_target_and_trigger_are_left_alone():
+def test_layers_between_target_and_trigger_are_unchanged():
     # Two ranks of 2; rank loads 6 and 4: max/mean 1.2. The layer below has 8 and 2: 1.6.
     weight, live = np.array([[4.0, 2, 2, 2], [5, 3, 1, 1]]), np.array([[0, 1, 2, 3]] * 2)
     topology = Topology(1, 2, 2)
@@ -99,7 +99,7 @@ def test_layers_between_target_and_trigger_are_left_alone():
     assert busiest(weight, eager, 2).tolist() == [6.0, 6.0]  # 4 + 2 is the best there is: nothing to gain
 
 
-def test_a_budget_of_moves_is_kept():
+def test_max_moves_is_respected():
     rng = np.random.default_rng(3)
     weight = rng.lognormal(0, 1, (4, 32)) * 1000
     live = np.tile(np.arange(32), (4, 1))
@@ -110,7 +110,7 @@ def test_a_budget_of_moves_is_kept():
     assert 0 < (tied != live).sum() <= 5
 
 
-def test_pinned_groups_stay_on_their_nodes_and_live_ones_are_kept_while_they_are_good():
+def test_pinned_groups_stay_on_their_nodes_and_live_groups_are_kept_below_the_trigger():
     rng = np.random.default_rng(0)
     weight = rng.lognormal(0, 1, (3, 32)) * 1000
     topology, settings = Topology(2, 4, 5), PolicySettings(group_mode=GroupMode.PINNED)
@@ -128,7 +128,7 @@ def test_pinned_groups_stay_on_their_nodes_and_live_ones_are_kept_while_they_are
     assert busiest(weight, free, 8).sum() < busiest(weight, first, 8).sum()  # what pinning costs
 
 
-def test_the_strategy_deepseek_is_the_published_one_slot_by_slot_even_for_idle_layers():
+def test_the_strategy_deepseek_equals_the_published_one_slot_by_slot_even_without_load():
     rng = np.random.default_rng(1)
     weight = rng.permutation(5000)[:48].reshape(2, 24).astype(np.float64)
     call = (weight, 32, 4, 2, 8)
@@ -138,7 +138,7 @@ def test_the_strategy_deepseek_is_the_published_one_slot_by_slot_even_for_idle_l
     assert np.bincount(idle[0]).max() == 5  # a node has 4 spare slots, all for its first expert
 
 
-def test_a_named_strategy_plans_afresh_and_keeps_what_it_can():
+def test_a_named_strategy_plans_from_scratch_and_keeps_slots():
     rng = np.random.default_rng(2)
     weight = rng.lognormal(0, 1, (2, 32)) * 1000
     topology, settings = Topology(1, 8, 5), PolicySettings(strategy="greedy")
@@ -160,7 +160,7 @@ def test_a_rank_with_more_slots_than_experts_gets_the_engines_own_map():
     assert np.array_equal(pinned, published_rebalance(weight, 6, 2, 2, 2)[0])
 
 
-def test_no_load_at_all_keeps_the_live_map_or_lays_experts_out_evenly():
+def test_without_load_the_live_map_is_kept_or_replicas_are_even():
     idle = np.zeros((1, 2, 8))
     topology, live = Topology(1, 4, 3), np.array([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]] * 2)
     assert np.array_equal(new_map(idle, topology, PolicySettings(), live=live), live)
@@ -169,7 +169,7 @@ def test_no_load_at_all_keeps_the_live_map_or_lays_experts_out_evenly():
     assert all(np.bincount(row).max() == 2 for row in made)
 
 
-def test_several_windows_are_planned_for_one_by_one():
+def test_several_windows_are_planned_as_scenarios():
     # Experts 0 and 1 peak together, 2 and 3 in the other window. For the sum all four are alike; for the windows the
     # ranks must hold one of each pair.
     windows = np.array([[[9.0, 9, 1, 1]], [[1, 1, 9, 9]]])
@@ -193,28 +193,28 @@ def test_a_narrower_live_map_means_that_ranks_joined():
     assert adopted.tolist() == [[0, 1, 2, 3, 0, 1]]
 
 
-def test_experts_of_ranks_that_left_take_the_place_of_copies_that_are_cheapest_to_give_up():
+def test_experts_of_ranks_that_left_replace_the_replicas_with_least_loss():
     load = np.array([[8.0, 4, 2, 1]])
     live = np.array([[0, 1, 0, 2, 3, 2]])  # rank 2 with expert 3 leaves
     # Copies to give up: of 0, leaving 8 on the other. 1 and 2 have one each among the ranks left.
     assert adopt_live_map(live, load, Topology(1, 2, 2)).tolist() == [[3, 1, 0, 2]]
 
 
-def test_second_copies_on_a_rank_give_way():
+def test_duplicate_replicas_on_a_rank_are_removed():
     load = np.array([[8.0, 4, 2, 1]])
     live = np.array([[0, 0, 2, 1, 3, 0]])
     # Rank 0 has 0 twice; of what it lacks 1 has 4 tokens a copy, 0 is there.
     assert adopt_live_map(live, load, Topology(1, 3, 2)).tolist() == [[0, 1, 2, 1, 3, 0]]
-    assert second_copies(live, 2).tolist() == [[False, True, False, False, False, False]]
-    assert second_copies(np.array([[-1, -1]]), 2).tolist() == [[False, False]]
+    assert duplicate_replicas(live, 2).tolist() == [[False, True, False, False, False, False]]
+    assert duplicate_replicas(np.array([[-1, -1]]), 2).tolist() == [[False, False]]
 
 
-def test_another_number_of_slots_a_rank_means_planning_afresh():
+def test_another_number_of_slots_per_rank_discards_the_live_map():
     assert adopt_live_map(np.array([[0, 1, 2, 3, 0, 1, 2]]), np.ones((1, 4)), Topology(1, 2, 3)) is None
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_any_live_map_becomes_a_whole_one_that_keeps_what_it_can(seed):
+def test_any_live_map_is_completed_and_keeps_its_slots(seed):
     rng = np.random.default_rng(seed)
     num_experts, slots = 12, int(rng.integers(4, 8))
     old_ranks, new_ranks = int(rng.integers(3, 7)), int(rng.integers(3, 7))
@@ -227,10 +227,10 @@ def test_any_live_map_becomes_a_whole_one_that_keeps_what_it_can(seed):
     fit = live[:, :width]
     for layer in range(2):
         kept = set(fit[layer].tolist()) - {-1}
-        keeps = (adopted[layer, :width] == fit[layer]) | second_copies(fit, slots)[layer] | (fit[layer] < 0)
+        keeps = (adopted[layer, :width] == fit[layer]) | duplicate_replicas(fit, slots)[layer] | (fit[layer] < 0)
         # Slots that were given up are those of dead experts beyond the holes.
-        num_holes = (second_copies(fit, slots)[layer] | (fit[layer] < 0)).sum() + (new_ranks * slots - width)
-        assert (~keeps).sum() == max(0, num_experts - len(kept) - num_holes)
+        num_empty = (duplicate_replicas(fit, slots)[layer] | (fit[layer] < 0)).sum() + (new_ranks * slots - width)
+        assert (~keeps).sum() == max(0, num_experts - len(kept) - num_empty)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_any_live_map_becomes_a_whole_one_that_keeps_what_it_can(seed):
         (np.array([[0, -2, 2, 3]]), r"live map\[layer 0, slot 1\] = -2: expected -1 or 0 <= id < 4"),
     ],
 )
-def test_a_live_map_that_cannot_be_one_is_refused(live, message):
+def test_an_invalid_live_map_is_refused(live, message):
     with pytest.raises(InputError, match=message):
         adopt_live_map(live, np.ones((1, 4)), Topology(1, 2, 2))
 
@@ -249,7 +249,7 @@ def test_a_live_map_that_cannot_be_one_is_refused(live, message):
 # Settings
 
 
-def test_the_environment_sets_a_policy_up():
+def test_settings_are_read_from_the_environment():
     assert settings_from_environment({}) == PolicySettings()
     found = settings_from_environment(
         {
@@ -279,7 +279,7 @@ def test_the_environment_sets_a_policy_up():
         ("GROUP_MODE", "loose", UnknownNameError, "unknown group mode 'loose'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(variable, value, error, message):
+def test_invalid_settings_are_refused(variable, value, error, message):
     with pytest.raises(error, match=message):
         settings_from_environment({f"EPLB_POLICY_{variable}": value})
 
@@ -299,6 +299,6 @@ def test_what_engines_assert_is_an_assertion_error_and_an_input_error(counts, me
     assert isinstance(caught.value, InputError)
 
 
-def test_ranks_that_do_not_divide_by_the_nodes_are_one_node():
-    assert machine(12, num_nodes=4, num_ranks=6) == Topology(1, 6, 2)
-    assert machine(12, num_nodes=3, num_ranks=6) == Topology(3, 2, 2)
+def test_nodes_that_do_not_divide_the_ranks_become_one_node():
+    assert call_topology(12, num_nodes=4, num_ranks=6) == Topology(1, 6, 2)
+    assert call_topology(12, num_nodes=3, num_ranks=6) == Topology(3, 2, 2)

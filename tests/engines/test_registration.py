@@ -1,4 +1,4 @@
-"""Putting a drop-in into an engine: its place is replaced, a missing engine or place is said, the rest is untouched."""
+"""Registration in an engine replaces one attribute; a missing engine or attribute is named."""
 
 import subprocess
 import sys
@@ -8,12 +8,12 @@ import pytest
 
 from eplb.engines import ascend, plugins, sglang, vllm
 from eplb.engines.policy import PolicySettings
-from eplb.engines.registration import EngineError, asked_engines
+from eplb.engines.registration import EngineError, engines_to_register
 from eplb.errors import UnknownNameError
 
 
 def fake_module(monkeypatch, name, **attributes):
-    """Put a module and its parents where an import finds them."""
+    """Add a module and its parents to `sys.modules`."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         path = ".".join(parts[:end])
@@ -61,7 +61,7 @@ def test_vllms_default_policy_is_replaced(vllm_table):
     assert vllm_table == {"default": mine}
 
 
-def test_without_arguments_the_environment_sets_the_policy_up(vllm_table, ascend_factory, sglang_modules, monkeypatch):
+def test_the_environment_configures_the_policy(vllm_table, ascend_factory, sglang_modules, monkeypatch):
     monkeypatch.setenv("EPLB_POLICY_TARGET", "1.3")
     assert vllm.register().settings.target == 1.3
     assert ascend.register().settings.target == 1.3
@@ -79,12 +79,12 @@ def test_vllm_ascends_class_of_a_type_is_replaced(ascend_factory, policy_type, n
     assert {key for key in before if before[key] is not vars(ascend_factory)[key]} == {name}
 
 
-def test_a_type_that_vllm_ascend_has_not_is_refused(ascend_factory):
+def test_an_unknown_type_of_vllm_ascend_is_refused(ascend_factory):
     with pytest.raises(AssertionError, match="policy_type = 4: expected one of 0, 1, 2, 3"):
         ascend.register(policy_type=4)
 
 
-def test_sglangs_algorithm_is_replaced_and_finds_the_live_map_and_dead_ranks(sglang_modules, monkeypatch):
+def test_sglangs_algorithm_is_replaced_and_reads_the_live_map_and_active_ranks(sglang_modules, monkeypatch):
     torch = pytest.importorskip("torch")
     algorithms, location = sglang_modules
     ours = sglang.register(PolicySettings())
@@ -123,7 +123,7 @@ def test_sglangs_algorithm_is_replaced_and_finds_the_live_map_and_dead_ranks(sgl
         (ascend.register, "vllm_ascend.eplb.core.policy.policy_factory", "vllm-ascend"),
     ],
 )
-def test_a_missing_engine_is_said(monkeypatch, register, module, engine):
+def test_a_missing_engine_is_named(monkeypatch, register, module, engine):
     monkeypatch.setitem(sys.modules, module.split(".")[0], None)  # how Python says that there is none
     with pytest.raises(EngineError, match=f"{engine}: cannot import {module} .*expected {engine} in this environment"):
         register()
@@ -131,33 +131,33 @@ def test_a_missing_engine_is_said(monkeypatch, register, module, engine):
         register()
 
 
-def test_a_vllm_without_the_table_or_its_default_is_said(vllm_table):
+def test_a_vllm_without_the_table_or_its_default_is_refused(vllm_table):
     vllm_table.clear()
-    with pytest.raises(EngineError, match=r'there is no vllm.distributed.eplb.policy.EPLB_POLICIES\["default"\]'):
+    with pytest.raises(EngineError, match=r'expected vllm.distributed.eplb.policy.EPLB_POLICIES\["default"\]'):
         vllm.register()
     del sys.modules["vllm.distributed.eplb.policy"].EPLB_POLICIES
-    with pytest.raises(EngineError, match="this version of vllm has another way to choose"):
+    with pytest.raises(EngineError, match="which this version of vllm does not have"):
         vllm.register()
 
 
-def test_an_sglang_without_the_function_or_the_live_map_is_said(sglang_modules):
+def test_an_sglang_without_the_function_or_the_live_map_is_refused(sglang_modules):
     algorithms, location = sglang_modules
     del location.get_global_expert_location_metadata
-    with pytest.raises(EngineError, match=r"no sglang.srt.eplb.expert_location.get_global_expert_location_metadata"):
+    with pytest.raises(EngineError, match=r"expected .*expert_location.get_global_expert_location_metadata"):
         sglang.register()
     assert algorithms.rebalance_experts is len
     del algorithms.rebalance_experts
-    with pytest.raises(EngineError, match=r"no sglang.srt.eplb.eplb_algorithms.rebalance_experts"):
+    with pytest.raises(EngineError, match=r"expected sglang.srt.eplb.eplb_algorithms.rebalance_experts"):
         sglang.register()
 
 
-def test_a_vllm_ascend_without_the_class_is_said(ascend_factory):
+def test_a_vllm_ascend_without_the_class_is_refused(ascend_factory):
     del ascend_factory.SwiftBalanceEplb
-    with pytest.raises(EngineError, match=r"there is no .*policy_factory.SwiftBalanceEplb"):
+    with pytest.raises(EngineError, match=r"expected .*policy_factory.SwiftBalanceEplb"):
         ascend.register()
 
 
-def test_plugins_do_nothing_unless_asked(vllm_table, sglang_modules, ascend_factory, monkeypatch):
+def test_plugins_do_nothing_by_default(vllm_table, sglang_modules, ascend_factory, monkeypatch):
     monkeypatch.delenv("EPLB_REGISTER", raising=False)
     plugins.vllm_plugin()
     plugins.sglang_plugin()
@@ -166,7 +166,7 @@ def test_plugins_do_nothing_unless_asked(vllm_table, sglang_modules, ascend_fact
     assert ascend_factory.SwiftBalanceEplb is dict
 
 
-def test_plugins_register_what_they_are_asked_for(vllm_table, sglang_modules, ascend_factory, monkeypatch):
+def test_plugins_register_the_engines_of_the_environment(vllm_table, sglang_modules, ascend_factory, monkeypatch):
     monkeypatch.setenv("EPLB_REGISTER", "vllm")
     plugins.vllm_plugin()
     plugins.sglang_plugin()
@@ -180,7 +180,7 @@ def test_plugins_register_what_they_are_asked_for(vllm_table, sglang_modules, as
     assert isinstance(ascend_factory.SwiftBalanceEplb(), ascend.AscendPolicy)
 
 
-def test_registering_loads_the_kernels_that_planning_takes():
+def test_registration_loads_the_kernels_of_the_planner():
     code = (
         "import sys, types; from eplb.engines import vllm; from eplb.engines.policy import PolicySettings\n"
         "for name in ('vllm', 'vllm.distributed', 'vllm.distributed.eplb', 'vllm.distributed.eplb.policy'):\n"
@@ -200,10 +200,10 @@ def test_registering_loads_the_kernels_that_planning_takes():
     assert result.returncode == 0, result.stderr
 
 
-def test_an_engine_that_there_is_no_drop_in_for_is_refused():
-    assert asked_engines({}) == ()
-    assert asked_engines({"EPLB_REGISTER": " vllm ,,sglang"}) == ("vllm", "sglang")
+def test_an_unknown_engine_is_refused():
+    assert engines_to_register({}) == ()
+    assert engines_to_register({"EPLB_REGISTER": " vllm ,,sglang"}) == ("vllm", "sglang")
     with pytest.raises(
         UnknownNameError, match="unknown engine in EPLB_REGISTER 'trtllm': expected one of ascend, sglang"
     ):
-        asked_engines({"EPLB_REGISTER": "trtllm"})
+        engines_to_register({"EPLB_REGISTER": "trtllm"})

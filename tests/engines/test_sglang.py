@@ -1,4 +1,4 @@
-"""SGLang's algorithm: its signature, its history of steps, dense layers, dead ranks, the live map it has to find."""
+"""SGLang's algorithm: its signature, its history of steps, dense layers, inactive ranks, the live map."""
 
 from enum import Enum, auto
 
@@ -36,7 +36,7 @@ def call(algorithm=None, *, tokens, slots, per_rank, groups=None, nodes=1, name=
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_the_three_maps_agree_and_are_whole_without_doubles(seed):
+def test_the_three_maps_agree_and_are_complete_without_duplicates(seed):
     weight, slots, groups, nodes, ranks = random_call(np.random.default_rng(seed))
     maps = call(tokens=torch.from_numpy(weight), slots=slots, per_rank=slots // ranks, groups=groups, nodes=nodes)
     assert all(part.dtype == torch.int64 and part.device.type == "cpu" for part in maps)
@@ -45,14 +45,14 @@ def test_the_three_maps_agree_and_are_whole_without_doubles(seed):
     assert doubles(maps[0].numpy(), ranks) == 0
 
 
-def test_one_step_is_as_no_steps_and_the_module_function_is_the_same():
+def test_one_step_equals_no_steps_and_the_module_function_is_the_same():
     tokens = torch.from_numpy(np.random.default_rng(0).lognormal(0, 1, (3, 16)))
     flat = call(tokens=tokens, slots=20, per_rank=5)
     for again in (call(tokens=tokens[None], slots=20, per_rank=5), rebalance_experts(tokens, 20, 5, None, 1, "auto")):
         assert all(torch.equal(left, right) for left, right in zip(flat, again, strict=True))
 
 
-def test_several_steps_are_planned_for_one_by_one_and_unused_ones_do_not_count():
+def test_several_steps_are_scenarios_and_unused_ones_are_ignored():
     # Experts 0 and 1 peak together; the sum shows four alike. See test_policy.
     steps = torch.tensor([[[9, 9, 1, 1]], [[1, 1, 9, 9]]])
     phy2log, _, _ = call(tokens=steps, slots=4, per_rank=2)
@@ -71,7 +71,7 @@ def test_a_long_history_is_summed_into_windows():
     assert (busiest(total, phy2log.numpy(), 4) <= 1.1 * total.sum(axis=1) / 4).all()
 
 
-def test_dense_layers_have_no_load_and_a_row_all_the_same():
+def test_dense_layers_have_a_row_without_load():
     tokens = torch.from_numpy(np.random.default_rng(0).lognormal(0, 1, (3, 16)))
     tokens[0] = 0
     phy2log, _, logcnt = call(tokens=tokens, slots=20, per_rank=5)
@@ -79,12 +79,12 @@ def test_dense_layers_have_no_load_and_a_row_all_the_same():
     assert logcnt[0].max() == 2
 
 
-def test_no_load_at_all_is_an_even_layout():
+def test_without_load_replicas_are_even():
     _, _, logcnt = call(tokens=torch.zeros(3, 2, 16), slots=20, per_rank=5)
     assert logcnt.max() == 2
 
 
-def test_the_live_map_is_looked_up_and_left_alone_while_it_is_good():
+def test_the_live_map_is_read_and_unchanged_below_the_trigger():
     rng = np.random.default_rng(0)
     tokens = torch.from_numpy(rng.lognormal(0, 1, (4, 64)) * 1000)
     first, _, _ = call(tokens=tokens, slots=80, per_rank=5)
@@ -97,7 +97,7 @@ def test_the_live_map_is_looked_up_and_left_alone_while_it_is_good():
     assert 0 < (second != first).sum() < 0.3 * (afresh != first).sum()
 
 
-def test_a_live_map_of_another_number_of_layers_is_another_models():
+def test_a_live_map_with_another_number_of_layers_is_ignored():
     tokens = torch.from_numpy(np.random.default_rng(0).lognormal(0, 1, (3, 16)))
     other = SglangAlgorithm(settings=SETTINGS, live_map=lambda: torch.zeros(2, 20, dtype=torch.int64))
     assert torch.equal(
@@ -106,7 +106,7 @@ def test_a_live_map_of_another_number_of_layers_is_another_models():
 
 
 @pytest.mark.parametrize("name", ["elasticity_aware_hierarchical", Algorithm.elasticity_aware])
-def test_dead_ranks_get_no_tokens_and_expert_zero_in_their_slots(name):
+def test_inactive_ranks_get_no_tokens_and_expert_zero_in_their_slots(name):
     rng = np.random.default_rng(0)
     tokens = torch.from_numpy(rng.lognormal(0, 1, (2, 16)) * 100)
     alive = torch.tensor([1, 0, 1, 1, 1], dtype=torch.int32)
@@ -124,7 +124,7 @@ def test_dead_ranks_get_no_tokens_and_expert_zero_in_their_slots(name):
             assert not ((slots >= 5) & (slots < 10)).any()
 
 
-def test_dead_ranks_count_only_for_the_algorithms_that_know_them():
+def test_inactive_ranks_matter_only_for_elasticity_aware_algorithms():
     tokens = torch.from_numpy(np.random.default_rng(0).lognormal(0, 1, (2, 16)))
     dead = SglangAlgorithm(settings=SETTINGS, active_ranks=lambda: torch.tensor([0, 1, 1, 1]))
     for name in ("auto", Algorithm.deepseek):
@@ -132,7 +132,7 @@ def test_dead_ranks_count_only_for_the_algorithms_that_know_them():
         assert torch.equal(maps[0], call(tokens=tokens, slots=20, per_rank=5)[0])
 
 
-def test_survivors_keep_what_they_hold():
+def test_active_ranks_keep_their_experts():
     rng = np.random.default_rng(0)
     tokens = torch.from_numpy(rng.lognormal(0, 1, (2, 32)) * 100)
     first, _, _ = call(tokens=tokens, slots=64, per_rank=8)
@@ -143,7 +143,7 @@ def test_survivors_keep_what_they_hold():
     assert_stay_in_slots(first.numpy()[:, kept], second.numpy()[:, kept], 7)
 
 
-def test_parity_mode_is_sglangs_deepseek():
+def test_strategy_deepseek_equals_sglangs_deepseek():
     rng = np.random.default_rng(0)
     tokens = torch.from_numpy(rng.permutation(5000)[:48].reshape(2, 24))
     parity = SglangAlgorithm(settings=PolicySettings(strategy="deepseek"))
@@ -164,7 +164,7 @@ def test_parity_mode_is_sglangs_deepseek():
         ({"slots": 12, "per_rank": 3}, "num_replicas = 12: expected at least 16 experts"),
     ],
 )
-def test_where_sglang_asserts_an_assertion_error_says_why(arguments, message):
+def test_where_sglang_asserts_an_assertion_error_is_raised(arguments, message):
     with pytest.raises(AssertionError, match=message):
         call(tokens=torch.ones(1, 16), **arguments)
 
@@ -180,13 +180,13 @@ def test_where_sglang_asserts_an_assertion_error_says_why(arguments, message):
         (torch.full((2, 1, 16), float("inf")), "tokens_per_expert: expected finite values >= 0"),
     ],
 )
-def test_a_history_that_cannot_be_one_is_refused(tokens, message):
+def test_an_invalid_history_is_refused(tokens, message):
     with pytest.raises(InputError, match=message):
         call(tokens=tokens, slots=20, per_rank=5)
 
 
 @pytest.mark.parametrize("alive", [[1, 1, 1], [0, 0, 0, 0]])
-def test_a_list_of_ranks_that_cannot_be_one_is_refused(alive):
+def test_an_invalid_list_of_ranks_is_refused(alive):
     algorithm = SglangAlgorithm(settings=SETTINGS, active_ranks=lambda: torch.tensor(alive))
-    with pytest.raises(PolicyInputError, match="expected one for each of 4 ranks, at least one alive"):
+    with pytest.raises(PolicyInputError, match="expected one for each of 4 ranks, at least one active"):
         call(algorithm, tokens=torch.ones(1, 16), slots=20, per_rank=5, name="elasticity_aware")

@@ -1,4 +1,4 @@
-"""vLLM's policy: its signature, the live maps it hands over, and the edge cases of its own test file."""
+"""vLLM's policy: its signature, live maps, and the edge cases of its own test file."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ PARITY = VllmPolicy(settings=PolicySettings(strategy="deepseek"), plan=None)
 
 
 def initial_map(num_layers, num_experts, num_slots):
-    """What vLLM starts with: experts in order, then again from 0."""
+    """vLLM's initial map: experts in order, then again from 0."""
     return (torch.arange(num_slots) % num_experts).expand(num_layers, -1)
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_answers_are_int64_tensors_on_the_cpu_whole_and_without_doubles(seed):
+def test_results_are_int64_cpu_tensors_complete_and_without_duplicates(seed):
     weight, *counts = random_call(np.random.default_rng(seed))
     made = POLICY.rebalance_experts(torch.from_numpy(weight), *counts)
     assert made.dtype == torch.int64
@@ -83,7 +83,7 @@ def test_any_tensor_of_the_same_numbers_gives_the_same_map(change):
 
 
 class OnDevice(torch.Tensor):
-    """Stands for a tensor on a GPU: it becomes an array only after cpu()."""
+    """A replacement for a GPU tensor: conversion to an array requires cpu()."""
 
     def cpu(self):
         return self.as_subclass(torch.Tensor)
@@ -108,7 +108,7 @@ def test_tensors_of_a_gpu_are_moved():
     assert torch.equal(made, POLICY.rebalance_experts(weight, 20, 1, 1, 4, live))
 
 
-def test_counts_beyond_single_precision_are_told_apart():
+def test_counts_beyond_single_precision_are_distinguished():
     # 2^24 and 2^24 + 1 are one number in single precision. One spare slot: it must go to the larger one.
     weight = torch.tensor([[2**24, 2**24 + 1, 1, 1, 1]])
     made = POLICY.rebalance_experts(weight, 6, 1, 1, 3)
@@ -117,13 +117,13 @@ def test_counts_beyond_single_precision_are_told_apart():
     assert np.bincount(single[0].numpy()).tolist() == [2, 1, 1, 1, 1]
 
 
-def test_the_profile_run_without_any_load_gets_the_live_map_back():
+def test_the_profile_run_without_load_returns_the_live_map():
     live = initial_map(2, 16, 20)
     made = POLICY.rebalance_experts(torch.zeros(2, 16, dtype=torch.int64), 20, 4, 2, 4, live)
     assert torch.equal(made, live)
 
 
-def test_scaling_down_keeps_what_the_ranks_left_hold():
+def test_scaling_down_keeps_the_experts_of_remaining_ranks():
     rng = np.random.default_rng(0)
     weight = torch.from_numpy(rng.lognormal(0, 1, (3, 32)) * 1000)
     live = POLICY.rebalance_experts(weight, 64, 1, 1, 8)
@@ -136,7 +136,7 @@ def test_scaling_down_keeps_what_the_ranks_left_hold():
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_scaling_up_fills_the_ranks_that_join_and_leaves_no_hole(padded):
+def test_scaling_up_fills_every_slot_of_new_ranks(padded):
     rng = np.random.default_rng(0)
     weight = torch.from_numpy(rng.lognormal(0, 1, (3, 32)) * 1000)
     live = POLICY.rebalance_experts(weight, 48, 1, 1, 6)
@@ -149,7 +149,7 @@ def test_scaling_up_fills_the_ranks_that_join_and_leaves_no_hole(padded):
     assert (busiest(weight.numpy(), made.numpy(), 8) <= 1.05 * mean * 1.05).all()
 
 
-def test_the_published_example_in_parity_mode():
+def test_the_published_example_with_strategy_deepseek():
     made = PARITY.rebalance_experts(torch.tensor(README_WEIGHT), 16, 4, 2, 8)
     assert made.tolist() == README_PHY2LOG
 
@@ -170,7 +170,7 @@ def test_the_published_example_in_parity_mode():
     ],
     ids=["one rank", "equal", "layers", "global", "small", "fallback", "half spare", "four nodes", "uneven nodes"],
 )
-def test_calls_that_vllm_answers_are_answered(policy, weight, counts):
+def test_calls_that_vllm_accepts_are_accepted(policy, weight, counts):
     made = policy.rebalance_experts(torch.tensor(weight), *counts)
     assert made.shape == (len(weight), counts[0])
     assert_whole(made.numpy(), len(weight[0]))
@@ -185,7 +185,7 @@ def test_calls_that_vllm_answers_are_answered(policy, weight, counts):
         ((8, 1, 1, 0), "num_ranks = 0: expected >= 1"),
     ],
 )
-def test_where_vllm_asserts_an_assertion_error_says_why(counts, message):
+def test_where_vllm_asserts_an_assertion_error_is_raised(counts, message):
     with pytest.raises(AssertionError, match=message):
         POLICY.rebalance_experts(torch.ones(1, 6), *counts)
 
@@ -202,7 +202,7 @@ def test_where_vllm_asserts_an_assertion_error_says_why(counts, message):
         (torch.ones(1, 2), torch.tensor([0, 1]), r"the live map has shape \(2,\): expected \[layers, slots\]"),
     ],
 )
-def test_a_load_or_live_map_that_cannot_be_one_is_refused(weight, live, message):
+def test_an_invalid_load_or_live_map_is_refused(weight, live, message):
     with pytest.raises(InputError, match=message):
         POLICY.rebalance_experts(weight, 2, 1, 1, 2, live)
 
@@ -215,28 +215,28 @@ def test_a_load_or_live_map_that_cannot_be_one_is_refused(weight, live, message)
         ([[0, 1, 2, 3]], [[0, 0, 0, 3]], [[0, 0, 0, 3]]),
     ],
 )
-def test_slots_inside_a_rank_are_preserved_as_vllm_asks(old, new, kept):
+def test_slots_inside_a_rank_are_preserved_as_in_vllm(old, new, kept):
     found = VllmPolicy.preserve_intragpu_slots(np.array(new), 2, np.array(old))
     assert found.tolist() == kept
     assert found.dtype == np.int64
 
 
-def test_maps_of_other_shapes_are_returned_as_they_are():
+def test_maps_of_other_shapes_are_returned_unchanged():
     new = np.array([[0, 1, 2]])
     assert VllmPolicy.preserve_intragpu_slots(new, 2, new) is new
     assert VllmPolicy.preserve_intragpu_slots(new, 3, np.array([[0, 1, 2, 0]])) is new
 
 
-def test_a_plan_file_is_answered_to_every_call(tmp_path):
+def test_a_plan_file_is_returned_for_every_call(tmp_path):
     load = eplb.ExpertLoad(np.random.default_rng(0).lognormal(0, 1, (3, 32)))
     planned = eplb.plan(load, eplb.Topology(2, 4, 5), "greedy")
     write_plan(planned, tmp_path / "plan.json")
     policy = VllmPolicy(settings=PolicySettings(), plan=str(tmp_path / "plan.json"))
     made = policy.rebalance_experts(torch.ones(3, 32), 40, 4, 2, 8, initial_map(3, 32, 40))
     assert np.array_equal(made.numpy(), planned.placement.physical_to_logical_map)
-    with pytest.raises(PolicyInputError, match=r"3 layers x 40 slots for 32 experts: vLLM asks for 2 x 40 for 32"):
+    with pytest.raises(PolicyInputError, match=r"3 layers x 40 slots for 32 experts: expected 2 x 40 for 32"):
         policy.rebalance_experts(torch.ones(2, 32), 40, 4, 2, 8)
-    with pytest.raises(PolicyInputError, match=r"for 32 experts: vLLM asks for 3 x 40 for 24"):
+    with pytest.raises(PolicyInputError, match=r"for 32 experts: expected 3 x 40 for 24"):
         policy.rebalance_experts(torch.ones(3, 24), 40, 4, 2, 8)  # as many slots, another model
     with pytest.raises(InputError, match="is for 8 ranks: the engine runs ep_size = 4"):
         policy.rebalance_experts(torch.ones(3, 32), 40, 4, 2, 4)
