@@ -1,4 +1,4 @@
-"""The runtime is the room that needs torch: without it none of its tests is collected."""
+"""Collects the tests of the runtime only if torch is installed."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""What each process of test_migrate does: cases that move layers under traffic, and faults that must leave no mix.
+"""Cases of test_live_migration, executed on each process: migrations under traffic, and injected faults.
 
 Weights are integers with gates in multiples of 128, where SwiGLU is exact: outputs are equal bit for bit or wrong.
 """
@@ -62,7 +62,7 @@ class World:
         return tables + [part.data_ptr() for parts in weights for part in parts]
 
     def outputs(self, layer):
-        """What the layer makes of the tokens, over all processes, by the published maps and the live weights."""
+        """The output of the layer over all processes, with the published maps and the live weights."""
         x, experts = _tokens(layer, self.before.num_experts)
         log2phy, count = self.tables.log2phy_LEX[layer], self.tables.logcnt_LE[layer]
         slot = log2phy[experts, torch.arange(NUM_TOKENS, device=x.device)[:, None] % count[experts]]
@@ -80,7 +80,7 @@ class World:
         return all(torch.equal(self.outputs(layer), self.wanted[layer]) for layer in range(self.before.num_layers))
 
     def holds(self, layer, placement):
-        """Whether this process has the layer's maps and weights of a placement, and nothing has moved in memory."""
+        """Whether this process has the layer's maps and weights of a placement, at unchanged addresses."""
         row = placement.physical_to_logical_map[layer]
         live = [self.weights.fingerprint(layer, slot - self.ranks.slots.start) for slot in self.ranks.slots]
         wanted = [self.prints[layer][e] if e >= 0 else None for e in row[self.ranks.slots]]
@@ -115,12 +115,12 @@ def _run(weights, layer, x, slot):
     return torch.zeros_like(x).index_add_(0, token, weights.forward(layer, x[token], counts) * (k[:, None] + 1))
 
 
-def placement(seed, topology, num_experts, num_layers=3, num_holes=0):
-    """Any placement: every expert once, the other slots at random, some of them empty, doubles on a rank allowed."""
+def placement(seed, topology, num_experts, num_layers=3, num_empty=0):
+    """Any placement: every expert once, the other slots at random, some empty, duplicates on a rank allowed."""
     rng = np.random.default_rng(seed)
-    num_extra = topology.num_slots - num_experts - num_holes
+    num_extra = topology.num_slots - num_experts - num_empty
     rows = [
-        rng.permutation([*range(num_experts), *rng.integers(0, num_experts, num_extra), *[-1] * num_holes])
+        rng.permutation([*range(num_experts), *rng.integers(0, num_experts, num_extra), *[-1] * num_empty])
         for _ in range(num_layers)
     ]
     return Placement(rows, num_experts, topology)
@@ -138,9 +138,9 @@ def pair(size, num_layers=3):
 def case_any_migration_under_traffic(size):
     for seed in range(24 // size):
         topology = Topology(*((2, size // 2) if seed % 2 and size > 2 else (1, size)), 4)
-        num_holes = seed % 3
-        before = placement(seed, topology, 3 * size, num_holes=num_holes)
-        after = placement(seed + 100, topology, 3 * size, num_holes=num_holes)
+        num_empty = seed % 3
+        before = placement(seed, topology, 3 * size, num_empty=num_empty)
+        after = placement(seed + 100, topology, 3 * size, num_empty=num_empty)
         world = World(before)
         assert world.serves()
         live = LiveMigration(Migration.between(before, after), world.weights, world.tables, world.ranks)
@@ -161,7 +161,7 @@ def case_scales_move_with_quantised_weights(size):
         world.check([after] * 3)
 
 
-def case_folded_ranks(size):
+def case_several_ranks_per_process(size):
     for num_ranks in (size, size + 1, 2 * size):
         topology = Topology(1, num_ranks, 3)
         before, after = placement(1, topology, 2 * num_ranks), placement(2, topology, 2 * num_ranks)
@@ -174,7 +174,7 @@ def case_an_expert_needed_twice_on_a_rank(size):
     topology = Topology(1, size, 3)
     row = np.arange(3 * size) % (2 * size)
     before = Placement([row], 2 * size, topology)
-    # Rank 0 gets two copies of the last rank's expert, which it does not hold, and keeps its own.
+    # Rank 0 gets two replicas of the last rank's expert, which it does not hold, and keeps its own.
     wanted = int(row[-1])
     new = row.copy()
     new[:3] = [wanted, row[0], wanted]
@@ -193,7 +193,7 @@ def case_nothing_to_move(size):
     assert world.tables.epoch_L.tolist() == [0, 0, 0]
 
 
-def case_new_shares_are_published_without_copies(size):
+def case_new_shares_are_published_without_transfers(size):
     before, _ = pair(size)
     counts = np.take_along_axis(before.logical_replica_count, before.physical_to_logical_map, axis=1)
     shares = 1.0 / counts
@@ -380,7 +380,7 @@ CASES = sorted(name for name in globals() if name.startswith("case_"))
 
 
 def run_all(rank, size, backend, store, results):
-    """Run every case in this process and report what went wrong, or nothing."""
+    """Run every case in this process and report the traceback of each failure."""
     torch.set_num_threads(1)
     if backend == "nccl":
         torch.cuda.set_device(rank)
@@ -391,7 +391,7 @@ def run_all(rank, size, backend, store, results):
         try:
             globals()[name](size)
             report = ""
-        except BaseException:  # what pytest.raises finds missing is no Exception
+        except BaseException:  # the failure of pytest.raises is not an Exception
             report = traceback.format_exc()
         results.put((rank, name, report))
     dist.barrier()

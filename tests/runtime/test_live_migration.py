@@ -1,4 +1,4 @@
-"""Live migration on 2 and 4 processes: what moves is exact under traffic, and every fault leaves old or new, no mix."""
+"""Live migration on 2 and 4 processes: exact under traffic; a fault leaves the old or the new layer."""
 
 import pytest
 

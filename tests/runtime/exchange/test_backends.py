@@ -1,4 +1,4 @@
-"""Every way to move tokens gives the reference's bits, on 2 and 4 processes with 4 to 8 ranks folded onto them."""
+"""Every exchange mode gives the bits of the reference, on 2 and 4 processes that execute 4 to 8 ranks."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_a_run_without_cases_is_not_a_success():
     assert cases.run_cases(None, range(0)) == ["no cases"]
 
 
-def test_bf16_and_float8_travel(answers):
+def test_bf16_and_float8_are_exchanged(answers):
     assert [wrong for _, wrong, _ in answers] == [[]] * len(answers)
 
 
@@ -81,7 +81,7 @@ def test_capacity_is_the_factor_times_an_even_exchange():
         ({"topk_scaling_factor": 1.5}, "topk_scaling_factor = 1.5"),
     ],
 )
-def test_limits_that_mean_nothing_are_refused(limits, fragment):
+def test_invalid_limits_are_refused(limits, fragment):
     with pytest.raises(InputError, match=fragment):
         ExchangeLimits(**limits)
 
@@ -92,11 +92,11 @@ def test_buffer_factors_are_read_as_mindie_writes_them():
         read_buffer_scale_factors("8.0")
 
 
-def test_auto_gathers_while_ranks_are_no_more_than_choices():
+def test_auto_is_allgather_up_to_top_k_ranks():
     assert [auto_backend(ranks, 8) for ranks in (2, 8, 9, 64)] == ["allgather", "allgather", "alltoall", "alltoall"]
 
 
-def test_bytes_of_the_two_backends_by_arithmetic():
+def test_bytes_of_the_backends_by_formula():
     # Two ranks, top-8 of 256: a token misses a rank with probability C(128, 8) / C(256, 8) = 0.0035.
     two = exchange_bytes(2, num_tokens=4096, top_k=8, num_experts=256, token_bytes=14336)
     assert two.allgather == 4096 * 14336
@@ -112,7 +112,7 @@ def test_a_backend_is_made_by_name():
         make_backend("mesh", group, top_k=2)
 
 
-def test_ranks_fold_onto_processes_in_runs():
+def test_processes_execute_consecutive_ranks():
     topology = Topology(1, 7, 2)
     groups = [RankGroup(topology, 3, process) for process in range(3)]
     assert [list(group.ranks) for group in groups] == [[0, 1], [2, 3], [4, 5, 6]]
@@ -129,7 +129,7 @@ def test_more_processes_than_ranks_and_a_shared_reference_are_refused():
 
 
 @pytest.mark.parametrize(("words", "fragment"), [((0,), ">= 1"), ((2, "mpi"), "gloo, nccl"), ((99, "nccl"), "a GPU")])
-def test_a_launch_that_cannot_be_is_refused(words, fragment):
+def test_an_invalid_launch_is_refused(words, fragment):
     with pytest.raises(InputError, match=fragment):
         Launch(*words)
 
@@ -139,6 +139,6 @@ def _fail(member, message):
         raise InputError(message)
 
 
-def test_what_a_process_refuses_reaches_the_caller():
+def test_an_error_of_a_process_is_raised_in_the_caller():
     with pytest.raises(InputError, match="process one says no"):
         run_processes(Launch(2), _fail, "process one says no")

@@ -27,7 +27,7 @@ def test_softmax_weights_by_hand_and_ties_go_to_the_lowest_id():
     assert torch.allclose(weights, torch.tensor([[3 / 7, 3 / 7, 1 / 7]]))
 
 
-def test_the_bias_moves_the_choice_and_not_the_weights():
+def test_the_bias_changes_the_choice_and_not_the_weights():
     logits, bias = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), torch.tensor([0.0, 0.0, 0.0, 1.0])
     ids, weights = sigmoid_group_top_k(logits, bias, 2, GroupLimit(), scale=2.5)
     # Biased scores 0.88, 0.73, 0.5, 1.27: experts 3 and 0, weighed by sigmoid(-1) and sigmoid(2).
@@ -47,7 +47,7 @@ def _group_limited(scores, bias, top_k, num_groups, top_k_groups):
 
 
 @pytest.mark.parametrize(("num_groups", "top_k_groups", "top_k"), [(4, 2, 5), (8, 4, 8), (1, 1, 3), (16, 3, 3)])
-def test_group_limited_choice_is_its_plain_loop(num_groups, top_k_groups, top_k):
+def test_group_limited_choice_equals_a_plain_loop(num_groups, top_k_groups, top_k):
     generator = torch.Generator().manual_seed(0)
     logits, bias = torch.randn((50, 32), generator=generator), torch.randn(32, generator=generator) / 3
     ids, weights = sigmoid_group_top_k(logits, bias, top_k, GroupLimit(num_groups, top_k_groups))
@@ -76,7 +76,7 @@ def test_gates_route_by_their_router():
     assert gate(x, torch.zeros(1)).expert_ids_TK.tolist() == [[1, 0]]
 
 
-def test_hash_routing_is_by_token_id_alone_balanced_and_without_doubles():
+def test_hash_routing_depends_on_token_ids_only_and_is_balanced_without_duplicates():
     table = hash_table(32 * 5, num_experts=32, top_k=6, seed=3)
     assert torch.equal(table, hash_table(32 * 5, num_experts=32, top_k=6, seed=3))
     assert (table.sort(dim=1).values.diff(dim=1) > 0).all()
@@ -91,7 +91,7 @@ def test_hash_routing_is_by_token_id_alone_balanced_and_without_doubles():
 
 
 @pytest.mark.parametrize("max_ranks", [1, 2, 4])
-def test_rank_limited_tokens_reach_few_ranks_and_get_the_best_experts_there(max_ranks):
+def test_rank_limited_tokens_use_few_ranks_and_the_best_experts_there(max_ranks):
     topology = Topology(1, 4, 3)
     placement = Placement([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, -1]], 8, topology)
     tables = PlacementTables(placement)
@@ -112,7 +112,7 @@ def test_rank_limited_tokens_reach_few_ranks_and_get_the_best_experts_there(max_
         assert weights[token].sum() == pytest.approx(1)
 
 
-def test_a_limit_of_no_ranks_is_refused():
+def test_a_limit_of_zero_ranks_is_refused():
     tables = PlacementTables(Placement([[0, 1]], 2, Topology(1, 2, 1)))
     with pytest.raises(InputError, match="max_ranks = 3"):
         rank_limited_top_k(torch.rand((1, 2)), tables, 0, top_k=1, max_ranks=3)

@@ -61,7 +61,7 @@ def test_shared_experts_are_added_to_every_token():
     assert torch.equal(both, routed + 3 * x)
 
 
-def test_a_handle_is_frozen_and_serves_other_hidden_states():
+def test_a_handle_is_frozen_and_can_be_reused_for_other_hidden_states():
     layer = _layer(AllToAll)
     x, token_ids, source = _batch()
     result = layer(x, token_ids, source)
@@ -70,7 +70,7 @@ def test_a_handle_is_frozen_and_serves_other_hidden_states():
         result.handle.rows = None
 
 
-def test_a_plan_made_before_a_publication_carries_the_epoch_of_its_maps():
+def test_a_routing_plan_keeps_the_epoch_of_its_maps():
     layer = _layer(AllToAll)
     x, token_ids, source = _batch()
     before = layer(x, token_ids, source).handle

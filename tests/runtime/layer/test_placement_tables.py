@@ -1,4 +1,4 @@
-"""Tables: in place, in order, and never half a placement."""
+"""Placement tables: contents, in-place updates, and refused maps."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def _tensors(tables):
     return {name: value for name, value in vars(tables).items() if isinstance(value, torch.Tensor)}
 
 
-def test_tables_are_the_placement():
+def test_tables_equal_the_placement():
     tables = PlacementTables(_PLACEMENT)
     assert tables.phy2log_LP.tolist() == _PLACEMENT.physical_to_logical_map.tolist()
     assert tables.logcnt_LE.tolist() == [[2, 2, 1, 1], [1, 1, 1, 2]]
@@ -27,7 +27,7 @@ def test_tables_are_the_placement():
     assert tables.epoch_L.tolist() == [0, 0]
 
 
-def test_publishing_keeps_every_address_and_leaves_what_a_fresh_start_would_have():
+def test_publishing_keeps_every_address_and_equals_new_tables():
     new = Placement([[3, 2, 1, 0, 3, 3], [0, 1, 2, 3, 3, -1]], 4, _TOPOLOGY)
     for rule in (DispatchRule.EVEN, DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC):
         tables = PlacementTables(_PLACEMENT, rule)
@@ -39,7 +39,7 @@ def test_publishing_keeps_every_address_and_leaves_what_a_fresh_start_would_have
         assert all(torch.equal(tensor, fresh[name]) for name, tensor in _tensors(tables).items())
 
 
-def test_the_draw_of_a_layer_published_alone_is_the_layer_s_own():
+def test_a_layer_published_alone_keeps_its_random_choice():
     placement = Placement([[0, 0, 1, 0]] * 3, 2, Topology(4, 1, 1))
     tables = PlacementTables(placement, DispatchRule.SGLANG_STATIC)
     tables.publish(2, placement.physical_to_logical_map[2])
@@ -61,7 +61,7 @@ def test_cumulative_weights_end_at_one_and_skip_replicas_without_share():
         ([0, 1, 2, 3, 0, 1], 2, InputError, "layer = 2"),
     ],
 )
-def test_a_map_that_is_no_placement_changes_nothing(row, layer, error, fragment):
+def test_an_invalid_map_changes_nothing(row, layer, error, fragment):
     tables = PlacementTables(_PLACEMENT)
     before = {name: tensor.clone() for name, tensor in _tensors(tables).items()}
     with pytest.raises(error, match=fragment):
@@ -69,7 +69,7 @@ def test_a_map_that_is_no_placement_changes_nothing(row, layer, error, fragment)
     assert all(torch.equal(tensor, before[name]) for name, tensor in _tensors(tables).items())
 
 
-def test_more_replicas_than_room_and_missing_weights_are_refused():
+def test_too_many_replicas_and_missing_weights_are_refused():
     with pytest.raises(InputError, match="has 2 replicas: the tables have room for max_replicas = 1"):
         PlacementTables(_PLACEMENT, max_replicas=1)
     with pytest.raises(InputError, match="no replica_weights"):

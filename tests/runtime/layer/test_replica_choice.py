@@ -1,4 +1,4 @@
-"""Replica rules against plain loops, and what they add up to against the judge's expectation."""
+"""Replica rules against plain loops, and rows per slot against the expectation of the evaluation."""
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def _chosen(case, epoch=0):
 
 
 @pytest.mark.parametrize("rule", list(DispatchRule))
-def test_each_rule_is_its_plain_loop(rule):
+def test_each_rule_equals_a_plain_loop(rule):
     for seed in range(list(DispatchRule).index(rule), 180, len(DispatchRule)):
         case = cases.make_case(seed)
         assert case.rule is rule
@@ -124,7 +124,7 @@ def _big_case(rule, tokens=4000):
 
 
 @pytest.mark.parametrize("rule", list(DispatchRule))
-def test_slots_get_what_the_judge_expects_of_the_rule(rule):
+def test_slots_get_the_rows_that_the_evaluation_expects(rule):
     case = _big_case(rule)
     tables = PlacementTables(case.placement, rule)
     counts = source_counts(case.ids_TK, _source(case), tables).numpy()
@@ -135,12 +135,12 @@ def test_slots_get_what_the_judge_expects_of_the_rule(rule):
     assert np.abs(found - expected).max() <= (0 if exact else 200)  # five standard deviations of 1600 fair coins: 100
 
 
-def test_a_round_robin_that_crosses_blocks_of_the_kernel_is_its_loop():
+def test_a_round_robin_over_several_kernel_blocks_equals_a_plain_loop():
     case = _big_case(DispatchRule.TRTLLM, tokens=3000)
     assert torch.equal(_chosen(case), _loop(case, 0))
 
 
-def test_online_levels_ranks_that_even_shares_leave_uneven():
+def test_online_balances_ranks_that_even_shares_do_not():
     even, online = (
         torch.bincount(_chosen(_big_case(rule)).reshape(-1), minlength=8).view(4, 2).sum(dim=1)
         for rule in (DispatchRule.EVEN, DispatchRule.ONLINE)
@@ -149,7 +149,7 @@ def test_online_levels_ranks_that_even_shares_leave_uneven():
     assert online.max() - online.min() <= 1600  # experts 2, 3, 4 stay where they are
 
 
-def test_another_epoch_draws_anew():
+def test_another_epoch_gives_other_choices():
     case = _big_case(DispatchRule.EVEN)
     assert not torch.equal(_chosen(case), _chosen(case, epoch=1))
 

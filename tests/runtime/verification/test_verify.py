@@ -1,4 +1,4 @@
-"""The verifier passes a sound runtime, and each of its checks fails when what it guards is broken."""
+"""The verifier passes a correct runtime, and each check fails for its injected fault."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ from eplb_traces import ModelShape, RoutingTrace, TokenBatch, read_trace
 
 
 def _plan():
-    """8 ranks on 2 nodes, 16 experts, 8 redundant; replica weights that prefer the first copy."""
+    """8 ranks on 2 nodes, 16 experts, 8 redundant; replica weights that prefer the first replica."""
     rng = np.random.default_rng(0)
     rows = np.stack([rng.permutation(np.concatenate([np.arange(16), rng.permutation(16)[:8]])) for _ in range(2)])
     counts = np.stack([np.bincount(row, minlength=16) for row in rows])
@@ -85,7 +85,7 @@ def _verify_all(member, names):
 
 @pytest.fixture(scope="module")
 def results():
-    """Name of a job -> its results; one start of two processes for all."""
+    """{name of a job: results}; two processes are started once for all jobs."""
     return run_processes(Launch(2), _verify_all, list(_jobs()))[0]
 
 
@@ -94,7 +94,7 @@ def _failed(results):
 
 
 @pytest.mark.parametrize("name", ["none", "all modes", "groups", *(f"rule {rule}" for rule in DispatchRule)])
-def test_a_sound_runtime_passes_every_check(results, name):
+def test_a_correct_runtime_passes_every_check(results, name):
     assert _failed(results[name]) == set()
     assert all(one.measured_R.sum() == 55 * 4 == one.load_E.sum() for one in results[name])
 
@@ -108,14 +108,14 @@ def test_every_check_is_failed_by_some_fault():
     assert set(CAUGHT_BY.values()) == set(CHECKS) - {"graph"}  # graphs need a GPU
 
 
-def test_what_overflows_is_counted_or_refused(results):
+def test_overflow_is_counted_or_refused(results):
     assert _failed(results["drop"]) == set()
     for mode, wire in results["drop"][0].traffic.items():
         assert wire.dropped_P.sum() > 0, mode
     assert "drops" in _failed(results["raise"])
 
 
-def test_a_report_says_what_was_executed():
+def test_a_report_contains_what_was_executed():
     plan = _plan()
     report = verify(plan, VerifyRequest(tokens_per_rank=5, hidden=8, exchange="auto"))
     report.raise_on_failure()
@@ -143,7 +143,7 @@ def test_a_trace_is_executed_as_it_was_recorded():
         report.raise_on_failure()
 
 
-def test_requests_that_cannot_be_met_are_refused():
+def test_invalid_requests_are_refused():
     plan = _plan()
     with pytest.raises(InputError, match="processes = 9"):
         verify(plan, VerifyRequest(Launch(9)))
@@ -164,7 +164,7 @@ def test_requests_that_cannot_be_met_are_refused():
         verify(plan, VerifyRequest(), RoutingTrace(other, [TokenBatch(other, ids, zero, zero)]))
 
 
-def test_layers_are_read_from_a_word():
+def test_layers_are_parsed():
     assert read_layers("", 3) == ()
     assert read_layers("all", 3) == (0, 1, 2)
     assert read_layers("2,0", 3) == (2, 0)
@@ -186,7 +186,7 @@ def test_the_command_prints_and_records_what_was_executed(tmp_path):
     assert read_trace(tmp_path / "seen.parquet").load().tokens.sum() == 8 * 4 * 4 * 2
 
 
-def test_a_failed_check_ends_the_command_with_code_5_and_a_sentence(tmp_path):
+def test_a_failed_check_gives_exit_code_5_and_a_message(tmp_path):
     write_placement(_plan(), tmp_path / "plan.json")
     words = ("--tokens", 4, "--hidden", 8, "--layers", 1, "--exchange", "auto", "--json")
     result = _run(tmp_path / "plan.json", *words, "--inject", "duplicate-row")
@@ -199,6 +199,6 @@ def test_a_failed_check_ends_the_command_with_code_5_and_a_sentence(tmp_path):
     ("words", "code"),
     [(("--inject", "fire"), 3), (("--backend", "mpi"), 3), (("--layers", "x"), 3), (("--processes", "9"), 3)],
 )
-def test_a_wrong_word_is_refused(tmp_path, words, code):
+def test_invalid_options_are_refused(tmp_path, words, code):
     write_placement(_plan(), tmp_path / "plan.json")
     assert _run(tmp_path / "plan.json", *words).exit_code == code

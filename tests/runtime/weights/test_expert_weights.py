@@ -38,7 +38,7 @@ def _reference(weights, layer, x, counts):
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 3))
-def test_both_paths_are_the_reference_for_any_counts(counts, num_unused):
+def test_both_paths_equal_the_reference_for_any_counts(counts, num_unused):
     weights = _expert_weights(len(counts))
     x = torch.randn(sum(counts) + num_unused, HIDDEN, generator=torch.Generator().manual_seed(7))
     x[sum(counts) :] = float("nan")  # unused rows may hold anything
@@ -69,7 +69,7 @@ def test_every_storage_computes_with_its_decoded_weights(codec, dtype):
     assert torch.allclose(y.double(), _reference(weights, 0, x, counts), atol=tolerance, rtol=tolerance)
 
 
-def test_widths_that_do_not_align_are_looped():
+def test_unaligned_widths_use_the_loop():
     weights = _expert_weights(2, hidden=6, inner=10)  # 24 and 40 bytes a row, no multiples of 16
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     assert not weights.has_grouped_path
@@ -90,12 +90,12 @@ def test_a_large_gate_makes_integers_exact():
     assert torch.equal(weights._looped(0, x, torch.tensor([4])), expected)
 
 
-def test_no_rows_at_all():
+def test_no_rows():
     weights = _expert_weights(2)
     assert weights.forward(0, torch.empty(0, HIDDEN), torch.tensor([0, 0])).shape == (0, HIDDEN)
 
 
-def test_writing_never_moves_a_slot():
+def test_writing_keeps_every_address():
     weights = _expert_weights(3)
     addresses = {name: part.data_ptr() for name, part in weights.layer_parts(1).items()}
     weights.write_dense(1, 2, torch.ones(2, INNER, HIDDEN), torch.ones(HIDDEN, INNER))
@@ -116,7 +116,7 @@ def test_expert_bytes_count_scales():
 
 
 @pytest.mark.parametrize("codec", [None, Fp8Blocks(), Fp4Blocks()], ids=["dense", "fp8", "fp4"])
-def test_fingerprints_tell_experts_apart_and_replicas_alike(codec):
+def test_fingerprints_differ_for_experts_and_are_equal_for_replicas(codec):
     weights = _expert_weights(3, codec)
     weights.write_parts(0, 2, weights.slot_parts(0, 1))
     prints = [weights.fingerprint(0, slot) for slot in range(3)]
@@ -172,6 +172,6 @@ def test_wrong_calls_are_named(call, message):
         call(_expert_weights(2))
 
 
-def test_a_shape_of_nothing_is_refused():
+def test_an_empty_shape_is_refused():
     with pytest.raises(InputError, match="num_slots = 0: expected >= 1"):
         ExpertWeightsShape(num_layers=1, num_slots=0, hidden_size=1, intermediate_size=1)

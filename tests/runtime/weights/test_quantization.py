@@ -1,4 +1,4 @@
-"""The codecs: exact where the format is, inside its rounding elsewhere, and packed as their drawing says."""
+"""Codecs: exact where the format is, otherwise within its rounding; packing as documented."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def _random(seed, *shape):
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 32), (130, 96), (128, 256), (257, 160)])
-def test_parts_have_the_announced_shapes_with_leading_dimensions(codec, num_rows, num_columns):
+def test_parts_have_the_declared_shapes_with_leading_dimensions(codec, num_rows, num_columns):
     stored = codec.encode(_random(0, 3, 2, num_rows, num_columns))
     announced = codec.parts(num_rows, num_columns)
 
@@ -33,7 +33,7 @@ def test_parts_have_the_announced_shapes_with_leading_dimensions(codec, num_rows
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
-def test_a_stack_is_stored_as_its_matrices_are(codec):
+def test_a_stack_is_stored_like_its_matrices(codec):
     stack = _random(1, 2, 130, 64)
     stored = codec.encode(stack)
     for index in range(2):
@@ -61,7 +61,7 @@ def test_fp8_stays_inside_its_rounding(seed):
     assert ((decoded - weight).abs() <= allowed).all()
 
 
-def test_fp8_blocks_scale_on_their_own():
+def test_fp8_blocks_have_independent_scales():
     weight = torch.ones(130, 200)
     weight[128:, :128] = 448 * 4
     weight[:128, 128:] = 448 / 2

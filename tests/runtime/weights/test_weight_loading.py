@@ -89,7 +89,7 @@ class _CountingSource:
         return self._inner.read_entry(name, index)
 
 
-def test_the_mapping_is_the_placements_cut_to_a_rank():
+def test_the_mapping_is_the_rank_s_part_of_the_placement():
     assert slot_experts(_placement(), 0).tolist() == [[0, 1, 3], [3, 2, 1]]
     assert slot_experts(_placement(), 1).tolist() == [[2, 2, -1], [0, 3, 1]]
 
@@ -148,7 +148,7 @@ def test_only_held_experts_are_read_and_each_once(dialect):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("kind", ["file", "folder", "sharded"])
-def test_safetensors_give_what_the_state_dict_gives(tmp_path, dialect, kind):
+def test_safetensors_and_state_dict_give_equal_weights(tmp_path, dialect, kind):
     tensors = _state_dict(dialect)
     if kind == "sharded":
         names = list(tensors)
@@ -171,7 +171,7 @@ def test_safetensors_give_what_the_state_dict_gives(tmp_path, dialect, kind):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_dialect_is_known_by_its_names(dialect):
+def test_the_dialect_is_detected_from_names(dialect):
     assert detect_layout(StateDict(_state_dict(dialect))).name == dialect
 
 
@@ -233,7 +233,7 @@ def test_a_checkpoint_without_experts_is_refused():
         _load(_expert_weights(), StateDict({"model.norm.weight": torch.ones(1)}))
 
 
-def test_weights_of_other_sizes_is_refused():
+def test_weights_of_other_sizes_are_refused():
     with pytest.raises(CheckpointError, match="expected \\(2, 3\\) as in the expert weights"):
         load_experts(_expert_weights(), StateDict({}), np.zeros((1, 3), np.int32), EXPERTS, layer_ids=(1,))
 
@@ -250,7 +250,7 @@ def test_weights_of_other_sizes_is_refused():
         ),
     ],
 )
-def test_folders_that_are_no_checkpoint_are_refused(tmp_path, files, message):
+def test_folders_without_a_checkpoint_are_refused(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=message):
@@ -258,7 +258,7 @@ def test_folders_that_are_no_checkpoint_are_refused(tmp_path, files, message):
 
 
 @pytest.mark.parametrize("num_tokens", [1, 17])
-def test_our_layer_is_transformers_qwen3_moe_block(num_tokens):
+def test_our_layer_equals_the_qwen3_moe_block_of_transformers(num_tokens):
     modeling = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
     config = modeling.Qwen3MoeConfig(
         hidden_size=32, moe_intermediate_size=16, num_experts=8, num_experts_per_tok=3, norm_topk_prob=True
