@@ -1,6 +1,6 @@
-"""Errors of every room. They live in the lowest room so that one `except EplbError` catches them all.
+"""Base classes of all errors of eplb_traces, eplb and eplb_cli; `except EplbError` catches every one.
 
-The classes say what went wrong; `eplb_cli.status` alone knows which exit code that is.
+`eplb_cli.exit_codes` maps them to exit codes.
 """
 
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class EplbError(Exception):
-    """Anything eplb refuses or fails to do on purpose. A bug is never an EplbError."""
+    """Base class of errors that eplb raises on purpose. An exception of another class is a bug."""
 
 
 class InputError(EplbError, ValueError):
-    """A file, array or argument is not what it has to be. The message carries value, place and expectation."""
+    """A file, array or argument is invalid. The message contains the value, its place and what was expected."""
 
 
 class MissingExtraError(EplbError, ImportError):
@@ -22,9 +22,9 @@ class MissingExtraError(EplbError, ImportError):
     Parameters
     ----------
     feature
-        What the caller wanted to do, as a noun phrase: "reading Parquet".
+        The action that failed, as a noun phrase: "reading Parquet".
     extra
-        Name of the extra that brings the dependency: "trace".
+        Name of the extra that installs the dependency: "trace".
     """
 
     def __init__(self, feature: str, extra: str) -> None:
@@ -34,7 +34,7 @@ class MissingExtraError(EplbError, ImportError):
 
 @contextmanager
 def naming_place(place: str | Path) -> Iterator[None]:
-    """Put `place`, a file or a part of one, before the message of an InputError from inside, unless it stands there."""
+    """Prefix the message of an InputError raised inside with `place`, a file or a part of it, once."""
     try:
         yield
     except InputError as error:

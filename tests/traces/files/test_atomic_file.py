@@ -14,7 +14,7 @@ def test_bytes_and_functions_replace_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["plan.json"]
 
 
-def test_the_function_writes_beside_with_the_same_suffix(tmp_path):
+def test_the_function_writes_to_the_same_folder_with_the_same_suffix(tmp_path):
     seen = []
 
     def write(beside):
@@ -27,7 +27,7 @@ def test_the_function_writes_beside_with_the_same_suffix(tmp_path):
     assert seen[0].name != "load.npz"
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text("old")
 
@@ -41,7 +41,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     assert os.listdir(tmp_path) == ["plan.json"]
 
 
-def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+def test_a_link_is_kept_and_its_target_is_replaced(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
     link.symlink_to(target)
@@ -50,7 +50,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     assert target.read_text() == "new"
 
 
-def test_a_new_file_gets_the_usual_rights(tmp_path):
+def test_a_new_file_gets_the_default_permissions(tmp_path):
     (tmp_path / "plain").write_text("")
     atomic_write(tmp_path / "ours", b"")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode

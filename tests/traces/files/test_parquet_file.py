@@ -44,7 +44,7 @@ def test_small_batches_share_row_groups_and_large_ones_are_split(tmp_path, monke
     assert_same_tokens(read_trace(tmp_path / "t.parquet"), RoutingTrace(SMALL, batches))
 
 
-def test_the_schema_is_what_the_docstring_says(tmp_path):
+def test_the_schema_is_the_documented_one(tmp_path):
     write_trace(small_trace(), tmp_path / "t.parquet")
     schema = pq.read_schema(tmp_path / "t.parquet")
     assert schema.field("expert_ids").type.value_type == pa.uint16()
@@ -52,7 +52,7 @@ def test_the_schema_is_what_the_docstring_says(tmp_path):
     assert json.loads(schema.metadata[TRACE_KEY])["version"] == 1
 
 
-def test_a_trace_without_tokens_is_a_file_all_the_same(tmp_path):
+def test_a_trace_without_tokens_can_be_written_and_read(tmp_path):
     write_trace(small_trace(num_tokens=0), tmp_path / "t.parquet")
     trace = read_trace(tmp_path / "t.parquet")
     assert trace.num_tokens == 0
@@ -62,7 +62,7 @@ def test_a_trace_without_tokens_is_a_file_all_the_same(tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 3, 100, -1, -100])
 @pytest.mark.parametrize("kind", ["trace", "load"])
-def test_a_cut_file_is_refused(tmp_path, kept, kind):
+def test_a_truncated_file_is_refused(tmp_path, kept, kind):
     path = tmp_path / "t.parquet"
     write_trace(small_trace(), path) if kind == "trace" else write_load(random_load(), path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -128,7 +128,7 @@ IDS_TYPE = pa.list_(pa.uint16(), 6)
         (with_column("expert_ids", pa.array([[0, 1, 8] * 2] * 12, IDS_TYPE)), r"\[token 0, layer 0\] = 8: expected 0"),
     ],
 )
-def test_what_is_wrong_with_a_trace_is_named(tmp_path, change, message):
+def test_errors_of_a_trace_are_named(tmp_path, change, message):
     path = rewritten(tmp_path / "t.parquet", change)
     with pytest.raises(InputError, match=rf"^[^:]*t\.parquet: .*{message}"):
         read_trace(path).load()
@@ -152,7 +152,7 @@ def test_any_table_with_the_long_forms_columns_is_a_load(tmp_path):
         ({}, {"weights": [1.0], "labels": [3]}, r"\$.labels = \[3\]: expected a list of strings"),
     ],
 )
-def test_what_is_wrong_with_a_load_is_named(tmp_path, changes, metadata, message):
+def test_errors_of_a_load_are_named(tmp_path, changes, metadata, message):
     columns = {"window": [0, 0], "layer": [0, 1], "expert": [1, 0], "tokens": [3.0, 4.0], **changes}
     table = pa.table(columns)
     if metadata is not None:
@@ -163,7 +163,7 @@ def test_what_is_wrong_with_a_load_is_named(tmp_path, changes, metadata, message
         read_load(tmp_path / "load.parquet")
 
 
-def test_a_table_of_something_else_is_refused(tmp_path):
+def test_an_unrelated_table_is_refused(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="no column 'window': expected window, layer, expert, tokens"):
         read_load(tmp_path / "a.parquet")

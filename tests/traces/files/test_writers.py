@@ -36,7 +36,7 @@ def test_sglang_json_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, 
             write_load(load, path)
 
 
-def test_sglang_json_is_written_as_sglang_reads_it(tmp_path):
+def test_sglang_json_has_the_keys_that_sglang_reads(tmp_path):
     shape = ModelShape(2, 2, moe_layer_ids=(1, 3), num_hidden_layers=5)
     write_load(ExpertLoad([[1, 2.5], [3, 4]], shape=shape), tmp_path / "load.json")
     text = (tmp_path / "load.json").read_text()

@@ -53,7 +53,7 @@ LONG = "window,layer,expert,tokens\n"
         (LONG + "0,0,1.5,3\n", r"row 0: expert = 1.5: expected an integer >= 0"),
         (LONG + "0,0,1,3\n0,-1,1,3\n", "line 3, column 2 = '-1'"),
         (LONG + "0,0,1,3\n0,0,1,3\n", "row 1: window 0, layer 0, expert 1 is there twice"),
-        (LONG + "0,0,9e15,3\n", "the indices ask for 1 windows x 1 layers x 9000000000000001 experts"),
+        (LONG + "0,0,9e15,3\n", "the indices require 1 windows x 1 layers x 9000000000000001 experts"),
         ("layer,expert,tokens,rank\n0,0,1,2\n", "header layer,expert,tokens,rank: expected window,layer"),
     ],
 )

@@ -46,9 +46,9 @@ def seen_by_routers():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("a.json", "a trace is written as .parquet"), ("none/a.parquet", "there is no folder")]
+    ("name", "message"), [("a.json", "a trace is written as .parquet"), ("none/a.parquet", "none does not exist")]
 )
-def test_a_path_that_no_trace_can_have_is_refused_before_the_model_runs(models, tmp_path, name, message):
+def test_an_invalid_path_is_refused_before_the_model_runs(models, tmp_path, name, message):
     with pytest.raises(InputError, match=message), record(models(FAMILIES[0]), tmp_path / name):
         pytest.fail("the block was entered")
 
@@ -58,7 +58,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prefill_and_decode_are_what_the_router_recomputed_chooses(family, models, seen_by_routers, tmp_path):
+def test_prefill_and_decode_equal_recomputed_router_choices(family, models, seen_by_routers, tmp_path):
     model = models(family)
     seen = seen_by_routers(model)
     with record(model, tmp_path / "a.parquet") as recording:
@@ -93,7 +93,7 @@ def test_the_shape_comes_from_the_configuration(family, shape, models, tmp_path)
     assert recording.shape == read_trace(tmp_path / "a.parquet").shape == shape
 
 
-def test_recording_leaves_the_model_as_it_was(models, tmp_path):
+def test_recording_does_not_change_the_model(models, tmp_path):
     model = models("mixtral")
     before = model(PROMPTS).logits
     with record(model, tmp_path / "a.parquet"), torch.inference_mode():
@@ -102,7 +102,7 @@ def test_recording_leaves_the_model_as_it_was(models, tmp_path):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_every_prompt_is_a_request_and_a_cache_goes_on_with_its_own(models, tmp_path):
+def test_every_prompt_is_a_request_and_a_cache_continues_its_request(models, tmp_path):
     model = models("qwen3_moe")
     with record(model, tmp_path / "a.parquet") as recording, torch.no_grad():
         first = model(PROMPTS, use_cache=True).past_key_values
@@ -116,7 +116,7 @@ def test_every_prompt_is_a_request_and_a_cache_goes_on_with_its_own(models, tmp_
     assert recording.num_requests == 4
 
 
-def test_what_is_fed_to_rows_that_have_ended_is_left_out(models, tmp_path):
+def test_tokens_of_ended_rows_are_omitted(models, tmp_path):
     model = models("mixtral")
     with record(model, tmp_path / "a.parquet", end_tokens=[2]), torch.no_grad():
         mask = torch.ones(2, 5, dtype=torch.long)
@@ -189,7 +189,7 @@ class Cache:
         return self.length
 
 
-def test_a_cache_that_was_emptied_or_has_other_rows_begins_new_requests(tmp_path):
+def test_an_emptied_cache_or_one_with_other_rows_starts_new_requests(tmp_path):
     model, cache = PlainModel(), Cache()
     hidden = torch.randn(2, 3, 6)
     with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
@@ -231,14 +231,14 @@ def two_ids(logits):
         ),
     ],
 )
-def test_outputs_that_are_no_choice_are_refused(output, shape, message, tmp_path):
+def test_outputs_without_a_choice_are_refused(output, shape, message, tmp_path):
     model = PlainModel(output)
     with pytest.raises(InputError, match=message), record(model, tmp_path / "a.parquet", routers=NAMES, shape=shape):
         model(torch.randn(2, 3, 6))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_routers_of_one_model_may_shape_their_choice_differently(tmp_path):
+def test_routers_of_one_model_may_have_outputs_of_different_shapes(tmp_path):
     model = PlainModel(lambda logits: logits.topk(2, dim=-1).indices)
     model.routers[1].output = lambda logits: logits.topk(2, dim=-1).indices.flatten(0, 1)
     hidden = torch.randn(2, 3, 6)
@@ -255,7 +255,7 @@ def test_routers_of_one_model_may_shape_their_choice_differently(tmp_path):
         model(hidden)
 
 
-def test_a_router_with_a_selection_bias_is_not_read_by_its_logits(tmp_path):
+def test_logits_of_a_router_with_a_selection_bias_are_refused(tmp_path):
     model = PlainModel()
     model.routers[1].e_score_correction_bias = torch.nn.Parameter(torch.zeros(5))
     with (
@@ -269,7 +269,7 @@ def test_a_router_with_a_selection_bias_is_not_read_by_its_logits(tmp_path):
     ("call", "message"),
     [
         (lambda model: model(torch.randn(2, 3, 6), skip=(1,)), "router routers.1 did not run in pass 0"),
-        (lambda model: model.routers[0](torch.randn(2, 6)), "router routers.0 ran outside of the recorded model"),
+        (lambda model: model.routers[0](torch.randn(2, 6)), "router routers.0 ran outside the recorded model"),
         (
             lambda model: model(torch.randn(2, 3, 6), torch.ones(2, 1, 3, 3)),
             r"attention_mask is \(2, 1, 3, 3\): expected",
@@ -305,7 +305,7 @@ def test_an_error_of_the_caller_leaves_no_file_and_no_thread(tmp_path):
     assert not any(thread.name == "eplb-recorder" for thread in threading.enumerate())
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
     model = PlainModel()
     with (
         pytest.raises(InputError, match="cannot write"),
@@ -319,7 +319,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path):
         model(torch.randn(2, 3, 6))
 
 
-def test_ids_that_are_no_experts_are_refused_by_the_thread(tmp_path):
+def test_invalid_expert_ids_are_refused_by_the_thread(tmp_path):
     model = PlainModel(lambda logits: logits.topk(2, dim=-1).indices + 1)
     with pytest.raises(InputError, match=r"= 5: expected 0 <= id < 5"):
         run_twenty_passes(model, tmp_path / "a.parquet")
@@ -331,29 +331,29 @@ def test_ids_that_are_no_experts_are_refused_by_the_thread(tmp_path):
         ({}, "PlainModel has no module with children 'experts' and 'gate' or 'router': give routers"),
         ({"routers": {0: "gate"}}, "PlainModel has no module 'gate'"),
         ({"routers": {}}, "has no module"),
-        ({"routers": NAMES}, "does not say its experts and top-k: give shape"),
+        ({"routers": NAMES}, "lacks the number of experts or top-k: give shape"),
         ({"routers": NAMES, "shape": ModelShape(2, 5)}, "shape.top_k = None"),
         ({"routers": NAMES, "shape": ModelShape(1, 5, 2)}, r"shape has 1 MoE layers None: the routers are of \(3, 7\)"),
         ({"routers": NAMES, "shape": ModelShape(2, 5, 2, moe_layer_ids=(0, 1))}, r"the routers are of \(3, 7\)"),
     ],
 )
-def test_models_that_say_too_little_are_refused_at_once(words, message, tmp_path):
+def test_models_without_the_required_shape_are_refused(words, message, tmp_path):
     with pytest.raises(InputError, match=message), record(PlainModel(), tmp_path / "a.parquet", **words):
         pytest.fail("the block must not run")
 
 
-def test_two_routers_of_a_layer_have_to_be_named(tmp_path):
+def test_two_routers_of_a_layer_are_refused(tmp_path):
     block = torch.nn.ModuleDict({"experts": torch.nn.Identity(), "gate": torch.nn.Identity()})
     model = torch.nn.ModuleDict({"a": torch.nn.ModuleList([block]), "b": torch.nn.ModuleList([block])})
     twin = torch.nn.ModuleDict({"experts": torch.nn.Identity(), "gate": torch.nn.Identity()})
     model["b"][0] = twin
     with pytest.raises(InputError, match=r"routers a\.0\.gate and b\.0\.gate are both of layer 0"):
         find_routers(model)
-    with pytest.raises(InputError, match="its name does not say the layer"):
+    with pytest.raises(InputError, match="expected a layer number in its name"):
         find_routers(twin)
 
 
-def test_long_recordings_come_in_chunks(tmp_path, monkeypatch):
+def test_long_recordings_are_written_in_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("eplb_traces.recorder.recorder._IDS_PER_CHUNK", 50)  # 24 ids a pass: three passes a chunk
     model = PlainModel()
     passes = [torch.randn(2, 3, 6) for _ in range(40)]

@@ -1,4 +1,4 @@
-"""The acceptance numbers are those measured on real DeepSeek-V3 loads: see `synthetic_presets`."""
+"""Synthetic loads and traces against numbers measured on DeepSeek-V3 loads, see `synthetic.presets`."""
 
 import heapq
 
@@ -52,7 +52,7 @@ def planned_max_over_mean(planned_on, applied_to, num_devices=32, num_redundant=
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("preset", ["v3-prefill", "v3-long-prefill", "v3-decode", "v3-reasoning"])
-def test_imbalance_is_that_of_deepseek_v3(preset, seed):
+def test_imbalance_equals_that_of_deepseek_v3(preset, seed):
     load = synthesize_load(preset, seed=seed).total
     contiguous = [device_max_over_mean(load, n) for n in (8, 16, 32, 64)]
     at_random = [device_max_over_mean(shuffled(load), n) for n in (8, 16, 32, 64)]
@@ -66,7 +66,7 @@ def test_imbalance_is_that_of_deepseek_v3(preset, seed):
     assert 5.5 <= (load.max(axis=1) / load.mean(axis=1)).mean() <= 9
 
 
-def test_a_plan_ages_as_on_deepseek_v3():
+def test_a_plan_loses_balance_over_time_as_on_deepseek_v3():
     loads = {name: synthesize_load(name).total for name in ("v3-prefill", "v3-long-prefill", "v3-decode")}
     # Measured with 32 redundant experts on 32 devices: 1.01 on itself, 1.17 on shorter prompts, 1.3-1.5 across phases.
     assert planned_max_over_mean(loads["v3-prefill"], loads["v3-prefill"]) < 1.03
@@ -78,18 +78,18 @@ def test_a_plan_ages_as_on_deepseek_v3():
 @pytest.mark.parametrize(
     ("other", "correlation"), [("v3-long-prefill", 0.93), ("v3-decode", 0.72), ("v3-reasoning", 0.29)]
 )
-def test_workloads_of_one_seed_are_related(other, correlation):
+def test_workloads_of_one_seed_are_correlated(other, correlation):
     pairs = zip(synthesize_load("v3-prefill").total, synthesize_load(other).total, strict=True)
     found = np.mean([np.corrcoef(np.log(a + 1), np.log(b + 1))[0, 1] for a, b in pairs])
     assert found == pytest.approx(correlation, abs=0.06)
 
 
-def test_workloads_of_two_seeds_share_only_the_fall_over_the_index():
+def test_workloads_of_two_seeds_share_only_the_decrease_over_the_index():
     pairs = zip(synthesize_load("v2-lite").total, synthesize_load("v2-lite", seed=1).total, strict=True)
     assert abs(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])) < 0.06
 
 
-def test_group_0_is_the_hottest_in_most_layers_and_the_fall_is_smooth():
+def test_group_0_has_most_load_in_most_layers_and_the_decrease_is_smooth():
     groups = synthesize_load("v3-prefill").total.reshape(58, 8, 32).sum(axis=2)
     means = groups.mean(axis=0) / groups.mean()
     np.testing.assert_allclose(means, [1.57, 1.26, 1.04, 0.96, 0.89, 0.80, 0.75, 0.72], atol=0.17)
@@ -105,7 +105,7 @@ def test_small_models_have_their_own_imbalance(preset, expected):
     assert (load.max(axis=1) / load.mean(axis=1)).mean() == pytest.approx(expected, rel=0.2)
 
 
-def test_plain_laws_are_what_their_names_say():
+def test_uniform_zipf_and_lognormal_follow_their_laws():
     # Zipf, s = 0.7: sorted loads fall by 2^-0.7 from rank 1 to 2 and by 16^-0.7 to rank 16.
     ranked = np.sort(synthesize_load("zipf", tokens_per_window=1 << 24).total, axis=1)[:, ::-1].mean(axis=0)
     np.testing.assert_allclose(ranked[[1, 15]] / ranked[0], [2**-0.7, 16**-0.7], rtol=0.05)
@@ -113,7 +113,7 @@ def test_plain_laws_are_what_their_names_say():
     assert logs.std(axis=1).mean() == pytest.approx(0.65, abs=0.03)
 
 
-def test_windows_of_one_workload_are_alike_and_a_switch_is_a_step():
+def test_windows_of_one_workload_are_similar_and_a_switch_is_abrupt():
     load = synthesize_load("v3-switching", num_windows=8)
     names = ["v3-prefill", "v3-long-prefill", "v3-decode", "v3-reasoning"]
     assert load.labels == tuple(name for name in names for _ in range(2))
@@ -123,7 +123,7 @@ def test_windows_of_one_workload_are_alike_and_a_switch_is_a_step():
     assert cosines[::2].min() > 0.98 > cosines[1::2].max()
 
 
-def test_fewer_tokens_and_longer_sequences_mean_more_noise():
+def test_fewer_tokens_and_longer_sequences_give_more_noise():
     def spread(preset, tokens):
         load = synthesize_load(preset, num_windows=12, tokens_per_window=tokens)
         return (load.tokens.std(axis=0) / load.tokens.mean(axis=0).clip(1)).mean()
@@ -144,7 +144,7 @@ def test_every_preset_is_deterministic_and_counts_every_choice(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_makes_a_trace_inside_the_group_limit(preset):
+def test_every_preset_gives_a_trace_within_the_group_limit(preset):
     trace = synthesize_trace(preset, shape=SMALL, num_steps=8, tokens_per_step=40, seed=5)
     columns = joined(trace)
     again = joined(synthesize_trace(preset, shape=SMALL, num_steps=8, tokens_per_step=40, seed=5))
@@ -155,7 +155,7 @@ def test_every_preset_makes_a_trace_inside_the_group_limit(preset):
     assert np.bincount(columns["step"]).tolist() == [40] * 8
 
 
-def test_prefill_brings_new_requests_each_step_and_decode_goes_on_with_the_same():
+def test_prefill_starts_new_requests_each_step_and_decode_continues_them():
     prefill = joined(synthesize_trace("v3-prefill", shape=SMALL, num_steps=2, tokens_per_step=1024))
     assert np.bincount(prefill["request"]).tolist() == [512] * 4
     decode = joined(synthesize_trace("v3-decode", shape=SMALL, num_steps=3, tokens_per_step=5))

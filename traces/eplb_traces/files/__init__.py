@@ -1,1 +1,1 @@
-"""Our own file formats for loads and traces, and how a file is written whole or not at all."""
+"""File formats of eplb for loads and traces, and atomic writing."""

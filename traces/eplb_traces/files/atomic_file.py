@@ -1,4 +1,4 @@
-"""Knows how to write a file whole or not at all; knows nothing of what is in it."""
+"""Writes files atomically."""
 
 import os
 import secrets
@@ -9,22 +9,22 @@ from eplb_traces.errors import InputError
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[Path], None]) -> None:
-    """Put `content` at `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+    """Write `content` to `path` so that a reader sees either the old file or the complete new one, even after a crash.
 
-    The new file is written beside the old one, flushed to the disk and renamed over it. A link is followed: the file it
-    points to is replaced, the link stays.
+    The new file is written to the same folder, flushed to disk and renamed over the old one. If `path` is a link, the
+    file it points to is replaced.
 
     Parameters
     ----------
     path
-        Where the file shall be. Its folder has to exist.
+        The file to write. Its folder must exist.
     content
-        The bytes, or a function that writes a file at the path it is given (same folder, same suffix as `path`).
+        The bytes, or a function that writes a file to a given path (with the folder and suffix of `path`).
 
     Raises
     ------
     InputError
-        If the folder is missing or not writeable, or `path` is something else than a regular file.
+        If the folder is missing or not writeable, or `path` is not a regular file.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():

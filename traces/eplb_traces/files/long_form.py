@@ -1,4 +1,4 @@
-"""Knows a load as a table of (window, layer, expert, tokens), as CSV and Parquet hold it; knows no file."""
+"""Converts a load to a table of (window, layer, expert, tokens) and back, for CSV and Parquet."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from eplb_traces.model_shape import ModelShape
 
 LONG_FORM_COLUMNS = ("window", "layer", "expert", "tokens")
 _INDEX_COLUMNS = LONG_FORM_COLUMNS[:3]
-_LARGEST_CELL_COUNT = 1 << 30  # 8 GiB of float64: a table that asks for more has a wrong index, not a large model
+_LARGEST_CELL_COUNT = 1 << 30  # 8 GiB of float64; a larger size is caused by a wrong index
 
 
 @final
 @dataclass(frozen=True)
 class LoadFrame:
-    """What the rows of a long form do not say: the size of the load they fill."""
+    """The size, weights and labels of a load, which the rows of the table do not contain."""
 
     shape: ModelShape
     weights: tuple[float, ...]
@@ -38,19 +38,19 @@ def long_form(load: ExpertLoad) -> dict[str, NDArray[Any]]:
 
 
 def load_from_long_form(columns: Mapping[str, NDArray[Any]], frame: LoadFrame | None) -> ExpertLoad:
-    """Build a load from columns of equal length; what no row names is zero.
+    """Build a load from columns of equal length; entries without a row are zero.
 
     Parameters
     ----------
     columns
         The four columns of LONG_FORM_COLUMNS.
     frame
-        How large the load is; None: as large as the largest indices say.
+        The size of the load; None: derived from the largest indices.
 
     Raises
     ------
     InputError
-        Naming the first row whose index or count is out of place, or that repeats an earlier row.
+        Naming the first row with an invalid index or count, or that repeats an earlier row.
     """
     if frame is None and not len(columns["tokens"]):
         raise InputError("the table has no rows")
@@ -61,7 +61,7 @@ def load_from_long_form(columns: Mapping[str, NDArray[Any]], frame: LoadFrame | 
         size = (len(frame.weights), frame.shape.num_layers, frame.shape.num_experts)
         _check_limits(index, size)
     if np.prod(np.array(size, dtype=np.float64)) > _LARGEST_CELL_COUNT:
-        raise InputError(f"the indices ask for {size[0]} windows x {size[1]} layers x {size[2]} experts")
+        raise InputError(f"the indices require {size[0]} windows x {size[1]} layers x {size[2]} experts")
     _check_no_repetition(index, size)
     tokens = np.zeros(size)
     tokens[tuple(index)] = columns["tokens"]

@@ -1,8 +1,8 @@
-"""Knows eplb's own Parquet schema, for traces and for loads; alone knows pyarrow, and only inside functions.
+"""Reads and writes traces and loads as Parquet, in eplb's own schema.
 
-A trace: one row a token; ``expert_ids`` a list of L * K uint16 (layer by layer), ``step`` and ``request`` int64, and
-where known ``source_rank`` and ``domain`` int32. A load: one row for each window, layer and expert that got tokens.
-Which of the two a file is, its version and the model's shape stand as JSON in the schema's metadata.
+A trace: one row per token; ``expert_ids`` a list of L * K uint16 (layer by layer), ``step`` and ``request`` int64, and
+if known ``source_rank`` and ``domain`` int32. A load: one row for each window, layer and expert with tokens.
+The kind of the file, its version and the model's shape are stored as JSON in the schema's metadata.
 """
 
 import json
@@ -27,9 +27,7 @@ from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 TRACE_KEY = b"eplb.routing_trace"
 LOAD_KEY = b"eplb.expert_load"
 _VERSION = 1
-_IDS_PER_READ = (
-    1 << 22
-)  # 8 MB of ids: enough to make a batch's fixed costs vanish, little enough to stay near the cache
+_IDS_PER_READ = 1 << 22  # 8 MB of ids: large against a batch's fixed costs, small enough for the cache
 _IDS_PER_ROW_GROUP = 1 << 24
 _OPTIONAL_COLUMNS = ("source_rank", "domain")
 _COLUMNS = ("expert_ids", "step", "request", *_OPTIONAL_COLUMNS)
@@ -52,12 +50,12 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
 
 
 def read_parquet_trace(path: Path) -> RoutingTrace:
-    """Open a token-level trace; its rows are read, batch by batch, whenever somebody walks through it.
+    """Open a token-level trace; its rows are read batch by batch at each iteration.
 
     Raises
     ------
     InputError
-        If the file is no Parquet file, is cut short, or is Parquet of another kind.
+        If the file is not a Parquet file, is truncated, or has another schema.
     """
     header = _read_header(path, TRACE_KEY, "a token-level trace")
     shape = shape_from_json(header.fields.get("shape"), "$.shape")
@@ -69,7 +67,7 @@ def read_parquet_trace(path: Path) -> RoutingTrace:
 
 
 def read_parquet_load(path: Path) -> ExpertLoad:
-    """Read a load: one of ours with its shape, weights and labels, or any table with the long form's columns."""
+    """Read a load: written by eplb, with shape, weights and labels, or any table with the columns of the long form."""
     with _parquet_file(path) as file:
         metadata = file.schema_arrow.metadata or {}
         missing = [name for name in LONG_FORM_COLUMNS if name not in file.schema_arrow.names]
@@ -89,13 +87,13 @@ def read_parquet_load(path: Path) -> ExpertLoad:
 
 
 def holds_trace(path: Path) -> bool:
-    """Say whether a Parquet file is a token-level trace of ours."""
+    """Return whether a Parquet file is a token-level trace in eplb's schema."""
     with _parquet_file(path) as file:
         return TRACE_KEY in (file.schema_arrow.metadata or {})
 
 
 def write_parquet_trace(trace: RoutingTrace, path: str | Path) -> None:
-    """Write a trace, streaming; the file appears whole or not at all."""
+    """Write a trace as a stream, atomically."""
     import_pyarrow()
     first = next(trace.batches(), None)
     if first is None:
@@ -106,7 +104,7 @@ def write_parquet_trace(trace: RoutingTrace, path: str | Path) -> None:
 
 
 def write_parquet_load(load: ExpertLoad, path: str | Path) -> None:
-    """Write a load without loss: entries above zero as rows, the rest in the metadata."""
+    """Write a load without loss: entries above zero as rows, shape, weights and labels as metadata."""
     pyarrow, parquet = import_pyarrow()
     header = {
         "version": _VERSION,
@@ -121,7 +119,7 @@ def write_parquet_load(load: ExpertLoad, path: str | Path) -> None:
 @final
 @dataclass(frozen=True)
 class _Header:
-    """What a Parquet file says of itself before a row is read."""
+    """The metadata and schema of a Parquet file."""
 
     fields: dict[str, object]
     schema: Any
@@ -131,7 +129,7 @@ class _Header:
 @final
 @dataclass(frozen=True)
 class _ParquetBatches:
-    """The rows of a trace file as checked batches; every walk opens the file anew."""
+    """The rows of a trace file as checked batches; every iteration opens the file again."""
 
     path: Path
     shape: ModelShape
@@ -169,7 +167,7 @@ def _numbers(array: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  # pyarrow 
     """Return a numpy view, read-only, of a pyarrow array of numbers."""
     if array.null_count:
         raise InputError(f"{name} has {array.null_count} nulls: expected none")
-    dtype = np.dtype(array.type.to_pandas_dtype())  # a numpy type, whatever its name says
+    dtype = np.dtype(array.type.to_pandas_dtype())  # a numpy type in spite of the name
     if dtype.kind not in "iuf":
         raise InputError(f"column {name} is {array.type}: expected numbers")
     # Not array.to_numpy(): that imports pandas, a quarter of a second.
@@ -180,7 +178,7 @@ def _numbers(array: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  # pyarrow 
 
 @contextmanager
 def _parquet_file(path: Path) -> Iterator[Any]:
-    """Open a Parquet file; whatever pyarrow finds wrong with its bytes, then or later, is an InputError."""
+    """Open a Parquet file; errors of pyarrow, at opening or later, become InputError."""
     pyarrow, parquet = import_pyarrow()
     try:
         with parquet.ParquetFile(path) as file:
@@ -238,7 +236,7 @@ def _check_trace_columns(header: _Header, ids_per_token: int) -> None:
 
 
 def _same_type(found: Any, expected: Any) -> bool:  # noqa: ANN401  # pyarrow is untyped
-    """Compare types, but not whether a list may hold nulls: nulls are looked for where rows are read."""
+    """Compare types without nullability of list entries; nulls are checked when rows are read."""
     pyarrow, _ = import_pyarrow()
     if not (pyarrow.types.is_fixed_size_list(found) and pyarrow.types.is_fixed_size_list(expected)):
         return bool(found == expected)
@@ -246,7 +244,7 @@ def _same_type(found: Any, expected: Any) -> bool:  # noqa: ANN401  # pyarrow is
 
 
 def _stream_to(path: Path, trace: RoutingTrace, top_k: int, optional: tuple[str, ...]) -> None:
-    """Write the batches of a trace in row groups of an even size, however small or large the batches are."""
+    """Write the batches of a trace in row groups of equal size, independent of the sizes of the batches."""
     pyarrow, parquet = import_pyarrow()
     shape = shape_to_json(trace.shape) | {"top_k": top_k}
     header = {"version": _VERSION, "shape": shape, "domain_names": list(trace.domain_names)}

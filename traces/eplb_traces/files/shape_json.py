@@ -1,4 +1,4 @@
-"""Knows a ModelShape as JSON, the way our own files carry it; knows no file."""
+"""Converts a ModelShape to JSON and back, as stored in eplb's own files."""
 
 from dataclasses import asdict
 
@@ -16,7 +16,7 @@ def shape_to_json(shape: ModelShape) -> dict[str, object]:
 
 
 def shape_from_json(fields: object, place: str) -> ModelShape:
-    """Check and rebuild what `shape_to_json` gave; `place` names the JSON path in messages."""
+    """Check and decode the result of `shape_to_json`; `place` is the JSON path for error messages."""
     if not isinstance(fields, dict):
         raise InputError(f"{place} is a {type(fields).__name__}: expected an object")
     if set(fields) != _KEYS:

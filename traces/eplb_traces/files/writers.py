@@ -1,4 +1,4 @@
-"""Writing loads and traces: which suffix means which format; every file appears whole or not at all."""
+"""Writes loads and traces in the format of the file suffix; every file is written atomically."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ def write_trace(trace: RoutingTrace, path: str | Path) -> None:
 
 
 def check_trace_path(path: str | Path) -> None:
-    """Refuse a path that `write_trace` would refuse, before there is a trace.
+    """Check a path as `write_trace` does, before there is a trace.
 
     Raises
     ------
@@ -44,14 +44,14 @@ def check_trace_path(path: str | Path) -> None:
     if path.suffix.lower() != ".parquet":
         raise InputError(f"{path}: a trace is written as .parquet")
     if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
 def write_load(load: ExpertLoad, path: str | Path) -> None:
     """Write a load in the format of the suffix, a key of LOAD_WRITERS.
 
     .npz and .parquet lose nothing. .csv (long form) and .json (SGLang's ``logical_count``, dense layers restored as
-    zero rows) keep the tokens of each window; they have no place for weights and labels.
+    zero rows) store the tokens of each window, but not weights and labels.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def _write_npz(load: ExpertLoad, path: Path) -> None:
 
 
 def _write_csv(load: ExpertLoad, path: Path) -> None:
-    """Write entries above zero, and the last one whatever it is, since it alone says how large the load is."""
+    """Write entries above zero, and always the last entry, which determines the size of the load."""
     columns = [column.tolist() for column in long_form(load).values()]
     rows = list(zip(*columns, strict=True))
     last = (load.num_windows - 1, load.num_layers - 1, load.num_experts - 1)
@@ -90,25 +90,25 @@ def _write_csv(load: ExpertLoad, path: Path) -> None:
 
 
 def _write_sglang(load: ExpertLoad, path: Path) -> None:
-    _check_sglang_can_say(load, path)
+    _check_sglang_can_represent(load, path)
     counts = with_dense_layers(load)
     matrices = [[[_shortest(tokens) for tokens in row] for row in matrix] for matrix in counts.tolist()]
     logical_count = matrices[0] if len(matrices) == 1 else matrices
     atomic_write(path, json.dumps({"logical_count": logical_count}, separators=(",", ":")).encode())
 
 
-def _check_sglang_can_say(load: ExpertLoad, path: Path) -> None:
-    """Refuse a load that would read back as another one: SGLang's zero rows mean dense layers and unused steps."""
-    silent_layers = np.flatnonzero(~load.tokens.any(axis=(0, 2)))
-    silent_windows = np.flatnonzero(~load.tokens.any(axis=(1, 2)))
-    if len(silent_layers):
-        raise InputError(f"{path}: layer {silent_layers[0]} has no tokens: SGLang's format would call it dense")
-    if len(silent_windows):
-        raise InputError(f"{path}: window {silent_windows[0]} has no tokens: SGLang's format would drop it")
+def _check_sglang_can_represent(load: ExpertLoad, path: Path) -> None:
+    """Refuse a load with zero rows: in SGLang's format they mean dense layers and unused steps."""
+    empty_layers = np.flatnonzero(~load.tokens.any(axis=(0, 2)))
+    empty_windows = np.flatnonzero(~load.tokens.any(axis=(1, 2)))
+    if len(empty_layers):
+        raise InputError(f"{path}: layer {empty_layers[0]} has no tokens: SGLang's format would make it dense")
+    if len(empty_windows):
+        raise InputError(f"{path}: window {empty_windows[0]} has no tokens: SGLang's format would omit it")
 
 
 def _shortest(tokens: float) -> int | float:
-    """Return a whole number as an int, so that it is written without a point."""
+    """Return an integer value as int, so that it is written without a decimal point."""
     return int(tokens) if tokens.is_integer() else tokens
 
 

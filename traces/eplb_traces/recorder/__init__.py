@@ -1,4 +1,4 @@
-"""Records what the routers of a running torch model choose."""
+"""Records the expert choices of the routers of a running torch model."""
 
 from eplb_traces.recorder.recorder import Recording, record
 

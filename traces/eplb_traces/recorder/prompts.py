@@ -1,4 +1,4 @@
-"""Records a Hugging Face model that lies in a folder while it answers prompts; alone knows transformers."""
+"""Records the routing of a Hugging Face model while it answers prompts."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -25,11 +25,11 @@ class Answering:
     Parameters
     ----------
     max_new_tokens
-        Tokens to generate for each prompt, greedily; 0: the prompts are read only. The last one is never routed.
+        Tokens to generate per prompt, greedily; 0: prefill only. The last generated token is never routed.
     batch_size
-        Prompts of a batch.
+        Prompts per batch.
     device
-        A torch device; None: the first GPU, else the CPU.
+        A torch device; None: the first GPU if there is one, otherwise the CPU.
     """
 
     max_new_tokens: int = 64
@@ -43,17 +43,17 @@ class Answering:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Read one prompt a line; of a .jsonl, the ``prompt`` or ``text`` of each line's object, or the line's string.
+    """Read one prompt per line; in .jsonl, each line is a string or an object with ``prompt`` or ``text``.
 
     Raises
     ------
     InputError
-        If the file has no prompt, or a line that is not as said.
+        If the file has no prompt, or a line is invalid.
     """
     path = Path(path)
     with naming_place(path):
         try:
-            # Not splitlines(): strings of JSON may hold Unicode's line separators.
+            # Not splitlines(): JSON strings may contain Unicode line separators.
             lines = path.read_text(encoding="utf-8").split("\n")
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror or error}") from error
@@ -74,9 +74,9 @@ def record_prompts(
     answering: Answering,
     done: Callable[[], None] = lambda: None,
 ) -> Recording:
-    """Answer prompts with a model, and record its routing to `path`: request n is the nth prompt.
+    """Answer prompts with a model and record its routing to `path`; request n is the nth prompt.
 
-    Nothing is downloaded and no code of the model's folder is run.
+    Nothing is downloaded, and no code from the model's folder is executed.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def record_prompts(
     Raises
     ------
     InputError
-        If no trace can be written to `path`, the folder holds no model with a tokenizer, the device is not there, or
+        If no trace can be written to `path`, the folder has no model with a tokenizer, the device does not exist, or
         the model cannot be recorded.
     MissingExtraError
         If transformers or torch is not installed.
@@ -132,7 +132,7 @@ def _loaded(folder: Path, device: str | None) -> "tuple[nn.Module, PreTrainedTok
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.nn.Module.to(model, torch.device(name)), tokenizer  # from_pretrained has put it in eval mode
+        return torch.nn.Module.to(model, torch.device(name)), tokenizer  # from_pretrained sets eval mode
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r}: {error}") from error
 

@@ -1,11 +1,11 @@
-"""Records what the routers of a running torch model choose: every token, layer and pass, as a trace.
+"""Records the expert choices of a running torch model as a trace: every token, layer and pass.
 
     with record(model, "trace.parquet") as recording:
         model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), max_new_tokens=64)
 
-A pass costs two small kernels and one copy to the host that nobody waits for; a thread writes the file. How routers are
-found is said in `recorder_routers`. Hooks see eager passes only: a compiled model or a replayed CUDA graph does not run
-them, which ends with an error, not with a trace that misses something.
+A pass costs two small kernels and one asynchronous copy to the host; a thread writes the file. `recorder.routers` finds
+the routers. Hooks run in eager passes only; a compiled model or a replayed CUDA graph does not run them, and recording
+ends with an error instead of an incomplete trace.
 """
 
 import inspect
@@ -50,33 +50,33 @@ def record(
 ) -> Iterator["Recording"]:
     """Record the routing of every forward pass of `model` inside the block.
 
-    Step n is the nth pass. Every row of a batch is a request of its own, from 0 on; a pass that continues a key-value
-    cache (any transformers `Cache`) continues the requests of its rows. Tokens that a 2-D ``attention_mask`` masks are
-    left out.
+    Step n is the nth pass. Every row of a batch is one request, numbered from 0; a pass that continues a key-value
+    cache (any transformers `Cache`) continues the requests of its rows. Tokens masked by a 2-D ``attention_mask`` are
+    omitted.
 
     Parameters
     ----------
     model
-        The module that is called: its forward takes ids [B, S], hidden states [B, S, H], or either without B.
+        The module that is called; its forward takes ids [B, S] or hidden states [B, S, H], or either without B.
     path
-        The .parquet file; it appears at the end of the block, and not at all if the block raises.
+        The .parquet file; written at the end of the block, and not if the block raises.
     routers
-        {absolute layer id: dotted name of the router}, for models in which they are not found.
+        {absolute layer id: dotted name of the router}, for models in which routers are not found automatically.
     shape
-        The model, where it has no Hugging Face configuration.
+        The shape of the model, if it has no Hugging Face configuration.
     end_tokens
-        Ids that end a request: what `generate` feeds to such a row afterwards, while others go on, is left out.
+        Token ids that end a request; tokens that `generate` feeds to the row afterwards are omitted.
 
     Raises
     ------
     InputError
-        Before the block for a path that no trace can have; inside it if a pass cannot be recorded; at its end if there
-        was none, or the file cannot be written.
+        Before the block if the path is invalid; inside it if a pass cannot be recorded; at its end if there was no pass
+        or the file cannot be written.
     MissingExtraError
         If torch or pyarrow is not installed.
     """
     try:
-        import torch  # noqa: F401  # only whether it is there
+        import torch  # noqa: F401  # only to check that it is installed
     except ImportError as error:
         raise MissingExtraError("recording a model", "record") from error
     import_pyarrow()
@@ -98,7 +98,7 @@ def record(
 @final
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """A pass that is going on.
+    """A running pass.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class _Pass:
     kept
         [B * S]: True for tokens to record; None: all.
     cache
-        The key-value cache it was given; None: none.
+        The key-value cache of the pass; None: none.
     chosen
         {position of the router: [B * S, K]}, filled as the routers run.
     """
@@ -121,7 +121,7 @@ class _Pass:
 
 @final
 class Recording:
-    """A recording that goes on. `record` makes it; its properties are what a caller reads."""
+    """A running recording, created by `record`."""
 
     def __init__(
         self, model: "nn.Module", routers: tuple[Router, ...], writer: WriterThread, end_tokens: Collection[int]
@@ -138,7 +138,7 @@ class Recording:
 
     @property
     def shape(self) -> ModelShape:
-        """The model as the trace will have it."""
+        """The shape of the model, as stored in the trace."""
         return self._writer.shape
 
     @property
@@ -148,17 +148,17 @@ class Recording:
 
     @property
     def num_requests(self) -> int:
-        """Requests seen so far."""
+        """Requests recorded so far."""
         return self._tracker.num_requests
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that have reached the file so far; after the block, all of them."""
+        """Tokens written so far; all of them after the block."""
         return self._writer.num_tokens
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Listen to the model and its routers inside the block."""
+        """Register hooks on the model and its routers inside the block."""
         with ExitStack() as hooks:
             hooks.callback(self._model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             hooks.callback(self._model.register_forward_hook(self._end).remove)
@@ -167,7 +167,7 @@ class Recording:
             yield
 
     def flush(self) -> None:
-        """Hand what has been recorded to the file's thread."""
+        """Pass the recorded passes to the writer thread."""
         chunk, self._waiting, self._num_ids_waiting = self._waiting, [], 0
         if chunk:
             self._writer.put(chunk)
@@ -179,7 +179,7 @@ class Recording:
             nonlocal reader
             if self._current is None:
                 raise InputError(
-                    f"router {router.name} ran outside of the recorded model: record the one that is called"
+                    f"router {router.name} ran outside the recorded model: expected the model that is called"
                 )
             if reader is None:
                 reader = choice_reader(router, output, self.shape)
@@ -209,7 +209,7 @@ class Recording:
             self.flush()
 
     def _recorded(self, current: _Pass) -> RecordedPass:
-        """Put the choices of all layers together and start their way to the host."""
+        """Stack the choices of all layers and start their copy to the host."""
         import torch
 
         num_rows, length = current.tokens.shape[:2]
@@ -221,8 +221,8 @@ class Recording:
         choices = [current.chosen[index] for index in range(len(self._routers))]
         try:
             together = torch.stack(choices)
-        except RuntimeError:  # of several devices or sizes; the usual pass does not look at each tensor
-            together = torch.stack(self._alike(choices, num_rows * length))
+        except RuntimeError:  # several devices or sizes; the common case avoids a check of every tensor
+            together = torch.stack(self._aligned(choices, num_rows * length))
         ids = together.reshape(len(choices), -1, together.shape[-1]).to(torch.int16)
         if ids.shape[1] != num_rows * length:
             raise InputError(f"every router chose for {ids.shape[1]} tokens: the pass has {num_rows} x {length}")
@@ -230,19 +230,19 @@ class Recording:
         requests = np.repeat(current.rows.requests, length)
         return RecordedPass(self._num_steps, _to_host(ids), kept, requests, _arrival(ids.device))
 
-    def _alike(self, choices: "Sequence[Tensor]", num_tokens: int) -> "list[Tensor]":
-        """Bring choices to one device and to [T, K]."""
-        alike = [ids.reshape(-1, ids.shape[-1]).to(choices[0].device) for ids in choices]
-        for router, ids in zip(self._routers, alike, strict=True):
+    def _aligned(self, choices: "Sequence[Tensor]", num_tokens: int) -> "list[Tensor]":
+        """Move choices to one device and reshape them to [T, K]."""
+        aligned = [ids.reshape(-1, ids.shape[-1]).to(choices[0].device) for ids in choices]
+        for router, ids in zip(self._routers, aligned, strict=True):
             if ids.shape != (num_tokens, self.shape.top_k):
                 raise InputError(
                     f"router {router.name} gave {tuple(ids.shape)}: expected {num_tokens} tokens x {self.shape.top_k}"
                 )
-        return alike
+        return aligned
 
 
 def _to_host(tensor: "Tensor") -> "Tensor":
-    """Start a copy to pinned memory and return where it will be; from other devices than CUDA's, wait for it."""
+    """Start an asynchronous copy to pinned memory; for devices other than CUDA, copy synchronously."""
     import torch
 
     if tensor.device.type != "cuda":
@@ -252,7 +252,7 @@ def _to_host(tensor: "Tensor") -> "Tensor":
 
 
 def _arrival(device: "torch.device") -> "torch.cuda.Event | None":
-    """Mark the point in the device's work at which all copies so far are on the host."""
+    """Record an event that is reached when all copies so far are on the host; None for other devices than CUDA."""
     import torch
 
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Knows which request each row of a batch belongs to, from pass to pass, and which of its tokens count."""
+"""Assigns the rows of each pass to requests, and selects the tokens to record."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class Rows:
     requests
         [B]
     alive
-        [B], on the device: False after an end token; None where nobody looked.
+        [B], on the device: False after an end token; None if not checked.
     is_new
-        Whether the pass begins these requests.
+        Whether these requests start with this pass.
     """
 
     requests: NDArray[np.int64]
@@ -40,7 +40,7 @@ class Rows:
 class RequestTracker:
     """Numbers the requests.
 
-    Rows go on with the requests of the pass before where both have the same key-value cache object and it is filled.
+    Rows continue the requests of the previous pass if both passes use the same non-empty key-value cache object.
     """
 
     def __init__(self, end_tokens: Collection[int]) -> None:
@@ -59,17 +59,17 @@ class RequestTracker:
         return Rows(known.requests, self._alive(known, tokens), is_new=False)
 
     def remember(self, cache: object, rows: Rows) -> None:
-        """Keep the rows for the next pass with this cache; None is no cache."""
+        """Store the rows for the next pass with this cache; None: no cache."""
         if cache is not None:
             self._rows_of_cache[cache] = rows
 
     def _alive(self, known: Rows, tokens: "Tensor") -> "Tensor | None":
-        """Look for end tokens where single tokens are fed; more at once are another turn of the conversation."""
+        """Check for end tokens if each row has one token; several tokens start another turn of a conversation."""
         import torch
 
         if not self._end_tokens or tokens.ndim != 2 or tokens.shape[1] != 1:
             return None
-        if self._ends is None or self._ends.device != tokens.device:  # once: making it waits for the device
+        if self._ends is None or self._ends.device != tokens.device:  # created once, because that waits for the device
             self._ends = torch.tensor(self._end_tokens, device=tokens.device)
         ended = torch.isin(tokens[:, 0], self._ends)
         return ~ended if known.alive is None else known.alive & ~ended
@@ -81,7 +81,7 @@ def input_of(arguments: Mapping[str, object]) -> "Tensor":
     Raises
     ------
     InputError
-        If the forward was given no tensor of one of these forms, or of one of them without B.
+        If no argument of the forward is a tensor of these forms, with or without B.
     """
     import torch
 
@@ -101,12 +101,12 @@ def input_of(arguments: Mapping[str, object]) -> "Tensor":
 
 
 def kept_tokens(attention_mask: object, tokens: "Tensor", rows: Rows) -> "Tensor | None":
-    """Return [B * S], False for padding and for rows that have ended; None: every token counts.
+    """Return [B * S], False for padding and for rows that have ended; None: all tokens are kept.
 
     Raises
     ------
     InputError
-        If the mask is not [B, S or more]: padding cannot be told from it.
+        If the mask is not [B, S or more], so that padding is unknown.
     """
     import torch
 
@@ -122,10 +122,10 @@ def kept_tokens(attention_mask: object, tokens: "Tensor", rows: Rows) -> "Tensor
 
 
 def _is_empty(cache: object) -> bool:
-    """Say whether a cache was reset; one that keeps its length on the device is not asked, which would wait for it."""
+    """Return whether a cache was reset; False if its length is on the device, because reading it would wait."""
     length_of = getattr(cache, "get_seq_length", None)
     try:
         length = length_of() if callable(length_of) else None
-    except ValueError:  # a cache of linear attention alone has no length
+    except ValueError:  # a cache with linear attention only has no length
         return False
     return isinstance(length, int) and length == 0

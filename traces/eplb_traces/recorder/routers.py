@@ -1,12 +1,11 @@
-"""Knows where the routers of a torch model are and what their outputs mean; knows no trace and no file.
+"""Finds the routers of a torch model and reads the chosen experts from their outputs.
 
-Routers are found by structure, which has outlived every renaming of classes in transformers (4.57 to 5.23): a module
-with a child ``experts`` and a child ``gate`` or ``router`` is a MoE block, and that child is its router. A router's
-output is read by structure too: an integer tensor whose last dimension is K holds the ids (transformers 5; DeepSeek and
-gpt-oss before), whatever stands beside it. Where there is none, the only float tensor with E columns holds logits, as
-of transformers before 5, and the ids are the K largest of its softmax in float32, as those models take them; that is
-refused for routers that add a selection bias or limit groups, because their choice is another. So is an output with two
-tensors of E columns (Llama 4).
+Routers are found by structure, which is stable over all renamed classes of transformers 4.57 to 5.23: a module with a
+child ``experts`` and a child ``gate`` or ``router`` is a MoE block, and that child is its router. Outputs are read by
+structure too. An integer tensor whose last dimension is K contains the ids (transformers 5; DeepSeek and gpt-oss in
+earlier versions). Otherwise the only float tensor with E columns contains logits (transformers before 5), and the ids
+are the K largest of its softmax in float32. Logits are refused for routers with a selection bias or a group limit,
+because their choice differs, and outputs with two tensors of E columns (Llama 4) are refused.
 """
 
 import re
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 _ROUTER_NAMES = ("gate", "router")
 _BIAS_NAMES = ("correction", "expert_bias", "moe_statics")
-# The names under which Hugging Face configurations hold a number, first come first served.
+# Names of a number in Hugging Face configurations; the first one found is used.
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 
@@ -40,7 +39,7 @@ class Router:
     name
         Dotted name in the model.
     chooses_by_logits
-        Whether the K largest logits are its choice: no selection bias was seen on it or its block.
+        Whether the K largest logits are its choice: neither it nor its block has a selection bias.
     """
 
     layer_id: int
@@ -55,7 +54,7 @@ def find_routers(model: "nn.Module") -> tuple[Router, ...]:
     Raises
     ------
     InputError
-        If there are none, or a layer cannot be told from the name, or has two.
+        If there are none, a name does not contain the layer, or a layer has two.
     """
     routers = []
     for block_name, block in model.named_modules():
@@ -77,7 +76,7 @@ def named_routers(model: "nn.Module", names: Mapping[int, str]) -> tuple[Router,
     Raises
     ------
     InputError
-        If there is no such module, or no name at all.
+        If a module does not exist, or no name is given.
     """
     modules = dict(model.named_modules())
     unknown = [name for name in names.values() if name not in modules]
@@ -91,12 +90,12 @@ def named_routers(model: "nn.Module", names: Mapping[int, str]) -> tuple[Router,
 
 
 def shape_of_model(model: "nn.Module", routers: tuple[Router, ...], shape: ModelShape | None) -> ModelShape:
-    """Describe a model: `shape` where given, else its Hugging Face configuration, with the layers of the routers.
+    """Return `shape`, or the shape in the model's Hugging Face configuration, with the layer ids of the routers.
 
     Raises
     ------
     InputError
-        If neither says E and K, or `shape` contradicts the routers.
+        If E or K is unknown, or `shape` contradicts the routers.
     """
     layer_ids = tuple(router.layer_id for router in routers)
     if shape is None:
@@ -113,14 +112,14 @@ def shape_of_model(model: "nn.Module", routers: tuple[Router, ...], shape: Model
 @final
 @dataclass(frozen=True)
 class ChoiceReader:
-    """How the outputs of one router are read: settled by its first one, so that the next cost nothing but a look-up.
+    """Reads the outputs of one router; created from its first output.
 
     Parameters
     ----------
     position
-        Where in the output the tensor stands; None: the output is the tensor.
+        Position of the tensor in the output; None: the output is the tensor.
     top_k
-        0: the tensor holds ids; else it holds logits, of which the `top_k` largest are the choice.
+        0: the tensor contains ids; otherwise it contains logits, of which the `top_k` largest are the choice.
     """
 
     position: int | None
@@ -138,12 +137,12 @@ class ChoiceReader:
 
 
 def choice_reader(router: Router, output: object, shape: ModelShape) -> ChoiceReader:
-    """Find the choice in what a router returned.
+    """Find the choice in the output of a router.
 
     Raises
     ------
     InputError
-        If the output has neither ids nor, for a router that chooses by them, logits.
+        If the output contains neither ids nor, for a router that chooses by logits, logits.
     """
     import torch
 
@@ -166,12 +165,12 @@ def choice_reader(router: Router, output: object, shape: ModelShape) -> ChoiceRe
 def _layer_id(name: str) -> int:
     match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
     if match is None:
-        raise InputError(f"router {name}: its name does not say the layer: give routers")
+        raise InputError(f"router {name}: expected a layer number in its name: give routers")
     return int(match[1])
 
 
 def _has_bias(module: "nn.Module") -> bool:
-    """Say whether something in a module looks like a bias that enters the choice and not the weights."""
+    """Return whether a module has a parameter, buffer or child named like a selection bias."""
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers(), *module.named_children())]
     return any(mark in name for name in names for mark in _BIAS_NAMES)
 
@@ -190,9 +189,11 @@ def _shape_of_config(model: "nn.Module", layer_ids: tuple[int, ...]) -> ModelSha
     config = text_config() if callable(text_config) else config
     num_experts, top_k = _number(config, _NUM_EXPERTS), _number(config, _TOP_K)
     if num_experts is None or top_k is None:
-        raise InputError(f"the configuration of {type(model).__name__} does not say its experts and top-k: give shape")
+        raise InputError(
+            f"the configuration of {type(model).__name__} lacks the number of experts or top-k: give shape"
+        )
     num_groups = _number(config, ("n_group",)) or 1
-    if getattr(config, "topk_method", None) == "greedy":  # DeepSeek-V2-Lite: has groups and does not use them
+    if getattr(config, "topk_method", None) == "greedy":  # DeepSeek-V2-Lite has groups but does not use them
         num_groups = 1
     return ModelShape(
         len(layer_ids),

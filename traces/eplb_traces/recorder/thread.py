@@ -1,4 +1,4 @@
-"""Knows how recorded passes become a file while the model goes on; knows no model and no hook."""
+"""Writes recorded passes to a file in a thread while the model runs."""
 
 import queue
 import threading
@@ -26,7 +26,7 @@ _WAIT_S = 0.2
 @final
 @dataclass(frozen=True, eq=False)
 class RecordedPass:
-    """One forward pass, on the host or on its way there.
+    """One forward pass, on the host or being copied there.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class RecordedPass:
     requests
         [T]
     arrived
-        Passed when the copies are there; None: they are.
+        Reached when the copies are on the host; None: they are.
     """
 
     step: int
@@ -49,7 +49,7 @@ class RecordedPass:
 
 @final
 class WriterThread:
-    """Writes chunks of passes as they come; the file appears when `close` returns, and not at all after `abandon`."""
+    """Writes chunks of passes as they arrive; `close` creates the file, `abandon` discards it."""
 
     def __init__(self, shape: ModelShape, path: str | Path) -> None:
         self.shape = shape
@@ -62,22 +62,22 @@ class WriterThread:
         self._thread.start()
 
     def put(self, chunk: Sequence[RecordedPass]) -> None:
-        """Hand over passes; waits while the disk is behind.
+        """Queue passes for writing; waits while the queue is full.
 
         Raises
         ------
         Exception
-            Whatever ended the thread.
+            The exception that ended the thread.
         """
         self._put(chunk)
 
     def close(self) -> None:
-        """Write what is left and put the file in its place.
+        """Write the remaining passes and create the file.
 
         Raises
         ------
         Exception
-            Whatever ended the thread; InputError if there was no token.
+            The exception that ended the thread; InputError if there was no token.
         """
         self._put(None)
         self._thread.join()
@@ -85,11 +85,11 @@ class WriterThread:
             raise self._failure
 
     def abandon(self) -> None:
-        """Leave no file."""
+        """Stop without creating a file."""
         self._abandoned = True
         try:
             self._put(None)
-        except Exception:  # what ended the thread no longer matters
+        except Exception:  # the thread has already ended
             return
         self._thread.join()
 
@@ -109,7 +109,7 @@ class WriterThread:
             if first is None:
                 raise InputError("nothing was recorded: no forward pass of the model had a token")
             write_trace(RoutingTrace(self.shape, _Arriving(first, batches)), self._path)
-        except Exception as error:  # raised again in the thread that records
+        except Exception as error:  # raised again by `put` or `close`
             self._failure = error
 
     def _batches(self) -> Iterator[TokenBatch]:
@@ -125,7 +125,7 @@ class WriterThread:
 @final
 @dataclass(frozen=True, eq=False)
 class _Arriving:
-    """Batches of which the first may be looked at beforehand; the rest can be walked through once."""
+    """Batches that arrive over time; the first is available, the rest can be iterated once."""
 
     first: TokenBatch
     rest: Iterator[TokenBatch]

@@ -1,4 +1,4 @@
-"""Small real traces that come with the package; README.md beside them says where each is from."""
+"""Small real traces shipped with the package; their origin is described in README.md of this folder."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ SAMPLES = ("moe-435m.parquet", "moe-435m-windows.npz")
 
 
 def sample_path(name: str) -> Path:
-    """Return where a sample lies.
+    """Return the path of a sample.
 
     Raises
     ------
     InputError
-        If `name` is none of SAMPLES.
+        If `name` is not in SAMPLES.
     """
     if name not in SAMPLES:
         raise InputError(f"sample {name!r} is unknown: expected one of {', '.join(SAMPLES)}")

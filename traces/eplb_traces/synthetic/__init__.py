@@ -1,1 +1,1 @@
-"""Synthetic loads and traces with the statistics of real ones."""
+"""Generates synthetic loads and traces with the statistics of recorded ones."""

@@ -1,4 +1,4 @@
-"""Knows the statistics that synthetic traffic is drawn with, and where each number comes from; draws nothing.
+"""Statistics of synthetic workloads, with the source of each number.
 
 The numbers were measured on published loads of DeepSeek-V3 (SGLang team, sgl-project/sglang#6017; GPQA and AIME25
 recordings of johanna-rock/moe-balance), DeepSeek-V2-Lite (deepseek-ai/ESFT), gpt-oss-20b and OLMoE (allenai).
@@ -12,14 +12,14 @@ from eplb_traces.model_shape import ModelShape
 
 
 class Phase(StrEnum):
-    """How the tokens of a step belong together: whole sequences, or one token of each running request."""
+    """Whether a step contains whole sequences or one token of each running request."""
 
     PREFILL = "prefill"
     DECODE = "decode"
 
 
 class Law(StrEnum):
-    """How the rates of a layer's experts are spread."""
+    """Distribution of the rates of a layer's experts."""
 
     LOGNORMAL = "lognormal"
     ZIPF = "zipf"
@@ -29,32 +29,32 @@ class Law(StrEnum):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The statistics of one stationary stream of traffic.
+    """The statistics of one stationary workload.
 
     Parameters
     ----------
     name
-        Seeds what is this workload's own.
+        Part of the seed of this workload.
     domain
-        Workloads of one domain share most of which experts are hot; across domains little is shared.
+        Workloads of one domain have mostly the same experts with high rates; different domains share little.
     phase
-        Workloads of one phase share more than those of two.
+        Workloads of one phase share more than those of different phases.
     sigma
         Standard deviation of ln(rate) inside an expert group (lognormal), or the exponent s (Zipf).
     cold_side
-        Factor on the deviations below the mean: above 1 makes a tail of cold experts.
+        Factor on deviations below the mean; above 1 gives a tail of rarely used experts.
     outlier
-        How much further than lognormal the hottest experts of a layer lie out; 0: not at all.
+        Extra deviation of the experts with the highest rates beyond lognormal; 0: none.
     layer_spread
         Standard deviation of ln(sigma) over layers.
     group_sigma
-        Standard deviation of an expert group's own ln(rate); 0 without group effect.
+        Standard deviation of ln(rate) of expert groups; 0: no group effect.
     index_slope
-        How steeply ln(rate) falls with the expert's index, as ``-slope * ln(x + 0.06)`` for x in (0, 1).
+        Slope by which ln(rate) decreases with the expert's index: ``-slope * ln(x + 0.06)`` for x in (0, 1).
     concentration
         Dirichlet concentration of a sequence around the workload's rates.
     tokens_per_sequence
-        Tokens that share a sequence's rates.
+        Tokens of a sequence, which share its rates.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Workload:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A model and what runs on it: the workloads follow each other in equal parts of the time, each switch a step."""
+    """A model and its workloads, which follow each other in equal parts of the time."""
 
     shape: ModelShape
     workloads: tuple[Workload, ...]
@@ -142,6 +142,8 @@ PRESETS: dict[str, Preset] = {
         shape=_V3, workloads=(Workload(name="zipf", law=Law.ZIPF, sigma=0.7),), summary="Zipf rates, s = 0.7, shuffled"
     ),
     "uniform": Preset(
-        shape=_V3, workloads=(Workload(name="uniform", law=Law.UNIFORM, sigma=0.0),), summary="every expert alike"
+        shape=_V3,
+        workloads=(Workload(name="uniform", law=Law.UNIFORM, sigma=0.0),),
+        summary="equal rates",
     ),
 }

@@ -1,7 +1,7 @@
-"""Knows how a workload's statistics become a rate for every expert; knows no tokens.
+"""Draws a rate for every expert from the statistics of a workload.
 
-What workloads have in common is drawn from a seed of its own, so that two workloads made apart, with the same seed and
-model, are as alike as they were measured to be: ln(rate) correlates 0.93 between prompts of 512 and of 2,048 tokens,
+The parts that workloads share are drawn from separate seeds, so that workloads generated separately with the same seed
+and model have the measured similarity: ln(rate) correlates 0.93 between prompts of 512 and of 2,048 tokens,
 0.72 between prefill and decode, 0.1 to 0.3 between domains.
 """
 
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.synthetic.presets import Law, Workload
 
-# Shares of the variance of ln(rate) that two workloads have in common. Inside a group: all of them, those of a domain,
-# those of a domain and phase; the rest is a workload's own. Of the group effect: all of them; it hardly moves.
+# Shares of the variance of ln(rate) that workloads have in common. Inside a group: all workloads, those of a domain,
+# those of a domain and phase; the rest is individual. Group effect: all workloads; it hardly differs.
 _SHARED_BY_ALL = 0.05
 _SHARED_BY_DOMAIN = 0.58
 _SHARED_BY_PHASE = 0.31
 _GROUP_SHARED_BY_ALL = 0.92
 _OUTLIER_FROM = 1.8  # standard deviations: 4 % of the experts, 9 of 256
-_OUTLIER_RANGE = 1.0  # beyond it an outlier lies no further out, or the one hottest of all layers gets too far
-_STEEP_START = 0.06  # the smaller, the more of the fall happens in the first experts
+_OUTLIER_RANGE = 1.0  # upper limit of the extra deviation, so that the maximum over all layers stays realistic
+_STEEP_START = 0.06  # a smaller value concentrates the decrease on the first experts
 
 
 def expert_rates(workload: Workload, shape: ModelShape, seed: int) -> NDArray[np.float64]:
-    """Draw the share of each expert in its layer's choices: [L, E], rows sum to 1."""
+    """Draw the share of each expert in the choices of its layer: [L, E], rows sum to 1."""
     if workload.law is Law.UNIFORM:
         return np.full((shape.num_layers, shape.num_experts), 1 / shape.num_experts)
     if workload.law is Law.ZIPF:
@@ -38,12 +38,12 @@ def expert_rates(workload: Workload, shape: ModelShape, seed: int) -> NDArray[np
 
 
 def stream(seed: int, *names: str) -> np.random.Generator:
-    """Make the generator of one named part of the randomness: what others draw does not move it."""
+    """Return an independent random generator for the given names."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
 def _log_rates(workload: Workload, shape: ModelShape, seed: int) -> NDArray[np.float64]:
-    """Draw ln(rate) up to a constant: spread inside groups, group effect, fall over the index; [L, E]."""
+    """Draw ln(rate) up to a constant: spread inside groups, group effect, decrease over the index; [L, E]."""
     within = _deviation(workload, shape, seed)
     hot = within + workload.outlier * np.clip(within - _OUTLIER_FROM, 0, _OUTLIER_RANGE)
     skewed = np.where(within > 0, hot, workload.cold_side * within)
@@ -53,15 +53,15 @@ def _log_rates(workload: Workload, shape: ModelShape, seed: int) -> NDArray[np.f
     group = np.sqrt(_GROUP_SHARED_BY_ALL) * stream(seed, "group").standard_normal(size)
     group += np.sqrt(1 - _GROUP_SHARED_BY_ALL) * stream(seed, "group", workload.name).standard_normal(size)
     index = (np.arange(shape.num_experts) + 0.5) / shape.num_experts
-    fall = -workload.index_slope * np.log(index + _STEEP_START)
+    decrease = -workload.index_slope * np.log(index + _STEEP_START)
     log_rates: NDArray[np.float64] = (
-        sigma * skewed + np.repeat(workload.group_sigma * group, shape.experts_per_group, axis=1) + fall
+        sigma * skewed + np.repeat(workload.group_sigma * group, shape.experts_per_group, axis=1) + decrease
     )
     return log_rates
 
 
 def _deviation(workload: Workload, shape: ModelShape, seed: int) -> NDArray[np.float64]:
-    """Draw a standard normal [L, E], correlated with the workloads that share domain or phase."""
+    """Draw a standard normal [L, E], correlated with workloads of the same domain or phase."""
     parts = (
         (_SHARED_BY_ALL, stream(seed, "all")),
         (_SHARED_BY_DOMAIN, stream(seed, "domain", workload.domain)),
@@ -75,6 +75,6 @@ def _deviation(workload: Workload, shape: ModelShape, seed: int) -> NDArray[np.f
 
 
 def _order(workload: Workload, shape: ModelShape, seed: int) -> NDArray[np.int64]:
-    """Rank of each expert in its layer, the hottest 0, shuffled: [L, E]."""
+    """Rank of each expert in its layer, 0 for the highest rate, shuffled: [L, E]."""
     ranks = np.tile(np.arange(shape.num_experts), (shape.num_layers, 1))
     return stream(seed, "order", workload.name).permuted(ranks, axis=1)

@@ -1,7 +1,7 @@
-"""Synthetic traffic with the statistics of real traffic: loads by window, and token-level traces.
+"""Generates synthetic loads by window and token-level traces.
 
-Deterministic: the same arguments and seed give the same bytes, and workloads of one seed resemble each other as the
-real ones do (see `synthetic_rates`). The presets stand in the table PRESETS.
+Deterministic: equal arguments and seeds give equal bytes. Workloads of one seed have the measured similarity (see
+`rates`). The presets are in the table PRESETS.
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ def synthesize_load(
 ) -> ExpertLoad:
     """Draw tokens per expert, window by window.
 
-    A window's rates are those of its workload, shaken by the sequences it holds (Dirichlet: the mean of n sequences of
-    concentration c varies like one draw of concentration (c + 1) n - 1), and its counts are a multinomial draw.
+    The rates of a window vary around those of its workload because of its sequences (Dirichlet: the mean of n sequences
+    of concentration c varies like one draw of concentration (c + 1) n - 1). Its counts are a multinomial draw.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ def synthesize_load(
     shape
         The model; None: the preset's.
     num_windows
-        Windows; a preset of several workloads gives each an equal run of them, and the labels say which.
+        Number of windows; several workloads of a preset get equal runs of windows, and are named in the labels.
     tokens_per_window
-        Tokens of a window; each layer gets top_k times as many choices.
+        Tokens per window; each layer gets top_k times as many choices.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def synthesize_trace(
     tokens_per_step: int = 1024,
     seed: int = 0,
 ) -> RoutingTrace:
-    """Draw the choices of single tokens, step by step, with the model's group limit, lag-1 reuse and co-activation.
+    """Draw the choices of single tokens, step by step, with group limit, lag-1 reuse and co-activation.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ def synthesize_trace(
     shape
         The model; None: the preset's.
     num_steps
-        Engine steps; a preset of several workloads gives each an equal run of them.
+        Engine steps; several workloads of a preset get equal runs of steps.
     tokens_per_step
-        Tokens of a step: new sequences each step in prefill, one token of each running request in decode.
+        Tokens per step: new sequences at each step in prefill, one token of each running request in decode.
 
     Raises
     ------

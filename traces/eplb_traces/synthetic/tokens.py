@@ -1,10 +1,10 @@
-"""Knows how single tokens choose experts, given the rates of a workload; knows no counts.
+"""Draws the experts of single tokens, given the rates of a workload.
 
-A token's score for an expert is ln(rate) + what its sequence prefers + what it is about + Gumbel noise. The noise alone
-makes the k best a draw without replacement in proportion to the rates. What a token is about, its topic, wanders along
-the sequence: that makes neighbouring tokens reuse experts (2.3 times chance from one token to the next on
-DeepSeek-V2-Lite and gpt-oss) and experts that like the same topics work together. Group limits are applied as
-DeepSeek-V3 does: the groups with the best sum of two scores, then the best experts inside (DeepSeek-V3 report, 2.1.2).
+A token's score for an expert is ln(rate) + preference of its sequence + topic term + Gumbel noise. With noise alone the
+k best are a draw without replacement in proportion to the rates. The topic of a token is a random walk along the
+sequence, which gives reuse of experts by neighbouring tokens (2.3 times chance from one token to the next on
+DeepSeek-V2-Lite and gpt-oss) and co-activation of experts with similar topics. Group limits are applied as in
+DeepSeek-V3: the groups with the largest sum of two scores, then the best experts inside (DeepSeek-V3 report, 2.1.2).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from eplb_traces.synthetic.presets import Phase, Workload
 from eplb_traces.synthetic.rates import expert_rates, stream
 
 _TOPIC_DIMENSIONS = 4
-_TOPIC_STRENGTH = 1.8  # how far the topic moves a score, in units of the score
+_TOPIC_STRENGTH = 1.8  # weight of the topic term in a score
 _TOPIC_PERSISTENCE = 0.75  # correlation of the topics of neighbouring tokens
 
 
 @final
 @dataclass(frozen=True)
 class _Rows:
-    """Where the tokens of one step belong, and what they are about.
+    """Requests, sequences and topics of the tokens of one step.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class _Rows:
     sequence
         [t] index into `preferences`.
     preferences
-        [S, L, E] ln of what each sequence adds to the rates.
+        [S, L, E] preference of each sequence, added to ln(rate).
     topic
         [t, D] standard normal.
     """
@@ -50,9 +50,9 @@ class _Rows:
 def step_batches(
     workload_of_step: Sequence[Workload], shape: ModelShape, tokens_per_step: int, seed: int
 ) -> Iterator[TokenBatch]:
-    """Draw one batch a step."""
+    """Draw one batch per step."""
     generator = stream(seed, "tokens", *(workload.name for workload in workload_of_step[:1]))
-    tastes = _tastes(shape, seed)
+    expert_topics = _expert_topics(shape, seed)
     workload: Workload | None = None
     rows: _Rows | None = None
     log_rates = np.zeros((shape.num_layers, shape.num_experts))
@@ -66,16 +66,16 @@ def step_batches(
             first_request = int(rows.request[-1]) + 1
         else:
             rows = _next_tokens(rows, generator)
-        expert_ids = _choices(log_rates, rows, tastes, shape, generator)
+        expert_ids = _choices(log_rates, rows, expert_topics, shape, generator)
         yield TokenBatch(shape, expert_ids, np.full(tokens_per_step, step), rows.request)
 
 
-def _tastes(shape: ModelShape, seed: int) -> NDArray[np.float32]:
-    """Draw what topic each expert likes: unit vectors [L, D, E]."""
+def _expert_topics(shape: ModelShape, seed: int) -> NDArray[np.float32]:
+    """Draw the topic of each expert: unit vectors [L, D, E]."""
     size = (shape.num_layers, _TOPIC_DIMENSIONS, shape.num_experts)
-    tastes: NDArray[np.float32] = stream(seed, "tastes").standard_normal(size, dtype=np.float32)
-    tastes /= np.linalg.norm(tastes, axis=1, keepdims=True)
-    return tastes
+    topics: NDArray[np.float32] = stream(seed, "tastes").standard_normal(size, dtype=np.float32)
+    topics /= np.linalg.norm(topics, axis=1, keepdims=True)
+    return topics
 
 
 def _new_rows(
@@ -85,11 +85,11 @@ def _new_rows(
     first_request: int,
     generator: np.random.Generator,
 ) -> _Rows:
-    """Begin new sequences: whole ones in prefill, the first token of each in decode."""
+    """Start new sequences: whole sequences in prefill, the first token of each in decode."""
     length = min(workload.tokens_per_sequence, num_tokens) if workload.phase is Phase.PREFILL else 1
     sequence = np.arange(num_tokens) // length
     num_sequences = int(sequence[-1]) + 1
-    # A Dirichlet draw around the rates, up to a factor: a gamma of each rate. Seen from the rates, in logarithms.
+    # A Dirichlet draw around the rates, up to a factor: one gamma draw per rate, as logarithm relative to the rate.
     expected = (workload.concentration * np.exp(log_rates)).astype(np.float32)
     preferences: NDArray[np.float32] = generator.standard_gamma(
         expected, (num_sequences, *log_rates.shape), dtype=np.float32
@@ -99,18 +99,18 @@ def _new_rows(
     topic = np.empty((num_sequences, length, _TOPIC_DIMENSIONS), dtype=np.float32)
     topic[:, 0] = generator.standard_normal(topic[:, 0].shape)
     for position in range(1, length):
-        topic[:, position] = _wander(topic[:, position - 1], generator)
+        topic[:, position] = _next_topic(topic[:, position - 1], generator)
     topic_of_token = topic.reshape(-1, _TOPIC_DIMENSIONS)[:num_tokens]
     return _Rows(first_request + sequence, sequence, preferences, topic_of_token)
 
 
 def _next_tokens(rows: _Rows, generator: np.random.Generator) -> _Rows:
     """Decode one more token of every running request."""
-    return _Rows(rows.request, rows.sequence, rows.preferences, _wander(rows.topic, generator))
+    return _Rows(rows.request, rows.sequence, rows.preferences, _next_topic(rows.topic, generator))
 
 
-def _wander(topic: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-    """Move topics by one token, standard normal before and after."""
+def _next_topic(topic: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+    """Advance topics by one token; the distribution stays standard normal."""
     noise = generator.standard_normal(topic.shape, dtype=np.float32)
     moved: NDArray[np.float32] = topic * np.float32(_TOPIC_PERSISTENCE)
     moved += noise * np.float32(np.sqrt(1 - _TOPIC_PERSISTENCE**2))
@@ -120,11 +120,11 @@ def _wander(topic: NDArray[np.float32], generator: np.random.Generator) -> NDArr
 def _choices(
     log_rates: NDArray[np.float64],
     rows: _Rows,
-    tastes: NDArray[np.float32],
+    expert_topics: NDArray[np.float32],
     shape: ModelShape,
     generator: np.random.Generator,
 ) -> NDArray[np.uint16]:
-    """Choose the experts of every token: [t, L, K] of `log_rates` [L, E] and `tastes` [L, D, E]."""
+    """Choose the experts of every token: [t, L, K] of `log_rates` [L, E] and `expert_topics` [L, D, E]."""
     top_k = shape.top_k or 1
     chosen = np.empty((len(rows.topic), shape.num_layers, top_k), dtype=np.uint16)
     for layer in range(shape.num_layers):
@@ -132,7 +132,7 @@ def _choices(
         np.log(np.maximum(scores, np.finfo(np.float32).tiny, out=scores), out=scores)
         np.subtract(rows.preferences[rows.sequence, layer], scores, out=scores)  # minus ln of exponential: Gumbel noise
         scores += log_rates[layer].astype(np.float32)
-        scores += np.float32(_TOPIC_STRENGTH) * (rows.topic @ tastes[layer])
+        scores += np.float32(_TOPIC_STRENGTH) * (rows.topic @ expert_topics[layer])
         if shape.top_k_groups is not None and shape.top_k_groups < shape.num_expert_groups:
             _limit_groups(scores, shape)
         chosen[:, layer] = np.argpartition(scores, -top_k, axis=1)[:, -top_k:]
@@ -140,7 +140,7 @@ def _choices(
 
 
 def _limit_groups(scores: NDArray[np.float32], shape: ModelShape) -> None:
-    """Put the experts outside the best groups out of reach, in place."""
+    """Set the scores of experts outside the best groups to -inf, in place."""
     by_group = scores.reshape(len(scores), shape.num_expert_groups, shape.experts_per_group)
     group_scores = np.partition(by_group, -min(2, shape.experts_per_group), axis=2)[:, :, -2:].sum(axis=2)
     num_left_out = shape.num_expert_groups - (shape.top_k_groups or shape.num_expert_groups)
