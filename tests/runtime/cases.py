@@ -38,7 +38,7 @@ class Case:
 
 
 def make_case(seed: int) -> Case:
-    """Shapes, empty slots, co-located replicas, masked choices, empty ranks, one token, all to one expert: by the seed."""
+    """Shapes, empty slots, co-located replicas, masked choices, empty ranks, one token, all to one expert, by seed."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     num_nodes, ranks_per_node = int(rng.integers(1, 3)), int(rng.integers(2, 5))

@@ -241,12 +241,12 @@ def test_weights_of_other_sizes_are_refused():
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "expected a safetensors file, or a folder with some"),
+        ({}, "expected a safetensors file or a folder of them"),
         ({"model.safetensors": "no"}, "model.safetensors: not a safetensors file"),
         ({"model.safetensors.index.json": "{}"}, "expected an object weight_map"),
         (
             {"model.safetensors.index.json": '{"weight_map": {"a": "b.safetensors"}}'},
-            "names b.safetensors, which is not",
+            "the file b.safetensors named in weight_map does not exist",
         ),
     ],
 )
