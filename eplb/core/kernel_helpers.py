@@ -4,6 +4,7 @@ Nothing here is an entry point: Python code calls a kernel, and the kernel calls
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
 from eplb_traces.jit import helper
@@ -101,3 +102,19 @@ def sum_of_powers(row: Floats, doublings: int) -> float:
         s2 += power(row[t + 2], doublings)
         s3 += power(row[t + 3], doublings)
     return (s0 + s1) + (s2 + s3)
+
+
+@helper
+def fetches_to_add(held: NDArray[np.int16], held_before: NDArray[np.int16], expert: int, rank: int) -> int:
+    """Fetches that one more replica of the expert on the rank costs: 1 if neither map has one there, else 0.
+
+    `held` and `held_before` [E + 1, R] count the replicas of an expert on a rank, now and in the live placement; id E
+    stands for an empty slot, which the live placement counts as held everywhere.
+    """
+    return 1 if held_before[expert, rank] == 0 and held[expert, rank] == 0 else 0
+
+
+@helper
+def fetches_saved(held: NDArray[np.int16], held_before: NDArray[np.int16], expert: int, rank: int) -> int:
+    """Fetches saved when a replica of the expert leaves the rank: 1 if it is the last that was fetched, else 0."""
+    return 1 if held_before[expert, rank] == 0 and held[expert, rank] == 1 else 0

@@ -22,6 +22,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import PlacementError, VerificationError
@@ -125,8 +126,7 @@ class Migration:
         hop = np.empty(shape, np.int8)
         schedule_layers(
             before.physical_to_logical_map, after.physical_to_logical_map, before.num_experts,
-            topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64),
-            topology.node_of_rank.astype(np.int64), source, hop, batch,
+            topology.rank_first_slot, topology.rank_of_slot, topology.node_of_rank, source, hop, batch,
         )  # fmt: skip
         layer, slot = np.nonzero(_changed(before, after))
         return cls(
@@ -140,17 +140,17 @@ class Migration:
         return self.before.topology
 
     @cached_property
-    def expert(self) -> NDArray[np.int32]:
+    def expert(self) -> Map:
         """[M] logical expert that is copied."""
         return self.after.physical_to_logical_map[self.layer, self.slot]
 
     @cached_property
-    def rank(self) -> NDArray[np.int32]:
+    def rank(self) -> Ints:
         """[M] rank whose slot is filled."""
         return self.topology.rank_of_slot[self.slot]
 
     @cached_property
-    def source_rank(self) -> NDArray[np.int32]:
+    def source_rank(self) -> Ints:
         """[M] rank that the expert comes from."""
         return self.topology.rank_of_slot[self.source_slot]
 
@@ -174,21 +174,21 @@ class Migration:
         return int(np.count_nonzero(self.hop == hop))
 
     @cached_property
-    def moved_copies_by_layer(self) -> NDArray[np.int64]:
+    def moved_copies_by_layer(self) -> Ints:
         """[L] experts fetched from another rank."""
         return np.bincount(self.layer[self.hop != Hop.SAME_RANK], minlength=self.before.num_layers)
 
     @cached_property
-    def link_bytes(self) -> NDArray[np.float64]:
+    def link_bytes(self) -> Floats:
         """[R, R] bytes from each rank (row) to each other rank (column); 0 on the diagonal."""
         num_ranks = self.topology.num_ranks
         crossing = self.hop != Hop.SAME_RANK
-        link = self.source_rank[crossing].astype(np.int64) * num_ranks + self.rank[crossing]
-        copies: NDArray[np.int64] = np.bincount(link, minlength=num_ranks**2).reshape(num_ranks, num_ranks)
+        link = self.source_rank[crossing] * num_ranks + self.rank[crossing]
+        copies: Ints = np.bincount(link, minlength=num_ranks**2).reshape(num_ranks, num_ranks)
         return np.multiply(copies, self.expert_bytes, dtype=np.float64)
 
     @cached_property
-    def num_batches_by_layer(self) -> NDArray[np.int64]:
+    def num_batches_by_layer(self) -> Ints:
         """[L] batches; 0 for a layer in which nothing crosses ranks."""
         batches = np.zeros(self.before.num_layers, np.int64)
         np.maximum.at(batches, self.layer, self.batch + 1)
@@ -207,7 +207,7 @@ class Migration:
         return int(np.bincount(self.layer.astype(np.int64) * self.topology.num_ranks + self.rank).max())
 
     @cached_property
-    def transfer_s_by_layer(self) -> NDArray[np.float64]:
+    def transfer_s_by_layer(self) -> Floats:
         """[L] seconds that the batches of each layer take.
 
         A batch takes as long as its slowest copy: `expert_bytes` over the bandwidth of a rank inside a node or between
@@ -302,9 +302,7 @@ def simulate(migration: Migration) -> int:
     return fewest
 
 
-def _run_batch(
-    migration: Migration, copies: NDArray[np.int64], live: NDArray[np.int32], staged: dict[int, int]
-) -> None:
+def _run_batch(migration: Migration, copies: Ints, live: Map, staged: dict[int, int]) -> None:
     for name, ranks in (("sends", migration.source_rank[copies]), ("receives", migration.rank[copies])):
         if np.unique(ranks).size < ranks.size:
             raise VerificationError(f"copies {copies.tolist()} of one batch: a rank {name} more than one")
@@ -315,7 +313,7 @@ def _run_batch(
         staged[int(migration.slot[i])] = expert
 
 
-def _least_alive(live: NDArray[np.int32], migration: Migration, place: str) -> int:
+def _least_alive(live: Map, migration: Migration, place: str) -> int:
     count = np.bincount(live[live != EMPTY_SLOT], minlength=migration.before.num_experts)
     if count.min() == 0:
         raise VerificationError(f"{place}: expert {int(count.argmin())} has no live copy")
@@ -343,8 +341,6 @@ def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -
         raise PlacementError("replica_weights: ranks of a placement with weights are not renamed")
     from scipy.optimize import linear_sum_assignment
 
-    from eplb.core.migration_kernel import keep_slots
-
     first_slot = topology.rank_first_slot
     alike = np.equal.outer(topology.rank_num_slots, topology.rank_num_slots)
     alike &= np.equal.outer(topology.relative_speed, topology.relative_speed)
@@ -358,11 +354,26 @@ def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -
                 to, source = first_slot[start + name], first_slot[start + rank]
                 end = first_slot[start + rank + 1]
                 renamed[layer, to : to + end - source] = after.physical_to_logical_map[layer, source:end]
-    keep_slots(before.physical_to_logical_map, renamed, first_slot.copy())
+    keep_slots(before.physical_to_logical_map, renamed, first_slot)
     return Placement(renamed, after.num_experts, after.topology)
 
 
-def _holds(placement: Placement, layer: int) -> NDArray[np.float64]:
+def keep_slots(old: Map, new: Map, first_slot: Ints) -> None:
+    """Reorder the slots of each rank in `new`, in place, so that an expert that the rank had stays in its slot.
+
+    Parameters
+    ----------
+    old, new
+        [L, P] maps, -1 in empty slots.
+    first_slot
+        [R + 1] first slot of each rank, then P.
+    """
+    from eplb.core.migration_kernel import reorder_slots
+
+    reorder_slots(old, new, first_slot)
+
+
+def _holds(placement: Placement, layer: int) -> Floats:
     """[R, E] one where the rank holds the expert."""
     held = np.zeros((placement.topology.num_ranks, placement.num_experts + 1))
     held[placement.topology.rank_of_slot, placement.physical_to_logical_map[layer]] = 1.0  # holes: the last column
@@ -386,6 +397,6 @@ def _changed(before: Placement, after: Placement) -> NDArray[np.bool_]:
     return (before.physical_to_logical_map != new) & (new != EMPTY_SLOT)
 
 
-def _hops(topology: Topology, source_rank: NDArray[np.int32], rank: NDArray[np.int32]) -> NDArray[np.int64]:
+def _hops(topology: Topology, source_rank: Ints, rank: Ints) -> Ints:
     near = topology.node_of_rank[source_rank] == topology.node_of_rank[rank]
     return np.where(source_rank == rank, int(Hop.SAME_RANK), np.where(near, int(Hop.SAME_NODE), int(Hop.OTHER_NODE)))

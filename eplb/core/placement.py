@@ -165,11 +165,9 @@ class Placement:
     @cached_property
     def duplicate_slots(self) -> NDArray[np.bool_]:
         """[L, P] whether an earlier slot of the same rank already holds the slot's expert."""
-        rank_of_slot = self.topology.rank_of_slot.astype(np.int64)
         layer = np.arange(self.num_layers, dtype=np.int64)[:, None]
-        key = (
-            (layer * self.topology.num_ranks + rank_of_slot) * (self.num_experts + 1) + self.physical_to_logical_map + 1
-        )
+        place = layer * self.topology.num_ranks + self.topology.rank_of_slot
+        key = place * (self.num_experts + 1) + self.physical_to_logical_map + 1
         _, first = np.unique(key.reshape(-1), return_index=True)
         duplicate = np.ones(key.size, dtype=np.bool_)
         duplicate[first] = False

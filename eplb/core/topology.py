@@ -1,4 +1,4 @@
-"""Knows nodes, ranks and slots and how fast they are; knows no experts."""
+"""Describes the machine that a plan is made for: nodes, ranks, slots, speeds and bandwidths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -124,14 +124,14 @@ class Topology:
         return _frozen(np.concatenate([np.zeros(1, np.int64), np.cumsum(self.rank_num_slots)]))
 
     @cached_property
-    def rank_of_slot(self) -> NDArray[np.int32]:
+    def rank_of_slot(self) -> NDArray[np.int64]:
         """[P] rank that holds each slot."""
-        return _frozen(np.repeat(np.arange(self.num_ranks, dtype=np.int32), self.rank_num_slots))
+        return _frozen(np.repeat(np.arange(self.num_ranks), self.rank_num_slots))
 
     @cached_property
-    def node_of_rank(self) -> NDArray[np.int32]:
+    def node_of_rank(self) -> NDArray[np.int64]:
         """[R] node of each rank."""
-        return _frozen(np.repeat(np.arange(self.num_nodes, dtype=np.int32), self.ranks_per_node))
+        return _frozen(np.repeat(np.arange(self.num_nodes), self.ranks_per_node))
 
     @cached_property
     def relative_speed(self) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ _SWEEPS = 4
 
 
 def split_counts(
-    tokens: NDArray[np.int64], log2phy: NDArray[np.int32], rank_of_slot: NDArray[np.int32]
+    tokens: NDArray[np.int64], log2phy: NDArray[np.int32], rank_of_slot: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Split every expert's tokens over its slots, least loaded ranks first.
 

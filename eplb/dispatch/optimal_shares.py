@@ -4,6 +4,7 @@ A runtime that uses one split for the whole plan takes `weighted_placement`; one
 counts reaches `online_busiest`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -46,25 +47,8 @@ def best_split(placement: Placement, tokens: Floats) -> BestSplit:
     The optimum is the densest set of ranks (MicroMoE, equation 3); see `optimal_shares_kernel`. Exact, deterministic;
     tens of microseconds a layer at 256 experts on 32 ranks.
     """
-    from eplb.dispatch.optimal_shares_kernel import split_layers
-
-    placement.check_model(ModelShape(*tokens.shape))
-    topology = placement.topology
-    busiest, slot_load = np.empty(placement.num_layers), np.empty(placement.physical_to_logical_map.shape)
-    first_slot, speed = np.array(topology.rank_first_slot), np.array(topology.relative_speed)
-
-    def work(layers: slice) -> None:
-        split_layers(
-            tokens[layers],
-            placement.physical_to_logical_map[layers],
-            first_slot,
-            speed,
-            busiest[layers],
-            slot_load[layers],
-        )
-
-    for_layer_chunks(work, placement.num_layers)
-    return BestSplit(busiest, slot_load)
+    busiest, slot_load = _split_windows(placement, tokens[None])
+    return BestSplit(busiest[0], slot_load)
 
 
 def weighted_placement(placement: Placement, load: ExpertLoad) -> Placement:
@@ -109,17 +93,35 @@ def online_busiest(placement: Placement, load: ExpertLoad) -> Floats:
     InputError
         If the load is not of the placement's model.
     """
-    from eplb.dispatch.optimal_shares_kernel import busiest_by_window
+    return _split_windows(placement, load.tokens)[0]
 
-    placement.check_model(load.shape)
-    topology = placement.topology
-    by_layer = np.empty((load.num_layers, load.num_windows))
-    first_slot, speed = np.array(topology.rank_first_slot), np.array(topology.relative_speed)
+
+def _split_windows(placement: Placement, tokens: Floats) -> tuple[Floats, Floats]:
+    """[W, L] optimum of each window of tokens [W, L, E]; [L, P] tokens of each slot in the last window."""
+    from eplb.dispatch.optimal_shares_kernel import split_windows
+
+    num_windows, num_layers, num_experts = tokens.shape
+    placement.check_model(ModelShape(num_layers, num_experts))
+    topology, phy2log = placement.topology, placement.physical_to_logical_map
+    busiest, slot_load = np.empty((num_windows, num_layers)), np.empty(phy2log.shape)
 
     def work(layers: slice) -> None:
-        for layer in range(layers.start, layers.stop):
-            row = placement.physical_to_logical_map[layer]
-            busiest_by_window(load.tokens[:, layer], row, first_slot, speed, by_layer[layer])
+        split_windows(
+            tokens[:, layers], phy2log[layers], topology.rank_first_slot, topology.rank_of_slot,
+            topology.relative_speed, busiest[:, layers], slot_load[layers],
+        )  # fmt: skip
 
-    for_layer_chunks(work, load.num_layers)
-    return np.ascontiguousarray(by_layer.T)
+    for_layer_chunks(work, num_layers)
+    return busiest, slot_load
+
+
+def busiest_of_hands(tokens: Floats, hands: Sequence[Sequence[int]], speed: Sequence[float]) -> float:
+    """Least load over speed of the busiest rank, for one layer's tokens [E] and the experts that each rank holds."""
+    from eplb.dispatch.optimal_shares_kernel import split_windows
+
+    sizes = np.array([len(hand) for hand in hands])
+    row = np.array([[expert for hand in hands for expert in hand]], dtype=np.int32)
+    busiest, rank_of_slot = np.empty((1, 1)), np.repeat(np.arange(sizes.size), sizes)
+    first_slot = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    split_windows(tokens[None, None], row, first_slot, rank_of_slot, np.array(speed), busiest, np.empty(row.shape))
+    return float(busiest[0, 0])

@@ -1,206 +1,203 @@
-"""The best split of every expert's tokens over its copies, for one map and one load. Knows arrays only.
+"""Splits every expert's tokens over its replicas so that the busiest rank has least, for one map and one load.
 
-The optimum is the densest set of ranks: max over sets U of (load of the experts all of whose copies lie in U) / (speed
-of U), by max-flow min-cut (MicroMoE, equation 3). Here the set is found by discrete Newton steps: ranks above a trial
-level push tokens along shortest paths to ranks below it (Edmonds and Karp 1972); where they cannot, the ranks reached
-are a set that is denser than the level, and its density is the next level.
+The optimum is the densest set of ranks: max over sets U of (load of the experts all of whose replicas lie in U) /
+(speed of U), by max-flow min-cut (MicroMoE, equation 3). Here the set is found by discrete Newton steps: ranks above a
+trial level push tokens along shortest paths to ranks below it (Edmonds and Karp 1972); where they cannot, the ranks
+reached are a set that is denser than the level, and its density is the next level.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import READ_FLOATS, READ_INTS, READ_MAPS
+from eplb_traces.jit import helper, njit
 
 TOLERANCE = 1e-9  # of the level: ranks may end this far above the optimum
+UNSEEN, START = -2, -1
 
 
-@njit("void(Array(int32, 1, 'C', readonly=True), int64[::1], int64[::1])")
+class SplitState(NamedTuple):
+    """The split of one layer."""
+
+    first_slot: Ints
+    """[R + 1]"""
+    rank_of_slot: Ints
+    """[P]"""
+    speed: Floats
+    """[R]"""
+    first_member: Ints
+    """[E + 1] the slots of expert e are ``member[first_member[e] : first_member[e + 1]]``, ascending."""
+    member: Ints
+    """[P]"""
+    rank_load: Floats
+    """[R]"""
+    queue: Ints
+    """[R] ranks in the order of the search."""
+    via: Ints
+    """[2, R] slots that a path leaves and enters on its way to each rank; UNSEEN, or START, in the first row."""
+    seen_expert: Ints
+    """[E] last search that came upon each expert."""
+
+
+@helper
 def _list_members(phy2log: Map, first_member: Ints, member: Ints) -> None:
-    """List the slots of each expert, ascending: those of e are ``member[first_member[e] : first_member[e + 1]]``."""
     first_member[:] = 0
-    for slot in range(phy2log.size):
-        if phy2log[slot] >= 0:
-            first_member[phy2log[slot] + 1] += 1
+    for expert in phy2log:
+        if expert >= 0:
+            first_member[expert + 1] += 1
     for expert in range(first_member.size - 1):
         first_member[expert + 1] += first_member[expert]
+    end = first_member.copy()
     for slot in range(phy2log.size - 1, -1, -1):
         if phy2log[slot] >= 0:
-            first_member[phy2log[slot] + 1] -= 1
-            member[first_member[phy2log[slot] + 1]] = slot
-    last = 0
-    for slot in range(phy2log.size):
-        last += phy2log[slot] >= 0
-    # Each first_member[e + 1] has fallen to the start of e: shift back.
-    for expert in range(first_member.size - 1):
-        first_member[expert] = first_member[expert + 1]
-    first_member[first_member.size - 1] = last
+            end[phy2log[slot] + 1] -= 1
+            member[end[phy2log[slot] + 1]] = slot
 
 
-@njit(
-    "float64(Array(float64, 1, 'A', readonly=True), Array(int32, 1, 'C', readonly=True), int64[::1], int64[::1],"
-    " float64[::1], int64[::1], int64[::1], float64[::1], float64[::1], int64[::1], int64[:, ::1], int64[::1])",
-)
-def _balance(
-    load: Floats, phy2log: Map, first_slot: Ints, rank_of_slot: Ints, speed: Floats, first_member: Ints, member: Ints,
-    slot_load: Floats, rank_load: Floats, queue: Ints, via: Ints, seen_expert: Ints,
-) -> float:  # fmt: skip
-    """Split one load; returns the optimum and leaves the tokens of each slot in `slot_load`.
-
-    `rank_load` [R], `queue` [R], `via` [2, R] and `seen_expert` [E] are scratch.
-    """
-    num_ranks, num_experts = speed.size, load.size
+@helper
+def _split_evenly(state: SplitState, load: Floats, slot_load: Floats) -> float:
+    """Split the load evenly; returns a lower bound: the mean, or a rank's experts with one replica over its speed."""
+    first_member, member, rank_load = state.first_member, state.member, state.rank_load
     total = 0.0
-    slot_load[:] = 0.0
-    rank_load[:] = 0.0
-    for expert in range(num_experts):
+    slot_load[:], rank_load[:] = 0.0, 0.0
+    for expert in range(load.size):
         total += load[expert]
-        count = first_member[expert + 1] - first_member[expert]
-        if count == 1:
-            rank_load[rank_of_slot[member[first_member[expert]]]] += load[expert]
-    if total == 0.0:
-        return 0.0
-    level = total / speed.sum()
-    for rank in range(num_ranks):
-        level = max(level, rank_load[rank] / speed[rank])
-    for expert in range(num_experts):
+        if first_member[expert + 1] - first_member[expert] == 1:
+            rank_load[state.rank_of_slot[member[first_member[expert]]]] += load[expert]
+    level = total / state.speed.sum()
+    for rank in range(rank_load.size):
+        level = max(level, rank_load[rank] / state.speed[rank])
+    for expert in range(load.size):
         count = first_member[expert + 1] - first_member[expert]
         for i in range(first_member[expert], first_member[expert + 1]):
             slot_load[member[i]] = load[expert] / count
             if count > 1:
-                rank_load[rank_of_slot[member[i]]] += load[expert] / count
-    seen_expert[:] = -1
-    turn = 0
-    while True:
-        above = level * TOLERANCE
-        below = above / (4 * num_ranks)
-        dust = below / (2 * phy2log.size)
-        num_queued = 0
-        for rank in range(num_ranks):
-            via[0, rank] = -2
-            if rank_load[rank] > level * speed[rank] + above:
-                via[0, rank] = -1
-                queue[num_queued] = rank
-                num_queued += 1
-        if num_queued == 0:
-            return level
-        turn += 1
-        found = -1
-        at = 0
-        while at < num_queued and found < 0:
-            rank = queue[at]
-            at += 1
-            for slot in range(first_slot[rank], first_slot[rank + 1]):
-                expert = phy2log[slot]
-                if expert < 0 or seen_expert[expert] == turn or slot_load[slot] <= dust:
-                    continue
-                seen_expert[expert] = turn
-                for i in range(first_member[expert], first_member[expert + 1]):
-                    other = rank_of_slot[member[i]]
-                    if via[0, other] != -2:
-                        continue
+                rank_load[state.rank_of_slot[member[i]]] += load[expert] / count
+    return level
+
+
+@helper
+def _find_path(state: SplitState, phy2log: Map, slot_load: Floats, level: float, num_queued: int, search: int) -> int:
+    """Search breadth first from the queued ranks for a rank below the level; -1 if none is reached."""
+    via, queue, first_member, member = state.via, state.queue, state.first_member, state.member
+    below = level * TOLERANCE / (4 * state.speed.size)
+    epsilon = below / (2 * phy2log.size)
+    at = 0
+    while at < num_queued:
+        rank = queue[at]
+        at += 1
+        for slot in range(state.first_slot[rank], state.first_slot[rank + 1]):
+            expert = phy2log[slot]
+            if expert < 0 or state.seen_expert[expert] == search or slot_load[slot] <= epsilon:
+                continue
+            state.seen_expert[expert] = search
+            for i in range(first_member[expert], first_member[expert + 1]):
+                other = state.rank_of_slot[member[i]]
+                if via[0, other] == UNSEEN:
                     via[0, other], via[1, other] = slot, member[i]
                     queue[num_queued] = other
                     num_queued += 1
-                    if rank_load[other] < level * speed[other] - below:
-                        found = other
-                        break
-                if found >= 0:
-                    break
+                    if state.rank_load[other] < level * state.speed[other] - below:
+                        return other
+    return -1
+
+
+@helper
+def _push(state: SplitState, slot_load: Floats, level: float, found: int) -> None:
+    """Move as many tokens along the path that ends at the rank `found` as it takes and as the path lets through."""
+    via, rank_load, rank = state.via, state.rank_load, found
+    amount = level * state.speed[found] - rank_load[found]
+    while via[0, rank] >= 0:
+        amount = min(amount, slot_load[via[0, rank]])
+        rank = state.rank_of_slot[via[0, rank]]
+    amount = min(amount, rank_load[rank] - level * state.speed[rank])
+    rank_load[rank] -= amount
+    rank_load[found] += amount
+    rank = found
+    while via[0, rank] >= 0:
+        slot_load[via[0, rank]] -= amount
+        slot_load[via[1, rank]] += amount
+        rank = state.rank_of_slot[via[0, rank]]
+
+
+@helper
+def _density_of_seen(state: SplitState, load: Floats) -> float:
+    """Load of the experts all of whose replicas are on the ranks that the search reached, over the speed of these."""
+    inside, capacity = 0.0, 0.0
+    for rank in range(state.speed.size):
+        capacity += state.speed[rank] if state.via[0, rank] != UNSEEN else 0.0
+    for expert in range(load.size):
+        confined = True
+        for i in range(state.first_member[expert], state.first_member[expert + 1]):
+            if state.via[0, state.rank_of_slot[state.member[i]]] == UNSEEN:
+                confined = False
+                break
+        if confined:
+            inside += load[expert]
+    return inside / capacity
+
+
+@helper
+def _balance(state: SplitState, load: Floats, phy2log: Map, slot_load: Floats) -> float:
+    """Split one load; returns the optimum and leaves the tokens of each slot in `slot_load`."""
+    level = _split_evenly(state, load, slot_load)
+    state.seen_expert[:] = -1
+    search = 0
+    while level > 0.0:
+        num_queued = 0
+        for rank in range(state.speed.size):
+            state.via[0, rank] = UNSEEN
+            if state.rank_load[rank] > level * state.speed[rank] + level * TOLERANCE:
+                state.via[0, rank] = START
+                state.queue[num_queued] = rank
+                num_queued += 1
+        if num_queued == 0:
+            break
+        search += 1
+        found = _find_path(state, phy2log, slot_load, level, num_queued, search)
         if found >= 0:
-            amount = level * speed[found] - rank_load[found]
-            rank = found
-            while via[0, rank] >= 0:
-                amount = min(amount, slot_load[via[0, rank]])
-                rank = rank_of_slot[via[0, rank]]
-            amount = min(amount, rank_load[rank] - level * speed[rank])
-            rank_load[rank] -= amount
-            rank_load[found] += amount
-            rank = found
-            while via[0, rank] >= 0:
-                slot_load[via[0, rank]] -= amount
-                slot_load[via[1, rank]] += amount
-                rank = rank_of_slot[via[0, rank]]
+            _push(state, slot_load, level, found)
             continue
-        # No way out of the ranks seen: they are full of experts that live nowhere else.
-        inside, capacity = 0.0, 0.0
-        for rank in range(num_ranks):
-            capacity += speed[rank] if via[0, rank] != -2 else 0.0
-        for expert in range(num_experts):
-            confined = True
-            for i in range(first_member[expert], first_member[expert + 1]):
-                if via[0, rank_of_slot[member[i]]] == -2:
-                    confined = False
-                    break
-            if confined:
-                inside += load[expert]
-        if inside / capacity <= level:  # rounding alone is left
-            return level
-        level = inside / capacity
+        density = _density_of_seen(state, load)
+        if density <= level:  # rounding alone is left
+            break
+        level = density
+    return level
 
 
 @njit(
-    "void(Array(float64, 2, 'A', readonly=True), Array(int32, 1, 'C', readonly=True), int64[::1], float64[::1],"
-    " float64[::1])",
+    f"void(Array(float64, 3, 'A', readonly=True), {READ_MAPS}, {READ_INTS}, {READ_INTS}, {READ_FLOATS},"
+    " float64[:, :], float64[:, ::1])"
 )
-def busiest_by_window(load: Floats, phy2log: Map, first_slot: Ints, speed: Floats, busiest: Floats) -> None:
-    """Find the least load of the busiest rank, over its speed, for one map of a layer and each of many loads.
-
-    Parameters
-    ----------
-    load
-        [W, E] tokens; any strides.
-    phy2log
-        [P] expert of each slot, -1 for an empty one; every expert has a slot.
-    first_slot, speed
-        [R + 1], [R]
-    busiest
-        [W] out: the optimum, exact but for the rounding of sums.
-    """
-    num_experts, num_ranks = load.shape[1], speed.size
-    first_member, member = np.empty(num_experts + 1, dtype=np.int64), np.empty(phy2log.size, dtype=np.int64)
-    rank_of_slot = np.repeat(np.arange(num_ranks), first_slot[1:] - first_slot[:-1])
-    slot_load, rank_load = np.empty(phy2log.size, dtype=np.float64), np.empty(num_ranks, dtype=np.float64)
-    queue, via = np.empty(num_ranks, dtype=np.int64), np.empty((2, num_ranks), dtype=np.int64)
-    seen_expert = np.empty(num_experts, dtype=np.int64)
-    _list_members(phy2log, first_member, member)
-    for window in range(load.shape[0]):
-        busiest[window] = _balance(
-            load[window], phy2log, first_slot, rank_of_slot, speed, first_member, member, slot_load, rank_load,
-            queue, via, seen_expert,
-        )  # fmt: skip
-
-
-@njit(
-    "void(Array(float64, 2, 'A', readonly=True), Array(int32, 2, 'C', readonly=True), int64[::1], float64[::1],"
-    " float64[::1], float64[:, ::1])",
-)
-def split_layers(
-    load: Floats, phy2log: Map, first_slot: Ints, speed: Floats, busiest: Floats, slot_load: Floats
+def split_windows(
+    load: Floats, phy2log: Map, first_slot: Ints, rank_of_slot: Ints, speed: Floats, busiest: Floats, slot_load: Floats
 ) -> None:
-    """Split one load of every layer over the copies so that the busiest rank has least.
+    """Split every window's load of each layer over the replicas so that the busiest rank has least.
 
     The split starts even and is changed only where ranks are above the optimum.
 
     Parameters
     ----------
-    load, phy2log
-        [L, E], [L, P]
-    first_slot, speed
-        [R + 1], [R]
+    load
+        [W, L, E] tokens; any strides.
+    phy2log
+        [L, P] expert of each slot, -1 for an empty one; every expert has a slot.
+    first_slot, rank_of_slot, speed
+        [R + 1], [P], [R]
     busiest
-        [L] out: the optimum.
+        [W, L] out: the optimum in tokens over speed, exact but for the rounding of sums; any strides.
     slot_load
-        [L, P] out: tokens of each slot; no rank is above the optimum by more than `TOLERANCE` of it.
+        [L, P] out: tokens of each slot in the last window; no rank is above the optimum by more than `TOLERANCE` of it.
     """
-    num_experts, num_ranks, num_slots = load.shape[1], speed.size, phy2log.shape[1]
-    first_member, member = np.empty(num_experts + 1, dtype=np.int64), np.empty(num_slots, dtype=np.int64)
-    rank_of_slot = np.repeat(np.arange(num_ranks), first_slot[1:] - first_slot[:-1])
-    rank_load = np.empty(num_ranks, dtype=np.float64)
-    queue, via = np.empty(num_ranks, dtype=np.int64), np.empty((2, num_ranks), dtype=np.int64)
-    seen_expert = np.empty(num_experts, dtype=np.int64)
-    for layer in range(load.shape[0]):
-        _list_members(phy2log[layer], first_member, member)
-        busiest[layer] = _balance(
-            load[layer], phy2log[layer], first_slot, rank_of_slot, speed, first_member, member, slot_load[layer],
-            rank_load, queue, via, seen_expert,
-        )  # fmt: skip
+    num_experts, num_ranks, num_slots = load.shape[2], speed.size, phy2log.shape[1]
+    state = SplitState(
+        first_slot, rank_of_slot, speed, np.empty(num_experts + 1, np.int64), np.empty(num_slots, np.int64),
+        np.empty(num_ranks), np.empty(num_ranks, np.int64), np.empty((2, num_ranks), np.int64),
+        np.empty(num_experts, np.int64),
+    )  # fmt: skip
+    for layer in range(load.shape[1]):
+        _list_members(phy2log[layer], state.first_member, state.member)
+        for window in range(load.shape[0]):
+            busiest[window, layer] = _balance(state, load[window, layer], phy2log[layer], slot_load[layer])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb.core.migration import rename_ranks
+from eplb.core.migration import keep_slots, rename_ranks
 from eplb.core.placement import Placement
 from eplb.core.problem import GroupMode, Problem
 from eplb.core.topology import Topology
@@ -253,9 +253,7 @@ def _published(total: Floats, topology: Topology, *, num_groups: int, live: Ints
 
 
 def keep_live_slots(live: Ints | Map, phy2log: Map, *, num_ranks: int) -> None:
-    """Reorder the slots of every rank in place so that experts that stay on the rank keep their slots."""
-    from eplb.core.migration_kernel import keep_slots
-
+    """Reorder the slots of every rank in place so that experts that it had stay where they were."""
     first_slot = np.arange(num_ranks + 1, dtype=np.int64) * (phy2log.shape[1] // num_ranks)
     keep_slots(np.ascontiguousarray(live, dtype=np.int32), phy2log, first_slot)
 

@@ -71,7 +71,7 @@ def token_spread(placement: Placement, trace: RoutingTrace) -> TokenSpread:
 
 
 def _holders(
-    placement: Placement, unit_of_slot: NDArray[np.int32]
+    placement: Placement, unit_of_slot: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """``(first [L, E + 1], unit [L, P], share [L, P])``: expert e's units are the entries first[e] to first[e + 1].
 

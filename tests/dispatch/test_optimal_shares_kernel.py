@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from eplb.dispatch.optimal_shares_kernel import busiest_by_window, split_layers
+from eplb.dispatch.optimal_shares_kernel import split_windows
 from tests.generators import placements
 
 
@@ -38,9 +38,16 @@ def linear_program(row, rank_of_slot, speed, load):
 def split(placement, load):
     topology = placement.topology
     busiest, slot_load = np.empty(placement.num_layers), np.empty(placement.physical_to_logical_map.shape)
-    first_slot, speed = np.array(topology.rank_first_slot), np.array(topology.relative_speed)
-    split_layers(load, placement.physical_to_logical_map, first_slot, speed, busiest, slot_load)
+    row, speed = placement.physical_to_logical_map, topology.relative_speed
+    split_windows(load[None], row, topology.rank_first_slot, topology.rank_of_slot, speed, busiest[None], slot_load)
     return busiest, slot_load
+
+
+def busiest_by_window(load, row, first_slot, speed):
+    busiest, slot_load = np.empty((len(load), 1)), np.empty((1, row.size))
+    rank_of_slot = np.repeat(np.arange(speed.size), np.diff(first_slot))
+    split_windows(load[:, None], row[None], first_slot, rank_of_slot, speed, busiest, slot_load)
+    return busiest[:, 0]
 
 
 @settings(max_examples=150)
@@ -67,8 +74,7 @@ def test_large_layers_agree_with_the_linear_program(num_experts, num_ranks, slot
     extra = rng.integers(0, num_experts, num_ranks * slots - num_experts)
     row = rng.permutation(np.concatenate([np.arange(num_experts), extra])).astype(np.int32)
     loads = rng.lognormal(0, 1, (3, num_experts))
-    busiest = np.empty(3)
-    busiest_by_window(loads, row, first_slot, speed, busiest)
+    busiest = busiest_by_window(loads, row, first_slot, speed)
     expected = [linear_program(row, rank_of_slot, speed, load) for load in loads]
     assert busiest == pytest.approx(expected, rel=1e-9)
 
@@ -76,12 +82,10 @@ def test_large_layers_agree_with_the_linear_program(num_experts, num_ranks, slot
 def test_windows_of_any_strides_and_an_idle_window():
     row, first_slot = np.array([0, 1, 0, 2], dtype=np.int32), np.array([0, 2, 4])
     tokens = np.array([[4.0, 0, 9], [1, 0, 9], [0, 0, 9]]).T.copy()  # [E, W]; expert 0 is on both ranks
-    busiest = np.empty(3)
-    busiest_by_window(tokens.T, row, first_slot, np.ones(2), busiest)
+    busiest = busiest_by_window(tokens.T, row, first_slot, np.ones(2))
     # 13 tokens: 9 on rank 1 is the densest set. 10: 9. 9: 9.
     assert busiest.tolist() == [9, 9, 9]
-    busiest_by_window(np.zeros((3, 3)), row, first_slot, np.ones(2), busiest)
-    assert busiest.tolist() == [0, 0, 0]
+    assert busiest_by_window(np.zeros((3, 3)), row, first_slot, np.ones(2)).tolist() == [0, 0, 0]
 
 
 def test_tokens_travel_over_several_ranks():
@@ -90,7 +94,8 @@ def test_tokens_travel_over_several_ranks():
     row = np.array([3, 0, 0, 1, 1, 2, 2, 3], dtype=np.int32)[None]
     row[0, 7] = 4
     load = np.array([[3.0, 3, 3, 9, 0]])
-    busiest, slot_load = np.empty(1), np.empty((1, 8))
-    split_layers(load, row, np.array([0, 2, 4, 6, 8]), np.ones(4), busiest, slot_load)
-    assert busiest[0] == 9
+    busiest, slot_load = np.empty((1, 1)), np.empty((1, 8))
+    rank_of_slot = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    split_windows(load[None], row, np.array([0, 2, 4, 6, 8]), rank_of_slot, np.ones(4), busiest, slot_load)
+    assert busiest[0, 0] == 9
     assert slot_load.reshape(4, 2).sum(axis=1) == pytest.approx([9, 4.5, 3, 1.5])

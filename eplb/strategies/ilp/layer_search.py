@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.dispatch.optimal_shares import busiest_of_hands
 from eplb.strategies.ilp.model import RegionModel
 from eplb.strategies.ilp.neighbourhood import polish, rank_times
 from eplb.strategies.ilp.region import Hands, Region, scale_of, whole_layer
@@ -62,13 +63,7 @@ class LayerSearch:
         """Tokens over speed on the busiest rank."""
         if not self.weighted:
             return float(rank_times(self.whole, hands).max())
-        from eplb.dispatch.optimal_shares_kernel import busiest_by_window
-
-        first_slot = np.cumsum([0, *(len(hand) for hand in hands)])
-        row = np.array([expert for hand in hands for expert in hand], dtype=np.int32)
-        busiest = np.empty(1)
-        busiest_by_window(self.whole.load[None], row, first_slot, np.array(self.whole.speed), busiest)
-        return float(busiest[0])
+        return busiest_of_hands(self.whole.load, hands, self.whole.speed)
 
     def improve(self, state: LayerState, lower: float, *, limit_s: float, seed: int) -> LayerState:
         """Search on from a state; never worse than it.

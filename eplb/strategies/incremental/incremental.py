@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
-from eplb.core.migration import rename_ranks
+from eplb.core.migration import keep_slots, rename_ranks
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
@@ -204,8 +204,7 @@ def relieve(  # noqa: PLR0913  # the layers, and how to search
     factors, searches
         Of the price of being over, one a search; searches made even if an earlier one reaches the limit.
     """
-    from eplb.core.migration_kernel import keep_slots
-    from eplb.strategies.incremental.incremental_kernel import relieve_layers
+    from eplb.strategies.incremental.incremental_kernel import reduce_overloads
 
     num_layers, num_experts = load.shape
     mean = load.sum(axis=1, keepdims=True) / topology.num_ranks
@@ -214,18 +213,17 @@ def relieve(  # noqa: PLR0913  # the layers, and how to search
     limits = limit[:, None] / mean * topology.relative_speed
     price = np.clip(OVER_PRICE_PER_SLACK * (limit / mean[:, 0] - 1), LEAST_OVER_PRICE, MOST_OVER_PRICE)
     prices = price[:, None] * factors
-    first_slot, rank_of_slot = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
     new, num_fetched = np.empty_like(ids), np.empty(num_layers, np.int64)
 
     def work(rows: slice) -> None:
-        relieve_layers(
-            scaled[rows], ids[rows], first_slot, rank_of_slot, limits[rows], prices[rows], searches, new[rows],
-            num_fetched[rows],
+        reduce_overloads(
+            scaled[rows], ids[rows], topology.rank_first_slot, topology.rank_of_slot, limits[rows], prices[rows],
+            searches, new[rows], num_fetched[rows],
         )  # fmt: skip
 
     for_layer_chunks(work, num_layers)
     new[new == num_experts] = EMPTY_SLOT
-    keep_slots(old, new, first_slot)
+    keep_slots(old, new, topology.rank_first_slot)
     return Moved(new, num_fetched, busiest_rank(load, new, topology))
 
 

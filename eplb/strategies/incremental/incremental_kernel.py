@@ -1,26 +1,21 @@
-"""Bring every rank of a layer under a limit with few fetched copies, starting from the placement that is live.
+"""Brings every rank of a layer under a limit with few fetched replicas, starting from the live placement.
 
-Knows arrays only. Loads are scaled so that the mean rank load is 1. Expert E stands for "nothing": a hole is a slot
-that holds expert E, which has no load and is at home everywhere.
+Loads are scaled so that the mean rank load is 1. Id E stands for an empty slot: it has no load and costs no fetch.
 
-The price of a placement is the number of (rank, expert) pairs that the old placement lacks: what ranks must fetch.
-Two steps exist: exchange the copies of two slots on two ranks (two fetches), or retarget a slot to be a copy of another
-expert (one fetch, and it cools every rank with that expert). On what was moved before they may cost less. The search
-takes the step that removes the most excess per fetch. A layer's state, in the order in which kernels take it:
-
-    phy2log       [P]        expert of each slot             held       [E + 1, R]  copies of an expert on a rank
-    rank_of_slot  [P]                                        head       [E + 1]     first slot of each expert's list
-    unit          [E + 1]    load of one copy                following  [P]         next slot of the same list, or -1
-    count         [E + 1]    copies                          rank_load  [R]
-
-`home` is `held` of the old placement; `changed` collects the ranks whose load or experts a step changes.
+The cost of a placement is the number of (rank, expert) pairs that the live placement lacks: what ranks must fetch.
+There are two steps. An exchange swaps the experts of two slots on two ranks (two fetches). A replacement gives a slot,
+of an expert that has several replicas, to another expert (one fetch, and every rank with that expert has less load). On
+what was moved before they may cost less. The search takes the step that removes the most overload per fetch.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import READ_INTS, READ_MAPS, fetches_saved, fetches_to_add, link_slots
+from eplb_traces.jit import helper, njit
 
 Counts = NDArray[np.int16]
 Flags = NDArray[np.bool_]
@@ -28,48 +23,65 @@ Flags = NDArray[np.bool_]
 ROUNDING = 1e-11  # a rank is over its limit when it is so by more than this part of the mean rank load
 FREE_RATE = 2.0  # steps that cost no fetch, or save one, are compared as if they cost half of one
 MANY_SLOTS, MOST_MOVED, MOST_OVER = 1024, 0.25, 0.15  # with more slots: shares of slots, of load, to give up for
-SLACK_VALUE = 0.02  # worth of room left on the rank that a step fills, in excess per fetch: decides between like steps
-
-_STATE = "int32[::1], int64[::1], float64[::1], int64[::1], int16[:, ::1], int32[::1], int32[::1], float64[::1]"
-_FOUND = "Tuple((float64, int64, int64))"  # score, slot, and the other slot or the expert
-_F = "float64[::1]"
+SLACK_VALUE = (
+    0.02  # worth of room left on the rank that a step fills, in overload per fetch: it decides between equals
+)
 
 
-@njit("float64(float64, float64, float64)")
-def _badness(load: float, limit: float, over_price: float) -> float:
-    """Excess of a rank, plus `over_price` for being over at all: it makes finishing a rank better than easing two."""
+class LayerState(NamedTuple):
+    """A layer in the search. Slots of an expert are chained: from `head`, by `following`, to -1."""
+
+    first_slot: Ints  # [R + 1]
+    rank_of_slot: Ints  # [P]
+    load: Floats  # [E + 1]
+    limit: Floats  # [R]
+    held_before: Counts  # [E + 1, R] replicas of an expert on a rank, in the live placement
+    phy2log: Map  # [P]
+    replica_load: Floats  # [E + 1] load of one replica
+    count: Ints  # [E + 1] replicas
+    held: Counts  # [E + 1, R] replicas of an expert on a rank
+    head: Map  # [E + 1]
+    following: Map  # [P]
+    rank_load: Floats  # [R]
+    overload: Floats  # [R]
+    touched: Flags  # [R] the rank has other experts than at first: only there a step may cost less than its two fetches
+    changed: Flags  # [R] the last step changed the rank's load or experts
+
+
+class Candidates(NamedTuple):
+    """Slots that another expert may get (scratch [P]), and the experts that were tried as receivers."""
+
+    slot: Ints
+    most_rate: Floats  # most value per overload
+    own_value: Floats  # most value that the slot's own rank adds
+    rise: Floats  # overload added on other ranks, when the donor loses a replica
+    ranks: NDArray[np.uint64]  # these ranks, as bits modulo 64
+    tried: Flags  # [E + 1]
+
+
+@helper
+def _overload(load: float, limit: float, over_price: float) -> float:
+    """Load above the limit, plus `over_price` for being over: so one rank brought under beats two brought nearer."""
     return load - limit + over_price if load > limit + ROUNDING else 0.0
 
 
-@njit("float64(int64)")
-def _rate(price: int) -> float:
+@helper
+def _rate(num_fetches: int) -> float:
     """One over the fetches that a step costs, which are two at most."""
-    return 1.0 if price == 1 else 0.5 if price == 2 else FREE_RATE
+    return 1.0 if num_fetches == 1 else 0.5 if num_fetches == 2 else FREE_RATE
 
 
-@njit("int64(int16[:, ::1], int16[:, ::1], int64, int64)")
-def _arrival(held: Counts, home: Counts, expert: int, rank: int) -> int:
-    """Fetches that one more copy of the expert on the rank costs."""
-    return 1 if home[expert, rank] == 0 and held[expert, rank] == 0 else 0
-
-
-@njit("int64(int16[:, ::1], int16[:, ::1], int64, int64)")
-def _departure(held: Counts, home: Counts, expert: int, rank: int) -> int:
-    """Fetches saved when a copy of the expert leaves the rank."""
-    return 1 if home[expert, rank] == 0 and held[expert, rank] == 1 else 0
-
-
-@njit("void(int32[::1], int32[::1], int64, int64)")
+@helper
 def _link(head: Map, following: Map, expert: int, slot: int) -> None:
-    """Put a slot into the list of its expert's slots; the list of nothing is empty."""
+    """Put a slot into the chain of its expert; empty slots are in none."""
     if expert < head.size - 1:
         following[slot] = head[expert]
         head[expert] = slot
 
 
-@njit("void(int32[::1], int32[::1], int64, int64)")
+@helper
 def _unlink(head: Map, following: Map, expert: int, slot: int) -> None:
-    """Take a slot out of the list of its expert's slots."""
+    """Take a slot out of the chain of its expert."""
     at = head[expert]
     if at == slot:
         head[expert] = following[slot]
@@ -79,89 +91,79 @@ def _unlink(head: Map, following: Map, expert: int, slot: int) -> None:
         following[at] = following[slot]
 
 
-@njit(f"void({_STATE}, float64[::1])")
-def _count_up(
-    phy2log: Map, rank_of_slot: Ints, unit: Floats, count: Ints, held: Counts, head: Map, following: Map,
-    rank_load: Floats, load: Floats,
-) -> None:  # fmt: skip
-    """Derive the rest of a layer's state from its map and its loads [E + 1]."""
-    nothing = load.size - 1
-    count[:], held[:], head[:], rank_load[:] = 0, 0, -1, 0.0
-    for slot in range(phy2log.size - 1, -1, -1):
-        count[phy2log[slot]] += 1
-        held[phy2log[slot], rank_of_slot[slot]] += 1
-        _link(head, following, phy2log[slot], slot)
-    held[nothing] = 0  # a rank may hold nothing any number of times
-    count[nothing] = phy2log.size + 2  # and nothing can always give a slot away
-    unit[:] = load / np.maximum(1, count)
+@helper
+def _start(state: LayerState, phy2log: Map) -> None:
+    """Derive the state from a map."""
+    empty = state.load.size - 1
+    state.phy2log[:] = phy2log
+    state.count[:], state.held[:], state.rank_load[:] = 0, 0, 0.0
+    link_slots(phy2log, state.head, state.following)
     for slot in range(phy2log.size):
-        rank_load[rank_of_slot[slot]] += unit[phy2log[slot]]
+        state.count[phy2log[slot]] += 1
+        state.held[phy2log[slot], state.rank_of_slot[slot]] += 1
+    state.head[empty] = -1
+    state.held[empty] = 0  # a rank may have any number of empty slots
+    state.count[empty] = phy2log.size + 2  # and each of them may be filled
+    state.replica_load[:] = state.load / np.maximum(1, state.count)
+    for slot in range(phy2log.size):
+        state.rank_load[state.rank_of_slot[slot]] += state.replica_load[phy2log[slot]]
 
 
-@njit(f"void({_STATE}, int64, int64, boolean[::1])")
-def _exchange(
-    phy2log: Map, rank_of_slot: Ints, unit: Floats, count: Ints, held: Counts, head: Map, following: Map,
-    rank_load: Floats, slot: int, other_slot: int, changed: Flags,
-) -> None:  # fmt: skip
+@helper
+def _exchange(state: LayerState, slot: int, other_slot: int) -> None:
     """Exchange the experts of two slots of two ranks."""
+    phy2log = state.phy2log
     for here, there in ((slot, other_slot), (other_slot, slot)):
-        expert, rank = phy2log[here], rank_of_slot[here]
-        rank_load[rank] += unit[phy2log[there]] - unit[expert]
-        changed[rank] = True
-        if expert < count.size - 1:
-            held[expert, rank] -= 1
-            held[expert, rank_of_slot[there]] += 1
-        _unlink(head, following, expert, here)
+        expert, rank = phy2log[here], state.rank_of_slot[here]
+        state.rank_load[rank] += state.replica_load[phy2log[there]] - state.replica_load[expert]
+        state.changed[rank] = state.touched[rank] = True
+        if expert < state.count.size - 1:
+            state.held[expert, rank] -= 1
+            state.held[expert, state.rank_of_slot[there]] += 1
+        _unlink(state.head, state.following, expert, here)
     phy2log[slot], phy2log[other_slot] = phy2log[other_slot], phy2log[slot]
-    _link(head, following, phy2log[slot], slot)
-    _link(head, following, phy2log[other_slot], other_slot)
+    _link(state.head, state.following, phy2log[slot], slot)
+    _link(state.head, state.following, phy2log[other_slot], other_slot)
 
 
-@njit(f"void({_STATE}, float64[::1], int64, int64, boolean[::1])")
-def _retarget(
-    phy2log: Map, rank_of_slot: Ints, unit: Floats, count: Ints, held: Counts, head: Map, following: Map,
-    rank_load: Floats, load: Floats, slot: int, taker: int, changed: Flags,
-) -> None:  # fmt: skip
-    """Turn a slot into a copy of another expert; both split their load anew."""
-    giver, rank = phy2log[slot], rank_of_slot[slot]
-    changed[rank] = True
-    rank_load[rank] -= unit[giver]
-    _unlink(head, following, giver, slot)
+@helper
+def _replace(state: LayerState, slot: int, receiver: int) -> None:
+    """Give a slot to another expert; both experts split their load anew."""
+    donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
+    state.changed[rank] = state.touched[rank] = True
+    state.rank_load[rank] -= state.replica_load[donor]
+    _unlink(state.head, state.following, donor, slot)
     for step in (-1, 1):
-        expert = taker if step > 0 else giver
-        if expert < count.size - 1:
-            held[expert, rank] += step
-            count[expert] += step
-            fresh = load[expert] / count[expert]
-            at = head[expert]
+        expert = receiver if step > 0 else donor
+        if expert < state.count.size - 1:
+            state.held[expert, rank] += step
+            state.count[expert] += step
+            replica_load = state.load[expert] / state.count[expert]
+            at = state.head[expert]
             while at >= 0:
-                rank_load[rank_of_slot[at]] += fresh - unit[expert]
-                changed[rank_of_slot[at]] = True
-                at = following[at]
-            unit[expert] = fresh
-    rank_load[rank] += unit[taker]
-    phy2log[slot] = taker
-    _link(head, following, taker, slot)
+                state.rank_load[state.rank_of_slot[at]] += replica_load - state.replica_load[expert]
+                state.changed[state.rank_of_slot[at]] = True
+                at = state.following[at]
+            state.replica_load[expert] = replica_load
+    state.rank_load[rank] += state.replica_load[receiver]
+    state.phy2log[slot] = receiver
+    _link(state.head, state.following, receiver, slot)
 
 
-@njit(
-    f"{_FOUND}({_STATE}, int16[:, ::1], int64[::1], float64[::1], float64, float64[::1], boolean[::1], int64[::1],"
-    " int64, boolean[::1], boolean, float64)",
-)
+@helper
 def _best_exchange(
-    phy2log: Map, rank_of_slot: Ints, unit: Floats, count: Ints, held: Counts, head: Map, following: Map,
-    rank_load: Floats, home: Counts, first_slot: Ints, limit: Floats, over_price: float, bad: Floats, touched: Flags,
-    by_load: Ints, rank: int, changed: Flags, every_partner: bool, least: float,
-) -> tuple[float, int, int]:  # fmt: skip
-    """Find the exchange of a rank that is over with one that stays under, worth more than `least`; else -1s.
+    state: LayerState, by_load: Ints, rank: int, over_price: float, every_partner: bool, least: float
+) -> tuple[float, int, int]:
+    """Find the exchange of a rank over its limit with one that stays under, of more value than `least`; else -1s.
 
-    Partners are taken in the order `by_load` [R], all or only those that changed. `bad` [R] is the badness of each
-    rank, `touched` [R] whether it holds another set than it did: only there can a step cost less than two fetches.
+    Partners are taken in the order `by_load` [R], all or only those that changed.
     """
+    held, before, limit, rank_load = state.held, state.held_before, state.limit, state.rank_load
+    phy2log, replica_load, first_slot, touched = state.phy2log, state.replica_load, state.first_slot, state.touched
     best = (least, -1, -1)
     need = rank_load[rank] - limit[rank] - ROUNDING
     for partner in by_load:
-        if bad[partner] > 0.0 or not (every_partner or changed[partner]):
+        if state.overload[partner] > 0.0 or not (every_partner or state.changed[partner]):
             continue
         room = limit[partner] - rank_load[partner]
         most_gain = need + over_price if room >= need else room
@@ -170,229 +172,249 @@ def _best_exchange(
             continue
         for slot in range(first_slot[rank], first_slot[rank + 1]):
             expert = phy2log[slot]
-            value = unit[expert]
+            value = replica_load[expert]
             if value == 0.0 or held[expert, partner] > 0:
                 continue
-            price_here = _arrival(held, home, expert, partner) - _departure(held, home, expert, rank)
-            most_rate = _rate(price_here + (0 if touched[rank] else 1) - (1 if touched[partner] else 0))
+            fetches_here = fetches_to_add(held, before, expert, partner) - fetches_saved(held, before, expert, rank)
+            most_rate = _rate(fetches_here + (0 if touched[rank] else 1) - (1 if touched[partner] else 0))
             if (value if value < need else most_gain) * most_rate + SLACK_VALUE * room <= best[0]:
                 continue
             for other_slot in range(first_slot[partner], first_slot[partner + 1]):
                 other = phy2log[other_slot]
-                moved = value - unit[other]
+                moved = value - replica_load[other]
                 if moved <= ROUNDING or moved > room:
                     continue
                 gain = need + over_price if moved >= need else moved
                 bonus = SLACK_VALUE * (room - moved)
                 if gain * most_rate + bonus <= best[0] or held[other, rank] > 0:
                     continue
-                price = price_here + _arrival(held, home, other, rank) - _departure(held, home, other, partner)
-                if gain * _rate(price) + bonus > best[0]:
-                    best = (gain * _rate(price) + bonus, slot, other_slot)
+                fetches = fetches_here + fetches_to_add(held, before, other, rank)
+                rate = _rate(fetches - fetches_saved(held, before, other, partner))
+                if gain * rate + bonus > best[0]:
+                    best = (gain * rate + bonus, slot, other_slot)
     return best
 
 
-@njit(
-    f"{_FOUND}({_STATE}, {_F}, int16[:, ::1], {_F}, float64, {_F}, boolean[::1], {_F}, int64[::1], float64[:, ::1],"
-    " uint64[::1], float64)",
-)
-def _best_retarget(
-    phy2log: Map, rank_of_slot: Ints, unit: Floats, count: Ints, held: Counts, head: Map, following: Map,
-    rank_load: Floats, load: Floats, home: Counts, limit: Floats, over_price: float, bad: Floats, touched: Flags,
-    relief: Floats, givers: Ints, worth: Floats, others: NDArray[np.uint64], least: float,
-) -> tuple[float, int, int]:  # fmt: skip
-    """Find the slot that gives and the expert of a rank that is over that takes, worth more than `least`; else -1s.
-
-    Scratch: `relief` [E + 1], `givers` [P], `worth` [3, P], `others` [P]: ranks that get warmer when a giver loses a
-    copy, as bits.
-    """
-    best, num_givers = (least, -1, -1), 0
-    rate, most, heat = worth[0], worth[1], worth[2]
-    for slot in range(phy2log.size):
-        giver, rank = phy2log[slot], rank_of_slot[slot]
-        if count[giver] == 1:
+@helper
+def _list_candidates(state: LayerState, candidates: Candidates, over_price: float) -> int:
+    """List the slots of experts with several replicas, and the empty ones; returns how many."""
+    size = 0
+    for slot in range(state.phy2log.size):
+        donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
+        if state.count[donor] == 1:
             continue
-        rise = load[giver] / (count[giver] - 1) - unit[giver]
-        total, mask = 0.0, np.uint64(0)
-        at = head[giver]
+        rise = state.load[donor] / (state.count[donor] - 1) - state.replica_load[donor]
+        total, ranks = 0.0, np.uint64(0)
+        at = state.head[donor]
         while at >= 0:
-            other = rank_of_slot[at]
+            other = state.rank_of_slot[at]
             if other != rank:
-                mask |= np.uint64(1) << np.uint64(other % 64)
-                total += _badness(rank_load[other] + rise, limit[other], over_price) - bad[other]
-            at = following[at]
-        givers[num_givers], heat[num_givers], others[num_givers] = slot, total, mask
-        rate[num_givers] = FREE_RATE if touched[rank] else 1.0
-        most[num_givers] = bad[rank] * rate[num_givers] + SLACK_VALUE * (limit[rank] - rank_load[rank] + unit[giver])
-        num_givers += 1
-    relief[:] = -1.0
-    for hot_slot in range(phy2log.size):
-        taker = phy2log[hot_slot]
-        if bad[rank_of_slot[hot_slot]] == 0.0 or relief[taker] >= 0.0 or unit[taker] == 0.0:
+                ranks |= np.uint64(1) << np.uint64(other % 64)
+                after = _overload(state.rank_load[other] + rise, state.limit[other], over_price)
+                total += after - state.overload[other]
+            at = state.following[at]
+        candidates.slot[size], candidates.rise[size], candidates.ranks[size] = slot, total, ranks
+        candidates.most_rate[size] = FREE_RATE if state.touched[rank] else 1.0
+        room = state.limit[rank] - state.rank_load[rank] + state.replica_load[donor]
+        candidates.own_value[size] = state.overload[rank] * candidates.most_rate[size] + SLACK_VALUE * room
+        size += 1
+    return size
+
+
+@helper
+def _add_shared(state: LayerState, gain: float, slot: int, receiver: int, fall: float, over_price: float) -> float:
+    """Correct a gain where a rank has both experts, so that one load falls and one rises there."""
+    donor = state.phy2log[slot]
+    rise = state.load[donor] / (state.count[donor] - 1) - state.replica_load[donor]
+    at = state.head[donor]
+    while at >= 0:
+        rank = state.rank_of_slot[at]
+        if rank != state.rank_of_slot[slot] and state.held[receiver, rank] > 0:
+            load, limit = state.rank_load[rank], state.limit[rank]
+            gain += _overload(load + rise, limit, over_price) - state.overload[rank]
+            gain += _overload(load - fall, limit, over_price)
+            gain -= _overload(load - fall + rise, limit, over_price)
+        at = state.following[at]
+    return gain
+
+
+@helper
+def _best_replacement(
+    state: LayerState, candidates: Candidates, over_price: float, least: float
+) -> tuple[float, int, int]:
+    """Find the slot, and the expert of a rank over its limit that gets it, of more value than `least`; else -1s."""
+    held, before, rank_load, limit = state.held, state.held_before, state.rank_load, state.limit
+    replica_load, own_value, most_rate = state.replica_load, candidates.own_value, candidates.most_rate
+    best, size = (least, -1, -1), _list_candidates(state, candidates, over_price)
+    candidates.tried[:] = False
+    for full_slot in range(state.phy2log.size):
+        receiver = state.phy2log[full_slot]
+        is_over = state.overload[state.rank_of_slot[full_slot]] > 0.0
+        if not is_over or candidates.tried[receiver] or replica_load[receiver] == 0.0:
             continue
-        taken = load[taker] / (count[taker] + 1)
-        fall = unit[taker] - taken
-        total, mask = 0.0, np.uint64(0)
-        at = head[taker]
+        candidates.tried[receiver] = True
+        received = state.load[receiver] / (state.count[receiver] + 1)
+        fall = replica_load[receiver] - received
+        total, ranks = 0.0, np.uint64(0)
+        at = state.head[receiver]
         while at >= 0:
-            rank = rank_of_slot[at]
-            mask |= np.uint64(1) << np.uint64(rank % 64)
-            total += bad[rank] - _badness(rank_load[rank] - fall, limit[rank], over_price)
-            at = following[at]
-        relief[taker] = total
-        for i in range(num_givers):
-            sure = heat[i] if mask & others[i] == 0 else 0.0  # no rank holds both, so nothing softens the heat
-            if (total - sure) * rate[i] + most[i] <= best[0]:
+            rank = state.rank_of_slot[at]
+            ranks |= np.uint64(1) << np.uint64(rank % 64)
+            total += state.overload[rank] - _overload(rank_load[rank] - fall, limit[rank], over_price)
+            at = state.following[at]
+        for i in range(size):
+            certain = candidates.rise[i] if ranks & candidates.ranks[i] == 0 else 0.0  # where no rank has both
+            if (total - certain) * most_rate[i] + own_value[i] <= best[0]:
                 continue
-            slot = givers[i]
-            giver, rank = phy2log[slot], rank_of_slot[slot]
-            if held[taker, rank] > 0:
+            slot = candidates.slot[i]
+            donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
+            if held[receiver, rank] > 0:
                 continue
-            after = rank_load[rank] - unit[giver] + taken
+            after = rank_load[rank] - replica_load[donor] + received
             bonus = SLACK_VALUE * (limit[rank] - after)
-            per = _rate(_arrival(held, home, taker, rank) - _departure(held, home, giver, rank))
-            gain = total + bad[rank] - _badness(after, limit[rank], over_price)
-            if (gain - sure) * per + bonus <= best[0]:
+            rate = _rate(fetches_to_add(held, before, receiver, rank) - fetches_saved(held, before, donor, rank))
+            gain = total + state.overload[rank] - _overload(after, limit[rank], over_price)
+            if (gain - certain) * rate + bonus <= best[0]:
                 continue
-            gain -= heat[i]
-            at = head[giver] if sure == 0.0 else -1
-            while at >= 0:  # where a rank holds both, it falls and rises at once
-                other = rank_of_slot[at]
-                if other != rank and held[taker, other] > 0:
-                    rise = load[giver] / (count[giver] - 1) - unit[giver]
-                    gain += _badness(rank_load[other] + rise, limit[other], over_price) - bad[other]
-                    gain += _badness(rank_load[other] - fall, limit[other], over_price)
-                    gain -= _badness(rank_load[other] - fall + rise, limit[other], over_price)
-                at = following[at]
-            if gain > ROUNDING and gain * per + bonus > best[0]:
-                best = (gain * per + bonus, slot, taker)
+            gain -= candidates.rise[i]
+            if certain == 0.0:
+                gain = _add_shared(state, gain, slot, receiver, fall, over_price)
+            if gain > ROUNDING and gain * rate + bonus > best[0]:
+                best = (gain * rate + bonus, slot, receiver)
     return best
 
 
-@njit(f"boolean({_STATE}, {_F}, int16[:, ::1], int64[::1], {_F}, int32[::1], boolean[::1], boolean[::1])")
-def _undo_one(
-    phy2log: Map, rank_of_slot: Ints, unit: Floats, count: Ints, held: Counts, head: Map, following: Map,
-    rank_load: Floats, load: Floats, home: Counts, first_slot: Ints, limit: Floats, old: Map, touched: Flags,
-    changed: Flags,
-) -> bool:  # fmt: skip
-    """Save a fetch under the limits: put an expert back that the rank had, or exchange; False if neither can be."""
+@helper
+def _undo_one(state: LayerState, old: Map) -> bool:
+    """Save a fetch under the limits: give a slot back to an expert that its rank had, or exchange; False if neither."""
+    phy2log, held, before, replica_load = state.phy2log, state.held, state.held_before, state.replica_load
     for slot in range(phy2log.size):
-        expert, rank = phy2log[slot], rank_of_slot[slot]
-        if home[expert, rank] > 0:
+        expert, rank = phy2log[slot], state.rank_of_slot[slot]
+        if before[expert, rank] > 0:
             continue
-        for old_slot in range(first_slot[rank], first_slot[rank + 1] if count[expert] > 1 else 0):
+        end = state.first_slot[rank + 1] if state.count[expert] > 1 else 0
+        for old_slot in range(state.first_slot[rank], end):
             former = old[old_slot]
-            if held[former, rank] > 0 or former == count.size - 1:
+            if held[former, rank] > 0 or former == state.count.size - 1:
                 continue
-            _retarget(phy2log, rank_of_slot, unit, count, held, head, following, rank_load, load, slot, former, changed)
-            if (rank_load - limit).max() <= ROUNDING:
+            _replace(state, slot, former)
+            if (state.rank_load - state.limit).max() <= ROUNDING:
                 return True
-            _retarget(phy2log, rank_of_slot, unit, count, held, head, following, rank_load, load, slot, expert, changed)
+            _replace(state, slot, expert)
         for other_slot in range(phy2log.size):
-            other, partner = phy2log[other_slot], rank_of_slot[other_slot]
-            if not touched[partner] or partner == rank or held[expert, partner] > 0 or held[other, rank] > 0:
+            other, partner = phy2log[other_slot], state.rank_of_slot[other_slot]
+            if not state.touched[partner] or partner == rank or held[expert, partner] > 0 or held[other, rank] > 0:
                 continue
-            moved = unit[expert] - unit[other]
-            if rank_load[rank] - moved > limit[rank] or rank_load[partner] + moved > limit[partner]:
+            moved = replica_load[expert] - replica_load[other]
+            if state.rank_load[rank] - moved > state.limit[rank]:
                 continue
-            price = _arrival(held, home, expert, partner) + _arrival(held, home, other, rank)
-            if price - 1 - _departure(held, home, other, partner) < 0:
-                _exchange(phy2log, rank_of_slot, unit, count, held, head, following, rank_load, slot, other_slot,
-                          changed)  # fmt: skip
+            if state.rank_load[partner] + moved > state.limit[partner]:
+                continue
+            fetches = fetches_to_add(held, before, expert, partner) + fetches_to_add(held, before, other, rank)
+            if fetches - 1 - fetches_saved(held, before, other, partner) < 0:
+                _exchange(state, slot, other_slot)
                 return True
     return False
 
 
+@helper
+def _search(state: LayerState, candidates: Candidates, best_value: Floats, best_slots: Ints, over_price: float) -> bool:
+    """Take the best step until no rank is over or none helps; True where the layer is given up as too far off.
+
+    The best exchange of each rank, `best_value` [R] and `best_slots` [R, 2], stays valid until one of its two ranks
+    changes.
+    """
+    num_slots, num_ranks, over = state.phy2log.size, state.rank_load.size, np.inf
+    state.changed[:], state.touched[:] = True, False
+    for step in range(4 * num_slots):
+        for rank in range(num_ranks):
+            state.overload[rank] = _overload(state.rank_load[rank], state.limit[rank], over_price)
+        if num_slots > MANY_SLOTS and step % 32 == 0:
+            last_over, over = over, np.maximum(state.rank_load - state.limit, 0.0).sum()
+            # At the pace of the last 32 steps, how many more? More than may be moved?
+            if over > MOST_OVER * num_ranks or 32 * over > (MOST_MOVED * num_slots - step) * (last_over - over):
+                return True
+        if not state.overload.any():
+            return False
+        by_load = np.argsort(state.rank_load, kind="mergesort")
+        value, slot, other_slot = 0.0, -1, -1
+        for rank in range(num_ranks):
+            if state.overload[rank] == 0.0:
+                continue  # a rank that comes to be over its limit has changed
+            last = best_slots[rank, 1]
+            anew = state.changed[rank] or (last >= 0 and state.changed[state.rank_of_slot[last]])
+            if anew:
+                best_value[rank], best_slots[rank] = 0.0, -1
+            found = _best_exchange(state, by_load, rank, over_price, anew, best_value[rank])
+            if found[1] >= 0:
+                best_value[rank], best_slots[rank, 0], best_slots[rank, 1] = found
+            if best_slots[rank, 0] >= 0 and best_value[rank] > value:
+                value, slot, other_slot = best_value[rank], best_slots[rank, 0], best_slots[rank, 1]
+        found = _best_replacement(state, candidates, over_price, value)
+        state.changed[:] = False
+        if found[1] >= 0:
+            _replace(state, found[1], found[2])
+        elif slot >= 0:
+            _exchange(state, slot, other_slot)
+        else:
+            return False
+    return False
+
+
 @njit(
-    "void(float64[:, ::1], int32[:, ::1], int64[::1], int64[::1], float64[:, ::1], float64[:, ::1], int64,"
+    f"void(float64[:, ::1], {READ_MAPS}, {READ_INTS}, {READ_INTS}, float64[:, ::1], float64[:, ::1], int64,"
     " int32[:, ::1], int64[::1])",
 )
-def relieve_layers(
-    load: Floats, old: Map, first_slot: Ints, rank_of_slot: Ints, limit: Floats, over_prices: Floats,
-    num_always: int, new: Map, num_fetched: Ints,
+def reduce_overloads(
+    load: Floats, old: Map, first_slot: Ints, rank_of_slot: Ints, limit: Floats, over_prices: Floats, num_always: int,
+    new: Map, num_fetched: Ints,
 ) -> None:  # fmt: skip
     """Bring each layer under its limits with few fetches: the best of some searches, one for each of `over_prices`.
 
     Of the searches that end under the limits the one with the fewest fetches is kept, ties to the earlier one; if none
     does, the one with the least largest excess. A step costs O(H R S^2), later only for pairs that changed, and
-    O(H S G) for retargeting, with H ranks over their limit and G copies of experts with several.
+    O(H S G) for replacements, with H ranks over their limit and G replicas of experts with several.
 
     Parameters
     ----------
     load, old
-        [L, E + 1] scaled to mean rank load 1, 0 for expert E; [L, P] the live placement, E in holes.
+        [L, E + 1] scaled to mean rank load 1, 0 for id E; [L, P] the live placement, E in empty slots.
     first_slot, rank_of_slot, limit
         [R + 1], [P], [L, R]
     over_prices, num_always
-        [L, K] prices of `_badness`, one a search; only so many searches are made if one of them succeeds.
+        [L, K] prices of `_overload`, one a search; only so many searches are made if one of them succeeds.
     new, num_fetched
         [L, P], [L] out.
     """
     num_slots, num_ranks, num_ids = old.shape[1], limit.shape[1], load.shape[1]
-    unit, count, relief = np.empty(num_ids), np.empty(num_ids, np.int64), np.empty(num_ids)
-    held, home = np.empty((num_ids, num_ranks), np.int16), np.empty((num_ids, num_ranks), np.int16)
-    head, following, phy2log = np.empty(num_ids, np.int32), np.empty(num_slots, np.int32), np.empty(num_slots, np.int32)
-    rank_load, bad, best_score = np.empty(num_ranks), np.empty(num_ranks), np.empty(num_ranks)
-    changed, touched = np.empty(num_ranks, np.bool_), np.empty(num_ranks, np.bool_)
-    givers, worth, others = np.empty(num_slots, np.int64), np.empty((3, num_slots)), np.empty(num_slots, np.uint64)
-    best_slot, best_other = np.empty(num_ranks, np.int64), np.empty(num_ranks, np.int64)
+    state = LayerState(
+        first_slot, rank_of_slot, np.empty(num_ids), np.empty(num_ranks), np.empty((num_ids, num_ranks), np.int16),
+        np.empty(num_slots, np.int32), np.empty(num_ids), np.empty(num_ids, np.int64),
+        np.empty((num_ids, num_ranks), np.int16), np.empty(num_ids, np.int32), np.empty(num_slots, np.int32),
+        np.empty(num_ranks), np.empty(num_ranks), np.empty(num_ranks, np.bool_), np.empty(num_ranks, np.bool_),
+    )  # fmt: skip
+    candidates = Candidates(
+        np.empty(num_slots, np.int64), np.empty(num_slots), np.empty(num_slots), np.empty(num_slots),
+        np.empty(num_slots, np.uint64), np.empty(num_ids, np.bool_),
+    )  # fmt: skip
+    best_value, best_slots = np.empty(num_ranks), np.empty((num_ranks, 2), np.int64)
     for layer in range(load.shape[0]):
-        loads, olds, limits = load[layer], old[layer], limit[layer]
-        _count_up(olds, rank_of_slot, unit, count, home, head, following, rank_load, loads)
-        home[num_ids - 1], kept_excess, num_fetched[layer], over, hopeless = 1, np.inf, 0, 0.0, False
+        state.load[:], state.limit[:] = load[layer], limit[layer]
+        _start(state, old[layer])
+        state.held_before[:] = state.held
+        state.held_before[num_ids - 1] = 1
+        kept_excess, num_fetched[layer], hopeless = np.inf, 0, False
         for trial, over_price in enumerate(over_prices[layer]):
             if trial >= num_always and (kept_excess == 0.0 or hopeless):
                 break
-            phy2log[:] = olds
-            _count_up(phy2log, rank_of_slot, unit, count, held, head, following, rank_load, loads)
-            changed[:], touched[:] = True, False
-            for step in range(4 * num_slots):
-                for rank in range(num_ranks):
-                    bad[rank] = _badness(rank_load[rank], limits[rank], over_price)
-                if num_slots > MANY_SLOTS and step % 32 == 0:  # as after the last 32 steps, how many more?
-                    before, over = over if step > 0 else np.inf, np.maximum(rank_load - limits, 0.0).sum()
-                    hopeless = over > MOST_OVER * num_ranks  # else, does it move too much?
-                    hopeless = hopeless or 32 * over > (MOST_MOVED * num_slots - step) * (before - over)
-                if hopeless or not bad.any():
-                    break
-                by_load = np.argsort(rank_load, kind="mergesort")
-                score, slot, other_slot = 0.0, -1, -1
-                for rank in range(num_ranks):
-                    if bad[rank] == 0.0:
-                        continue  # a rank that comes to be over has changed
-                    fresh = changed[rank] or (best_slot[rank] >= 0 and changed[rank_of_slot[best_other[rank]]])
-                    if fresh:
-                        best_score[rank], best_slot[rank], best_other[rank] = 0.0, -1, -1
-                    found = _best_exchange(
-                        phy2log, rank_of_slot, unit, count, held, head, following, rank_load, home, first_slot,
-                        limits, over_price, bad, touched, by_load, rank, changed, fresh, best_score[rank],
-                    )  # fmt: skip
-                    if found[1] >= 0:
-                        best_score[rank], best_slot[rank], best_other[rank] = found
-                    if best_slot[rank] >= 0 and best_score[rank] > score:
-                        score, slot, other_slot = best_score[rank], best_slot[rank], best_other[rank]
-                found = _best_retarget(
-                    phy2log, rank_of_slot, unit, count, held, head, following, rank_load, loads, home, limits,
-                    over_price, bad, touched, relief, givers, worth, others, score,
-                )  # fmt: skip
-                changed[:] = False
-                if found[1] >= 0:
-                    touched[rank_of_slot[found[1]]] = True
-                    _retarget(phy2log, rank_of_slot, unit, count, held, head, following, rank_load, loads,
-                              found[1], found[2], changed)  # fmt: skip
-                elif slot >= 0:
-                    touched[rank_of_slot[slot]] = touched[rank_of_slot[other_slot]] = True
-                    _exchange(phy2log, rank_of_slot, unit, count, held, head, following, rank_load, slot,
-                              other_slot, changed)  # fmt: skip
-                else:
-                    break
-            excess = max(0.0, (rank_load - limits).max() - ROUNDING)
-            while excess == 0.0 and _undo_one(phy2log, rank_of_slot, unit, count, held, head, following, rank_load,
-                                              loads, home, first_slot, limits, olds, touched, changed):  # fmt: skip
+            _start(state, old[layer])
+            hopeless = _search(state, candidates, best_value, best_slots, over_price)
+            excess = max(0.0, (state.rank_load - state.limit).max() - ROUNDING)
+            while excess == 0.0 and _undo_one(state, old[layer]):
                 continue
             fetched = 0
             for slot in range(num_slots):  # no step puts an expert on a rank twice: each such slot is a fetch
-                fetched += home[phy2log[slot], rank_of_slot[slot]] == 0
+                fetched += state.held_before[state.phy2log[slot], rank_of_slot[slot]] == 0
             if excess < kept_excess or (excess == kept_excess and fetched < num_fetched[layer]):
                 kept_excess = excess
-                new[layer], num_fetched[layer] = phy2log, fetched
+                new[layer], num_fetched[layer] = state.phy2log, fetched

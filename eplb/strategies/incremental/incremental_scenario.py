@@ -15,6 +15,7 @@ import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
+from eplb.core.migration import keep_slots
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
@@ -154,10 +155,8 @@ class IncrementalScenario:
 
     def _in_place(self, old: Map, new: Map, topology: Topology) -> Map:
         """Holes as holes again, and experts that a rank keeps in the slots that they had."""
-        from eplb.core.migration_kernel import keep_slots
-
         phy2log = np.where(new == self.previous.num_experts, np.int32(EMPTY_SLOT), new)
-        keep_slots(old, phy2log, topology.rank_first_slot.copy())
+        keep_slots(old, phy2log, topology.rank_first_slot)
         return phy2log
 
 

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb import ExpertLoad, Placement, Topology, plan
-from eplb.core.migration_kernel import NO_COPY, OTHER_NODE, SAME_NODE, SAME_RANK, keep_slots, schedule_layers
-from eplb.strategies.incremental.incremental_kernel import relieve_layers
+from eplb.core.migration_kernel import NO_COPY, OTHER_NODE, SAME_NODE, SAME_RANK, reorder_slots, schedule_layers
+from eplb.strategies.incremental.incremental_kernel import reduce_overloads
 from tests.generators import placements
 from tests.oracles import hands_of, has_doubles, rank_loads
 
 
-def relieve(placement, load, limit, prices=(0.05, 0.0), num_always=2):
+def reduce_overload(placement, load, limit, prices=(0.05, 0.0), num_always=2):
     """Run the search on scaled loads [L, E]; holes go in and out as -1."""
     topology, nothing = placement.topology, placement.num_experts
     old = np.where(placement.physical_to_logical_map < 0, nothing, placement.physical_to_logical_map).astype(np.int32)
@@ -20,8 +20,8 @@ def relieve(placement, load, limit, prices=(0.05, 0.0), num_always=2):
     new, fetched = np.empty_like(old), np.empty(len(load), np.int64)
     limits = np.full((len(load), topology.num_ranks), limit)
     table = np.tile(np.array(prices), (len(load), 1))
-    first_slot, rank_of_slot = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
-    relieve_layers(scaled, old, first_slot, rank_of_slot, limits, table, num_always, new, fetched)
+    places = topology.rank_first_slot, topology.rank_of_slot
+    reduce_overloads(scaled, old, *places, limits, table, num_always, new, fetched)
     return type(placement)(np.where(new == nothing, -1, new), nothing, topology), fetched
 
 
@@ -38,7 +38,7 @@ def fetches(before, after, layer):
 @given(placement=placements(duplicates=False, holes=True), seed=st.integers(0, 2**32 - 1))
 def test_fetches_are_those_of_a_plain_recount_and_no_rank_gets_an_expert_twice(placement, seed):
     load = scaled_loads(np.random.default_rng(seed), placement)
-    after, fetched = relieve(placement, load, 1.05)
+    after, fetched = reduce_overload(placement, load, 1.05)
     for layer in range(placement.num_layers):
         assert fetched[layer] == fetches(placement, after, layer)
         assert not has_doubles(hands_of(after, layer))
@@ -47,7 +47,7 @@ def test_fetches_are_those_of_a_plain_recount_and_no_rank_gets_an_expert_twice(p
 @given(placement=placements(duplicates=False, holes=True), seed=st.integers(0, 2**32 - 1))
 def test_the_summed_excess_over_the_limit_never_rises(placement, seed):
     load = scaled_loads(np.random.default_rng(seed), placement)
-    after, _ = relieve(placement, load, 1.1, prices=(0.0,), num_always=1)
+    after, _ = reduce_overload(placement, load, 1.1, prices=(0.0,), num_always=1)
     for layer in range(placement.num_layers):
         before_load, after_load = (rank_loads(hands_of(p, layer), load[layer]) for p in (placement, after))
         assert sum(max(0, x - 1.1) for x in after_load) <= sum(max(0, x - 1.1) for x in before_load) + 1e-9
@@ -56,18 +56,18 @@ def test_the_summed_excess_over_the_limit_never_rises(placement, seed):
 @given(placement=placements(duplicates=False), seed=st.integers(0, 2**32 - 1))
 def test_layers_under_the_limit_stay_as_they_are(placement, seed):
     load = scaled_loads(np.random.default_rng(seed), placement)
-    after, fetched = relieve(placement, load, float(placement.topology.num_ranks))
+    after, fetched = reduce_overload(placement, load, float(placement.topology.num_ranks))
     assert after == placement
     assert not fetched.any()
 
 
-def test_a_retarget_that_cools_two_ranks_beats_two_exchanges():
+def test_a_replacement_that_lowers_two_ranks_beats_two_exchanges():
     topology = Topology(1, 3, 2)
     # rank 0: 0 and 1; rank 1: 0 and 2; rank 2: 3 and a copy of 1. Load 1 of expert 1 splits in halves:
     # 2 + 0.5, 2 + 1, 0 + 0.5. The limit 2.5 leaves only rank 1 over. A third copy of expert 0 in the slot of expert 1's
     # copy: 4/3 + 1, 4/3 + 1, 4/3: one fetch. Any exchange costs two.
     placement = Placement([[0, 1, 0, 2, 3, 1]], 4, topology)
-    after, fetched = relieve(placement, np.array([[4.0, 1.0, 1.0, 0.0]]), 2.5)
+    after, fetched = reduce_overload(placement, np.array([[4.0, 1.0, 1.0, 0.0]]), 2.5)
     assert fetched.tolist() == [1]
     assert hands_of(after, 0) == [[0, 1], [0, 2], [3, 0]]
 
@@ -79,9 +79,9 @@ def schedule(before, after):
         before.physical_to_logical_map,
         after.physical_to_logical_map,
         before.num_experts,
-        topology.rank_first_slot.copy(),
-        topology.rank_of_slot.astype(np.int64),
-        topology.node_of_rank.astype(np.int64),
+        topology.rank_first_slot,
+        topology.rank_of_slot,
+        topology.node_of_rank,
         source,
         hop,
         batch,
@@ -155,7 +155,7 @@ def test_holders_equally_near_share_the_sending():
 def test_kept_experts_stay_in_their_slots_and_ranks_hold_what_they_held(pair):
     before, after = pair
     new = after.physical_to_logical_map.copy()
-    keep_slots(before.physical_to_logical_map, new, before.topology.rank_first_slot.copy())
+    reorder_slots(before.physical_to_logical_map, new, before.topology.rank_first_slot)
     kept = type(before)(new, before.num_experts, before.topology)
     for layer in range(before.num_layers):
         for was, asked, got in zip(hands_of(before, layer), hands_of(after, layer), hands_of(kept, layer), strict=True):
@@ -170,9 +170,9 @@ def test_a_price_of_being_over_is_what_makes_searches_differ():
     live = plan(ExpertLoad(load), Topology(1, 8, 9), "greedy").placement
     drifted = load * rng.lognormal(0, 0.5, load.shape)
     drifted *= 8 / drifted.sum(axis=1, keepdims=True)
-    alone = [relieve(live, drifted, 1.02, prices=(price,), num_always=1)[1] for price in (0.0, 0.02, 0.1)]
-    together = relieve(live, drifted, 1.02, prices=(0.0, 0.02, 0.1), num_always=3)[1]
+    alone = [reduce_overload(live, drifted, 1.02, prices=(price,), num_always=1)[1] for price in (0.0, 0.02, 0.1)]
+    together = reduce_overload(live, drifted, 1.02, prices=(0.0, 0.02, 0.1), num_always=3)[1]
     assert together.tolist() == np.min(alone, axis=0).tolist()
     assert len({tuple(one.tolist()) for one in alone}) > 1
     with pytest.raises(TypeError):
-        relieve_layers(drifted)
+        reduce_overloads(drifted)
