@@ -28,6 +28,7 @@ LEVELS = (
 HEAVY = {"torch", "ortools", "matplotlib", "plotly", "pandas", "ray", "pyarrow", "transformers"}
 MAY_LOAD_AT_IMPORT = {("eplb", "runtime"): {"torch"}, ("eplb", "report"): {"matplotlib", "plotly", "pandas"}}
 MOST_LINES = 400
+SHARED_KERNELS = "eplb.core.kernel_helpers"
 
 
 def _python_files(room: str) -> list[Path]:
@@ -186,6 +187,36 @@ def test_only_output_prints():
             text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
             assert text not in {"print", "sys.stdout", "sys.stderr"}, f"{_name(path)}: {text}"
             assert not any(name.split(".")[0] == "rich" for name in _imported(node)), f"{_name(path)} imports rich"
+
+
+def _kernels_of_other_folders(module: str, source: str) -> list[str]:
+    """Kernel files that a module imports from outside its own folder."""
+    folder = module.rpartition(".")[0]
+    names = [name for node in ast.walk(ast.parse(source)) for name in _imported(node)]
+    kernels = [name for name in names if name.split(".")[-1].endswith("kernel") or name.split(".")[-1] == "kernels"]
+    return [name for name in kernels if name.rpartition(".")[0] != folder]
+
+
+def test_kernels_are_imported_only_inside_their_folder():
+    for room, root in ROOMS.items():
+        for path in _python_files(room):
+            module = ".".join((room, *path.relative_to(root).with_suffix("").parts))
+            assert _kernels_of_other_folders(module, path.read_text()) == [], _name(path)
+
+
+def test_only_kernels_import_their_helpers():
+    constants = {"LANES"}  # Python code pads windows to the kernels' lanes
+    for path in _python_files("eplb"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == SHARED_KERNELS:
+                names = {alias.name for alias in node.names}
+                assert path.stem.endswith("kernel") or names <= constants, f"{_name(path)} imports {names}"
+
+
+def test_the_check_for_kernels_can_fail():
+    source = "from eplb.core.migration_kernel import schedule_layers\nfrom eplb.core.kernel_helpers import holds\n"
+    assert _kernels_of_other_folders("eplb.core.migration", source) == []
+    assert _kernels_of_other_folders("eplb.engines.policy", source) == ["eplb.core.migration_kernel"]
 
 
 def test_torch_files_are_never_unpickled():

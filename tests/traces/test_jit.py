@@ -72,3 +72,40 @@ def test_importing_the_package_loads_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
     )
     assert result.stderr.strip() == "set()"
+
+
+HELPER = "from eplb_traces.jit import helper\n\n@helper\ndef more(x):\n    return x + {}\n"
+CALLER = """
+from eplb_traces.jit import njit
+from little.helper_kernel import more
+
+@njit("float64(float64)")
+def twice(x):
+    return 2 * more(x)
+"""
+SCRIPT = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from little.kernel import twice
+print(twice(1.0))
+"""
+
+
+def run_little_package(folder):
+    """Result of the caller in a new process, and whether it was compiled there."""
+    environment = {"PYTHONPATH": ":".join([str(folder), *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=True)
+    return float(done.stdout), "compiling kernels" in done.stderr
+
+
+def test_an_edited_helper_of_another_file_recompiles_its_caller_and_an_unchanged_one_does_not(tmp_path):
+    # This pins the private attribute of numba's cache that holds the stamp of the source.
+    package = tmp_path / "little"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "kernel.py").write_text(CALLER)
+    (package / "helper_kernel.py").write_text(HELPER.format("1.0"))
+    assert run_little_package(tmp_path) == (4.0, True)
+    assert run_little_package(tmp_path) == (4.0, False)
+    (package / "helper_kernel.py").write_text(HELPER.format("2.0"))
+    assert run_little_package(tmp_path) == (6.0, True)
