@@ -1,6 +1,4 @@
-"""Knows which weights must move between two placements, from where, in which batches, and how long that takes.
-
-It knows no loads and does not judge whether moving pays.
+"""Finds which weights must move between two placements, from where, in which batches, and how long that takes.
 
 **How a migration is executed.** Layer by layer, in three steps, as `runtime` does it and as vLLM and SGLang do:
 
@@ -29,7 +27,6 @@ from eplb.errors import PlacementError, VerificationError
 
 DEEPSEEK_V3_EXPERT_BYTES = 3.0 * 7168 * 2048
 """One expert of DeepSeek-V3 in FP8: three matrices of hidden size 7168 x 2048, one byte each."""
-
 
 _ARRAYS = ("layer", "slot", "source_slot", "hop", "batch")
 

@@ -46,7 +46,7 @@ def token_spread(placement: Placement, trace: RoutingTrace) -> TokenSpread:
     InputError
         If placement and trace are of different models, or the trace has no tokens.
     """
-    from eplb.evaluation.token_spread_kernel import add_expected_units
+    from eplb.evaluation.token_spread_kernel import add_expected_places
 
     shape = trace.shape
     placement.check_model(shape, "trace")
@@ -62,7 +62,7 @@ def token_spread(placement: Placement, trace: RoutingTrace) -> TokenSpread:
 
         def work(layers: slice, expert_ids: NDArray[np.uint16] = batch.expert_ids) -> None:
             for holders, num_units, expected in by_unit:
-                add_expected_units(expert_ids, layers.start, layers.stop, *holders, num_units, expected)
+                add_expected_places(expert_ids, layers.start, layers.stop, *holders, num_units, expected)
 
         for_layer_chunks(work, shape.num_layers)
     if num_tokens == 0:

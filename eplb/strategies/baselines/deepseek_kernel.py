@@ -1,4 +1,4 @@
-"""DeepSeek's EPLB, slot by slot, in single precision as the published function computes. Knows arrays only.
+"""Computes DeepSeek's EPLB slot by slot, in single precision as the published function does.
 
 Source: the description of deepseek-ai/EPLB@d52c72d (groups to nodes, replicas inside a node, replicas to ranks).
 """
@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Ints
-from eplb_traces.jit import njit
+from eplb_traces.jit import helper, njit
 
 Singles = NDArray[np.float32]
 
 
-@njit("void(float32[::1], int64, int64[::1], int64[::1], int64[::1], float32[::1], int64[::1])")
+@helper
 def _balanced_packing(
     weight: Singles, num_packs: int, pack_of: Ints, place_of: Ints, order: Ints, pack_weight: Singles, pack_size: Ints
 ) -> None:
@@ -64,14 +64,12 @@ def rebalance_layers(
     slots_per_rank = num_slots // num_ranks
     most = max(num_slots, num_groups)
     pack_of, place_of, order = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    pack_weight, pack_size = (
-        np.empty(max(num_nodes, node_ranks), np.float32),
-        np.empty(max(num_nodes, node_ranks), np.int64),
-    )
+    most_packs = max(num_nodes, node_ranks)
+    pack_weight, pack_size = np.empty(most_packs, np.float32), np.empty(most_packs, np.int64)
     group_weight = np.empty(num_groups, np.float32)
     node_order = np.empty(num_experts, np.int64)
-    copy_expert, copy_replica = np.empty(node_slots, np.int64), np.empty(node_slots, np.int64)
-    copy_weight = np.empty(node_slots, np.float32)
+    replica_expert, replica_number = np.empty(node_slots, np.int64), np.empty(node_slots, np.int64)
+    replica_weight = np.empty(node_slots, np.float32)
     for layer in range(num_layers):
         # Groups to nodes: node_order lists the experts node by node.
         for group in range(num_groups):
@@ -85,23 +83,23 @@ def rebalance_layers(
             expert_of = node_order[node * node_experts : (node + 1) * node_experts]
             # Replicas: one each, then always to the expert with the most weight a replica.
             for i in range(node_experts):
-                copy_expert[i], copy_replica[i] = i, 0
+                replica_expert[i], replica_number[i] = i, 0
                 logcnt[layer, expert_of[i]] = 1
-            for copy in range(node_experts, node_slots):
-                heaviest, heaviest_unit = 0, np.float32(-1)
+            for added in range(node_experts, node_slots):
+                heaviest, heaviest_load = 0, np.float32(-1)
                 for i in range(node_experts):
-                    unit = weight[layer, expert_of[i]] / np.float32(logcnt[layer, expert_of[i]])
-                    if unit > heaviest_unit:
-                        heaviest, heaviest_unit = i, unit
-                copy_expert[copy] = heaviest
-                copy_replica[copy] = logcnt[layer, expert_of[heaviest]]
+                    load = weight[layer, expert_of[i]] / np.float32(logcnt[layer, expert_of[i]])
+                    if load > heaviest_load:
+                        heaviest, heaviest_load = i, load
+                replica_expert[added] = heaviest
+                replica_number[added] = logcnt[layer, expert_of[heaviest]]
                 logcnt[layer, expert_of[heaviest]] += 1
-            for copy in range(node_slots):
-                expert = expert_of[copy_expert[copy]]
-                copy_weight[copy] = weight[layer, expert] / np.float32(logcnt[layer, expert])
+            for i in range(node_slots):
+                expert = expert_of[replica_expert[i]]
+                replica_weight[i] = weight[layer, expert] / np.float32(logcnt[layer, expert])
             # Replicas to the ranks of the node.
-            _balanced_packing(copy_weight, node_ranks, pack_of, place_of, order, pack_weight, pack_size)
-            for copy in range(node_slots):
-                slot = node * node_slots + pack_of[copy] * slots_per_rank + place_of[copy]
-                phy2log[layer, slot] = expert_of[copy_expert[copy]]
-                replica[layer, slot] = copy_replica[copy]
+            _balanced_packing(replica_weight, node_ranks, pack_of, place_of, order, pack_weight, pack_size)
+            for i in range(node_slots):
+                slot = node * node_slots + pack_of[i] * slots_per_rank + place_of[i]
+                phy2log[layer, slot] = expert_of[replica_expert[i]]
+                replica[layer, slot] = replica_number[i]

@@ -1,13 +1,13 @@
-"""From the live placement to one that is good enough, with few copies moved.
+"""Plans from the live placement to one that is good enough, with few replicas moved.
 
-Only layers over the target are touched. In each the step that removes most excess per fetched copy is taken until all
-ranks are under the limit: exchange two copies of two ranks, or retarget a copy of an expert that has several. Where
-that fails, or would move a good part of the layer, a fresh greedy plan with its ranks renamed to fit the old one is
-taken if it reaches the limit (with fewer moves, where both do), or comes closer where the search is far off. A budget
-of moves goes where it lowers the busiest ranks most.
+Only layers over the target are changed. In each, the step that removes most overload per fetched replica is taken until
+all ranks are under the limit: exchange two replicas of two ranks, or replace a replica of an expert that has several.
+Where that fails, or would move a good part of the layer, a fresh greedy plan with its ranks renamed to fit the old one
+is taken if it reaches the limit (with fewer moves, where both do), or comes closer where the search is far off. A
+budget of moves goes where it lowers the busiest ranks most.
 
 Source: our own. The steps are those of vllm-ascend's SwiftBalancer (exchange hot with cold, re-choose a redundant
-expert); the excess over a target as the measure, and the price of a step counted against the live placement, are not.
+expert); the overload over a target as the measure, and the price of a step counted against the live placement, are not.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,6 @@ from eplb.strategies.greedy.greedy import Greedy
 
 AT_LIMIT = 1e-9  # relative distance at which a rank still counts as under its limit: rounding of sums over its slots
 FRESH_SHARE = 0.25  # of a layer's slots: a layer that moves more than this is planned afresh as well
-MANY_SLOTS = 1024  # with more, a search is slow: layers that get stuck are planned afresh at once
 LOOSER = (0.002, 0.005, 0.01, 0.02)  # limits to fall back on, above the one that a search got stuck far from
 FAR = 0.02  # a search that ends further over its limit than this leaves the layer to a fresh plan, if that is better
 BUDGET_STEPS = np.array([0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
@@ -39,21 +38,21 @@ OVER_PRICE_PER_SLACK, LEAST_OVER_PRICE, MOST_OVER_PRICE = 2.0, 0.005, 0.08
 OVER_PRICE_FACTORS = np.array([1.0, 0.5, 2.0, 0.25, 0.0])
 
 
-class Moved(NamedTuple):
-    """Some layers after some moves."""
+class Candidates(NamedTuple):
+    """A new map for some layers."""
 
     phy2log: Map
     """[L, P]"""
     num_fetched: Ints
-    """[L] copies that a rank must fetch."""
+    """[L] replicas that a rank must fetch."""
     busiest: Floats
     """[L] tokens on the busiest rank, over its relative speed."""
 
-    def rows(self, which: NDArray[np.bool_] | Ints) -> "Moved":
-        """Copies of some layers."""
-        return Moved(self.phy2log[which], self.num_fetched[which], self.busiest[which])
+    def select(self, which: NDArray[np.bool_] | Ints) -> "Candidates":
+        """The candidates of some layers."""
+        return Candidates(self.phy2log[which], self.num_fetched[which], self.busiest[which])
 
-    def put(self, rows: NDArray[np.bool_], other: "Moved", where: NDArray[np.bool_]) -> None:
+    def overwrite(self, rows: NDArray[np.bool_], other: "Candidates", where: NDArray[np.bool_]) -> None:
         """Overwrite the layers `rows` by those of `other`, which has only these, `where` that is True."""
         rows = rows.copy()
         rows[rows] = where
@@ -72,15 +71,15 @@ class Incremental:
         The placement that is live.
     target
         Every layer is to have at most this times its lower bound on the busiest rank; the bound is the mean rank load
-        unless a proof says that no placement gets there. Layers that do already are left alone.
+        unless a proof says that no placement gets there. Layers that do already stay as they are.
     max_moves
-        Most copies that ranks may fetch, over all layers; None for as many as the target takes.
+        Most replicas that ranks may fetch, over all layers; None for as many as the target takes.
     searches
         Searches a layer, 1 to 5, of which the one with the fewest moves is kept.
     """
 
     name: ClassVar[str] = "incremental"
-    summary: ClassVar[str] = "from the live placement to a target with few copies moved"
+    summary: ClassVar[str] = "from the live placement to a target with few replicas moved"
     previous: Placement
     target: float = 1.05
     max_moves: int | None = None
@@ -103,10 +102,10 @@ class Incremental:
         bound = lower_bounds(load, problem.topology, full_and_distinct=plain).value
         limit = self.target * bound
         over = busiest > limit * (1 + AT_LIMIT)
-        moved = Moved(old.copy(), np.zeros(old.shape[0], np.int64), busiest.copy())
+        moved = Candidates(old.copy(), np.zeros(old.shape[0], np.int64), busiest.copy())
         if over.any():
             reached = self._reach(load[over], old[over], limit[over], problem.topology)
-            moved.put(over, reached, reached.busiest < busiest[over])
+            moved.overwrite(over, reached, reached.busiest < busiest[over])
         if self.max_moves is not None and moved.num_fetched.sum() > self.max_moves:
             moved = self._spend(problem, moved, limit, busiest)
         return certified_plan(
@@ -118,44 +117,53 @@ class Incremental:
             notes=self._notes(moved, over, limit),
         )
 
-    def _reach(self, load: Floats, old: Map, limit: Floats, topology: Topology) -> Moved:
+    def _reach(self, load: Floats, old: Map, limit: Floats, topology: Topology) -> Candidates:
         """Bring layers under their limits; see the file's head for when a fresh plan takes part."""
-        moved = relieve(load, old, limit, topology, factors=OVER_PRICE_FACTORS, searches=self.searches)
+        from eplb.strategies.incremental.incremental_kernel import MANY_SLOTS
+
+        moved = reduce_overload(load, old, limit, topology, factors=OVER_PRICE_FACTORS, searches=self.searches)
+        # With many slots a search is slow: layers that get stuck are planned afresh at once.
         for slack in LOOSER if topology.num_slots <= MANY_SLOTS else ():
             stuck = moved.busiest > limit * (1 + slack)
             if stuck.any():
                 near = limit[stuck] * (1 + slack)
-                again = relieve(load[stuck], old[stuck], near, topology, factors=OVER_PRICE_FACTORS[:1], searches=1)
-                moved.put(stuck, again, again.busiest < moved.busiest[stuck])
+                again = reduce_overload(
+                    load[stuck], old[stuck], near, topology, factors=OVER_PRICE_FACTORS[:1], searches=1
+                )
+                moved.overwrite(stuck, again, again.busiest < moved.busiest[stuck])
         dear = moved.busiest > limit * (1 + AT_LIMIT)
         dear |= moved.num_fetched > FRESH_SHARE * old.shape[1]
         if not dear.any():
             return moved
-        mine, fresh = moved.rows(dear), _fresh(load[dear], old[dear], topology)
+        mine, fresh = moved.select(dear), _fresh(load[dear], old[dear], topology)
         if fresh is None:
             return moved
         reached, reached_fresh = (m.busiest <= limit[dear] * (1 + AT_LIMIT) for m in (mine, fresh))
         better = reached_fresh & (~reached | (fresh.num_fetched < mine.num_fetched))
         better |= (mine.busiest > limit[dear] * (1 + FAR)) & (fresh.busiest < mine.busiest)
-        moved.put(dear, fresh, better)
+        moved.overwrite(dear, fresh, better)
         return moved
 
-    def _spend(self, problem: Problem, reached: Moved, limit: Floats, busiest: Floats) -> Moved:
+    def _spend(self, problem: Problem, reached: Candidates, limit: Floats, busiest: Floats) -> Candidates:
         """Go part of the way: each layer to one of several limits, chosen where a move lowers the busiest ranks most.
 
-        Greedy over layers and limits by tokens off the busiest rank per copy moved, ties to the lowest layer and the
+        Greedy over layers and limits by tokens off the busiest rank per replica moved, ties to the lowest layer and the
         lower limit, until nothing more fits the budget.
         """
         rows = np.nonzero(reached.num_fetched)[0]
         load, old = problem.load.total[rows], self.previous.physical_to_logical_map[rows]
-        tries = [reached.rows(rows)]
+        tries = [reached.select(rows)]
         for part in BUDGET_STEPS[1:]:
             between = limit[rows] + part * (busiest[rows] - limit[rows])
-            tries.append(relieve(load, old, between, problem.topology, factors=OVER_PRICE_FACTORS[:1], searches=1))
+            tries.append(
+                reduce_overload(load, old, between, problem.topology, factors=OVER_PRICE_FACTORS[:1], searches=1)
+            )
         fetched = np.stack([one.num_fetched for one in tries], axis=1)
         gain = busiest[rows, None] - np.stack([one.busiest for one in tries], axis=1)
         chosen = _choose_within(fetched, gain, self.max_moves or 0)
-        spent = Moved(self.previous.physical_to_logical_map.copy(), np.zeros_like(reached.num_fetched), busiest.copy())
+        spent = Candidates(
+            self.previous.physical_to_logical_map.copy(), np.zeros_like(reached.num_fetched), busiest.copy()
+        )
         for at, row in enumerate(rows):
             if chosen[at] >= 0:
                 best = tries[chosen[at]]
@@ -163,11 +171,11 @@ class Incremental:
                 spent.busiest[row] = best.busiest[at]
         return spent
 
-    def _notes(self, moved: Moved, over: NDArray[np.bool_], limit: Floats) -> tuple[str, ...]:
+    def _notes(self, moved: Candidates, over: NDArray[np.bool_], limit: Floats) -> tuple[str, ...]:
         if not over.any():
             return (f"incremental: every layer is within {self.target:g} of its bound, so nothing moves",)
         short = moved.busiest > limit * (1 + AT_LIMIT)
-        text = f"incremental: {moved.num_fetched.sum()} copies moved for {over.sum()} layers over the target"
+        text = f"incremental: {moved.num_fetched.sum()} replicas moved for {over.sum()} layers over the target"
         if not short.any():
             return (text,)
         why = "none was found" if self.max_moves is None else f"the budget is {self.max_moves} moves"
@@ -192,10 +200,10 @@ def _choose_within(fetched: Ints, gain: Floats, budget: int) -> Ints:
         have_fetched[layer], have_gain[layer] = fetched[layer, one], gain[layer, one]
 
 
-def relieve(  # noqa: PLR0913  # the layers, and how to search
+def reduce_overload(  # noqa: PLR0913  # the layers, and how to search
     load: Floats, old: Map, limit: Floats, topology: Topology, *, factors: Floats, searches: int
-) -> Moved:
-    """Bring the busiest rank of each layer to its limit with few copies moved, as far as the search gets.
+) -> Candidates:
+    """Bring the busiest rank of each layer to its limit with few replicas moved, as far as the search gets.
 
     Parameters
     ----------
@@ -224,11 +232,11 @@ def relieve(  # noqa: PLR0913  # the layers, and how to search
     for_layer_chunks(work, num_layers)
     new[new == num_experts] = EMPTY_SLOT
     keep_slots(old, new, topology.rank_first_slot)
-    return Moved(new, num_fetched, busiest_rank(load, new, topology))
+    return Candidates(new, num_fetched, busiest_rank(load, new, topology))
 
 
-def _fresh(load: Floats, old: Map, topology: Topology) -> Moved | None:
-    """A greedy plan, its ranks renamed to keep what they can; None if copies cannot be kept apart."""
+def _fresh(load: Floats, old: Map, topology: Topology) -> Candidates | None:
+    """A greedy plan, its ranks renamed to keep what they can; None if replicas cannot be kept apart."""
     try:
         new, _ = Greedy().pack(load, topology.rank_first_slot, topology.relative_speed)
     except InfeasibleError:
@@ -236,11 +244,11 @@ def _fresh(load: Floats, old: Map, topology: Topology) -> Moved | None:
     num_experts = load.shape[1]
     before, after = (Placement(phy2log, num_experts, topology) for phy2log in (old, new))
     renamed = rename_ranks(before, after, ranks_per_block=topology.num_ranks).physical_to_logical_map.copy()
-    return Moved(renamed, _num_fetched(old, renamed, num_experts, topology), busiest_rank(load, renamed, topology))
+    return Candidates(renamed, _num_fetched(old, renamed, num_experts, topology), busiest_rank(load, renamed, topology))
 
 
 def _num_fetched(old: Map, new: Map, num_experts: int, topology: Topology) -> Ints:
-    """[L] pairs of rank and expert that only the new maps have; the new ones have no holes."""
+    """[L] pairs of rank and expert that only the new maps have; the new ones have no empty slots."""
     pairs_of_layer = topology.num_ranks * (num_experts + 1)
     base = np.arange(old.shape[0])[:, None] * pairs_of_layer + topology.rank_of_slot * (num_experts + 1)
     lacking = np.setdiff1d(base + new, base + np.where(old == EMPTY_SLOT, num_experts, old))

@@ -14,38 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb.core.kernel_helpers import READ_INTS, READ_MAPS, fetches_saved, fetches_to_add, link_slots
+from eplb.core.kernel_helpers import READ_INTS, READ_MAPS, fetches_saved, fetches_to_add
+from eplb.strategies.incremental.layer_steps_kernel import (
+    ROUNDING,
+    Flags,
+    LayerState,
+    exchange,
+    replace,
+    start,
+    undo_one,
+)
 from eplb_traces.jit import helper, njit
 
-Counts = NDArray[np.int16]
-Flags = NDArray[np.bool_]
-
-ROUNDING = 1e-11  # a rank is over its limit when it is so by more than this part of the mean rank load
 FREE_RATE = 2.0  # steps that cost no fetch, or save one, are compared as if they cost half of one
 MANY_SLOTS, MOST_MOVED, MOST_OVER = 1024, 0.25, 0.15  # with more slots: shares of slots, of load, to give up for
-SLACK_VALUE = (
-    0.02  # worth of room left on the rank that a step fills, in overload per fetch: it decides between equals
-)
-
-
-class LayerState(NamedTuple):
-    """A layer in the search. Slots of an expert are chained: from `head`, by `following`, to -1."""
-
-    first_slot: Ints  # [R + 1]
-    rank_of_slot: Ints  # [P]
-    load: Floats  # [E + 1]
-    limit: Floats  # [R]
-    held_before: Counts  # [E + 1, R] replicas of an expert on a rank, in the live placement
-    phy2log: Map  # [P]
-    replica_load: Floats  # [E + 1] load of one replica
-    count: Ints  # [E + 1] replicas
-    held: Counts  # [E + 1, R] replicas of an expert on a rank
-    head: Map  # [E + 1]
-    following: Map  # [P]
-    rank_load: Floats  # [R]
-    overload: Floats  # [R]
-    touched: Flags  # [R] the rank has other experts than at first: only there a step may cost less than its two fetches
-    changed: Flags  # [R] the last step changed the rank's load or experts
+SLACK_VALUE = 0.02  # worth of room left on the rank that a step fills, in overload per fetch: it decides between equals
 
 
 class Candidates(NamedTuple):
@@ -69,85 +52,6 @@ def _overload(load: float, limit: float, over_price: float) -> float:
 def _rate(num_fetches: int) -> float:
     """One over the fetches that a step costs, which are two at most."""
     return 1.0 if num_fetches == 1 else 0.5 if num_fetches == 2 else FREE_RATE
-
-
-@helper
-def _link(head: Map, following: Map, expert: int, slot: int) -> None:
-    """Put a slot into the chain of its expert; empty slots are in none."""
-    if expert < head.size - 1:
-        following[slot] = head[expert]
-        head[expert] = slot
-
-
-@helper
-def _unlink(head: Map, following: Map, expert: int, slot: int) -> None:
-    """Take a slot out of the chain of its expert."""
-    at = head[expert]
-    if at == slot:
-        head[expert] = following[slot]
-    elif at >= 0:
-        while following[at] != slot:
-            at = following[at]
-        following[at] = following[slot]
-
-
-@helper
-def _start(state: LayerState, phy2log: Map) -> None:
-    """Derive the state from a map."""
-    empty = state.load.size - 1
-    state.phy2log[:] = phy2log
-    state.count[:], state.held[:], state.rank_load[:] = 0, 0, 0.0
-    link_slots(phy2log, state.head, state.following)
-    for slot in range(phy2log.size):
-        state.count[phy2log[slot]] += 1
-        state.held[phy2log[slot], state.rank_of_slot[slot]] += 1
-    state.head[empty] = -1
-    state.held[empty] = 0  # a rank may have any number of empty slots
-    state.count[empty] = phy2log.size + 2  # and each of them may be filled
-    state.replica_load[:] = state.load / np.maximum(1, state.count)
-    for slot in range(phy2log.size):
-        state.rank_load[state.rank_of_slot[slot]] += state.replica_load[phy2log[slot]]
-
-
-@helper
-def _exchange(state: LayerState, slot: int, other_slot: int) -> None:
-    """Exchange the experts of two slots of two ranks."""
-    phy2log = state.phy2log
-    for here, there in ((slot, other_slot), (other_slot, slot)):
-        expert, rank = phy2log[here], state.rank_of_slot[here]
-        state.rank_load[rank] += state.replica_load[phy2log[there]] - state.replica_load[expert]
-        state.changed[rank] = state.touched[rank] = True
-        if expert < state.count.size - 1:
-            state.held[expert, rank] -= 1
-            state.held[expert, state.rank_of_slot[there]] += 1
-        _unlink(state.head, state.following, expert, here)
-    phy2log[slot], phy2log[other_slot] = phy2log[other_slot], phy2log[slot]
-    _link(state.head, state.following, phy2log[slot], slot)
-    _link(state.head, state.following, phy2log[other_slot], other_slot)
-
-
-@helper
-def _replace(state: LayerState, slot: int, receiver: int) -> None:
-    """Give a slot to another expert; both experts split their load anew."""
-    donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
-    state.changed[rank] = state.touched[rank] = True
-    state.rank_load[rank] -= state.replica_load[donor]
-    _unlink(state.head, state.following, donor, slot)
-    for step in (-1, 1):
-        expert = receiver if step > 0 else donor
-        if expert < state.count.size - 1:
-            state.held[expert, rank] += step
-            state.count[expert] += step
-            replica_load = state.load[expert] / state.count[expert]
-            at = state.head[expert]
-            while at >= 0:
-                state.rank_load[state.rank_of_slot[at]] += replica_load - state.replica_load[expert]
-                state.changed[state.rank_of_slot[at]] = True
-                at = state.following[at]
-            state.replica_load[expert] = replica_load
-    state.rank_load[rank] += state.replica_load[receiver]
-    state.phy2log[slot] = receiver
-    _link(state.head, state.following, receiver, slot)
 
 
 @helper
@@ -285,39 +189,6 @@ def _best_replacement(
 
 
 @helper
-def _undo_one(state: LayerState, old: Map) -> bool:
-    """Save a fetch under the limits: give a slot back to an expert that its rank had, or exchange; False if neither."""
-    phy2log, held, before, replica_load = state.phy2log, state.held, state.held_before, state.replica_load
-    for slot in range(phy2log.size):
-        expert, rank = phy2log[slot], state.rank_of_slot[slot]
-        if before[expert, rank] > 0:
-            continue
-        end = state.first_slot[rank + 1] if state.count[expert] > 1 else 0
-        for old_slot in range(state.first_slot[rank], end):
-            former = old[old_slot]
-            if held[former, rank] > 0 or former == state.count.size - 1:
-                continue
-            _replace(state, slot, former)
-            if (state.rank_load - state.limit).max() <= ROUNDING:
-                return True
-            _replace(state, slot, expert)
-        for other_slot in range(phy2log.size):
-            other, partner = phy2log[other_slot], state.rank_of_slot[other_slot]
-            if not state.touched[partner] or partner == rank or held[expert, partner] > 0 or held[other, rank] > 0:
-                continue
-            moved = replica_load[expert] - replica_load[other]
-            if state.rank_load[rank] - moved > state.limit[rank]:
-                continue
-            if state.rank_load[partner] + moved > state.limit[partner]:
-                continue
-            fetches = fetches_to_add(held, before, expert, partner) + fetches_to_add(held, before, other, rank)
-            if fetches - 1 - fetches_saved(held, before, other, partner) < 0:
-                _exchange(state, slot, other_slot)
-                return True
-    return False
-
-
-@helper
 def _search(state: LayerState, candidates: Candidates, best_value: Floats, best_slots: Ints, over_price: float) -> bool:
     """Take the best step until no rank is over or none helps; True where the layer is given up as too far off.
 
@@ -353,9 +224,9 @@ def _search(state: LayerState, candidates: Candidates, best_value: Floats, best_
         found = _best_replacement(state, candidates, over_price, value)
         state.changed[:] = False
         if found[1] >= 0:
-            _replace(state, found[1], found[2])
+            replace(state, found[1], found[2])
         elif slot >= 0:
-            _exchange(state, slot, other_slot)
+            exchange(state, slot, other_slot)
         else:
             return False
     return False
@@ -400,17 +271,17 @@ def reduce_overloads(
     best_value, best_slots = np.empty(num_ranks), np.empty((num_ranks, 2), np.int64)
     for layer in range(load.shape[0]):
         state.load[:], state.limit[:] = load[layer], limit[layer]
-        _start(state, old[layer])
+        start(state, old[layer])
         state.held_before[:] = state.held
         state.held_before[num_ids - 1] = 1
         kept_excess, num_fetched[layer], hopeless = np.inf, 0, False
         for trial, over_price in enumerate(over_prices[layer]):
             if trial >= num_always and (kept_excess == 0.0 or hopeless):
                 break
-            _start(state, old[layer])
+            start(state, old[layer])
             hopeless = _search(state, candidates, best_value, best_slots, over_price)
             excess = max(0.0, (state.rank_load - state.limit).max() - ROUNDING)
-            while excess == 0.0 and _undo_one(state, old[layer]):
+            while excess == 0.0 and undo_one(state, old[layer]):
                 continue
             fetched = 0
             for slot in range(num_slots):  # no step puts an expert on a rank twice: each such slot is a fetch

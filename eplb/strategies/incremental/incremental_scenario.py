@@ -1,9 +1,9 @@
-"""From the live placement to one that serves many loads better, with every fetched copy worth its price.
+"""Plans from the live placement to one that serves many loads better, each fetched replica worth its price.
 
-The scenario strategy's objective, a soft maximum over ranks and windows, descended step by step from the live map
-instead of from nothing: each step is the one that takes most off per copy fetched, and what gains less than the price
-is left. Weights of windows count, so recent traffic can weigh more. Windows are steps in order of time: where they
-differ by chance rather than by drift, less is believed of them and the price is higher.
+The objective is that of the scenario strategy, a soft maximum over ranks and windows. The search starts from the live
+map. Each step is the one that lowers the objective most per fetched replica; a step that gains less than the price is
+not taken. Weights of windows count, so recent traffic can weigh more. Windows are in order of time: where they differ
+by chance alone, they are shrunk towards their mean and the price is higher.
 
 Source: our own; steps as in `incremental`, objective and amplification as in `scenario`.
 """
@@ -22,7 +22,7 @@ from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.incremental.incremental import busiest_rank, check_previous
-from eplb.strategies.incremental.window_noise import certainty, steadied
+from eplb.strategies.incremental.window_noise import shrunk, signal_share
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad
 
@@ -33,7 +33,7 @@ class _Descent(NamedTuple):
     """What the kernel did."""
 
     phy2log: Map
-    """[L, P], E in holes."""
+    """[L, P], E in empty slots."""
     steps: Ints
     """[L, K, 3] slot; -1 - other slot of an exchange, or the expert that the slot takes; fetches."""
     gains: Floats
@@ -52,18 +52,18 @@ class IncrementalScenario:
     previous
         The placement that is live.
     price
-        What a fetched copy must take off its layer's cost, as a share of what is left of it; the cost is a sum of 8th
-        powers, so the busiest rank falls by about an eighth of that share.
+        What a fetched replica must take off its layer's cost, as a share of what is left of it; the cost is a sum of
+        8th powers, so the busiest rank falls by about an eighth of that share.
     noise_price
-        How many times the price a copy costs in layers whose windows differ by chance alone; see `step_noise`.
+        How many times the price a replica costs in layers whose windows differ by chance alone; see `window_noise`.
     max_moves
-        Most copies that ranks may fetch, over all layers; None for as many as pay.
+        Most replicas that ranks may fetch, over all layers; None for as many as pay.
     amplification
         Window h of mean m becomes m + amplification * (h - m), cut at zero: the future strays further than the past.
     """
 
     name: ClassVar[str] = "incremental_scenario"
-    summary: ClassVar[str] = "from the live placement, for many windows, each fetched copy worth its price"
+    summary: ClassVar[str] = "from the live placement, for many windows, each fetched replica worth its price"
     previous: Placement
     price: float = 0.002
     noise_price: float = 4.0
@@ -83,7 +83,7 @@ class IncrementalScenario:
         old = self.previous.physical_to_logical_map
         descent = self._descend(problem.load, problem.topology)
         fetched = np.array([descent.steps[i, :n, 2].sum() for i, n in enumerate(descent.num_steps.tolist())])
-        notes = [f"{self.name}: {fetched.sum()} copies moved, each worth at least {self.price:g} of its layer's cost"]
+        notes = [f"{self.name}: {fetched.sum()} replicas moved, each worth at least {self.price:g} of its layer's cost"]
         new = descent.phy2log
         if self.max_moves is not None and fetched.sum() > self.max_moves:
             new = self._within_budget(descent, self.max_moves)
@@ -102,22 +102,21 @@ class IncrementalScenario:
         from eplb.strategies.incremental.incremental_scenario_kernel import improve_layers
 
         num_layers, num_experts, num_slots = load.num_layers, load.num_experts, topology.num_slots
-        sure = certainty(load)
-        scenarios = self._scenarios(steadied(load, sure), topology.num_ranks)
+        signal = signal_share(load)
+        scenarios = self._scenarios(shrunk(load, signal), topology.num_ranks)
         live = self.previous.physical_to_logical_map
         old = np.where(live == EMPTY_SLOT, np.int32(num_experts), live)
         most_steps = MOST_STEPS_PER_SLOT * num_slots
         steps = np.zeros((num_layers, most_steps, 3), np.int64)
         made = _Descent(np.empty_like(old), steps, np.zeros((num_layers, most_steps)), np.zeros(num_layers, np.int64))
-        price = self.price * (sure + self.noise_price * (1 - sure))
-        most = np.where(load.total.any(axis=1), num_slots, -1)  # an idle layer says nothing: it stays as it is
-        first_slot, rank_of_slot = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
+        price = self.price * (signal + self.noise_price * (1 - signal))
+        most = np.where(load.total.any(axis=1), num_slots, -1)  # an idle layer stays as it is
         rank_scale = 1 / topology.relative_speed
 
         def work(rows: slice) -> None:
             improve_layers(
-                scenarios[rows], old[rows], first_slot, rank_of_slot, rank_scale, price[rows], most[rows],
-                made.phy2log[rows], made.steps[rows], made.gains[rows], made.num_steps[rows],
+                scenarios[rows], old[rows], topology.rank_first_slot, topology.rank_of_slot, rank_scale, price[rows],
+                most[rows], made.phy2log[rows], made.steps[rows], made.gains[rows], made.num_steps[rows],
             )  # fmt: skip
 
         for_layer_chunks(work, num_layers)
@@ -154,7 +153,7 @@ class IncrementalScenario:
             budget -= cost_at
 
     def _in_place(self, old: Map, new: Map, topology: Topology) -> Map:
-        """Holes as holes again, and experts that a rank keeps in the slots that they had."""
+        """Empty slots as -1 again, and experts that a rank keeps in the slots that they had."""
         phy2log = np.where(new == self.previous.num_experts, np.int32(EMPTY_SLOT), new)
         keep_slots(old, phy2log, topology.rank_first_slot)
         return phy2log

@@ -1,328 +1,347 @@
-"""From a live placement towards one that is better for many loads, step by step, each step worth its fetches.
+"""Improves a live placement for many windows step by step, each step worth the replicas that it fetches.
 
-Knows arrays only. The cost of a layer is the sum of 8th powers of rank loads over ranks and scenarios, a soft maximum.
-A step exchanges two copies of two ranks, or retargets a copy of an expert with several copies to another expert. The
-cost is convex, so its tangent bounds what a step can gain: one number a rank and expert, the slope, and most steps are
-refused without touching their scenarios. What a search learns of two ranks, or of a slot and an expert, is a ceiling
-until one of their ranks changes: a step changes few. Steps are found exactly all the same: the best one is taken until
-none is worth its price. Sums over scenarios run in four fixed lanes, the same on every machine.
+The cost of a layer is the sum of 8th powers of rank loads over ranks and windows, a soft maximum. A step exchanges two
+replicas of two ranks, or gives a slot of an expert with several replicas to another expert. The cost is convex, so its
+tangent bounds what a step can gain: one number a rank and expert, the slope. Most steps are refused by it, without a
+look at their windows. The best merit found for two ranks, or for a slot and an expert, is cached as an upper bound and
+stays valid until one of their ranks changes. Steps are found exactly all the same: the best one is taken until none is
+worth its price. Sums over windows run in four fixed lanes, the same on every machine.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import (
+    READ_FLOATS,
+    READ_INTS,
+    READ_MAPS,
+    fetches_saved,
+    fetches_to_add,
+    link_slots,
+    power,
+    sum_of_powers,
+)
+from eplb_traces.jit import helper, njit
 
 Counts = NDArray[np.int16]
 
-LANES = 4  # scenarios are padded with zeros to a multiple of this
-POWER = 8.0
+DOUBLINGS = 3
+POWER = 8.0  # 2 ** DOUBLINGS
 FREE_WEIGHT = 0.5  # what a step without a fetch counts, in fetches, when steps are compared
 LEAST_WORTH = 1e-9  # of the layer's cost: below this a step is rounding
-LOOK_DOWN = 0.5  # a search looks for merits down to this part of the best, so that its ceilings hold while merits fall
-
-_F = "float64[::1]"
-_F2 = "float64[:, ::1]"
-_STATE = f"int32[::1], int64[::1], {_F}, int16[:, ::1], int16[:, ::1], int32[::1], int32[::1], {_F2}, {_F}, {_F2}"
-"""phy2log [P], rank_of_slot [P], count [E + 1], held [E + 1, R], home [E + 1, R], head [E + 1], following [P],
-rows [R, T], cost [R], slope [R, E + 1]: expert E is the hole, without load; head and following chain the slots of an
-expert."""
+LOOK_DOWN = 0.5  # a search looks for merits down to this part of the best, so that its bounds hold while merits fall
 
 
-@njit("float64(float64)")
-def _power(x: float) -> float:
-    x = x * x
-    x = x * x
-    return x * x
+class LayerState(NamedTuple):
+    """A layer in the descent. Id E stands for an empty slot; slots of an id are chained: `head`, `following`, -1."""
+
+    first_slot: Ints  # [R + 1]
+    rank_of_slot: Ints  # [P]
+    rank_scale: Floats  # [R] 1 / relative speed
+    load: Floats  # [E + 1, W]
+    phy2log: Map  # [P]
+    count: Floats  # [E + 1] replicas
+    held: Counts  # [E + 1, R] replicas of an expert on a rank
+    held_before: Counts  # [E + 1, R] the same in the live placement
+    head: Map  # [E + 1]
+    following: Map  # [P]
+    rank_load: Floats  # [R, W]
+    cost: Floats  # [R]
+    slope: Floats  # [R, E + 1] what the cost of a rank rises by with each expert's whole load, to first order
+    pair_bound: Floats  # [R, R] most merit of an exchange of two ranks, less the offset; [r, s] with r < s
+    slot_bound: Floats  # [P, E + 1] most merit of giving a slot to an expert, less the offset
 
 
-@njit(f"float64({_F})")
-def _row_cost(row: Floats) -> float:
-    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    for t in range(0, row.size, 4):
-        s0 += _power(row[t])
-        s1 += _power(row[t + 1])
-        s2 += _power(row[t + 2])
-        s3 += _power(row[t + 3])
-    return (s0 + s1) + (s2 + s3)
-
-
-@njit(f"float64({_F}, {_F}, float64, {_F}, float64, float64)")
+@helper
 def _cost_after(row: Floats, less: Floats, less_share: float, more: Floats, more_share: float, limit: float) -> float:
     """Cost of a row without a share of `less` and with a share of `more`; >= `limit` once that is certain."""
     s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
     for t in range(0, row.size, 4):
-        s0 += _power(row[t] - less_share * less[t] + more_share * more[t])
-        s1 += _power(row[t + 1] - less_share * less[t + 1] + more_share * more[t + 1])
-        s2 += _power(row[t + 2] - less_share * less[t + 2] + more_share * more[t + 2])
-        s3 += _power(row[t + 3] - less_share * less[t + 3] + more_share * more[t + 3])
+        s0 += power(row[t] - less_share * less[t] + more_share * more[t], DOUBLINGS)
+        s1 += power(row[t + 1] - less_share * less[t + 1] + more_share * more[t + 1], DOUBLINGS)
+        s2 += power(row[t + 2] - less_share * less[t + 2] + more_share * more[t + 2], DOUBLINGS)
+        s3 += power(row[t + 3] - less_share * less[t + 3] + more_share * more[t + 3], DOUBLINGS)
         if (s0 + s1) + (s2 + s3) >= limit:
             return limit
     return (s0 + s1) + (s2 + s3)
 
 
-@njit(f"void({_F2}, {_F2}, {_F}, {_F}, {_F2}, int64)")
-def _renew_rank(scenarios: Floats, rows: Floats, rank_scale: Floats, cost: Floats, slope: Floats, rank: int) -> None:
-    """Cost of a rank's row, and what the cost rises by with each expert's whole load, to first order."""
-    cost[rank] = _row_cost(rows[rank])
-    steep = np.empty(rows.shape[1])
+@helper
+def _update_rank(state: LayerState, rank: int) -> None:
+    """Compute cost and slopes of a rank anew."""
+    row, load = state.rank_load[rank], state.load
+    state.cost[rank] = sum_of_powers(row, DOUBLINGS)
+    steep = np.empty(row.size)
     for t in range(steep.size):
-        x = rows[rank, t]
+        x = row[t]
         squared = x * x
-        steep[t] = POWER * rank_scale[rank] * squared * squared * squared * x
-    for expert in range(scenarios.shape[0]):
+        steep[t] = POWER * state.rank_scale[rank] * squared * squared * squared * x
+    for expert in range(load.shape[0]):
         s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
         for t in range(0, steep.size, 4):
-            s0 += steep[t] * scenarios[expert, t]
-            s1 += steep[t + 1] * scenarios[expert, t + 1]
-            s2 += steep[t + 2] * scenarios[expert, t + 2]
-            s3 += steep[t + 3] * scenarios[expert, t + 3]
-        slope[rank, expert] = (s0 + s1) + (s2 + s3)
+            s0 += steep[t] * load[expert, t]
+            s1 += steep[t + 1] * load[expert, t + 1]
+            s2 += steep[t + 2] * load[expert, t + 2]
+            s3 += steep[t + 3] * load[expert, t + 3]
+        state.slope[rank, expert] = (s0 + s1) + (s2 + s3)
 
 
-@njit("int64(int16[:, ::1], int16[:, ::1], int64, int64)")
-def _arrival(held: Counts, home: Counts, expert: int, rank: int) -> int:
-    """1 if the rank would have to fetch the expert."""
-    return 1 if held[expert, rank] == 0 and home[expert, rank] == 0 else 0
+@helper
+def _weight(num_fetches: int) -> float:
+    return float(num_fetches) if num_fetches > 0 else FREE_WEIGHT
 
 
-@njit("int64(int16[:, ::1], int16[:, ::1], int64, int64)")
-def _departure(held: Counts, home: Counts, expert: int, rank: int) -> int:
-    """1 if the rank need not fetch the expert any more once it loses a copy."""
-    return 1 if held[expert, rank] == 1 and home[expert, rank] == 0 else 0
+@helper
+def _change_per_replica(state: LayerState, slot: int, rank: int, partner: int) -> float:
+    """To first order, by how much the costs of two ranks fall if the slot's replica goes from one to the other."""
+    expert = state.phy2log[slot]
+    return (state.slope[rank, expert] - state.slope[partner, expert]) / state.count[expert]
 
 
-@njit("float64(float64, int64)")
-def _merit(worth: float, fetches: int) -> float:
-    return worth / (float(fetches) if fetches > 0 else FREE_WEIGHT)
-
-
-@njit(f"void(int32[::1], {_F}, {_F2}, int64[::1], {_F2}, float64, int64)")
-def _renew_ceilings(
-    phy2log: Map, count: Floats, slope: Floats, first_slot: Ints, ceiling: Floats, extra: float, rank: int
-) -> None:
-    """Tangent bounds on the merits of a rank's exchanges with all others, plus `extra`; [r, s] with r < s."""
-    for partner in range(slope.shape[0]):
+@helper
+def _update_pair_bounds(state: LayerState, extra: float, rank: int) -> None:
+    """Tangent bounds on the merits of a rank's exchanges with all others, plus `extra`."""
+    for partner in range(state.cost.size):
         if partner != rank:
             most_here, least_there = -np.inf, np.inf
-            for slot in range(first_slot[rank], first_slot[rank + 1]):
-                expert = phy2log[slot]
-                most_here = max(most_here, (slope[rank, expert] - slope[partner, expert]) / count[expert])
-            for slot in range(first_slot[partner], first_slot[partner + 1]):
-                expert = phy2log[slot]
-                least_there = min(least_there, (slope[rank, expert] - slope[partner, expert]) / count[expert])
-            ceiling[min(rank, partner), max(rank, partner)] = (most_here - least_there) / FREE_WEIGHT + extra
+            for slot in range(state.first_slot[rank], state.first_slot[rank + 1]):
+                most_here = max(most_here, _change_per_replica(state, slot, rank, partner))
+            for slot in range(state.first_slot[partner], state.first_slot[partner + 1]):
+                least_there = min(least_there, _change_per_replica(state, slot, rank, partner))
+            bound = (most_here - least_there) / FREE_WEIGHT + extra
+            state.pair_bound[min(rank, partner), max(rank, partner)] = bound
 
 
-@njit(f"UniTuple(float64, 4)({_STATE}, {_F2}, {_F}, int64[::1], float64, int64, float64, {_F2}, float64)")
+@helper
+def _gain_of_exchange(state: LayerState, slot: int, other_slot: int, fee: float, least: float) -> float:
+    """By how much the cost falls if two replicas change places; something less where it is below `fee` + `least`."""
+    expert, other = state.phy2log[slot], state.phy2log[other_slot]
+    rank, partner = state.rank_of_slot[slot], state.rank_of_slot[other_slot]
+    cost, load, scale = state.cost, state.load, state.rank_scale
+    limit = cost[rank] + cost[partner] - fee - least
+    share, other_share = 1 / state.count[expert], 1 / state.count[other]
+    partner_least = cost[partner]
+    partner_least += state.slope[partner, expert] * share - state.slope[partner, other] * other_share
+    after = _cost_after(
+        state.rank_load[rank], load[expert], scale[rank] * share, load[other], scale[rank] * other_share,
+        limit - partner_least,
+    )  # fmt: skip
+    if after >= limit - partner_least:
+        return -np.inf
+    after += _cost_after(
+        state.rank_load[partner], load[other], scale[partner] * other_share, load[expert], scale[partner] * share,
+        limit - after,
+    )  # fmt: skip
+    return cost[rank] + cost[partner] - after
+
+
+@helper
 def _best_exchange(
-    phy2log: Map, rank_of_slot: Ints, count: Floats, held: Counts, home: Counts, head: Map, following: Map,
-    rows: Floats, cost: Floats, slope: Floats, scenarios: Floats, rank_scale: Floats, first_slot: Ints, price: float,
-    room: int, least: float, ceiling: Floats, offset: float,
-) -> tuple[float, float, float, float]:  # fmt: skip
+    state: LayerState, price: float, room: int, least: float, offset: float
+) -> tuple[float, int, int, int]:
     """Merit, the two slots, fetches of the exchange with the largest merit above `least`; slots -1 if there is none."""
-    num_ranks, hole = cost.size, count.size - 1
+    num_ranks, empty = state.cost.size, state.count.size - 1
+    phy2log, held, before, bounds = state.phy2log, state.held, state.held_before, state.pair_bound
     best, best_slot, best_other, best_fetches = least, -1, -1, 0
     there = np.empty(phy2log.size)
-    for pair in np.argsort(-ceiling.ravel(), kind="mergesort"):  # good steps first: they spare the others a close look
-        rank, partner = pair // num_ranks, pair % num_ranks
-        if ceiling[rank, partner] + offset <= best:
+    for pair in np.argsort(-bounds.ravel(), kind="mergesort"):  # good steps first: the others are refused by bounds
+        low, high = pair // num_ranks, pair % num_ranks
+        if bounds[low, high] + offset <= best:
             break
         floor = top = LOOK_DOWN * best
-        low, high = rank, partner
-        if cost[rank] < cost[partner]:
-            rank, partner = partner, rank
-        other_first, other_last, least_there = first_slot[partner], first_slot[partner + 1], np.inf
+        rank, partner = (high, low) if state.cost[low] < state.cost[high] else (low, high)
+        other_first, other_last, least_there = state.first_slot[partner], state.first_slot[partner + 1], np.inf
         for slot in range(other_first, other_last):
-            expert = phy2log[slot]
-            there[slot] = (slope[rank, expert] - slope[partner, expert]) / count[expert]
+            there[slot] = _change_per_replica(state, slot, rank, partner)
             least_there = min(least_there, there[slot])
-        for slot in range(first_slot[rank], first_slot[rank + 1]):
+        for slot in range(state.first_slot[rank], state.first_slot[rank + 1]):
             expert = phy2log[slot]
-            here = (slope[rank, expert] - slope[partner, expert]) / count[expert]
-            may_go = expert == hole or held[expert, partner] == 0
+            here = _change_per_replica(state, slot, rank, partner)
+            may_go = expert == empty or held[expert, partner] == 0
             if not may_go or (here - least_there + 2 * price) / FREE_WEIGHT <= floor:
                 continue
-            fetches_here = _arrival(held, home, expert, partner) - _departure(held, home, expert, rank)
+            fetches_here = fetches_to_add(held, before, expert, partner) - fetches_saved(held, before, expert, rank)
             for other_slot in range(other_first, other_last):
                 bound = here - there[other_slot]
                 if (bound + 2 * price) / FREE_WEIGHT <= floor:
                     continue
                 other = phy2log[other_slot]
-                if expert == other or (other != hole and held[other, rank] > 0):
+                if expert == other or (other != empty and held[other, rank] > 0):
                     continue
-                fetches = fetches_here + _arrival(held, home, other, rank) - _departure(held, home, other, partner)
-                merit = _merit(bound - price * fetches, fetches)
+                fetches = fetches_here + fetches_to_add(held, before, other, rank)
+                fetches -= fetches_saved(held, before, other, partner)
+                merit = (bound - price * fetches) / _weight(fetches)
+                if merit > floor and fetches <= room:
+                    gain = _gain_of_exchange(state, slot, other_slot, price * fetches, floor * _weight(fetches))
+                    merit = (gain - price * fetches) / _weight(fetches)
                 if merit <= floor:
                     continue
-                if fetches > room:
-                    top = max(top, merit)
-                    continue
-                before = cost[rank] + cost[partner]
-                limit = before - price * fetches - floor * (float(fetches) if fetches > 0 else FREE_WEIGHT)
-                share, other_share = 1 / count[expert], 1 / count[other]
-                partner_least = cost[partner]
-                partner_least += slope[partner, expert] * share - slope[partner, other] * other_share
-                after = _cost_after(
-                    rows[rank], scenarios[expert], rank_scale[rank] * share, scenarios[other],
-                    rank_scale[rank] * other_share, limit - partner_least,
-                )  # fmt: skip
-                if after >= limit - partner_least:
-                    continue
-                after += _cost_after(
-                    rows[partner], scenarios[other], rank_scale[partner] * other_share, scenarios[expert],
-                    rank_scale[partner] * share, limit - after,
-                )  # fmt: skip
-                merit = _merit(before - after - price * fetches, fetches)
                 top = max(top, merit)
-                if merit > best:
+                if merit > best and fetches <= room:
                     best, best_slot, best_other, best_fetches = merit, slot, other_slot, fetches
                     floor = LOOK_DOWN * best
-        ceiling[low, high] = max(top, floor) - offset
-    return best, float(best_slot), float(best_other), float(best_fetches)
+        bounds[low, high] = max(top, floor) - offset
+    return best, best_slot, best_other, best_fetches
 
 
-@njit(f"float64({_STATE}, {_F2}, {_F}, int64, int64, {_F2}, boolean[::1])")
-def _gain_of_retarget(
-    phy2log: Map, rank_of_slot: Ints, count: Floats, held: Counts, home: Counts, head: Map, following: Map,
-    rows: Floats, cost: Floats, slope: Floats, scenarios: Floats, rank_scale: Floats, slot: int, taker: int,
-    changed: Floats, seen: NDArray[np.bool_],
-) -> float:  # fmt: skip
-    """What the cost falls by if a slot gets another expert. Scratch: `changed` [R, T], `seen` [R]."""
-    giver, hole = phy2log[slot], count.size - 1
-    seen[:] = False
-    for step in range(2):
-        expert = giver if step == 0 else taker
-        if expert == hole:
-            continue
-        fewer = count[expert] - 1 if step == 0 else count[expert] + 1
-        shift = 1 / fewer - 1 / count[expert]
-        at = head[expert]
-        while at >= 0:
-            rank = rank_of_slot[at]
-            if not seen[rank]:
-                seen[rank] = True
-                changed[rank] = rows[rank]
-            share = -1 / count[expert] if at == slot else shift
-            for t in range(rows.shape[1]):
-                changed[rank, t] += rank_scale[rank] * share * scenarios[expert, t]
-            at = following[at]
-    rank = rank_of_slot[slot]
+@helper
+def _add_share(state: LayerState, after: Floats, seen: NDArray[np.bool_], rank: int, expert: int, share: float) -> None:
+    """Add a share of an expert's load to a rank's row in `after` [R, W], which starts as the rank has it now."""
     if not seen[rank]:
         seen[rank] = True
-        changed[rank] = rows[rank]
-    for t in range(rows.shape[1]):
-        changed[rank, t] += rank_scale[rank] / (count[taker] + 1) * scenarios[taker, t]
+        after[rank] = state.rank_load[rank]
+    for t in range(after.shape[1]):
+        after[rank, t] += share * state.load[expert, t]
+
+
+@helper
+def _gain_of_replacement(state: LayerState, slot: int, receiver: int, after: Floats, seen: NDArray[np.bool_]) -> float:
+    """By how much the cost falls if a slot gets another expert. Scratch: `after` [R, W], `seen` [R]."""
+    donor, count = state.phy2log[slot], state.count
+    seen[:] = False
+    for change in (-1, 1):
+        expert = receiver if change > 0 else donor
+        at = state.head[expert] if expert < count.size - 1 else -1
+        while at >= 0:
+            rank = state.rank_of_slot[at]
+            share = -1 / count[expert] if at == slot else 1 / (count[expert] + change) - 1 / count[expert]
+            _add_share(state, after, seen, rank, expert, state.rank_scale[rank] * share)
+            at = state.following[at]
+    rank = state.rank_of_slot[slot]
+    _add_share(state, after, seen, rank, receiver, state.rank_scale[rank] / (count[receiver] + 1))
     gain = 0.0
-    for other in range(cost.size):
+    for other in range(seen.size):
         if seen[other]:
-            gain += cost[other] - _row_cost(changed[other])
+            gain += state.cost[other] - sum_of_powers(after[other], DOUBLINGS)
     return gain
 
 
-@njit(f"UniTuple(float64, 4)({_STATE}, {_F2}, {_F}, int64[::1], float64, int64, float64, {_F2}, float64)")
-def _best_retarget(
-    phy2log: Map, rank_of_slot: Ints, count: Floats, held: Counts, home: Counts, head: Map, following: Map,
-    rows: Floats, cost: Floats, slope: Floats, scenarios: Floats, rank_scale: Floats, first_slot: Ints, price: float,
-    room: int, least: float, ceiling: Floats, offset: float,
-) -> tuple[float, float, float, float]:  # fmt: skip
-    """Merit, slot, expert that takes it, fetches, as `_best_exchange`; the last copy of an expert never goes."""
-    num_ranks, hole = cost.size, count.size - 1
-    best, best_slot, best_taker, best_fetches = least, -1, -1, 0
-    relief = np.empty(hole)
-    changed, seen = np.empty(rows.shape), np.empty(num_ranks, np.bool_)
-    for expert in range(hole):
-        total, at = 0.0, head[expert]
+@helper
+def _gain_of_receivers(state: LayerState) -> Floats:
+    """[E] to first order, by how much the cost falls on the ranks that have an expert if it gets one more replica."""
+    gain = np.empty(state.count.size - 1)
+    for expert in range(gain.size):
+        total, at = 0.0, state.head[expert]
         while at >= 0:
-            total += slope[rank_of_slot[at], expert]
-            at = following[at]
-        relief[expert] = total * (1 / count[expert] - 1 / (count[expert] + 1))
-    for slot in range(phy2log.size):
-        giver, rank = phy2log[slot], rank_of_slot[slot]
-        if giver != hole and count[giver] < 2:
+            total += state.slope[state.rank_of_slot[at], expert]
+            at = state.following[at]
+        gain[expert] = total * (1 / state.count[expert] - 1 / (state.count[expert] + 1))
+    return gain
+
+
+@helper
+def _gain_of_donor(state: LayerState, slot: int) -> float:
+    """To first order, by how much the cost falls if the expert of a slot loses it."""
+    donor, count = state.phy2log[slot], state.count
+    gain = state.slope[state.rank_of_slot[slot], donor] / count[donor]
+    rise, at = 1 / (count[donor] - 1) - 1 / count[donor], state.head[donor]
+    while at >= 0:
+        if at != slot:
+            gain -= state.slope[state.rank_of_slot[at], donor] * rise
+        at = state.following[at]
+    return gain
+
+
+@helper
+def _best_replacement(
+    state: LayerState, price: float, room: int, least: float, offset: float
+) -> tuple[float, int, int, int]:
+    """Merit, slot, expert that gets it, fetches, as `_best_exchange`; the last replica of an expert never goes."""
+    empty, cost, slope, count, held = state.count.size - 1, state.cost, state.slope, state.count, state.held
+    best, best_slot, best_receiver, best_fetches = least, -1, -1, 0
+    after, seen = np.empty(state.rank_load.shape), np.empty(cost.size, np.bool_)
+    gain_of_receiver = _gain_of_receivers(state)
+    for slot in range(state.phy2log.size):
+        donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
+        if donor != empty and count[donor] < 2:
             continue
         own, saved = 0.0, 0.0
-        if giver != hole:
-            own = saved = slope[rank, giver] / count[giver]
-            rise, at = 1 / (count[giver] - 1) - 1 / count[giver], head[giver]
-            while at >= 0:
-                if at != slot:
-                    saved -= slope[rank_of_slot[at], giver] * rise
-                at = following[at]
-        leaving = _departure(held, home, giver, rank)
-        for taker in range(hole):
-            if ceiling[slot, taker] + offset <= best or taker == giver or held[taker, rank] > 0:
+        if donor != empty:
+            own, saved = slope[rank, donor] / count[donor], _gain_of_donor(state, slot)
+        leaving = fetches_saved(held, state.held_before, donor, rank)
+        for receiver in range(empty):
+            if state.slot_bound[slot, receiver] + offset <= best or receiver == donor or held[receiver, rank] > 0:
                 continue
-            bound = saved + relief[taker] - slope[rank, taker] / (count[taker] + 1)
-            fetches = _arrival(held, home, taker, rank) - leaving
-            if fetches > room or _merit(bound - price * fetches, fetches) <= best:
+            bound = saved + gain_of_receiver[receiver] - slope[rank, receiver] / (count[receiver] + 1)
+            fetches = fetches_to_add(held, state.held_before, receiver, rank) - leaving
+            if fetches > room or (bound - price * fetches) / _weight(fetches) <= best:
                 continue
-            elsewhere = bound - own + slope[rank, taker] / (count[taker] + 1)
+            elsewhere = bound - own + slope[rank, receiver] / (count[receiver] + 1)
             floor = LOOK_DOWN * best
-            limit = cost[rank] + elsewhere - price * fetches - floor * (float(fetches) if fetches > 0 else FREE_WEIGHT)
-            giver_share = 0.0 if giver == hole else 1 / count[giver]
-            after = _cost_after(
-                rows[rank], scenarios[giver], rank_scale[rank] * giver_share, scenarios[taker],
-                rank_scale[rank] / (count[taker] + 1), limit,
+            limit = cost[rank] + elsewhere - price * fetches - floor * _weight(fetches)
+            scale = state.rank_scale[rank]
+            less = 0.0 if donor == empty else 1 / count[donor]
+            rank_after = _cost_after(
+                state.rank_load[rank], state.load[donor], scale * less, state.load[receiver],
+                scale / (count[receiver] + 1), limit,
             )  # fmt: skip
-            merit = _merit(cost[rank] + elsewhere - after - price * fetches, fetches)
-            if merit <= best and (giver == hole or held[giver, rank] == 1):
-                ceiling[slot, taker] = max(merit, floor) - offset
-                continue
-            gain = _gain_of_retarget(
-                phy2log, rank_of_slot, count, held, home, head, following, rows, cost, slope, scenarios, rank_scale,
-                slot, taker, changed, seen,
-            )  # fmt: skip
-            merit = _merit(gain - price * fetches, fetches)
-            ceiling[slot, taker] = max(merit, floor) - offset
+            merit = (cost[rank] + elsewhere - rank_after - price * fetches) / _weight(fetches)
+            if merit > best or not (donor == empty or held[donor, rank] == 1):
+                gain = _gain_of_replacement(state, slot, receiver, after, seen)
+                merit = (gain - price * fetches) / _weight(fetches)
+            state.slot_bound[slot, receiver] = max(merit, floor) - offset
             if merit > best:
-                best, best_slot, best_taker, best_fetches = merit, slot, taker, fetches
-    return best, float(best_slot), float(best_taker), float(best_fetches)
+                best, best_slot, best_receiver, best_fetches = merit, slot, receiver, fetches
+    return best, best_slot, best_receiver, best_fetches
 
 
-@njit("void(int32[::1], int64[::1], float64[::1], int16[:, ::1], int32[::1], int32[::1])")
-def _count_copies(phy2log: Map, rank_of_slot: Ints, count: Floats, held: Counts, head: Map, following: Map) -> None:
-    """Counts and chains of a map."""
-    count[:], held[:], head[:] = 0.0, 0, -1
-    for slot in range(phy2log.size - 1, -1, -1):
-        expert = phy2log[slot]
-        count[expert] += 1
-        held[expert, rank_of_slot[slot]] += 1
-        following[slot] = head[expert]
-        head[expert] = slot
+@helper
+def _count_and_sum(state: LayerState) -> None:
+    """Derive counts, chains and rank loads from the map."""
+    state.count[:], state.held[:], state.rank_load[:] = 0.0, 0, 0.0
+    link_slots(state.phy2log, state.head, state.following)
+    for slot in range(state.phy2log.size):
+        expert = state.phy2log[slot]
+        state.count[expert] += 1
+        state.held[expert, state.rank_of_slot[slot]] += 1
+    for slot in range(state.phy2log.size):
+        rank, expert = state.rank_of_slot[slot], state.phy2log[slot]
+        share = state.rank_scale[rank] / state.count[expert]
+        for t in range(state.load.shape[1]):
+            state.rank_load[rank, t] += share * state.load[expert, t]
 
 
-@njit(f"void(int32[::1], int64[::1], {_F}, {_F2}, {_F}, {_F2})")
-def _sum_rows(
-    phy2log: Map, rank_of_slot: Ints, count: Floats, scenarios: Floats, rank_scale: Floats, rows: Floats
-) -> None:
-    rows[:] = 0.0
-    for slot in range(phy2log.size):
-        rank, expert = rank_of_slot[slot], phy2log[slot]
-        share = rank_scale[rank] / count[expert]
-        for t in range(rows.shape[1]):
-            rows[rank, t] += share * scenarios[expert, t]
+@helper
+def _update(state: LayerState, rank: int, other_rank: int, extra: float) -> None:
+    """Derive the state anew after a step on two ranks, and drop the bounds of every rank that changed."""
+    _count_and_sum(state)
+    touched = np.empty(state.cost.size, np.bool_)
+    for r in range(touched.size):
+        touched[r] = r in (rank, other_rank) or state.cost[r] != sum_of_powers(state.rank_load[r], DOUBLINGS)
+        if touched[r]:
+            _update_rank(state, r)
+    for r in range(touched.size):
+        if touched[r]:
+            _update_pair_bounds(state, extra, r)
+            for slot in range(state.first_slot[r], state.first_slot[r + 1]):
+                state.slot_bound[:, state.phy2log[slot]] = np.inf
+                at = state.head[state.phy2log[slot]]
+                while at >= 0:
+                    state.slot_bound[at] = np.inf
+                    at = state.following[at]
 
 
 @njit(
-    f"void(float64[:, :, ::1], int32[:, ::1], int64[::1], int64[::1], {_F}, {_F}, int64[::1], int32[:, ::1],"
-    f" int64[:, :, ::1], {_F2}, int64[::1])",
+    f"void(float64[:, :, ::1], {READ_MAPS}, {READ_INTS}, {READ_INTS}, {READ_FLOATS}, {READ_FLOATS}, {READ_INTS},"
+    " int32[:, ::1], int64[:, :, ::1], float64[:, ::1], int64[::1])",
 )
 def improve_layers(
-    scenarios: Floats, old: Map, first_slot: Ints, rank_of_slot: Ints, rank_scale: Floats, price: Floats, most: Ints,
+    load: Floats, old: Map, first_slot: Ints, rank_of_slot: Ints, rank_scale: Floats, price: Floats, most: Ints,
     new: Map, steps: Ints, gains: Floats, num_steps: Ints,
 ) -> None:  # fmt: skip
     """Take the step with the largest merit, (gain - price) per fetch, until none is left or the log is full.
 
-    A step costs O(R^2 log R + R S^2 + P E) for bounds and O(T) for each neighbour that they leave.
+    A step costs O(R^2 log R + R S^2 + P E) for bounds and O(W) for each neighbour that they leave.
 
     Parameters
     ----------
-    scenarios
-        [L, E + 1, T] tokens scaled so that the mean rank has 1 in each scenario of weight 1; expert E has none.
+    load
+        [L, E + 1, W] tokens scaled so that the mean rank has 1 in each window of weight 1; id E has none.
     old
-        [L, P] live map, E in holes.
+        [L, P] live map, E in empty slots.
     first_slot, rank_of_slot, rank_scale
         [R + 1], [P], [R] 1 / relative speed.
     price
@@ -332,67 +351,47 @@ def improve_layers(
     new
         [L, P] out.
     steps, gains, num_steps
-        [L, K, 3] out: slot, -1 - other slot of an exchange or the expert that a slot takes, fetches; [L, K] out: by
+        [L, K, 3] out: slot, -1 - other slot of an exchange or the expert that the slot gets, fetches; [L, K] out: by
         how much the logarithm of the layer's cost fell; [L] out: how many steps.
     """
-    num_slots, num_ranks, num_ids = old.shape[1], rank_scale.size, scenarios.shape[1]
-    count, held = np.empty(num_ids), np.empty((num_ids, num_ranks), np.int16)
-    home, touched = np.empty_like(held), np.empty(num_ranks, np.bool_)
-    head, following = np.empty(num_ids, np.int32), np.empty(num_slots, np.int32)
-    rows, cost, slope = np.empty((num_ranks, scenarios.shape[2])), np.empty(num_ranks), np.empty((num_ranks, num_ids))
-    of_pair, of_slot = np.empty((num_ranks, num_ranks)), np.empty((num_slots, num_ids))
+    num_slots, num_ranks, num_ids, num_windows = old.shape[1], rank_scale.size, load.shape[1], load.shape[2]
+    state = LayerState(
+        first_slot, rank_of_slot, rank_scale, np.empty((num_ids, num_windows)), np.empty(num_slots, np.int32),
+        np.empty(num_ids), np.empty((num_ids, num_ranks), np.int16), np.empty((num_ids, num_ranks), np.int16),
+        np.empty(num_ids, np.int32), np.empty(num_slots, np.int32), np.empty((num_ranks, num_windows)),
+        np.empty(num_ranks), np.empty((num_ranks, num_ids)), np.empty((num_ranks, num_ranks)),
+        np.empty((num_slots, num_ids)),
+    )  # fmt: skip
     for layer in range(old.shape[0]):
-        loads, phy2log = scenarios[layer], new[layer]
-        phy2log[:] = old[layer]
-        _count_copies(phy2log, rank_of_slot, count, held, head, following)
-        home[:] = held
-        home[num_ids - 1] = 1  # a hole need not be fetched
-        _sum_rows(phy2log, rank_of_slot, count, loads, rank_scale, rows)
+        state.load[:], state.phy2log[:] = load[layer], old[layer]
+        _count_and_sum(state)
+        state.held_before[:] = state.held
+        state.held_before[num_ids - 1] = 1  # an empty slot need not be fetched
         for rank in range(num_ranks):
-            _renew_rank(loads, rows, rank_scale, cost, slope, rank)
-        of_pair[:], of_slot[:], offset, fee = -np.inf, np.inf, 0.0, price[layer] * cost.sum()
+            _update_rank(state, rank)
+        fee, offset, room, num_steps[layer] = price[layer] * state.cost.sum(), 0.0, most[layer], 0
+        state.pair_bound[:], state.slot_bound[:] = -np.inf, np.inf
         for rank in range(num_ranks):
-            _renew_ceilings(phy2log, count, slope, first_slot, of_pair, 2 * fee / FREE_WEIGHT, rank)
-        room, num_steps[layer] = most[layer], 0
+            _update_pair_bounds(state, 2 * fee / FREE_WEIGHT, rank)
         while num_steps[layer] < steps.shape[1]:
-            before = cost.sum()
+            before = state.cost.sum()
             last_fee, fee = fee, price[layer] * before
             offset += max(last_fee - fee, 2 / FREE_WEIGHT * (fee - last_fee))  # no merit rises by more
-            found = _best_exchange(
-                phy2log, rank_of_slot, count, held, home, head, following, rows, cost, slope, loads, rank_scale,
-                first_slot, fee, room, LEAST_WORTH * before / FREE_WEIGHT, of_pair, offset,
-            )  # fmt: skip
-            better = _best_retarget(
-                phy2log, rank_of_slot, count, held, home, head, following, rows, cost, slope, loads, rank_scale,
-                first_slot, fee, room, found[0], of_slot, offset,
-            )  # fmt: skip
-            one = steps[layer, num_steps[layer]]
-            if better[1] >= 0:
-                slot, other_slot, one[2] = int(better[1]), int(better[1]), int(better[3])
-                one[0], one[1] = slot, int(better[2])
-                phy2log[slot] = one[1]
-            elif found[1] >= 0:
-                slot, other_slot = int(found[1]), int(found[2])
-                one[0], one[1], one[2] = slot, -1 - other_slot, int(found[3])
-                phy2log[slot], phy2log[other_slot] = phy2log[other_slot], phy2log[slot]
-            else:
+            found = _best_exchange(state, fee, room, LEAST_WORTH * before / FREE_WEIGHT, offset)
+            better = _best_replacement(state, fee, room, found[0], offset)
+            replaces = better[1] >= 0
+            _, slot, other, fetches = better if replaces else found
+            if slot < 0:
                 break
-            _count_copies(phy2log, rank_of_slot, count, held, head, following)
-            _sum_rows(phy2log, rank_of_slot, count, loads, rank_scale, rows)
-            for rank in range(num_ranks):
-                is_of_step = rank == rank_of_slot[slot] or rank == rank_of_slot[other_slot]
-                touched[rank] = is_of_step or cost[rank] != _row_cost(rows[rank])
-                if touched[rank]:
-                    _renew_rank(loads, rows, rank_scale, cost, slope, rank)
-            for rank in range(num_ranks):
-                if touched[rank]:
-                    _renew_ceilings(phy2log, count, slope, first_slot, of_pair, 2 * fee / FREE_WEIGHT - offset, rank)
-                    for held_slot in range(first_slot[rank], first_slot[rank + 1]):
-                        of_slot[:, phy2log[held_slot]] = np.inf
-                        at = head[phy2log[held_slot]]
-                        while at >= 0:
-                            of_slot[at] = np.inf
-                            at = following[at]
-            room -= one[2]
-            gains[layer, num_steps[layer]] = np.log(before / cost.sum())
+            if replaces:
+                state.phy2log[slot] = other
+            else:
+                state.phy2log[slot], state.phy2log[other] = state.phy2log[other], state.phy2log[slot]
+            other_rank = rank_of_slot[slot if replaces else other]
+            _update(state, rank_of_slot[slot], other_rank, 2 * fee / FREE_WEIGHT - offset)
+            room -= fetches
+            step = steps[layer, num_steps[layer]]
+            step[0], step[1], step[2] = slot, other if replaces else -1 - other, fetches
+            gains[layer, num_steps[layer]] = np.log(before / state.cost.sum())
             num_steps[layer] += 1
+        new[layer] = state.phy2log

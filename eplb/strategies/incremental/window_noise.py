@@ -1,7 +1,7 @@
-"""Knows which part of the differences between steps is drift and which is sampling noise; knows no placement.
+"""Splits the differences between windows of a load into change over time (signal) and sampling noise.
 
-A step of few sequences differs from the next by chance. A descent on many such steps fits chance: it finds exchanges
-that help these very steps and no others. Drift shows in that steps far apart differ more than neighbours do.
+A window of few sequences differs from the next by chance. A descent on many such windows fits chance: it finds
+exchanges that help these windows and no others. The signal: windows far apart differ more than neighbours do.
 """
 
 from itertools import pairwise
@@ -11,21 +11,21 @@ import numpy as np
 from eplb.core.arrays import Floats
 from eplb_traces import ExpertLoad
 
-SURE_SHARE = 0.3  # from here on steps are taken as they are; tuned on moe-435m and synthetic switching workloads
+FULL_SIGNAL = 0.3  # from here on windows are taken as they are; tuned on moe-435m and synthetic switching workloads
 NOISE_KEPT = 2 / 3  # of deviations from the mean, where all are noise
 
 
-def certainty(load: ExpertLoad) -> Floats:
-    """[L] from 0, where steps differ by chance alone, to 1, where drift is plain.
+def signal_share(load: ExpertLoad) -> Floats:
+    """[L] from 0, where windows differ by chance alone, to 1, where they plainly change over time.
 
-    The square of the drift's part in the variance between steps, over SURE_SHARE. The noise's part is half the mean
-    squared difference of neighbours (von Neumann's ratio); squares count over their mean share, steps by their weight.
-    A layer with less than two steps, or none that differ, gets 1: nothing speaks against taking it as it is.
+    The square of the signal's part in the variance between windows, over FULL_SIGNAL. The noise's part is half the mean
+    squared difference of neighbours (von Neumann's ratio). Squares count over their mean share, windows by weight.
+    A layer with less than two windows, or none that differ, gets 1.
 
     Parameters
     ----------
     load
-        [W, L, E] steps in order of time.
+        [W, L, E] windows in order of time.
     """
     weight = load.weights / load.weights.sum()
     freedom = 1 - float(np.square(weight).sum())
@@ -37,30 +37,30 @@ def certainty(load: ExpertLoad) -> Floats:
     both = np.minimum(weight[1:], weight[:-1])
     between = np.array([np.square(b - a).sum(axis=1) for a, b in pairwise(deviation)])
     noise = np.einsum("w,wl->l", both / both.sum(), between) / 2
-    drift = np.ones(load.num_layers)
-    np.divide(total - noise, total, out=drift, where=total > 0)
-    return np.square(np.clip(drift / SURE_SHARE, 0.0, 1.0))
+    signal = np.ones(load.num_layers)
+    np.divide(total - noise, total, out=signal, where=total > 0)
+    return np.square(np.clip(signal / FULL_SIGNAL, 0.0, 1.0))
 
 
-def steadied(load: ExpertLoad, sure: Floats) -> ExpertLoad:
-    """The steps drawn towards their mean, to two thirds of the way where they differ by chance; a token a layer.
+def shrunk(load: ExpertLoad, signal: Floats) -> ExpertLoad:
+    """The windows, in shares of their layer, shrunk towards their mean: by a third where they differ by chance alone.
 
     Parameters
     ----------
     load
-        [W, L, E] steps.
-    sure
-        [L] `certainty`.
+        [W, L, E] windows.
+    signal
+        [L] `signal_share`.
     """
     deviation, mean = _deviations(load)
-    deviation *= (NOISE_KEPT + (1 - NOISE_KEPT) * sure)[:, None]
+    deviation *= (NOISE_KEPT + (1 - NOISE_KEPT) * signal)[:, None]
     deviation += mean
     deviation *= load.tokens.any(axis=2, keepdims=True)
     return ExpertLoad(np.maximum(deviation, 0.0), load.weights)
 
 
 def _deviations(load: ExpertLoad) -> tuple[Floats, Floats]:
-    """[W, L, E] shares less their mean, zero where a layer is idle; [L, E] the mean of the other steps."""
+    """[W, L, E] shares less their mean, zero where a layer is idle; [L, E] the mean of the other windows."""
     total = load.tokens.sum(axis=2, keepdims=True)
     share = np.divide(load.tokens, total, out=np.zeros_like(load.tokens), where=total > 0)
     seen = (total > 0) * load.weights[:, None, None]

@@ -1,8 +1,8 @@
-"""One plan for many loads: workloads, or the windows of a history.
+"""Makes one plan for many loads: workloads, or the windows of a history.
 
 A plan for the summed load ignores that some experts peak together. Here every window is a scenario. Deviations from the
-mean are amplified, because the future strays further than the past did; copies are spread evenly over the ranks, most
-of them second copies of experts that ever get hot; exchanges then lower a soft maximum over ranks and scenarios.
+mean are amplified, because the future strays further than the past did; replicas are spread evenly over the ranks,
+most of them second replicas of experts that ever get hot; exchanges then lower a soft maximum over ranks and windows.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,6 @@ from eplb.strategies.greedy.greedy import Greedy, descending_order
 from eplb.strategies.greedy.pinned import place_pinned
 from eplb_traces import ExpertLoad
 
-LANES = 4  # the kernel sums in four lanes
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +32,21 @@ class Scenario:
         Scenario h of mean m becomes m + amplification * (h - m), cut at zero.
     most_scenarios
         Longer histories are summed into at most so many windows.
-    hot_copy
-        Experts get third and further copies only while a copy's soft maximum is above this share of a mean rank.
+    hot_replica
+        Experts get third and further replicas only while a replica's soft maximum is above this share of a mean rank.
     tries_per_slot
         Exchanges tried a slot in each of the two descents.
-    copies_share_online
-        How much of its even share a copy counts when the runtime splits each batch anew.
+    replica_share_online
+        How much of its even share a replica counts when the runtime splits each batch anew.
     """
 
     name: ClassVar[str] = "scenario"
     summary: ClassVar[str] = "one plan for many windows or workloads: robust against drift"
     amplification: float = 1.5
     most_scenarios: int = 128
-    hot_copy: float = 0.8
+    hot_replica: float = 0.8
     tries_per_slot: int = 600
-    copies_share_online: float = 0.8
+    replica_share_online: float = 0.8
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for all windows of the load at once; the certificate is for their sum, as everywhere."""
@@ -71,23 +69,22 @@ class Scenario:
         from eplb.strategies.scenario.scenario_kernel import plan_layers
 
         num_layers, num_slots = scenarios.shape[0], int(first_slot[-1])
-        scenarios, first_slot, rank_scale = np.ascontiguousarray(scenarios), np.array(first_slot), 1 / speed
+        scenarios, rank_scale = np.ascontiguousarray(scenarios), 1 / speed
         hotness = np.power(np.mean(scenarios**8, axis=2), 1 / 8)
-        count, order = self._copies(hotness, num_slots, speed.size)
+        count, order = self._replica_counts(hotness, num_slots, speed.size)
         phy2log = np.empty((num_layers, num_slots), dtype=np.int32)
-        placed = np.zeros(num_layers, dtype=np.bool_)
-        doublings, num_tries = np.array([3, 4]), self.tries_per_slot * num_slots
-        share = self.copies_share_online if online else 1.0
+        num_tries = self.tries_per_slot * num_slots
+        share = self.replica_share_online if online else 1.0
 
         def work(layers: slice) -> None:
             plan_layers(
-                scenarios[layers], count[layers], order[layers], first_slot, rank_scale, doublings, num_tries,
-                seed, layers.start, share, online, phy2log[layers], placed[layers],
+                scenarios[layers], count[layers], order[layers], first_slot, rank_scale, num_tries, seed,
+                layers.start, share, online, phy2log[layers],
             )  # fmt: skip
 
         for_layer_chunks(work, num_layers)
-        if not placed.all():
-            left = np.nonzero(~placed)[0]
+        left = np.nonzero(phy2log[:, 0] < 0)[0]
+        if left.size:
             phy2log[left] = Greedy().pack(scenarios[left].sum(axis=2), first_slot, speed)[0]
         return phy2log
 
@@ -97,7 +94,7 @@ class Scenario:
             load = load.merged(-(-load.num_windows // self.most_scenarios))
         tokens = load.tokens.transpose(1, 2, 0)
         total = tokens.sum(axis=1, keepdims=True)
-        # A layer that is idle in a window says nothing there: the mean stands in; one that is always idle is even.
+        # In windows without load the mean stands in for a layer; one that is always idle is even.
         share = np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
         seen = (total > 0) * load.weights
         weight = seen.sum(axis=2, keepdims=True)
@@ -105,12 +102,16 @@ class Scenario:
         np.divide((share * seen).sum(axis=2, keepdims=True), weight, out=mean, where=weight > 0)
         share = np.where(total > 0, share, mean)
         share = np.maximum(mean + self.amplification * (share - mean), 0.0)
+        from eplb.core.kernel_helpers import LANES
+
         padded = np.zeros((*tokens.shape[:2], -(-load.num_windows // LANES) * LANES))
         padded[:, :, : load.num_windows] = share / share.sum(axis=1, keepdims=True) * num_ranks
         return padded
 
-    def _copies(self, hotness: Floats, num_slots: int, num_ranks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[L, E] copies of each expert, and the order to place experts in: several copies first, then by hotness."""
+    def _replica_counts(
+        self, hotness: Floats, num_slots: int, num_ranks: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[L, E] replicas of each expert, and the order to place them in: several replicas first, then by hotness."""
         num_layers, num_experts = hotness.shape
         count = np.ones((num_layers, num_experts), dtype=np.int64)
         layers = np.arange(num_layers)
@@ -118,10 +119,10 @@ class Scenario:
         for _ in range(num_slots - num_experts):
             unit = np.where(count < most, hotness / count, -1.0)
             hottest = unit.argmax(axis=1)
-            # Below the limit second copies go first: two ranks that share an expert can absorb its surge.
+            # Below the limit second replicas go first: two ranks that share an expert can absorb its surge.
             single = np.where(count == 1, unit, -1.0)
             second = single.argmax(axis=1)
-            spread = (unit[layers, hottest] <= self.hot_copy) & (single[layers, second] >= 0)
+            spread = (unit[layers, hottest] <= self.hot_replica) & (single[layers, second] >= 0)
             count[layers, np.where(spread, second, hottest)] += 1
         rank_by = hotness / count
         return count, descending_order(np.where(count > 1, rank_by + 2 * rank_by.max(axis=1, keepdims=True), rank_by))

@@ -144,7 +144,7 @@ def test_windows_get_better_balanced_and_few_copies_move():
     better, worse = (evaluate(p, load).max_over_mean.mean() for p in (made.placement, LIVE))
     assert better < 1 + (worse - 1) / 3
     assert migration.moved_copies < 56 * 3 / 3
-    assert f"{migration.moved_copies} copies moved" in made.notes[0]
+    assert f"{migration.moved_copies} replicas moved" in made.notes[0]
 
 
 def test_a_higher_price_moves_less():

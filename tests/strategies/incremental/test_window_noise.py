@@ -8,7 +8,7 @@ from eplb.core.placement import Placement
 from eplb.core.problem import Problem
 from eplb.core.topology import Topology
 from eplb.strategies.incremental.incremental_scenario import IncrementalScenario
-from eplb.strategies.incremental.window_noise import certainty, steadied
+from eplb.strategies.incremental.window_noise import shrunk, signal_share
 from eplb_traces import ExpertLoad
 
 EXPERTS, TOKENS, STEPS = 48, 3000, 64
@@ -34,45 +34,45 @@ def drifting(seed=0):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_draws_around_fixed_rates_are_noise_and_drift_is_certain(seed):
-    assert certainty(ExpertLoad(stationary(seed))).max() < 0.1
-    assert certainty(ExpertLoad(drifting(seed))).tolist() == [1.0, 1.0]
+    assert signal_share(ExpertLoad(stationary(seed))).max() < 0.1
+    assert signal_share(ExpertLoad(drifting(seed))).tolist() == [1.0, 1.0]
 
 
 def test_the_order_of_steps_is_what_shows_drift():
     shuffled = np.random.default_rng(1).permutation(drifting())
-    assert certainty(ExpertLoad(shuffled)).max() < 0.5
+    assert signal_share(ExpertLoad(shuffled)).max() < 0.5
 
 
 def test_layers_are_judged_one_by_one():
     mixed = np.stack([stationary()[:, 0], drifting()[:, 1]], axis=1)
-    noise, drift = certainty(ExpertLoad(mixed))
+    noise, drift = signal_share(ExpertLoad(mixed))
     assert noise < 0.1
     assert drift == 1.0
 
 
-def test_certainty_is_the_formula_worked_by_hand():
+def test_signal_share_is_the_formula_worked_by_hand():
     # Shares of expert 0: 0.4, 0.5, 0.6, mean 0.5; both experts alike, so every square counts twice over 0.5.
     load = ExpertLoad([[[40.0, 60.0]], [[50.0, 50.0]], [[60.0, 40.0]]])
     total = 2 * (0.01 + 0.0 + 0.01) / 3 / (2 / 3) / 0.5  # weighted variance over 1 - sum of squared weights
     noise = 2 * 0.01 / 2 / 0.5
     assert 1 - noise / total == pytest.approx(0.5)  # above 0.3: certain
-    assert certainty(load).tolist() == [1.0]
+    assert signal_share(load).tolist() == [1.0]
     zigzag = ExpertLoad([[[40.0, 60.0]], [[60.0, 40.0]]] * 3)  # neighbours differ more than the rest: noise
-    assert certainty(zigzag).tolist() == [0.0]
+    assert signal_share(zigzag).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("tokens", [stationary()[:1], np.ones((9, 2, EXPERTS))])
 def test_where_nothing_speaks_against_them_steps_are_taken_as_they_are(tokens):
     load = ExpertLoad(tokens)
-    assert certainty(load).tolist() == [1.0, 1.0]
+    assert signal_share(load).tolist() == [1.0, 1.0]
 
 
-def test_steadied_steps_keep_their_mean_and_lose_a_third_of_their_noise():
+def test_shrunk_steps_keep_their_mean_and_lose_a_third_of_their_noise():
     tokens = stationary()
     tokens[5, 1] = 0  # an idle layer stays idle
     load = ExpertLoad(tokens)
     share = tokens[:, 0] / TOKENS
-    calm = steadied(load, np.array([0.0, 1.0])).tokens
+    calm = shrunk(load, np.array([0.0, 1.0])).tokens
     assert calm[:, 0].mean(axis=0) == pytest.approx(share.mean(axis=0))
     assert calm[:, 0] - share.mean(axis=0) == pytest.approx(2 / 3 * (share - share.mean(axis=0)), abs=1e-12)
     assert calm[6, 1] == pytest.approx(tokens[6, 1] / TOKENS)

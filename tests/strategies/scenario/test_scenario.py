@@ -79,7 +79,7 @@ def test_online_dispatch_gives_every_rank_its_share_of_the_experts_with_copies()
     tokens = np.random.default_rng(0).lognormal(0, 1, (6, 5, 8))
     problem = Problem(ExpertLoad(tokens), eplb.Topology(1, 4, 3), dispatch=DispatchRule.ONLINE)
 
-    placement = Scenario(hot_copy=10.0)(problem).placement
+    placement = Scenario(hot_replica=10.0)(problem).placement
 
     count = np.take_along_axis(placement.logical_replica_count, placement.physical_to_logical_map, axis=1)
     assert (count > 1).reshape(5, 4, 3).sum(axis=2).tolist() == [[2, 2, 2, 2]] * 5
