@@ -21,11 +21,13 @@ sys.path.insert(0, str(REPOSITORY))  # a script's own folder is on the path, not
 
 from eplb.bounds.lower_bounds import full_slot_bound, lower_bounds, mean_bound, replication_bound  # noqa: E402
 from eplb.core.dispatch_rule import DispatchRule  # noqa: E402
+from eplb.core.placement import Placement  # noqa: E402
 from eplb.core.problem import Problem  # noqa: E402
 from eplb.core.topology import Topology  # noqa: E402
 from eplb.dispatch.optimal_shares_kernel import busiest_by_window  # noqa: E402
+from eplb.evaluation.metrics import evaluate  # noqa: E402
 from eplb.strategies.greedy.greedy import Greedy  # noqa: E402
-from eplb.strategies.greedy.two_slot_ranks import improve_pairs, pairs_apply  # noqa: E402
+from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improved_map  # noqa: E402
 from eplb.strategies.ilp.ilp import Ilp  # noqa: E402
 from eplb_traces import ExpertLoad, read_load  # noqa: E402
 
@@ -89,10 +91,11 @@ def gap_table() -> None:
             cells = [gap(reached, simple), gap(reached, lower_bounds(load, topology).value)]
             cells.append(gap(reached, lower_bounds(load, topology, reached=reached).value))
             search_ms = 0.0
-            if pairs_apply(topology):
-                plan = (load, phy2log, rank_load, topology)
-                search_ms = best_ms(lambda plan=plan: improve_pairs(*plan), 2)
-                reached = improve_pairs(*plan)[1].max(axis=1)
+            if has_two_slot_ranks(topology):
+                plan = (load, phy2log, topology)
+                search_ms = best_ms(lambda plan=plan: improved_map(*plan), 2)
+                paired = Placement(improved_map(*plan), NUM_EXPERTS, topology)
+                reached = evaluate(paired, ExpertLoad(load)).rank_load[0].max(axis=1)
             bounds = lower_bounds(load, topology, reached=reached)
             cells.append(gap(reached, bounds.value))
             quick = best_ms(lambda load=load, topology=topology: lower_bounds(load, topology))

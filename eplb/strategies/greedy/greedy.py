@@ -36,7 +36,7 @@ from eplb.strategies.greedy.local_search import (
 )
 from eplb.strategies.greedy.node_failure import busy_load, span_nodes
 from eplb.strategies.greedy.pinned import place_pinned
-from eplb.strategies.greedy.two_slot_ranks import pair_better, pairs_apply
+from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improve_layers
 
 
 @final
@@ -143,7 +143,7 @@ class Greedy:
         books = Books.blank(*load.shape, num_slots=num_slots, num_ranks=num_ranks)
         mean = np.where(idle, np.inf, load.sum(axis=1) / speed.sum())
         machine = Topology(1, num_ranks, np.diff(first_slot).tolist(), speed.tolist())
-        paired = unit_of_rank is None and pairs_apply(machine)
+        paired = unit_of_rank is None and has_two_slot_ranks(machine)
         lower = np.where(idle, np.inf, lower_bounds(load, machine).value) if paired else mean
         levelled = unit_of_rank is None and levels_apply(ranks)
         large = levelled and is_large(ranks)
@@ -157,7 +157,7 @@ class Greedy:
             else:
                 self._place(layers, ranks, mine, unit_of_rank)
             if paired:
-                pair_better(part, machine, lower[chunk], *mine.arrays, tolerance=self.tolerance)
+                improve_layers(part, machine, lower[chunk], *mine.arrays, tolerance=self.tolerance)
             if not large:
                 self._descend(layers, ranks, mine, least_copies=1 if unit_of_rank is None else 2)
             if levelled:

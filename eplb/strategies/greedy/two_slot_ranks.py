@@ -1,4 +1,7 @@
-"""Knows how to place two copies, or one, on each rank: search the counts, then pair the largest with the smallest."""
+"""Improves placements on ranks with two slots or one: searches counts, pairs the largest replica with the smallest.
+
+It applies to equally fast ranks only.
+"""
 
 import numpy as np
 
@@ -8,12 +11,12 @@ from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.topology import Topology
 
 
-def pairs_apply(topology: Topology) -> bool:
-    """Whether the machine has equally fast ranks with two slots, or some with two and some with one."""
+def has_two_slot_ranks(topology: Topology) -> bool:
+    """Whether ranks are equally fast and have two slots each, or some two and some one."""
     return topology.rank_speed is None and int(topology.rank_num_slots.max()) == 2
 
 
-def pair_better(  # noqa: PLR0913  # a placement has these arrays
+def improve_layers(  # noqa: PLR0913  # a placement has these arrays
     load: Floats,
     topology: Topology,
     lower: Floats,
@@ -24,14 +27,14 @@ def pair_better(  # noqa: PLR0913  # a placement has these arrays
     *,
     tolerance: float,
 ) -> None:
-    """Replace a placement, layer by layer, where other counts and their pairing lower the busiest rank.
+    """Replace a placement, layer by layer, where other counts and their pairs lower the busiest rank.
 
     Parameters
     ----------
     load
         [L, E] tokens.
     topology
-        One for which `pairs_apply`.
+        One with `has_two_slot_ranks`.
     lower
         [L] a lower bound of the busiest rank; counts are searched only where pairs are not within `tolerance` of it.
     count, phy2log, slot_load, rank_load
@@ -39,58 +42,53 @@ def pair_better(  # noqa: PLR0913  # a placement has these arrays
     tolerance
         Relative distance from the bound at which a layer is good enough.
     """
-    from eplb.strategies.greedy.two_slot_ranks_kernel import fold_layers, search_counts
+    from eplb.strategies.greedy.two_slot_ranks_kernel import pair_layers, search_counts
 
-    first_slot = topology.rank_first_slot.copy()
     searched, reached = count.copy(), np.empty(load.shape[0])
-    reaches = rank_load.max(axis=1)
+    busiest = rank_load.max(axis=1)
     search_counts(load, topology.num_ranks, lower, tolerance, searched, reached)
-    fresh = (
+    trial = (
         np.empty((1, phy2log.shape[1]), np.int32),
         np.empty((1, phy2log.shape[1])),
         np.empty((1, rank_load.shape[1])),
     )
-    for layer in np.flatnonzero(reached < reaches * (1 - 1e-12)):
+    for layer in np.flatnonzero(reached < busiest * (1 - 1e-12)):
         one = slice(layer, layer + 1)
-        if fold_layers(load[one], searched[one], first_slot, *fresh) and fresh[2].max() < reaches[layer]:
+        if pair_layers(load[one], searched[one], topology.rank_first_slot, *trial) and trial[2].max() < busiest[layer]:
             count[one] = searched[one]
-            phy2log[one], slot_load[one], rank_load[one] = fresh
+            phy2log[one], slot_load[one], rank_load[one] = trial
 
 
-def improve_pairs(
-    load: Floats, physical_to_logical_map: Map, rank_load: Floats, topology: Topology, *, tolerance: float = 2e-4
-) -> tuple[Map, Floats]:
-    """Search better replica counts and fold them; layers that gain nothing stay as they are.
+def improved_map(load: Floats, phy2log: Map, topology: Topology, *, tolerance: float = 2e-4) -> Map:
+    """Search better replica counts and pair their replicas; layers that gain nothing stay as they are.
 
     Parameters
     ----------
     load
         [L, E] tokens.
-    physical_to_logical_map, rank_load
-        [L, P], [L, R] a placement without an expert twice on a rank, and what it gives.
+    phy2log
+        [L, P] a placement without an expert twice on a rank.
     topology
-        One for which `pairs_apply`.
+        One with `has_two_slot_ranks`.
     tolerance
         Relative distance from the bound at which a layer is good enough.
 
     Returns
     -------
-    tuple
-        The map and the rank loads; no layer's busiest rank is above the given one.
+    Map
+        [L, P]; no layer's busiest rank is above the given one.
     """
-    load = np.ascontiguousarray(load)
-    num_layers, num_experts = load.shape
+    load, phy2log = np.ascontiguousarray(load), phy2log.copy()
     lower = lower_bounds(load, topology).value
-    flat = np.arange(num_layers)[:, None] * num_experts + physical_to_logical_map
-    count = np.bincount(flat.reshape(-1), minlength=num_layers * num_experts).reshape(num_layers, num_experts)
-    slot_load = np.take_along_axis(load / count, physical_to_logical_map, axis=1)
-    phy2log, rank_load = physical_to_logical_map.copy(), rank_load.copy()
+    count = np.stack([np.bincount(row, minlength=load.shape[1]) for row in phy2log])
+    slot_load = np.take_along_axis(load / count, phy2log, axis=1)
+    rank_load = np.add.reduceat(slot_load, topology.rank_first_slot[:-1], axis=1)
 
     def work(layers: slice) -> None:
-        pair_better(
+        improve_layers(
             load[layers], topology, lower[layers], count[layers], phy2log[layers], slot_load[layers],
             rank_load[layers], tolerance=tolerance,
         )  # fmt: skip
 
-    for_layer_chunks(work, num_layers)
-    return phy2log, rank_load
+    for_layer_chunks(work, load.shape[0])
+    return phy2log

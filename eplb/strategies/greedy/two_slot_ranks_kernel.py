@@ -1,90 +1,105 @@
-"""Replica counts for ranks with two slots or one: descent on the best pairing of the copies. Knows arrays only.
+"""Searches replica counts for ranks with two slots or one, and pairs the largest replica with the smallest.
 
-A rank with one slot has a hole: a copy of size 0. With two slots a rank and given copies, pairing the largest with the
-smallest, the second largest with the second smallest and so on is optimal (an exchange argument), so that only the
-counts are left to search. A step takes one copy from an expert and gives it to another.
+A rank with one slot gets an empty slot beside it: a replica of size 0. For given counts this pairing is optimal (an
+exchange argument), so that only the counts are searched. A step moves one replica from a donor expert to a receiver.
 
-The pairing stays within T exactly if for every threshold t > T / 2 no more copies are large, t or more, than small
-enough beside them, T - t or less (Hall 1935). A copy of size x is large or small for all t up to T / 2 + |x - T / 2|,
-so an expert adds one constant to the surplus of large copies over a stretch of thresholds. The sum of what is above 0
-is what the pairs exceed T by, together; sums over stretches make a step O(E), without sorting or pairing. Thresholds
-whose surplus stays above 0 where no step helps gain weight (Morris 1993, the breakout method), which leads out again.
+Pairs of at most T exist exactly if for every threshold t > T / 2 no more replicas are large (t or more) than small
+enough beside them (T - t or less) (Hall 1935). A replica of size x is large or small for all t up to
+T / 2 + |x - T / 2|, so an expert adds one constant to the surplus of large replicas over a segment of thresholds. The
+sum of the surpluses above 0 is what the pairs exceed T by, together; sums over segments make a step O(E). Thresholds
+whose surplus stays above 0 where no step lowers the excess gain weight (breakout method, Morris 1993).
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import READ_FLOATS_2D, READ_INTS
+from eplb_traces.jit import helper, njit
 
 NUM_THRESHOLDS = 512  # from T / 2 to T
-NUM_ABOVE = 128  # further ones, above T: copies that large fit nowhere
-NUM_TRIED = 4  # givers and takers whose every combination is tried in a step
-START_WEIGHT = 16  # of a threshold; half of it more whenever its surplus is above 0 and no step helps
+NUM_ABOVE = 128  # further ones, above T: replicas that large fit nowhere
+NUM_TRIED = 4  # donors and receivers whose every combination is tried in a step
+START_WEIGHT = 16  # of a threshold; half of it more whenever its surplus is above 0 and no step lowers the excess
 ROUNDING = 1e-9
 NEVER = 1 << 62
 
 PART = (0.0, 0.1, 0.25, 0.5, 0.75, 0.25, 0.5, 0.75)
-"""Targets that are tried, as parts of the way from the bound to what is reached."""
+"""Targets of the descents, as parts of the way from the bound to what is reached."""
 STEPS = (300, 300, 300, 300, 300, 100, 100, 200)
 """Most steps of each descent; experts and thresholds alone make their cost, not the slots."""
 FIRST_WITH_WEIGHTS = 5
-"""The descents before this one end where no step helps."""
+"""The descents before this one end where no step lowers the excess."""
 
 
-@njit("void(float64[::1], int64[::1], float64[::1], int64[::1])")
-def _sort_copies(load: Floats, count: Ints, size: Floats, owner: Ints) -> None:
-    """List holes, with owner -1, then all copies by ascending size, ties to the lower expert id."""
+class LayerState(NamedTuple):
+    """A layer in the search and its scratch arrays, for N thresholds."""
+
+    load: Floats  # [E]
+    count: Ints  # [E] replicas of the present step
+    best_count: Ints  # [E] counts with the lowest largest pair so far
+    segment: Ints  # [E, 3, 2] one replica less, as many, one more: thresholds from the first on, surplus added there
+    surplus: Ints  # [N] large replicas less those small enough beside them
+    weight: Ints  # [N]
+    total: Ints  # [3, N + 1] see `_sum_up`
+    candidates: Ints  # [2, 2, NUM_TRIED] estimates and ids of donors, then of receivers
+    size: Floats  # [2 R] of every replica and empty slot
+    owner: Ints  # [2 R] expert of each; -1 for an empty slot
+
+
+@helper
+def _list_replicas(load: Floats, count: Ints, size: Floats, owner: Ints) -> None:
+    """List empty slots, then the replicas in order of their experts."""
     at = size.size - count.sum()
     size[:at], owner[:at] = 0.0, -1
     for expert in range(load.size):
-        for _ in range(count[expert]):
-            size[at] = load[expert] / count[expert]
-            owner[at] = expert
-            at += 1
-    order = np.argsort(size, kind="mergesort")
-    size[:] = size[order]
-    owner[:] = owner[order]
+        end = at + count[expert]
+        size[at:end], owner[at:end] = load[expert] / count[expert], expert
+        at = end
 
 
-@njit("float64(float64[::1], int64[::1], float64[::1])")
-def _largest_pair(load: Floats, count: Ints, size: Floats) -> float:
-    """The most loaded pair of the best pairing; `size` [2 R] is scratch."""
-    at = size.size - count.sum()
-    size[:at] = 0.0
-    for expert in range(load.size):
-        size[at : at + count[expert]] = load[expert] / count[expert]
-        at += count[expert]
+@helper
+def _keep_if_better(state: LayerState, reached: float) -> float:
+    """Pair the largest replica with the smallest; keep the counts if the largest pair is below `reached`."""
+    size = state.size
+    _list_replicas(state.load, state.count, size, state.owner)
     size.sort()
     largest = 0.0
     for i in range(size.size // 2):
         largest = max(largest, size[i] + size[size.size - 1 - i])
-    return largest
+    if largest < reached:
+        state.best_count[:] = state.count
+        return largest
+    return reached
 
 
-@njit("void(float64, int64, float64, int64[:, ::1])")
-def _lay_out(load: float, count: int, target: float, stretch: Ints) -> None:
-    """Fill for one copy less, as many and one more: how many thresholds the copies meet, and their surplus there."""
+@helper
+def _set_count(state: LayerState, expert: int, count: int, target: float) -> None:
+    """Give an expert so many replicas, fill its segments and add the present one to the surplus."""
     per_threshold = 0.5 * target / NUM_THRESHOLDS
+    segment = state.segment[expert]
     for step in range(3):
-        copies = count + step - 1
-        distance = (load / max(1, copies) - 0.5 * target) / per_threshold
+        replicas = count + step - 1
+        distance = (state.load[expert] / max(1, replicas) - 0.5 * target) / per_threshold
         if distance > 0:
-            stretch[step, 0] = min(NUM_THRESHOLDS + NUM_ABOVE, math.ceil(distance - ROUNDING))
-            stretch[step, 1] = copies
+            segment[step, 0] = min(NUM_THRESHOLDS + NUM_ABOVE, math.ceil(distance - ROUNDING))
+            segment[step, 1] = replicas
         else:
-            stretch[step, 0] = math.floor(-distance + ROUNDING)
-            stretch[step, 1] = -copies
+            segment[step, 0] = math.floor(-distance + ROUNDING)
+            segment[step, 1] = -replicas
+    state.count[expert] = count
+    _add(state.surplus, segment[1, 0], segment[1, 1])
 
 
-@njit("void(int64[::1], int64, int64)")
-def _add(surplus: Ints, end: int, copies: int) -> None:
+@helper
+def _add(surplus: Ints, end: int, replicas: int) -> None:
     for i in range(end):
-        surplus[i] += copies
+        surplus[i] += replicas
 
 
-@njit("void(int64[::1], int64[::1], int64[:, ::1])")
+@helper
 def _sum_up(surplus: Ints, weight: Ints, total: Ints) -> None:
     """Sums over the thresholds before each: weights of those above 0, of those not below, and the weighted excess."""
     above = not_below = excess = 0
@@ -98,19 +113,19 @@ def _sum_up(surplus: Ints, weight: Ints, total: Ints) -> None:
     total[0, surplus.size], total[1, surplus.size], total[2, surplus.size] = above, not_below, excess
 
 
-@njit("int64(int64[:, ::1], int64[:, ::1], int64)")
-def _estimate(stretch: Ints, total: Ints, step: int) -> int:
+@helper
+def _estimate(segment: Ints, total: Ints, step: int) -> int:
     """Change of the weighted excess to first order: where the surplus does not change its sign."""
-    now, then = stretch[1, 0], stretch[step, 0]
+    now, then = segment[1, 0], segment[step, 0]
     near, far = min(now, then), max(now, then)
-    first = stretch[step, 1] - stretch[1, 1]
-    second = stretch[step, 1] if then > now else -stretch[1, 1]
+    first = segment[step, 1] - segment[1, 1]
+    second = segment[step, 1] if then > now else -segment[1, 1]
     rising = 1 if second > 0 else 0
     change = first * total[1 if first > 0 else 0, near]
     return change + second * (total[rising, far] - total[rising, near])
 
 
-@njit("void(int64[:, ::1], int64, int64)")
+@helper
 def _keep_if_low(lowest: Ints, value: int, expert: int) -> None:
     """Insert (value, expert) into the sorted columns of `lowest` [2, NUM_TRIED], behind equal values."""
     at = lowest.shape[1]
@@ -122,19 +137,19 @@ def _keep_if_low(lowest: Ints, value: int, expert: int) -> None:
         lowest[0, at], lowest[1, at] = value, expert
 
 
-@njit("int64(int64[:, ::1], int64[:, ::1], int64[::1], int64[::1], int64[:, ::1], int64)")
-def _excess_after(giver: Ints, taker: Ints, surplus: Ints, weight: Ints, total: Ints, least: int) -> int:
+@helper
+def _excess_after(donor: Ints, receiver: Ints, surplus: Ints, weight: Ints, total: Ints, least: int) -> int:
     """Weighted excess after a move; stops when it reaches `least`."""
-    end = max(max(giver[0, 0], giver[1, 0]), max(taker[1, 0], taker[2, 0]))
+    end = max(max(donor[0, 0], donor[1, 0]), max(receiver[1, 0], receiver[2, 0]))
     excess = total[2, surplus.size] - total[2, end]
     begin = 0
     while begin < end and excess < least:
         change, upto = 0, end
-        for i in range(4):  # what the two have now is taken away, what they will have comes
-            stretch = giver[i] if i < 2 else taker[i - 1]
-            if begin < stretch[0]:
-                upto = min(upto, stretch[0])
-                change += stretch[1] if i == 0 or i == 3 else -stretch[1]
+        for i in range(4):  # the present segments are subtracted, those after the move added
+            segment = donor[i] if i < 2 else receiver[i - 1]
+            if begin < segment[0]:
+                upto = min(upto, segment[0])
+                change += segment[1] if i == 0 or i == 3 else -segment[1]
         if change == 0:
             excess += total[2, upto] - total[2, begin]
         else:
@@ -144,90 +159,76 @@ def _excess_after(giver: Ints, taker: Ints, surplus: Ints, weight: Ints, total: 
     return excess
 
 
-@njit("UniTuple(int64, 2)(float64[::1], int64[::1], int64, float64, int64[:, :, ::1], int64[::1], int64[::1],"
-      " int64[:, ::1], int64[:, :, ::1])")  # fmt: skip
-def _best_move(
-    load: Floats, count: Ints, max_copies: int, target: float, stretch: Ints, surplus: Ints, weight: Ints, total: Ints,
-    lowest: Ints,
-) -> tuple[int, int]:  # fmt: skip
-    """Find the giver and the taker of a copy that lower the weighted excess most; -1s if none do.
+@helper
+def _best_move(state: LayerState, max_replicas: int, target: float) -> tuple[int, int]:
+    """Find the donor and the receiver of a replica that lower the weighted excess most; -1s if none do.
 
-    Only the most promising givers and takers, each estimated alone, are combined.
+    Only the most promising donors and receivers, each estimated alone, are combined.
     """
-    lowest[:, 0], lowest[:, 1] = NEVER, -1
+    load, count, segment, surplus, total = state.load, state.count, state.segment, state.surplus, state.total
+    donors, receivers = state.candidates[0], state.candidates[1]
+    state.candidates[:, 0], state.candidates[:, 1] = NEVER, -1
     for expert in range(load.size):
         if count[expert] > 1 and load[expert] <= 1.2 * target * (count[expert] - 1):
-            _keep_if_low(lowest[0], _estimate(stretch[expert], total, 0), expert)
-        if count[expert] < max_copies:
-            _keep_if_low(lowest[1], _estimate(stretch[expert], total, 2), expert)
+            _keep_if_low(donors, _estimate(segment[expert], total, 0), expert)
+        if count[expert] < max_replicas:
+            _keep_if_low(receivers, _estimate(segment[expert], total, 2), expert)
     least = total[2, surplus.size]
     best = (-1, -1)
-    for giver in lowest[0, 1]:
-        for taker in lowest[1, 1]:
-            if giver < 0 or taker < 0 or giver == taker:
+    for donor in donors[1]:
+        for receiver in receivers[1]:
+            if donor < 0 or receiver < 0 or donor == receiver:
                 continue
-            excess = _excess_after(stretch[giver], stretch[taker], surplus, weight, total, least)
+            excess = _excess_after(segment[donor], segment[receiver], surplus, state.weight, total, least)
             if excess < least:
-                least, best = excess, (giver, taker)
+                least, best = excess, (donor, receiver)
     return best
 
 
-@njit(
-    "void(float64[::1], int64, float64, int64, boolean, int64[::1], int64[::1], float64[::1], float64[::1],"
-    " int64[:, :, ::1], int64[:, ::1], int64[:, ::1], int64[:, :, ::1])",
-)
+@helper
 def _descend(
-    load: Floats, max_copies: int, target: float, most_steps: int, with_weights: bool, count: Ints, best_count: Ints,
-    reached: Floats, size: Floats, stretch: Ints, threshold: Ints, total: Ints, lowest: Ints,
-) -> None:  # fmt: skip
-    """Move copies until pairs keep the target, or steps run out; keeps the counts with the least largest pair."""
-    surplus, weight = threshold[0], threshold[1]
+    state: LayerState, max_replicas: int, target: float, most_steps: int, with_weights: bool, reached: float
+) -> float:
+    """Move replicas until pairs keep the target, or steps run out; returns the lowest largest pair so far."""
+    surplus, weight = state.surplus, state.weight
+    state.count[:] = state.best_count
     surplus[:], weight[:] = 0, START_WEIGHT
-    _add(surplus, NUM_THRESHOLDS, -(size.size - count.sum()))
-    for expert in range(load.size):
-        _lay_out(load[expert], count[expert], target, stretch[expert])
-        _add(surplus, stretch[expert, 1, 0], stretch[expert, 1, 1])
+    _add(surplus, NUM_THRESHOLDS, -(state.size.size - state.count.sum()))
+    for expert in range(state.load.size):
+        _set_count(state, expert, state.count[expert], target)
     for _ in range(most_steps):
-        _sum_up(surplus, weight, total)
-        if total[2, surplus.size] == 0:
+        _sum_up(surplus, weight, state.total)
+        if state.total[2, surplus.size] == 0:
             break
-        giver, taker = _best_move(load, count, max_copies, target, stretch, surplus, weight, total, lowest)
-        if giver >= 0:
-            for expert in (giver, taker):
-                _add(surplus, stretch[expert, 1, 0], -stretch[expert, 1, 1])
-                count[expert] += 1 if expert == taker else -1
-                _lay_out(load[expert], count[expert], target, stretch[expert])
-                _add(surplus, stretch[expert, 1, 0], stretch[expert, 1, 1])
+        donor, receiver = _best_move(state, max_replicas, target)
+        if donor >= 0:
+            for expert in (donor, receiver):
+                _add(surplus, state.segment[expert, 1, 0], -state.segment[expert, 1, 1])
+                _set_count(state, expert, state.count[expert] + (1 if expert == receiver else -1), target)
             continue
         if not with_weights:
             break
-        largest = _largest_pair(load, count, size)
-        if largest < reached[0]:
-            reached[0] = largest
-            best_count[:] = count
+        reached = _keep_if_better(state, reached)
         for i in range(surplus.size):
             if surplus[i] > 0 and weight[i] < 1 << 24:
                 weight[i] += weight[i] >> 1
-    largest = _largest_pair(load, count, size)
-    if largest < reached[0]:
-        reached[0] = largest
-        best_count[:] = count
+    return _keep_if_better(state, reached)
 
 
-@njit("void(Array(float64, 2, 'C', readonly=True), int64, float64[::1], float64, int64[:, ::1], float64[::1])")
+@njit(f"void({READ_FLOATS_2D}, int64, float64[::1], float64, int64[:, ::1], float64[::1])")
 def search_counts(load: Floats, num_ranks: int, lower: Floats, tolerance: float, count: Ints, reached: Floats) -> None:
-    """Lower the largest folded pair of each layer by moving copies between experts.
+    """Lower the largest pair of each layer by moving replicas between experts.
 
-    Minimises the largest sum of two copies that share a rank. Descents on the excess of large copies, each for a target
-    between `lower` and what is reached; see `PART` and `STEPS`. Best improvement among the most promising
-    moves, ties to the lowest giver, then the lowest taker. O(E + NUM_THRESHOLDS) a step, O(P log P) a descent.
+    Descents on the excess of large replicas, each for a target between `lower` and what is reached. Best improvement
+    among the most promising moves, ties to the lowest donor, then receiver. O(E + NUM_THRESHOLDS) a step, O(P log P) a
+    descent.
 
     Parameters
     ----------
     load
         [L, E]
     num_ranks
-        Ranks with two slots or one; no expert has more copies.
+        Ranks with two slots or one; no expert has more replicas.
     lower
         [L] a lower bound.
     tolerance
@@ -235,43 +236,57 @@ def search_counts(load: Floats, num_ranks: int, lower: Floats, tolerance: float,
     count
         [L, E] in and out; each row sums to the slots, from `num_ranks` to twice as many.
     reached
-        [L] out: the largest folded pair.
+        [L] out: the largest pair.
     """
-    num_experts = load.shape[1]
-    layer_load, size = np.empty(num_experts, dtype=np.float64), np.empty(2 * num_ranks, dtype=np.float64)
-    trial_count, best_count = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
-    stretch = np.empty((num_experts, 3, 2), dtype=np.int64)
-    threshold = np.empty((2, NUM_THRESHOLDS + NUM_ABOVE), dtype=np.int64)
-    total = np.empty((3, NUM_THRESHOLDS + NUM_ABOVE + 1), dtype=np.int64)
-    lowest = np.empty((2, 2, NUM_TRIED), dtype=np.int64)
-    best = np.empty(1, dtype=np.float64)
+    num_experts, num_thresholds = load.shape[1], NUM_THRESHOLDS + NUM_ABOVE
+    state = LayerState(
+        np.empty(num_experts), np.empty(num_experts, np.int64), np.empty(num_experts, np.int64),
+        np.empty((num_experts, 3, 2), np.int64), np.empty(num_thresholds, np.int64), np.empty(num_thresholds, np.int64),
+        np.empty((3, num_thresholds + 1), np.int64), np.empty((2, 2, NUM_TRIED), np.int64),
+        np.empty(2 * num_ranks), np.empty(2 * num_ranks, np.int64),
+    )  # fmt: skip
     for layer in range(load.shape[0]):
-        layer_load[:] = load[layer]
-        best_count[:] = count[layer]
-        best[0] = _largest_pair(layer_load, best_count, size)
+        state.load[:], state.count[:], state.best_count[:] = load[layer], count[layer], count[layer]
+        best = _keep_if_better(state, np.inf)
         for i in range(len(PART)):
-            if best[0] <= lower[layer] * (1 + tolerance):
+            if best <= lower[layer] * (1 + tolerance):
                 break
-            trial_count[:] = best_count
-            _descend(
-                layer_load, num_ranks, lower[layer] + PART[i] * (best[0] - lower[layer]), STEPS[i],
-                i >= FIRST_WITH_WEIGHTS, trial_count, best_count, best, size, stretch, threshold, total, lowest,
-            )  # fmt: skip
-        count[layer] = best_count
-        reached[layer] = best[0]
+            target = lower[layer] + PART[i] * (best - lower[layer])
+            best = _descend(state, num_ranks, target, STEPS[i], i >= FIRST_WITH_WEIGHTS, best)
+        count[layer] = state.best_count
+        reached[layer] = best
 
 
-@njit(
-    "boolean(Array(float64, 2, 'C', readonly=True), int64[:, ::1], int64[::1], int32[:, ::1], float64[:, ::1],"
-    " float64[:, ::1])",
-)
-def fold_layers(
+@helper
+def _separate(first_slot: Ints, rank: int, experts: Map, sizes: Floats) -> bool:
+    """Exchange the second slot of a rank for the one that leaves the larger of the two ranks lowest; False if none."""
+    kept = first_slot[rank]
+    moved, shared = kept + 1, experts[kept]
+    best, best_slot = math.inf, -1
+    for other in range(first_slot.size - 1):
+        for slot in range(first_slot[other], first_slot[other + 1]):
+            partner = first_slot[other] + first_slot[other + 1] - 1 - slot
+            if experts[slot] == shared or experts[partner] == shared:
+                continue
+            beside = sizes[partner] if partner != slot else 0.0
+            top = max(sizes[kept] + sizes[slot], beside + sizes[moved])
+            if top < best:
+                best, best_slot = top, slot
+    if best_slot < 0:
+        return False
+    experts[moved], experts[best_slot] = experts[best_slot], experts[moved]
+    sizes[moved], sizes[best_slot] = sizes[best_slot], sizes[moved]
+    return True
+
+
+@njit(f"boolean({READ_FLOATS_2D}, int64[:, ::1], {READ_INTS}, int32[:, ::1], float64[:, ::1], float64[:, ::1])")
+def pair_layers(
     load: Floats, count: Ints, first_slot: Ints, phy2log: Map, slot_load: Floats, rank_load: Floats
 ) -> bool:
-    """Pair the largest copy with the smallest and so on; ranks with one slot take the largest copies, alone.
+    """Pair the largest replica with the smallest and so on; ranks with one slot take the largest replicas, alone.
 
-    Pairs go to the ranks in order, the one with the largest copy first. Two copies of one expert are parted by an
-    exchange with the pair where that leaves the larger of the two lowest, ties to the lowest rank. O(P log P) a layer.
+    Pairs go to the ranks in order, the largest replica first. Two replicas of one expert are separated by an exchange
+    that leaves the larger of the two ranks lowest, ties to the lowest rank. O(P log P) a layer.
 
     Parameters
     ----------
@@ -282,49 +297,31 @@ def fold_layers(
     phy2log, slot_load, rank_load
         [L, P], [L, P], [L, R] out.
 
-    Returns
-    -------
-    bool
-        False if some layer's copies of one expert could not be parted.
+    Returns False if some layer's replicas of one expert could not be separated.
     """
     num_ranks = rank_load.shape[1]
-    layer_load = np.empty(load.shape[1], dtype=np.float64)
     size, owner = np.empty(2 * num_ranks, dtype=np.float64), np.empty(2 * num_ranks, dtype=np.int64)
     for layer in range(load.shape[0]):
-        layer_load[:] = load[layer]
-        _sort_copies(layer_load, count[layer], size, owner)
+        _list_replicas(load[layer], count[layer], size, owner)
+        order = np.argsort(size, kind="mergesort")  # ties to the lower expert id
         next_alone, next_pair = 0, 2 * num_ranks - phy2log.shape[1]
         experts, sizes = phy2log[layer], slot_load[layer]
         for rank in range(num_ranks):
-            slot = first_slot[rank]
+            slot, at = first_slot[rank], next_alone
             if first_slot[rank + 1] == slot + 1:
-                at = next_alone
                 next_alone += 1
             else:
                 at = next_pair
                 next_pair += 1
-                experts[slot + 1], sizes[slot + 1] = owner[at], size[at]
-            experts[slot], sizes[slot] = owner[2 * num_ranks - 1 - at], size[2 * num_ranks - 1 - at]
+                experts[slot + 1], sizes[slot + 1] = owner[order[at]], size[order[at]]
+            largest = order[2 * num_ranks - 1 - at]
+            experts[slot], sizes[slot] = owner[largest], size[largest]
         for rank in range(num_ranks):
-            mine, shared = first_slot[rank] + 1, experts[first_slot[rank]]
-            if first_slot[rank + 1] == mine or experts[mine] != shared:
-                continue
-            best, best_slot = math.inf, -1
-            for other in range(num_ranks):
-                for slot in range(first_slot[other], first_slot[other + 1]):
-                    partner = first_slot[other] + first_slot[other + 1] - 1 - slot
-                    if experts[slot] == shared or experts[partner] == shared:
-                        continue
-                    beside = sizes[partner] if partner != slot else 0.0
-                    top = max(sizes[first_slot[rank]] + sizes[slot], beside + sizes[mine])
-                    if top < best:
-                        best, best_slot = top, slot
-            if best_slot < 0:
+            slot = first_slot[rank]
+            is_pair = first_slot[rank + 1] == slot + 2
+            if is_pair and experts[slot + 1] == experts[slot] and not _separate(first_slot, rank, experts, sizes):
                 return False
-            experts[mine], experts[best_slot] = experts[best_slot], experts[mine]
-            sizes[mine], sizes[best_slot] = sizes[best_slot], sizes[mine]
         for rank in range(num_ranks):
-            rank_load[layer, rank] = sizes[first_slot[rank]]
-            if first_slot[rank + 1] == first_slot[rank] + 2:
-                rank_load[layer, rank] += sizes[first_slot[rank] + 1]
+            slot = first_slot[rank]
+            rank_load[layer, rank] = sizes[slot] + (sizes[slot + 1] if first_slot[rank + 1] == slot + 2 else 0.0)
     return True

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.constraints import Constraints
@@ -22,7 +21,7 @@ from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.strategies.certify import MET
 from eplb.strategies.greedy.greedy import Greedy
-from eplb.strategies.greedy.two_slot_ranks import improve_pairs, pairs_apply
+from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improved_map
 from eplb.strategies.ilp.feasibility import nearest_feasible
 from eplb.strategies.ilp.layer_search import LayerSearch, LayerState, hands_of_row
 from eplb.strategies.ilp.region import Hands, whole_layer
@@ -147,8 +146,8 @@ def _starts(problem: Problem, searches: list[LayerSearch], seed: int) -> list[La
     """Greedy's placement, or the nearest one to it that meets the constraints."""
     free = replace(problem, constraints=Constraints(), dispatch=DispatchRule.EVEN)
     greedy = np.array(Greedy(tolerance=START_TOLERANCE)(free, seed=seed).placement.physical_to_logical_map)
-    if pairs_apply(problem.topology) and problem.group_mode is GroupMode.FREE:
-        greedy = _paired(problem, greedy)
+    if has_two_slot_ranks(problem.topology) and problem.group_mode is GroupMode.FREE:
+        greedy = improved_map(problem.load.total, greedy, problem.topology)
     states = []
     for row, search in zip(greedy, searches, strict=True):
         hands = hands_of_row(row, problem.topology.rank_first_slot)
@@ -156,14 +155,6 @@ def _starts(problem: Problem, searches: list[LayerSearch], seed: int) -> list[La
             hands = nearest_feasible(search.whole, hands, seed=seed)
         states.append(LayerState(hands, search.objective_of(hands), 0.0, is_proven=False, spent_s=0.0))
     return states
-
-
-def _paired(problem: Problem, phy2log: NDArray[np.int32]) -> NDArray[np.int32]:
-    load = problem.load.total
-    count = Placement(phy2log, problem.load.num_experts, problem.topology).logical_replica_count
-    slot_load = np.take_along_axis(load / count, phy2log, axis=1)
-    rank_load = np.add.reduceat(slot_load, problem.topology.rank_first_slot[:-1], axis=1)
-    return improve_pairs(load, phy2log, rank_load, problem.topology)[0]
 
 
 def _wrap_up(problem: Problem, states: list[LayerState], bounds: LowerBounds, *, strategy: str, seed: int) -> Plan:
