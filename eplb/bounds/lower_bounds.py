@@ -98,12 +98,12 @@ def replication_bound(load: Floats, topology: Topology, *, distinct: bool = Fals
     ranks has at most the speed v_c, so that w_e <= T c v_c: V(c) = max over b <= c of b v_b, as more copies than needed
     may be held idle in the proof. With equal speeds both are c.
     """
-    from eplb.bounds.replication_kernel import smallest_largest_copy, smallest_largest_share
+    from eplb.bounds.replication_kernel import smallest_largest_replica, smallest_largest_share
 
     bound = np.empty(load.shape[0])
     load = np.ascontiguousarray(load)
     if topology.rank_speed is None:
-        smallest_largest_copy(load, topology.num_slots, topology.num_ranks, bound)
+        smallest_largest_replica(load, topology.num_slots, topology.num_ranks, bound)
         return bound
     speed = np.sort(topology.relative_speed)[::-1]
     num_copies = np.arange(1, speed.size + 1)

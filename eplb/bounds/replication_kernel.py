@@ -1,48 +1,45 @@
-"""The exact replication bound by bisection: other code than the greedy that attains it. Knows arrays only."""
+"""Computes the replication bound by bisection, independently of the greedy counts that attain it."""
 
 import math
 
 import numpy as np
 
 from eplb.core.arrays import Floats
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import READ_FLOATS_2D
+from eplb_traces.jit import helper, njit
 
 TOO_MANY = 1 << 40
 
 
-@njit("int64(float64[::1], float64, int64)")
-def _copies_needed(load: Floats, limit: float, max_copies: int) -> int:
-    """How many copies bring every copy to at most `limit`; very many if some expert needs more than `max_copies`."""
+@helper
+def _replicas_needed(load: Floats, limit: float, max_replicas: int, strictly: bool) -> int:
+    """How many replicas bring every load to at most `limit`, or `strictly` below it but for rounding.
+
+    Very many if some expert needs more than `max_replicas`.
+    """
     total = 0
     for expert in range(load.size):
-        copies = max(1, math.ceil(load[expert] / limit))
-        total += copies if copies <= max_copies else TOO_MANY
+        if strictly:
+            replicas = math.floor(load[expert] / limit * (1 + 1e-15)) + 1
+        else:
+            replicas = max(1, math.ceil(load[expert] / limit))
+        total += replicas if replicas <= max_replicas else TOO_MANY
     return total
 
 
-@njit("int64(float64[::1], float64, int64)")
-def _copies_needed_below(load: Floats, limit: float, max_copies: int) -> int:
-    """How many copies bring every copy strictly below `limit`, rounding apart; very many if `max_copies` forbids it."""
-    total = 0
-    for expert in range(load.size):
-        copies = math.floor(load[expert] / limit * (1 + 1e-15)) + 1
-        total += copies if copies <= max_copies else TOO_MANY
-    return total
+@njit(f"void({READ_FLOATS_2D}, int64, int64, float64[::1])")
+def smallest_largest_replica(load: Floats, num_slots: int, max_replicas: int, smallest: Floats) -> None:
+    """Find for each layer the least load that the most loaded replica can have.
 
-
-@njit("void(Array(float64, 2, 'C', readonly=True), int64, int64, float64[::1])")
-def smallest_largest_copy(load: Floats, num_slots: int, max_copies: int, smallest: Floats) -> None:
-    """Find for each layer the least load that the most loaded copy can have.
-
-    That is the smallest T with ``sum_e max(1, ceil(load_e / T)) <= num_slots`` and no expert above `max_copies`.
-    Bisection; every feasible point is lowered to the largest copy it really has, so that the search ends exactly.
+    That is the smallest T with ``sum_e max(1, ceil(load_e / T)) <= num_slots`` and no expert above `max_replicas`.
+    Bisection; every feasible point is lowered to the largest replica it really has, so that the search ends exactly.
 
     Parameters
     ----------
     load
         [L, E]
-    num_slots, max_copies
-        Copies of a layer in all; most copies of one expert.
+    num_slots, max_replicas
+        Replicas of a layer in all; most replicas of one expert.
     smallest
         [L] out; 0 for a layer without load.
     """
@@ -53,53 +50,46 @@ def smallest_largest_copy(load: Floats, num_slots: int, max_copies: int, smalles
         for expert in range(num_experts):
             high = max(high, load[layer, expert])
             total += load[layer, expert]
-        low = max(total / num_slots, high / max_copies) * (1 - 1e-12)
-        # Experts at or below `low` have one copy whatever T is.
+        smallest[layer] = high
+        if high == 0.0:
+            continue
+        low = max(total / num_slots, high / max_replicas) * (1 - 1e-12)
+        # Experts at or below `low` have one replica whatever T is.
         num_above = 0
         for expert in range(num_experts):
             above[num_above] = load[layer, expert]
             num_above += load[layer, expert] > low
         layer_load = above[:num_above]
         num_left = num_slots - (num_experts - num_above)
-        smallest[layer] = high
-        if high == 0.0:
-            continue
         for _ in range(100):
-            below = _copies_needed_below(layer_load, high, max_copies)
-            if below > num_left:
-                break
             middle = 0.5 * (low + high)
-            if middle <= low or middle >= high:
+            if _replicas_needed(layer_load, high, max_replicas, True) > num_left or not low < middle < high:
                 break
-            needed = _copies_needed(layer_load, middle, max_copies)
-            if needed > num_left:
+            if _replicas_needed(layer_load, middle, max_replicas, False) > num_left:
                 low = middle
                 continue
             high = 0.0
-            for expert in range(layer_load.size):
-                high = max(high, layer_load[expert] / max(1, math.ceil(layer_load[expert] / middle)))
+            for tokens in layer_load:
+                high = max(high, tokens / max(1, math.ceil(tokens / middle)))
         smallest[layer] = high
 
 
-@njit("int64(float64[::1], float64, float64[::1])")
-def _copies_for_capacity(load: Floats, limit: float, capacity: Floats) -> int:
-    """How many copies bring every expert within `limit` times the capacity of its copies; very many if none do."""
-    total = 0
-    for expert in range(load.size):
-        low, high = 0, capacity.size
-        while low < high:
-            middle = (low + high) // 2
-            if capacity[middle] * limit >= load[expert]:
-                high = middle
-            else:
-                low = middle + 1
-        total += low + 1 if low < capacity.size else TOO_MANY
-    return total
+@helper
+def _num_replicas(capacity: Floats, limit: float, load: float) -> int:
+    """Fewest replicas that carry the load at the limit; one more than `capacity` has where none do."""
+    low, high = 0, capacity.size
+    while low < high:
+        middle = (low + high) // 2
+        if capacity[middle] * limit >= load:
+            high = middle
+        else:
+            low = middle + 1
+    return low + 1
 
 
-@njit("void(Array(float64, 2, 'C', readonly=True), int64, float64[::1], float64[::1])")
+@njit(f"void({READ_FLOATS_2D}, int64, float64[::1], float64[::1])")
 def smallest_largest_share(load: Floats, num_slots: int, capacity: Floats, smallest: Floats) -> None:
-    """Find for each layer the least load at which the copies suffice to carry every expert.
+    """Find for each layer the least load at which the replicas suffice to carry every expert.
 
     That is the smallest t with ``sum_e min{c : capacity[c - 1] t >= load_e} <= num_slots``. Bisection to 1e-13, then
     the largest load over capacity that the counts found really have.
@@ -109,28 +99,27 @@ def smallest_largest_share(load: Floats, num_slots: int, capacity: Floats, small
     load
         [L, E]
     num_slots
-        Copies of a layer in all.
+        Replicas of a layer in all.
     capacity
-        [R] what c copies carry at t = 1, for c from 1; non-decreasing.
+        [R] what c replicas carry at t = 1, for c from 1; non-decreasing.
     smallest
         [L] out; 0 for a layer without load.
     """
-    layer_load = np.empty(load.shape[1], dtype=np.float64)
     for layer in range(load.shape[0]):
-        layer_load[:] = load[layer]
-        high = layer_load.max() / capacity[0]
-        low = layer_load.max() / capacity[capacity.size - 1] * (1 - 1e-12)
+        high = load[layer].max() / capacity[0]
+        low = load[layer].max() / capacity[capacity.size - 1] * (1 - 1e-12)
         while high > low * (1 + 1e-13):
             middle = 0.5 * (low + high)
-            if middle <= low or middle >= high:
+            if not low < middle < high:
                 break
-            if _copies_for_capacity(layer_load, middle, capacity) > num_slots:
+            total = 0
+            for tokens in load[layer]:
+                replicas = _num_replicas(capacity, middle, tokens)
+                total += replicas if replicas <= capacity.size else TOO_MANY
+            if total > num_slots:
                 low = middle
             else:
                 high = middle
         smallest[layer] = 0.0
-        for expert in range(load.shape[1]):
-            copies = 0
-            while capacity[copies] * high < layer_load[expert]:
-                copies += 1
-            smallest[layer] = max(smallest[layer], layer_load[expert] / capacity[copies])
+        for tokens in load[layer]:
+            smallest[layer] = max(smallest[layer], tokens / capacity[_num_replicas(capacity, high, tokens) - 1])

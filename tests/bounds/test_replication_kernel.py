@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb.bounds.replication_kernel import smallest_largest_copy
+from eplb.bounds.replication_kernel import smallest_largest_replica
 from tests import oracles
 
 
 def smallest(rows, num_slots, max_copies):
     found = np.empty(len(rows))
-    smallest_largest_copy(np.array(rows, dtype=np.float64), num_slots, max_copies, found)
+    smallest_largest_replica(np.array(rows, dtype=np.float64), num_slots, max_copies, found)
     return found.tolist()
 
 

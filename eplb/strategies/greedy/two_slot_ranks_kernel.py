@@ -55,9 +55,9 @@ def _list_replicas(load: Floats, count: Ints, size: Floats, owner: Ints) -> None
     at = size.size - count.sum()
     size[:at], owner[:at] = 0.0, -1
     for expert in range(load.size):
-        end = at + count[expert]
-        size[at:end], owner[at:end] = load[expert] / count[expert], expert
-        at = end
+        for _ in range(count[expert]):
+            size[at], owner[at] = load[expert] / count[expert], expert
+            at += 1
 
 
 @helper
