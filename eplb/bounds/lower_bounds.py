@@ -185,13 +185,13 @@ def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floa
     """
     if topology.rank_speed is not None or topology.rank_num_slots.max() != 2:
         return known
-    from eplb.bounds.pair_mixture_kernel import largest_refuted_pairing
+    from eplb.bounds.pair_mixture_kernel import largest_refuted
 
     load = np.ascontiguousarray(load)
     bound = np.empty_like(known)
 
     def work(layers: slice) -> None:
-        largest_refuted_pairing(
+        largest_refuted(
             load[layers], topology.num_ranks, topology.num_slots, known[layers], reached[layers], PAIRING_TOLERANCE,
             bound[layers],
         )  # fmt: skip
