@@ -21,7 +21,7 @@ from eplb.core.problem import GroupMode, Plan, Problem, Survive
 from eplb.core.topology import Topology
 from eplb.errors import EplbError, InfeasibleError
 from eplb.strategies.certify import certified_plan
-from eplb.strategies.greedy.group_locality import PricedSearch
+from eplb.strategies.greedy.group_locality import LocalitySearch
 from eplb.strategies.greedy.local_search import (
     LARGEST_FIRST,
     Books,
@@ -34,7 +34,7 @@ from eplb.strategies.greedy.local_search import (
     place_and_level,
     targets,
 )
-from eplb.strategies.greedy.node_failure import busy_load, span_nodes
+from eplb.strategies.greedy.node_failure import busy_load, put_on_two_nodes
 from eplb.strategies.greedy.pinned import place_pinned
 from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improve_layers
 
@@ -85,7 +85,7 @@ class Greedy:
             load, topology.rank_first_slot, topology.relative_speed, unit_of_rank=units[survive]
         )
         if survive is Survive.NODE:
-            phy2log, rank_time = span_nodes(load, phy2log, topology, tolerance=self.tolerance)
+            phy2log, rank_time = put_on_two_nodes(load, phy2log, topology, tolerance=self.tolerance)
         objective = rank_time.max(axis=1)
         return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed, keeps=survive)
 
@@ -96,7 +96,7 @@ class Greedy:
             with suppress(EplbError):
                 made = self(replace(problem, group_mode=mode, group_price=0.0))
                 starts.append(made.placement.physical_to_logical_map)
-        return PricedSearch()(load, problem, starts, seed=seed)
+        return LocalitySearch()(load, problem, starts, seed=seed)
 
     def pack(
         self,
@@ -169,7 +169,7 @@ class Greedy:
 
     def _place(self, layers: Layers, ranks: Ranks, books: Books, unit_of_rank: NDArray[np.int64] | None) -> None:
         """Count copies so that the largest is least, and pack them; `unit_of_rank` as in `pack`."""
-        from eplb.strategies.greedy.rank_failure_kernel import decluster_layers
+        from eplb.strategies.greedy.rank_failure_kernel import scatter_layers
         from eplb.strategies.greedy.replicate_and_pack_kernel import place_layers
 
         least_copies = 1 if unit_of_rank is None else 2
@@ -180,7 +180,7 @@ class Greedy:
         ):  # fmt: skip
             _refuse()
         if unit_of_rank is not None:
-            decluster_layers(
+            scatter_layers(
                 layers.load, ranks.first_slot, ranks.rank_scale, unit_of_rank,
                 books.count, books.phy2log, books.slot_load, books.rank_time,
             )  # fmt: skip

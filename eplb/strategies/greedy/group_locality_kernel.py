@@ -1,143 +1,126 @@
-"""Exchange copies while a soft maximum of rank times, plus a price on each copy away from home, falls.
+"""Exchanges replicas to lower a soft maximum of rank times plus a locality penalty on each off-node replica.
 
-Knows arrays only. The soft maximum of times t at sharpness b is log(sum(exp(b t))) / b, at most log(R) / b above the
-plain one. It is smooth: taking load off one of many equally busy ranks counts, as it does not under the plain maximum.
+The soft maximum of times t at sharpness b is log(sum(exp(b t))) / b, at most log(R) / b above the plain one. It is
+smooth: taking load off one of many equally busy ranks counts, as it does not under the plain maximum.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import READ_FLOATS, READ_INTS, first_random, holds, next_random, sum_rank_time
+from eplb_traces.jit import helper, njit
 
 MIN_GAIN = 1e-9
 
 
-@njit("uint64(uint64)")
-def _next_random(state: int) -> int:
-    """Marsaglia's xorshift64."""
-    state ^= state << np.uint64(13)
-    state ^= state >> np.uint64(7)
-    return state ^ (state << np.uint64(17))
+class LayerState(NamedTuple):
+    """A layer's placement, the topology it is on and scratch arrays."""
+
+    first_slot: Ints  # [R + 1]
+    rank_of_slot: Ints  # [P]
+    node_of_rank: Ints  # [R]
+    rank_scale: Floats  # [R] time of a token
+    load: Floats  # [E]
+    home_of_expert: Ints  # [E] node
+    count: Ints  # [E] replicas
+    phy2log: Map  # [P]
+    time: Floats  # [R]
+    change: Floats  # [R] of the time by a trial move; 0 between trials
+    touched: Ints  # [2 P] ranks whose time changes
 
 
-@njit("boolean(int32[::1], int64, int64, int64)")
-def _holds(phy2log: Map, first: int, last: int, expert: int) -> bool:
-    """Whether one of the slots first..last-1 holds the expert."""
-    for slot in range(first, last):  # noqa: SIM110  # numba compiles the loop, not any()
-        if phy2log[slot] == expert:
-            return True
-    return False
-
-
-@njit("int64(int32[::1], int64[::1], float64[::1], int64, float64, float64[::1], int64[::1], int64)")
-def _add_to_holders(
-    phy2log: Map,
-    rank_of_slot: Ints,
-    rank_scale: Floats,
-    expert: int,
-    more: float,
-    change: Floats,
-    touched: Ints,
-    num_touched: int,
-) -> int:
-    """Note that every copy of the expert takes `more`; returns the number of touched ranks."""
+@helper
+def _add_to_holders(state: LayerState, expert: int, more: float, num_touched: int) -> int:
+    """Note that every replica of the expert takes `more`; returns the number of touched ranks."""
+    phy2log, rank_of_slot, change, touched = state.phy2log, state.rank_of_slot, state.change, state.touched
     for slot in range(phy2log.size):
         if phy2log[slot] == expert:
             rank = rank_of_slot[slot]
-            change[rank] += more * rank_scale[rank]
+            change[rank] += more * state.rank_scale[rank]
             touched[num_touched] = rank
             num_touched += 1
     return num_touched
 
 
-@njit(
-    "void(float64[::1], int64[::1], int64[::1], int64[::1], int64[::1], float64[::1], float64, float64, int64, uint64,"
-    " int64[::1], int32[::1], float64[::1])"
-)
-def _descend(
-    load: Floats,
-    home_of_expert: Ints,
-    first_slot: Ints,
-    rank_of_slot: Ints,
-    node_of_rank: Ints,
-    rank_scale: Floats,
-    price: float,
-    sharpness: float,
-    num_tries: int,
-    random: int,
-    count: Ints,
-    phy2log: Map,
-    time: Floats,
-) -> None:
-    """Try exchanges of two copies and, every third turn, to give a slot of a replicated expert to another expert.
+@helper
+def _try_replacement(state: LayerState, expert: int, other: int, rank: int) -> int:
+    """Note what changes if `expert` replaces a replica of `other` on a rank; returns the number of touched ranks.
 
-    Every second turn of each kind takes load off the busiest rank. A try is kept if soft maximum plus price falls.
+    A rank that holds both experts is touched once.
     """
-    num_ranks, num_slots = time.size, phy2log.size
-    change, touched = np.zeros(num_ranks), np.empty(2 * num_slots, dtype=np.int64)
+    count, load, touched = state.count, state.load, state.touched
+    unit, other_unit = load[expert] / (count[expert] + 1), load[other] / (count[other] - 1)
+    num_touched = _add_to_holders(state, expert, unit - load[expert] / count[expert], 0)
+    num_touched = _add_to_holders(state, other, other_unit - load[other] / count[other], num_touched)
+    state.change[rank] += (unit - other_unit) * state.rank_scale[rank]
+    distinct = 0
+    for i in range(num_touched):
+        seen = False
+        for j in range(distinct):
+            seen = seen or touched[j] == touched[i]
+        if not seen:
+            touched[distinct] = touched[i]
+            distinct += 1
+    return distinct
+
+
+@helper
+def _descend(state: LayerState, price: float, sharpness: float, num_tries: int, random: np.uint64) -> None:
+    """Try exchanges of two replicas and, every third turn, to replace a replica by one more of another expert.
+
+    Every second turn of each kind takes load off the busiest rank. A try is kept if soft maximum plus penalty falls.
+    """
+    first_slot, phy2log, count, load = state.first_slot, state.phy2log, state.count, state.load
+    time, change, touched = state.time, state.change, state.touched
     busiest = np.argmax(time)
     weight = np.exp(sharpness * (time - time[busiest]))
     total, offset = weight.sum(), time[busiest]
     for turn in range(num_tries):
-        random = _next_random(random)
+        random = next_random(random)
         if turn & 1 == 0:
             width = np.uint64(first_slot[busiest + 1] - first_slot[busiest])
             slot = first_slot[busiest] + np.int64((random >> np.uint64(4)) % width)
         else:
-            slot = np.int64((random >> np.uint64(4)) % np.uint64(num_slots))
-        other_slot = np.int64((random >> np.uint64(34)) % np.uint64(num_slots))
-        rank, other_rank = rank_of_slot[slot], rank_of_slot[other_slot]
+            slot = np.int64((random >> np.uint64(4)) % np.uint64(phy2log.size))
+        other_slot = np.int64((random >> np.uint64(34)) % np.uint64(phy2log.size))
+        rank, other_rank = state.rank_of_slot[slot], state.rank_of_slot[other_slot]
         expert, other = phy2log[slot], phy2log[other_slot]
         if rank == other_rank or expert == other:
             continue
-        if _holds(phy2log, first_slot[other_rank], first_slot[other_rank + 1], expert):
+        if holds(phy2log, first_slot[other_rank], first_slot[other_rank + 1], expert):
             continue
-        gives_slot = turn % 3 == 0  # `other` gives its slot to one more copy of `expert`
-        node, other_node = node_of_rank[rank], node_of_rank[other_rank]
-        home, other_home = home_of_expert[expert], home_of_expert[other]
-        away = np.int64(other_node != home) - np.int64(other_node != other_home)
-        num_touched = 0
-        if gives_slot:
-            if count[other] == 1 or count[expert] == num_ranks:
+        replaces = turn % 3 == 0  # a new replica of `expert` replaces the one of `other`
+        node, other_node = state.node_of_rank[rank], state.node_of_rank[other_rank]
+        home, other_home = state.home_of_expert[expert], state.home_of_expert[other]
+        off_node = np.int64(other_node != home) - np.int64(other_node != other_home)
+        if replaces:
+            if count[other] == 1 or count[expert] == time.size:
                 continue
-            unit, fewer = load[expert] / (count[expert] + 1), load[other] / count[other]
-            num_touched = _add_to_holders(
-                phy2log, rank_of_slot, rank_scale, expert, unit - load[expert] / count[expert], change, touched, 0
-            )
-            num_touched = _add_to_holders(
-                phy2log, rank_of_slot, rank_scale, other, load[other] / (count[other] - 1) - fewer, change, touched,
-                num_touched,
-            )  # fmt: skip
-            change[other_rank] += (unit - load[other] / (count[other] - 1)) * rank_scale[other_rank]
+            num_touched = _try_replacement(state, expert, other, other_rank)
         else:
-            if _holds(phy2log, first_slot[rank], first_slot[rank + 1], other):
+            if holds(phy2log, first_slot[rank], first_slot[rank + 1], other):
                 continue
             moved = load[expert] / count[expert] - load[other] / count[other]
-            away += np.int64(node != other_home) - np.int64(node != home)
-            if -(weight[rank] if moved > 0 else weight[other_rank]) >= total * np.expm1(-sharpness * price * away):
+            off_node += np.int64(node != other_home) - np.int64(node != home)
+            if -(weight[rank] if moved > 0 else weight[other_rank]) >= total * np.expm1(-sharpness * price * off_node):
                 continue  # not even if that rank became idle
-            change[rank] = -moved * rank_scale[rank]
-            change[other_rank] = moved * rank_scale[other_rank]
+            change[rank] = -moved * state.rank_scale[rank]
+            change[other_rank] = moved * state.rank_scale[other_rank]
             touched[0], touched[1], num_touched = rank, other_rank, 2
-        # A rank that holds both experts is in the list twice; its change counts once.
-        distinct = 0
-        for i in range(num_touched):
-            seen = False
-            for j in range(distinct):
-                seen = seen or touched[j] == touched[i]
-            if not seen:
-                touched[distinct] = touched[i]
-                distinct += 1
         growth = 0.0
-        for i in range(distinct):
+        for i in range(num_touched):
             touched_rank = touched[i]
             growth += np.exp(sharpness * (time[touched_rank] + change[touched_rank] - offset)) - weight[touched_rank]
-        kept = growth < total * np.expm1(-sharpness * (price * away + MIN_GAIN))
-        if kept:
-            for i in range(distinct):
+        kept = growth < total * np.expm1(-sharpness * (price * off_node + MIN_GAIN))
+        for i in range(num_touched):
+            if kept:
                 time[touched[i]] += change[touched[i]]
+            change[touched[i]] = 0.0
+        if kept:
             phy2log[other_slot] = expert
-            if gives_slot:
+            if replaces:
                 count[expert] += 1
                 count[other] -= 1
             else:
@@ -146,29 +129,16 @@ def _descend(
             offset = time[busiest]
             weight[:] = np.exp(sharpness * (time - offset))
             total = weight.sum()
-        for i in range(distinct):
-            change[touched[i]] = 0.0
 
 
 @njit(
-    "void(float64[:, ::1], int64[:, ::1], int64[::1], int64[::1], int64[::1], float64[::1],"
-    " float64, float64[::1], int64, uint64, int64, int64[:, ::1], int32[:, ::1])"
+    f"void(float64[:, ::1], int64[:, ::1], {READ_INTS}, {READ_INTS}, {READ_INTS}, {READ_FLOATS}, float64, float64[::1],"
+    " int64, uint64, int64, int64[:, ::1], int32[:, ::1])"
 )
-def descend_priced_layers(
-    load: Floats,
-    home_of_expert: Ints,
-    first_slot: Ints,
-    rank_of_slot: Ints,
-    node_of_rank: Ints,
-    rank_scale: Floats,
-    price: float,
-    sharpness: Floats,
-    num_tries: int,
-    seed: int,
-    first_layer: int,
-    count: Ints,
-    phy2log: Map,
-) -> None:
+def improve_locality(
+    load: Floats, home_of_expert: Ints, first_slot: Ints, rank_of_slot: Ints, node_of_rank: Ints, rank_scale: Floats,
+    price: float, sharpness: Floats, num_tries: int, seed: int, first_layer: int, count: Ints, phy2log: Map,
+) -> None:  # fmt: skip
     """Improve every layer's map in place.
 
     Parameters
@@ -180,7 +150,7 @@ def descend_priced_layers(
     first_slot, rank_of_slot, node_of_rank, rank_scale
         [R + 1] first slot of each rank, then P; [P]; [R]; [R] 1 / relative speed.
     price
-        What one copy away from home costs, in mean rank times.
+        Locality penalty of one off-node replica, in mean rank times.
     sharpness
         One descent for each.
     num_tries
@@ -190,19 +160,15 @@ def descend_priced_layers(
     count, phy2log
         [L, E], [L, P] in and out; no expert twice on a rank.
     """
-    time = np.empty(rank_scale.size)
+    time, change = np.empty(rank_scale.size), np.zeros(rank_scale.size)
+    touched = np.empty(2 * rank_of_slot.size, np.int64)
     for layer in range(load.shape[0]):
-        time[:] = 0.0
-        for slot in range(rank_of_slot.size):
-            expert, rank = phy2log[layer, slot], rank_of_slot[slot]
-            time[rank] += load[layer, expert] / count[layer, expert] * rank_scale[rank]
-        random = np.uint64(seed) * np.uint64(2654435761) + np.uint64(first_layer + layer + 1) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        random = random | np.uint64(1)
+        state = LayerState(
+            first_slot, rank_of_slot, node_of_rank, rank_scale, load[layer], home_of_expert[layer], count[layer],
+            phy2log[layer], time, change, touched,
+        )  # fmt: skip
+        sum_rank_time(load[layer] / count[layer], phy2log[layer], rank_of_slot, rank_scale, time)
+        random = first_random(seed, first_layer + layer)
         for sharp in sharpness:
-            _descend(
-                load[layer], home_of_expert[layer], first_slot, rank_of_slot, node_of_rank, rank_scale, price, sharp,
-                num_tries, random, count[layer], phy2log[layer], time,
-            )  # fmt: skip
-            random = _next_random(random)
+            _descend(state, price, sharp, num_tries, random)
+            random = next_random(random)

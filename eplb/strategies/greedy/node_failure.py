@@ -1,7 +1,7 @@
-"""Knows how to make every expert live on two nodes, so that a whole node may be lost.
+"""Puts every expert on two nodes, so that the failure of a whole node loses no expert.
 
-A placement with two copies of every expert is repaired: a copy of an expert that lives on one node only is exchanged
-for a slot on another node, the pair that leaves their ranks lowest; then exchanges that keep every expert on two nodes
+A placement with two replicas of every expert is repaired: a replica of an expert that is on one node only is exchanged
+for a slot on another node, the pair that leaves their ranks lowest. Then exchanges that keep every expert on two nodes
 lower the busiest rank again. Where a repair finds no exchange the layer is laid out anew.
 """
 
@@ -19,17 +19,17 @@ def busy_load(load: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     return (np.where(idle[:, None], 1.0, load) if idle.any() else load), idle
 
 
-def span_nodes(load: Floats, phy2log: Map, topology: Topology, *, tolerance: float) -> tuple[Map, Floats]:
-    """Give every expert copies on two nodes.
+def put_on_two_nodes(load: Floats, phy2log: Map, topology: Topology, *, tolerance: float) -> tuple[Map, Floats]:
+    """Give every expert replicas on two nodes.
 
     Parameters
     ----------
     load
         [L, E] tokens.
     phy2log
-        [L, P] a map without empty slots in which every expert has two copies or more, none twice on a rank.
+        [L, P] a map without empty slots in which every expert has two replicas or more, none twice on a rank.
     topology
-        The machine; its nodes have slots for two copies of each expert on different nodes.
+        Its nodes have slots for two replicas of each expert on different nodes.
     tolerance
         Relative distance from the mean rank time at which the exchanges stop.
 
@@ -38,7 +38,7 @@ def span_nodes(load: Floats, phy2log: Map, topology: Topology, *, tolerance: flo
     tuple
         The map [L, P] and the rank times [L, R] it gives: tokens over relative speed.
     """
-    from eplb.strategies.greedy.node_failure_kernel import span_layers
+    from eplb.strategies.greedy.node_failure_kernel import put_layers_on_two_nodes
 
     load, idle = busy_load(load)
     new, scale = phy2log.copy(), 1 / topology.relative_speed
@@ -46,26 +46,27 @@ def span_nodes(load: Floats, phy2log: Map, topology: Topology, *, tolerance: flo
     done = np.zeros(load.shape[0], dtype=np.bool_)
     target = load.sum(axis=1) / topology.num_ranks * (1 + tolerance)
     target[idle] = np.inf
-    places = topology.rank_first_slot.copy(), topology.rank_of_slot.astype(np.int64)
-    nodes = topology.node_of_rank.astype(np.int64)
+    rank_of_slot, node_of_rank = topology.rank_of_slot.astype(np.int64), topology.node_of_rank.astype(np.int64)
 
     def work(layers: slice) -> None:
-        part = np.ascontiguousarray(load[layers])
-        span_layers(part, *places, nodes, scale, target[layers], new[layers], rank_time[layers], done[layers])
+        put_layers_on_two_nodes(
+            np.ascontiguousarray(load[layers]), topology.rank_first_slot, rank_of_slot, node_of_rank, scale,
+            target[layers], new[layers], rank_time[layers], done[layers],
+        )  # fmt: skip
 
     for_layer_chunks(work, load.shape[0])
     for layer in np.nonzero(~done)[0]:
-        new[layer] = spanning_layout(load[layer], topology)
+        new[layer] = two_node_layout(load[layer], topology)
         work(slice(layer, layer + 1))
     rank_time[idle] = 0.0
     return new, rank_time
 
 
-def spanning_layout(load: Floats, topology: Topology) -> Map:
+def two_node_layout(load: Floats, topology: Topology) -> Map:
     """[P] any layout with every expert on two nodes: places counted off node by node, two laps over the experts.
 
     A node has at most E places in the count, so an expert's two places, E apart, are on different nodes. The slots
-    that are left go, rank by rank, to the experts with the most load a copy that the rank lacks.
+    that are left go, rank by rank, to the experts with the most load a replica that the rank lacks.
     """
     num_experts = load.size
     order = np.argsort(-load, kind="stable")

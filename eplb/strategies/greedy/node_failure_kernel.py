@@ -1,68 +1,69 @@
-"""Exchanges that put every expert on two nodes, then exchanges that lower the busiest rank and keep it so.
+"""Exchanges replicas until every expert is on two nodes, then lowers the busiest rank under that condition."""
 
-Knows arrays only. The descent is the one of `swap_descent` with single exchanges, each of them the best of all.
-"""
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import MIN_RELATIVE_GAIN, READ_FLOATS, READ_FLOATS_2D, READ_INTS, holds, sum_rank_time
+from eplb_traces.jit import helper, njit
 
-MIN_RELATIVE_GAIN = 1e-9  # a step must lower the busiest rank by this much, or rounding could make it circle
+
+class LayerState(NamedTuple):
+    """A layer's placement and the topology it is on."""
+
+    first_slot: Ints  # [R + 1]
+    rank_of_slot: Ints  # [P]
+    node_of_rank: Ints  # [R]
+    rank_scale: Floats  # [R] time of a token
+    phy2log: Map  # [P]
+    count: Ints  # [E] replicas
+    on_node: Ints  # [E, N] replicas on each node
+    unit: Floats  # [E] load of a replica
+    rank_time: Floats  # [R]
 
 
-@njit("boolean(int32[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[:, ::1], int64, int64)")
-def _may_exchange(
-    phy2log: Map,
-    first_slot: Ints,
-    rank_of_slot: Ints,
-    node_of_rank: Ints,
-    count: Ints,
-    on_node: NDArray[np.int64],
-    slot: int,
-    other: int,
-) -> bool:
-    """Whether no rank would hold an expert twice and neither expert would have all its copies on the other's node."""
-    rank, other_rank = rank_of_slot[slot], rank_of_slot[other]
-    if rank == other_rank:
+@helper
+def _may_exchange(state: LayerState, slot: int, other: int) -> bool:
+    """Whether no rank would hold an expert twice and neither expert would have all its replicas on the other's node."""
+    rank, other_rank = state.rank_of_slot[slot], state.rank_of_slot[other]
+    mine, theirs = state.phy2log[slot], state.phy2log[other]
+    first_slot = state.first_slot
+    if rank == other_rank or holds(state.phy2log, first_slot[other_rank], first_slot[other_rank + 1], mine):
         return False
-    mine, theirs = phy2log[slot], phy2log[other]
-    for held in range(first_slot[other_rank], first_slot[other_rank + 1]):
-        if phy2log[held] == mine:
-            return False
-    for held in range(first_slot[rank], first_slot[rank + 1]):
-        if phy2log[held] == theirs:
-            return False
-    node, other_node = node_of_rank[rank], node_of_rank[other_rank]
+    if holds(state.phy2log, first_slot[rank], first_slot[rank + 1], theirs):
+        return False
+    node, other_node = state.node_of_rank[rank], state.node_of_rank[other_rank]
     if node == other_node:
         return True
+    on_node, count = state.on_node, state.count
     return on_node[mine, other_node] + 1 < count[mine] and on_node[theirs, node] + 1 < count[theirs]
 
 
-@njit(
-    "boolean(int32[::1], int64[::1], int64[::1], int64[::1], float64[::1], int64[::1], int64[:, ::1], float64[::1],"
-    " float64[::1], int64, int64, int64, float64)"
-)
-def _exchange_best(
-    phy2log: Map,
-    first_slot: Ints,
-    rank_of_slot: Ints,
-    node_of_rank: Ints,
-    rank_scale: Floats,
-    count: Ints,
-    on_node: NDArray[np.int64],
-    unit: Floats,
-    rank_time: Floats,
-    begin: int,
-    end: int,
-    only: int,
-    limit: float,
-) -> bool:
+@helper
+def _exchange(state: LayerState, slot: int, other: int) -> None:
+    phy2log, unit, on_node = state.phy2log, state.unit, state.on_node
+    rank, other_rank = state.rank_of_slot[slot], state.rank_of_slot[other]
+    node, other_node = state.node_of_rank[rank], state.node_of_rank[other_rank]
+    mine, theirs = phy2log[slot], phy2log[other]
+    state.rank_time[rank] -= (unit[mine] - unit[theirs]) * state.rank_scale[rank]
+    state.rank_time[other_rank] += (unit[mine] - unit[theirs]) * state.rank_scale[other_rank]
+    on_node[mine, node] -= 1
+    on_node[mine, other_node] += 1
+    on_node[theirs, other_node] -= 1
+    on_node[theirs, node] += 1
+    phy2log[slot], phy2log[other] = theirs, mine
+
+
+@helper
+def _exchange_best(state: LayerState, begin: int, end: int, only: int, limit: float) -> bool:
     """Exchange a slot of begin..end-1 for the one that leaves their two ranks lowest, below `limit`; False if none is.
 
     With `only` >= 0 the slot must hold that expert and its partner must be on another node. Ties go to the lowest slot.
     """
+    phy2log, rank_of_slot, node_of_rank, unit = state.phy2log, state.rank_of_slot, state.node_of_rank, state.unit
+    rank_scale, rank_time = state.rank_scale, state.rank_time
     best_slot, best_other = -1, -1
     for slot in range(begin, end):
         if only >= 0 and phy2log[slot] != only:
@@ -76,40 +77,22 @@ def _exchange_best(
             higher = max(
                 rank_time[rank] - moved * rank_scale[rank], rank_time[other_rank] + moved * rank_scale[other_rank]
             )
-            if higher < limit and _may_exchange(
-                phy2log, first_slot, rank_of_slot, node_of_rank, count, on_node, slot, other
-            ):
+            if higher < limit and _may_exchange(state, slot, other):
                 limit, best_slot, best_other = higher, slot, other
-    if best_slot < 0:
-        return False
-    rank, other_rank = rank_of_slot[best_slot], rank_of_slot[best_other]
-    mine, theirs = phy2log[best_slot], phy2log[best_other]
-    rank_time[rank] -= (unit[mine] - unit[theirs]) * rank_scale[rank]
-    rank_time[other_rank] += (unit[mine] - unit[theirs]) * rank_scale[other_rank]
-    on_node[mine, node_of_rank[rank]] -= 1
-    on_node[mine, node_of_rank[other_rank]] += 1
-    on_node[theirs, node_of_rank[other_rank]] -= 1
-    on_node[theirs, node_of_rank[rank]] += 1
-    phy2log[best_slot], phy2log[best_other] = theirs, mine
-    return True
+    if best_slot >= 0:
+        _exchange(state, best_slot, best_other)
+    return best_slot >= 0
 
 
 @njit(
-    "void(Array(float64, 2, 'C', readonly=True), int64[::1], int64[::1], int64[::1], float64[::1], float64[::1],"
-    " int32[:, ::1], float64[:, ::1], boolean[::1])"
+    f"void({READ_FLOATS_2D}, {READ_INTS}, {READ_INTS}, {READ_INTS}, {READ_FLOATS}, {READ_FLOATS}, int32[:, ::1],"
+    " float64[:, ::1], boolean[::1])"
 )
-def span_layers(
-    load: Floats,
-    first_slot: Ints,
-    rank_of_slot: Ints,
-    node_of_rank: Ints,
-    rank_scale: Floats,
-    target: Floats,
-    phy2log: Map,
-    rank_time: Floats,
-    done: NDArray[np.bool_],
-) -> None:
-    """Repair and descend, layer by layer. Deterministic; ties go to the lowest slot.
+def put_layers_on_two_nodes(
+    load: Floats, first_slot: Ints, rank_of_slot: Ints, node_of_rank: Ints, rank_scale: Floats, target: Floats,
+    phy2log: Map, rank_time: Floats, done: NDArray[np.bool_],
+) -> None:  # fmt: skip
+    """Put every expert on two nodes, then lower the busiest rank, layer by layer. Ties go to the lowest slot.
 
     Parameters
     ----------
@@ -120,41 +103,33 @@ def span_layers(
     target
         [L] rank time at which a layer is good enough.
     phy2log
-        [L, P] in and out; every slot holds an expert, every expert has two copies or more, none twice on a rank.
+        [L, P] in and out; every slot holds an expert, every expert has two replicas or more, none twice on a rank.
     rank_time, done
         [L, R], [L] out: time of each rank; False where an expert on one node found no exchange.
     """
     num_experts, num_ranks = load.shape[1], rank_scale.size
-    num_nodes = node_of_rank[num_ranks - 1] + 1
-    on_node = np.empty((num_experts, num_nodes), dtype=np.int64)
-    count = np.empty(num_experts, dtype=np.int64)
-    unit = np.empty(num_experts, dtype=np.float64)
+    count, unit = np.empty(num_experts, np.int64), np.empty(num_experts)
+    on_node = np.empty((num_experts, node_of_rank[num_ranks - 1] + 1), np.int64)
     for layer in range(load.shape[0]):
         experts, ranks = phy2log[layer], rank_time[layer]
         on_node[:] = 0
-        count[:] = 0
-        ranks[:] = 0.0
         for slot in range(experts.size):
             on_node[experts[slot], node_of_rank[rank_of_slot[slot]]] += 1
-            count[experts[slot]] += 1
         for expert in range(num_experts):
+            count[expert] = on_node[expert].sum()
             unit[expert] = load[layer, expert] / count[expert]
-        for slot in range(experts.size):
-            ranks[rank_of_slot[slot]] += unit[experts[slot]] * rank_scale[rank_of_slot[slot]]
+        sum_rank_time(unit, experts, rank_of_slot, rank_scale, ranks)
+        state = LayerState(
+            first_slot, rank_of_slot, node_of_rank, rank_scale, experts, count, on_node, unit, ranks
+        )  # fmt: skip
         done[layer] = True
         for expert in range(num_experts):
             if on_node[expert].max() == count[expert]:
-                done[layer] = done[layer] and _exchange_best(
-                    experts, first_slot, rank_of_slot, node_of_rank, rank_scale, count, on_node, unit, ranks,
-                    0, experts.size, expert, np.inf,
-                )  # fmt: skip
-        helped = done[layer]
-        while helped:
-            busiest = 0
-            for rank in range(1, num_ranks):
-                if ranks[rank] > ranks[busiest]:
-                    busiest = rank
-            helped = ranks[busiest] > target[layer] and _exchange_best(
-                experts, first_slot, rank_of_slot, node_of_rank, rank_scale, count, on_node, unit, ranks,
-                first_slot[busiest], first_slot[busiest + 1], -1, ranks[busiest] * (1 - MIN_RELATIVE_GAIN),
-            )  # fmt: skip
+                done[layer] = done[layer] and _exchange_best(state, 0, experts.size, expert, np.inf)
+        improved = done[layer]
+        while improved:
+            busiest = ranks.argmax()
+            limit = ranks[busiest] * (1 - MIN_RELATIVE_GAIN)
+            improved = ranks[busiest] > target[layer] and _exchange_best(
+                state, first_slot[busiest], first_slot[busiest + 1], -1, limit
+            )

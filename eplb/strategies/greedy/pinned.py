@@ -1,4 +1,4 @@
-"""Knows how to pin groups to nodes with any way of placing experts on ranks: groups on nodes, then node by node."""
+"""Pins expert groups to nodes: places whole groups on nodes, then each node's experts on its ranks."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from eplb.core.arrays import Floats, Map
 from eplb.core.problem import Problem
 
 Place = Callable[[Floats, NDArray[np.int64], Floats], Map]
-"""From load [L, E] or [L, E, T], first slot [R + 1] and speed [R] of the ranks to a map [L, P]."""
+"""From load [L, E] or [L, E, W], first slot [R + 1] and speed [R] of the ranks to a map [L, P]."""
 
 
 def place_pinned(load: Floats, problem: Problem, place: Place) -> Map:
@@ -18,9 +18,9 @@ def place_pinned(load: Floats, problem: Problem, place: Place) -> Map:
     Parameters
     ----------
     load
-        [L, E] tokens, or [L, E, T] for T scenarios.
+        [L, E] tokens, or [L, E, W] for W windows.
     problem
-        Says which groups and nodes there are; the nodes divide the groups.
+        Groups and topology; the nodes divide the groups.
     place
         Places experts on ranks.
     """

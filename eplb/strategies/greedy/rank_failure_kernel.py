@@ -1,50 +1,37 @@
-"""A packing for machines that may lose a rank or a node: the copies that a unit holds have their twins all over.
+"""Packs replicas so that the load of a failed rank or node is spread over many surviving ranks.
 
-Packing by load alone puts the two copies of an expert on the two least loaded ranks, again and again the same pairs, so
-that a lost rank leaves its whole load to its partner. Here a copy goes where the rank would be least busy after the
-worst single loss. The idea of spreading twins is chained and declustered mirroring of disks. Knows arrays only.
+Packing by load alone puts the two replicas of an expert on the two least loaded ranks, again and again the same pairs,
+so that a failed rank leaves its whole load to its partner. Here a replica goes where the rank would be least busy after
+the worst single failure. Mirrored disks are scattered in the same way (chained and declustered mirroring).
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eplb.core.arrays import Floats, Ints
+from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.kernel_helpers import READ_FLOATS_2D
 from eplb.strategies.greedy.replicate_and_pack_kernel import place_by_exchange
-from eplb_traces.jit import njit
+from eplb_traces.jit import helper, njit
 
 
-@njit(
-    "boolean(float64[::1], int64[::1], int64[::1], float64[::1], int64[::1], float64[:, ::1], int64[::1], int64[::1],"
-    " int32[::1], float64[::1], float64[::1])"
-)
+@helper
 def _pack(
-    unit_load: Floats,
-    count: Ints,
-    first_slot: Ints,
-    rank_scale: Floats,
-    unit_of_rank: Ints,
-    extra: Floats,
-    used: Ints,
-    holder: Ints,
-    phy2log: NDArray[np.int32],
-    slot_load: Floats,
-    rank_time: Floats,
-) -> bool:
-    """Place the experts by falling load a copy; False if some copy finds no rank.
+    unit: Floats, count: Ints, first_slot: Ints, rank_scale: Floats, domain: Ints, inherited: Floats, used: Ints,
+    holder: Ints, phy2log: Map, slot_load: Floats, rank_time: Floats,
+) -> bool:  # fmt: skip
+    """Place the experts by falling load of a replica; False if some replica finds no rank.
 
-    The first copy goes to the rank with the least time; each further one to a rank, for the second one of another unit
-    if there is one, where time plus the most that the loss of one of its twins' units adds is least. Ties go to the
-    lowest id. `extra` [U, R], `used` [R] and `holder` [R] are scratch.
+    The first replica goes to the rank with the least time; each further one to a rank, for the second one in another
+    failure domain if there is one, where time plus the most that the failure of a holder's domain adds is least. Ties
+    go to the lowest id. `inherited` [D, R] (time that a rank takes over from a domain), `used` [R] and `holder` [R] are
+    scratch.
     """
     num_ranks = rank_time.size
-    extra[:] = 0.0
-    used[:] = 0
-    rank_time[:] = 0.0
-    for expert in np.argsort(-unit_load, kind="mergesort"):
-        copies, value = count[expert], unit_load[expert]
-        more = value / (copies - 1)  # each twin takes this much more when one of the copies is lost
+    inherited[:], used[:], rank_time[:] = 0.0, 0, 0.0
+    for expert in np.argsort(-unit, kind="mergesort"):
+        value = unit[expert]
+        more = value / (count[expert] - 1)  # each other replica takes this much more when one of them is lost
         num_held = 0
-        while num_held < copies:
+        while num_held < count[expert]:
             best, least, best_apart = -1, np.inf, False
             for rank in range(num_ranks):
                 if used[rank] == first_slot[rank + 1] - first_slot[rank]:
@@ -52,8 +39,8 @@ def _pack(
                 apart, held, most = num_held != 1, False, 0.0
                 for i in range(num_held):
                     held = held or holder[i] == rank
-                    apart = apart or unit_of_rank[holder[i]] != unit_of_rank[rank]
-                    most = max(most, extra[unit_of_rank[holder[i]], rank] + more)
+                    apart = apart or domain[holder[i]] != domain[rank]
+                    most = max(most, inherited[domain[holder[i]], rank] + more)
                 time = rank_time[rank] + (value + most) * rank_scale[rank]
                 if not held and (apart > best_apart or (apart == best_apart and time < least)):
                     best, least, best_apart = rank, time, apart
@@ -67,9 +54,9 @@ def _pack(
             num_held += 1
         for i in range(num_held):
             for j in range(num_held):
-                if unit_of_rank[holder[i]] != unit_of_rank[holder[j]]:
-                    extra[unit_of_rank[holder[i]], holder[j]] += more
-        for _ in range(copies - num_held):
+                if domain[holder[i]] != domain[holder[j]]:
+                    inherited[domain[holder[i]], holder[j]] += more
+        for _ in range(count[expert] - num_held):
             if not place_by_exchange(
                 expert, value, num_ranks, first_slot, rank_scale, phy2log, slot_load, used, rank_time
             ):
@@ -78,42 +65,33 @@ def _pack(
 
 
 @njit(
-    "void(Array(float64, 2, 'C', readonly=True), int64[::1], float64[::1], int64[::1], int64[:, ::1], int32[:, ::1],"
-    " float64[:, ::1], float64[:, ::1])"
+    f"void({READ_FLOATS_2D}, int64[::1], float64[::1], int64[::1], int64[:, ::1], int32[:, ::1], float64[:, ::1],"
+    " float64[:, ::1])"
 )
-def decluster_layers(
-    load: Floats,
-    first_slot: Ints,
-    rank_scale: Floats,
-    unit_of_rank: Ints,
-    count: Ints,
-    phy2log: NDArray[np.int32],
-    slot_load: Floats,
+def scatter_layers(
+    load: Floats, first_slot: Ints, rank_scale: Floats, domain: Ints, count: Ints, phy2log: Map, slot_load: Floats,
     rank_time: Floats,
-) -> None:
+) -> None:  # fmt: skip
     """Pack layers anew by their counts; a layer for which that finds no places keeps the packing it has. O(P R X).
 
     Parameters
     ----------
     load
         [L, E]
-    first_slot, rank_scale, unit_of_rank
-        [R + 1], [R], [R]
+    first_slot, rank_scale, domain
+        [R + 1], [R], [R]; ranks of one failure domain, a rank or a node, are lost together.
     count
-        [L, E] copies, two or more of each expert, X at most.
+        [L, E] replicas, two or more of each expert, X at most.
     phy2log, slot_load, rank_time
         [L, P], [L, P], [L, R] in and out.
     """
     num_ranks = rank_scale.size
-    extra = np.empty((unit_of_rank.max() + 1, num_ranks), dtype=np.float64)
-    used = np.empty(num_ranks, dtype=np.int64)
-    holder = np.empty(num_ranks, dtype=np.int64)
-    experts = np.empty(phy2log.shape[1], dtype=np.int32)
-    slots = np.empty(phy2log.shape[1], dtype=np.float64)
-    times = np.empty(num_ranks, dtype=np.float64)
+    inherited = np.empty((domain.max() + 1, num_ranks))
+    used, holder = np.empty(num_ranks, np.int64), np.empty(num_ranks, np.int64)
+    experts, slots, times = np.empty(phy2log.shape[1], np.int32), np.empty(phy2log.shape[1]), np.empty(num_ranks)
     for layer in range(load.shape[0]):
-        unit_load = load[layer] / count[layer]
         if _pack(
-            unit_load, count[layer], first_slot, rank_scale, unit_of_rank, extra, used, holder, experts, slots, times
-        ):
+            load[layer] / count[layer], count[layer], first_slot, rank_scale, domain, inherited, used, holder,
+            experts, slots, times,
+        ):  # fmt: skip
             phy2log[layer], slot_load[layer], rank_time[layer] = experts, slots, times

@@ -12,7 +12,7 @@ from eplb.core.problem import BindingBound, GroupMode
 from eplb.errors import InfeasibleError, InputError, UnknownNameError
 from eplb.strategies import STRATEGIES
 from eplb.strategies.greedy.greedy import descending_order
-from eplb.strategies.greedy.node_failure import span_nodes
+from eplb.strategies.greedy.node_failure import put_on_two_nodes
 from tests.generators import layer_loads, problems
 from tests.oracles import busiest_time, every_layout, hands_of, has_doubles, rank_loads
 
@@ -214,7 +214,7 @@ def test_a_layout_that_no_exchange_repairs_is_laid_out_anew():
     # first hold already.
     topology, load = eplb.Topology(2, 2, [3, 3, 2, 2]), np.array([[3.0, 2.0, 1.0]])
     stuck = np.array([[0, 1, 2, 0, 1, 2, 2, 0, 2, 0]], dtype=np.int32)
-    phy2log, rank_time = span_nodes(load, stuck, topology, tolerance=2e-4)
+    phy2log, rank_time = put_on_two_nodes(load, stuck, topology, tolerance=2e-4)
     hands = hands_of(eplb.Placement(phy2log, 3, topology), 0)
     assert set(hands[2]) | set(hands[3]) == {0, 1, 2} == set(hands[0]) | set(hands[1])
     assert not has_doubles(hands)
