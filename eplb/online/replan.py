@@ -38,18 +38,16 @@ def replan(placement: Placement, load: ExpertLoad, settings: OnlineSettings) -> 
     migration = Migration.between(placement, after, settings.expert_bytes)
     is_whole = settings.max_moves is None or migration.moved_copies < settings.max_moves
     if settings.horizon is not None and migration.moved_copies:
-        migration = _only_what_pays(migration, load, settings.horizon)
+        migration = _put_back(migration, load, settings.horizon)
     return Replan(migration, is_whole, time.perf_counter() - start)
 
 
-def _only_what_pays(migration: Migration, load: ExpertLoad, horizon: Horizon) -> Migration:
-    """Put layers back whose gain over the horizon is worth less than their transfer takes."""
+def _put_back(migration: Migration, load: ExpertLoad, horizon: Horizon) -> Migration:
+    """Put layers back that do not move or do not pay; see `Horizon.pays`."""
     fall = _busiest(migration.before, load) - _busiest(migration.after, load)
-    gain_s = fall * horizon.token_s * horizon.num_loads
-    back = gain_s <= migration.transfer_s_by_layer * horizon.transfer_share
-    back |= migration.moved_copies_by_layer == 0
+    pays = horizon.pays(migration, fall)
     old, new = migration.before.physical_to_logical_map, migration.after.physical_to_logical_map
-    kept = Placement(np.where(back[:, None], old, new), migration.after.num_experts, migration.topology)
+    kept = Placement(np.where(pays[:, None], new, old), migration.after.num_experts, migration.topology)
     return Migration.between(migration.before, kept, migration.expert_bytes)
 
 

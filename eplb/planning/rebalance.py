@@ -5,7 +5,9 @@ import time
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan, Problem
@@ -48,6 +50,18 @@ class Horizon:
         for name in ("token_s", "num_loads", "transfer_share"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
+
+    def gain_s(self, fall: Floats) -> Floats:
+        """[L] seconds saved if the busiest rank of each layer falls by so many tokens, [L]."""
+        return fall * self.token_s * self.num_loads
+
+    def price_s(self, migration: Migration) -> Floats:
+        """[L] seconds that the transfers of each layer cost."""
+        return migration.transfer_s_by_layer * self.transfer_share
+
+    def pays(self, migration: Migration, fall: Floats) -> NDArray[np.bool_]:
+        """[L] layers that move and gain more than their transfer costs; a layer that gains as much stays as it is."""
+        return (migration.moved_copies_by_layer > 0) & (self.gain_s(fall) > self.price_s(migration))
 
 
 def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by keyword
@@ -109,17 +123,16 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
 
 
 def _only_what_pays(made: Plan, problem: Problem, horizon: Horizon) -> Plan:
-    """Put layers back whose gain is worth less than their transfer takes."""
+    """Put layers back that do not pay; see `Horizon.pays`."""
     migration = made.migration
     if migration is None or not migration.moved_copies:
         return made
     old, new = migration.before.physical_to_logical_map, made.placement.physical_to_logical_map
     load, topology = problem.load.total, problem.topology
     fall = busiest_rank(load, old, topology) - busiest_rank(load, new, topology)
-    gain_s = fall * horizon.token_s * horizon.num_loads
-    price_s = migration.transfer_s_by_layer * horizon.transfer_share
+    gain_s, price_s = horizon.gain_s(fall), horizon.price_s(migration)
     moves = migration.moved_copies_by_layer > 0
-    back = moves & (gain_s < price_s)
+    back = moves & ~horizon.pays(migration, fall)
     if not back.any():
         note = f"moving takes {price_s.sum():.3g} s and saves {gain_s.sum():.3g} s over the horizon"
         return dataclasses.replace(made, notes=(*made.notes, note))

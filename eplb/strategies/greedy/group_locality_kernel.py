@@ -32,38 +32,22 @@ class LayerState(NamedTuple):
 
 
 @helper
-def _add_to_holders(state: LayerState, expert: int, more: float, num_touched: int) -> int:
-    """Note that every replica of the expert takes `more`; returns the number of touched ranks."""
-    phy2log, rank_of_slot, change, touched = state.phy2log, state.rank_of_slot, state.change, state.touched
+def _add_to_holders(
+    phy2log: Map, rank_of_slot: Ints, rank_scale: Floats, expert: int, more: float, change: Floats, touched: Ints,
+    num_touched: int,
+) -> int:  # fmt: skip
+    """Note that every replica of the expert takes `more`; returns the number of touched ranks, each counted once."""
     for slot in range(phy2log.size):
         if phy2log[slot] == expert:
             rank = rank_of_slot[slot]
-            change[rank] += more * state.rank_scale[rank]
-            touched[num_touched] = rank
-            num_touched += 1
+            change[rank] += more * rank_scale[rank]
+            seen = False
+            for i in range(num_touched):
+                seen = seen or touched[i] == rank
+            if not seen:
+                touched[num_touched] = rank
+                num_touched += 1
     return num_touched
-
-
-@helper
-def _try_replacement(state: LayerState, expert: int, other: int, rank: int) -> int:
-    """Note what changes if `expert` replaces a replica of `other` on a rank; returns the number of touched ranks.
-
-    A rank that holds both experts is touched once.
-    """
-    count, load, touched = state.count, state.load, state.touched
-    unit, other_unit = load[expert] / (count[expert] + 1), load[other] / (count[other] - 1)
-    num_touched = _add_to_holders(state, expert, unit - load[expert] / count[expert], 0)
-    num_touched = _add_to_holders(state, other, other_unit - load[other] / count[other], num_touched)
-    state.change[rank] += (unit - other_unit) * state.rank_scale[rank]
-    distinct = 0
-    for i in range(num_touched):
-        seen = False
-        for j in range(distinct):
-            seen = seen or touched[j] == touched[i]
-        if not seen:
-            touched[distinct] = touched[i]
-            distinct += 1
-    return distinct
 
 
 @helper
@@ -73,7 +57,8 @@ def _descend(state: LayerState, price: float, sharpness: float, num_tries: int, 
     Every second turn of each kind takes load off the busiest rank. A try is kept if soft maximum plus penalty falls.
     """
     first_slot, phy2log, count, load = state.first_slot, state.phy2log, state.count, state.load
-    time, change, touched = state.time, state.change, state.touched
+    time, change, touched, rank_scale = state.time, state.change, state.touched, state.rank_scale
+    rank_of_slot, node_of_rank, home_of_expert = state.rank_of_slot, state.node_of_rank, state.home_of_expert
     busiest = np.argmax(time)
     weight = np.exp(sharpness * (time - time[busiest]))
     total, offset = weight.sum(), time[busiest]
@@ -85,20 +70,28 @@ def _descend(state: LayerState, price: float, sharpness: float, num_tries: int, 
         else:
             slot = np.int64((random >> np.uint64(4)) % np.uint64(phy2log.size))
         other_slot = np.int64((random >> np.uint64(34)) % np.uint64(phy2log.size))
-        rank, other_rank = state.rank_of_slot[slot], state.rank_of_slot[other_slot]
+        rank, other_rank = rank_of_slot[slot], rank_of_slot[other_slot]
         expert, other = phy2log[slot], phy2log[other_slot]
         if rank == other_rank or expert == other:
             continue
         if holds(phy2log, first_slot[other_rank], first_slot[other_rank + 1], expert):
             continue
         replaces = turn % 3 == 0  # a new replica of `expert` replaces the one of `other`
-        node, other_node = state.node_of_rank[rank], state.node_of_rank[other_rank]
-        home, other_home = state.home_of_expert[expert], state.home_of_expert[other]
+        node, other_node = node_of_rank[rank], node_of_rank[other_rank]
+        home, other_home = home_of_expert[expert], home_of_expert[other]
         off_node = np.int64(other_node != home) - np.int64(other_node != other_home)
         if replaces:
             if count[other] == 1 or count[expert] == time.size:
                 continue
-            num_touched = _try_replacement(state, expert, other, other_rank)
+            unit, other_unit = load[expert] / (count[expert] + 1), load[other] / (count[other] - 1)
+            num_touched = _add_to_holders(
+                phy2log, rank_of_slot, rank_scale, expert, unit - load[expert] / count[expert], change, touched, 0
+            )
+            num_touched = _add_to_holders(
+                phy2log, rank_of_slot, rank_scale, other, other_unit - load[other] / count[other], change, touched,
+                num_touched,
+            )  # fmt: skip
+            change[other_rank] += (unit - other_unit) * rank_scale[other_rank]
         else:
             if holds(phy2log, first_slot[rank], first_slot[rank + 1], other):
                 continue
@@ -106,8 +99,8 @@ def _descend(state: LayerState, price: float, sharpness: float, num_tries: int, 
             off_node += np.int64(node != other_home) - np.int64(node != home)
             if -(weight[rank] if moved > 0 else weight[other_rank]) >= total * np.expm1(-sharpness * price * off_node):
                 continue  # not even if that rank became idle
-            change[rank] = -moved * state.rank_scale[rank]
-            change[other_rank] = moved * state.rank_scale[other_rank]
+            change[rank] = -moved * rank_scale[rank]
+            change[other_rank] = moved * rank_scale[other_rank]
             touched[0], touched[1], num_touched = rank, other_rank, 2
         growth = 0.0
         for i in range(num_touched):

@@ -1,43 +1,50 @@
-"""The optimum of a small layer by enumeration: half of the experts listed and sorted, the other half searched.
+"""Finds the optimum of a small layer by enumeration: half of the experts listed and sorted, the other half searched.
 
 Meet in the middle (Horowitz and Sahni 1974): every way to place the lighter experts is listed by the slots it takes and
-its load on rank 0; for every way to place the heavier ones those that fill the rest are looked up. Knows arrays only.
+its load on rank 0; for every way to place the heavier ones those that fill the rest are looked up.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints
-from eplb_traces.jit import njit
+from eplb_traces.jit import helper, njit
 
 BETTER = 1e-12  # relative: how much lower a placement must be to count
 
 
-@njit("int64(float64[::1], int64[::1], float64[::1], int64, int64, int64[::1], float64[:, ::1], int64[::1])")
-def _list_ways(
-    load: Floats, slots: Ints, capacity: Floats, first: int, base: int, key: Ints, times: Floats, code: Ints
-) -> int:
-    """List the ways to place the experts from `first` on that keep within slots and capacity; returns how many."""
-    num_ranks = slots.size
+class Ways(NamedTuple):
+    """Ways to place the lighter experts, sorted by key, then by time of rank 0."""
+
+    key: Ints  # [ways] slots taken of each rank, as digits
+    times: Floats  # [ways, R] load on each rank
+    code: Ints  # [ways] ranks of each expert, as digits
+
+
+@helper
+def _list_ways(load: Floats, slots: Ints, capacity: Floats, first: int) -> Ways:
+    """List the ways to place the experts from `first` on that keep within slots and capacity."""
+    num_ranks, base = slots.size, load.size + 1
     num_masks = (1 << num_ranks) - 1
-    num_ways = 1
-    for _ in range(first, load.size):
-        num_ways *= num_masks
-    taken, carried = np.empty(num_ranks, dtype=np.int64), np.empty(num_ranks, dtype=np.float64)
+    num_ways = num_masks ** (load.size - first)
+    key, code = np.empty(num_ways, np.int64), np.empty(num_ways, np.int64)
+    times = np.empty((num_ways, num_ranks))
+    taken, carried = np.empty(num_ranks, np.int64), np.empty(num_ranks)
     size = 0
     for way in range(num_ways):
-        taken[:] = 0
-        carried[:] = 0.0
+        taken[:], carried[:] = 0, 0.0
         rest = way
         for expert in range(first, load.size):
             mask = rest % num_masks + 1
             rest //= num_masks
-            copies = 0
+            replicas = 0
             for rank in range(num_ranks):
-                copies += (mask >> rank) & 1
+                replicas += (mask >> rank) & 1
             for rank in range(num_ranks):
                 if (mask >> rank) & 1:
                     taken[rank] += 1
-                    carried[rank] += load[expert] / copies
+                    carried[rank] += load[expert] / replicas
         fits = True
         here = 0
         for rank in range(num_ranks - 1, -1, -1):
@@ -47,29 +54,9 @@ def _list_ways(
             key[size], code[size] = here, way
             times[size] = carried
             size += 1
-    return size
-
-
-@njit("int64(int64[::1], int64, int64, int64)")
-def _first_at_least(values: Ints, begin: int, end: int, wanted: int) -> int:
-    while begin < end:
-        middle = (begin + end) // 2
-        if values[middle] < wanted:
-            begin = middle + 1
-        else:
-            end = middle
-    return begin
-
-
-@njit("int64(float64[:, ::1], int64, int64, float64)")
-def _first_load_at_least(times: Floats, begin: int, end: int, wanted: float) -> int:
-    while begin < end:
-        middle = (begin + end) // 2
-        if times[middle, 0] < wanted:
-            begin = middle + 1
-        else:
-            end = middle
-    return begin
+    order = np.argsort(times[:size, 0], kind="mergesort")
+    order = order[np.argsort(key[:size][order], kind="mergesort")]
+    return Ways(key[:size][order], times[:size][order], code[:size][order])
 
 
 @njit("float64(float64[::1], int64[::1], float64[::1], int64, float64, int64[::1])")
@@ -99,25 +86,18 @@ def find_optimum(load: Floats, slots: Ints, speed: Floats, num_listed: int, best
         The optimum, or `best` if nothing is better by more than `BETTER` of it.
     """
     num_experts, num_ranks = load.size, slots.size
-    first = num_experts - num_listed
+    first, base = num_experts - num_listed, num_experts + 1
     num_masks = (1 << num_ranks) - 1
-    base = num_experts + 1
     total = load.sum()
     capacity = best * (1 - BETTER) * speed
-    num_ways = num_masks**num_listed
-    key, code = np.empty(num_ways, dtype=np.int64), np.empty(num_ways, dtype=np.int64)
-    times = np.empty((num_ways, num_ranks), dtype=np.float64)
-    size = _list_ways(load, slots, capacity, first, base, key, times, code)
-    order = np.argsort(times[:size, 0], kind="mergesort")
-    order = order[np.argsort(key[:size][order], kind="mergesort")]
-    key, code, times = key[:size][order], code[:size][order], times[:size][order]
+    key, times, code = _list_ways(load, slots, capacity, first)
     alike = 0  # bit r: rank r + 1 is still interchangeable with rank r
     for rank in range(num_ranks - 1):
         if slots[rank] == slots[rank + 1] and speed[rank] == speed[rank + 1]:
             alike |= 1 << rank
-    copies_of = np.zeros(num_masks + 1, dtype=np.int64)
+    replicas_of = np.zeros(num_masks + 1, dtype=np.int64)
     for mask in range(1, num_masks + 1):
-        copies_of[mask] = copies_of[mask >> 1] + (mask & 1)
+        replicas_of[mask] = replicas_of[mask >> 1] + (mask & 1)
     mask_at, alike_at = np.zeros(first + 1, dtype=np.int64), np.zeros(first + 1, dtype=np.int64)
     taken = np.zeros((first + 1, num_ranks), dtype=np.int64)
     carried = np.zeros((first + 1, num_ranks), dtype=np.float64)
@@ -128,11 +108,10 @@ def find_optimum(load: Floats, slots: Ints, speed: Floats, num_listed: int, best
             wanted = 0
             for rank in range(num_ranks - 1, -1, -1):
                 wanted = wanted * base + slots[rank] - taken[depth, rank]
-            begin = _first_at_least(key, 0, size, wanted)
-            end = _first_at_least(key, begin, size, wanted + 1)
+            begin, end = np.searchsorted(key, wanted), np.searchsorted(key, wanted + 1)
             # What the other ranks cannot carry, rank 0 must.
             lowest = total - (capacity.sum() - capacity[0]) - carried[depth, 0]
-            at = _first_load_at_least(times, begin, end, lowest * (1 - 1e-9) - 1e-9 * capacity[0])
+            at = begin + np.searchsorted(times[begin:end, 0], lowest * (1 - 1e-9) - 1e-9 * capacity[0])
             while at < end and carried[depth, 0] + times[at, 0] <= capacity[0]:
                 fits = True
                 for rank in range(1, num_ranks):
@@ -162,7 +141,7 @@ def find_optimum(load: Floats, slots: Ints, speed: Floats, num_listed: int, best
         held_next = mask >> 1
         if alike_at[depth] & held_next & ~mask:
             continue
-        share = load[depth] / copies_of[mask]
+        share = load[depth] / replicas_of[mask]
         fits = True
         for rank in range(num_ranks):
             bit = (mask >> rank) & 1
