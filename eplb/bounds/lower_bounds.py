@@ -1,8 +1,8 @@
-"""Knows how low the busiest rank of a layer can possibly go, with a proof each; knows no solver and no placement.
+"""Computes lower bounds on the busiest rank of a layer, each with a proof. Depends on no solver and no placement.
 
 All bounds are in tokens on the busiest rank, divided by its relative speed where ranks differ. T is the busiest rank's
-load, w_e an expert's load, c_e its copies, W the layer's load, R ranks, P slots, s the fewest slots a rank has. A layer
-without load has the bound 0.
+load, w_e an expert's load, c_e its replicas, W the layer's load, R ranks, P slots, s the fewest slots a rank has. A
+layer without load has the bound 0.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from eplb.core.problem import BindingBound
 from eplb.core.topology import Topology
 from eplb_traces import ExpertLoad
 
-MOST_SLOTS_FOR_COMPANIONS = 8
-"""With more slots a rank the companions of a large copy are many and small, and the mean binds long before."""
-COMPANION_TOLERANCE = 5e-5
+MOST_SLOTS_FOR_CO_RESIDENCY = 8
+"""With more slots a rank many small replicas lie beside a large one, and the mean binds long before."""
+CO_RESIDENCY_TOLERANCE = 5e-5
 """Relative width at which the search for the largest refuted load ends."""
 MOST_GROUPS_TO_PARTITION = 8
-"""Ways to share more groups out over nodes are not gone through."""
-PAIRING_TOLERANCE = 2e-3
+"""With more groups the ways to share them out over nodes are not enumerated."""
+PAIR_MIXTURE_TOLERANCE = 2e-3
 """Relative gap that is small enough not to look for a better mixture of thresholds."""
 
 
@@ -48,13 +48,14 @@ def lower_bounds(
     load
         [L, E] tokens.
     topology
-        The machine.
+        Ranks, slots and speeds.
     full_and_distinct
         Whether to bound only placements that fill every slot and hold no expert twice on a rank, as our solvers make
-        and engines ask. Other placements can beat the bounds that count companions, which are then left out.
+        and engines require. Other placements can beat the bounds that count what shares a rank; these are left out.
     reached
         [L] a load of the busiest rank that some such placement reaches. Where given, a search for a bound ends there,
-        and the slow `pairing_bound` is tried on layers still further from their bound than `PAIRING_TOLERANCE`.
+        and the slow `pair_mixture_bound` is tried on layers still further from their bound than
+        `PAIR_MIXTURE_TOLERANCE`.
     """
     found: list[tuple[BindingBound, Floats]] = [
         (BindingBound.MEAN, mean_bound(load, topology)),
@@ -63,10 +64,10 @@ def lower_bounds(
     if full_and_distinct:
         found.append((BindingBound.FULL_SLOT, full_slot_bound(load, topology, found[1][1])))
         best = np.maximum(found[0][1], found[2][1])
-        found.append((BindingBound.COMPANION, companion_bound(load, topology, best, reached)))
+        found.append((BindingBound.CO_RESIDENCY, co_residency_bound(load, topology, best, reached)))
         if reached is not None:
             best = np.maximum(best, found[-1][1])
-            found.append((BindingBound.PAIRING, pairing_bound(load, topology, best, reached)))
+            found.append((BindingBound.PAIR_MIXTURE, pair_mixture_bound(load, topology, best, reached)))
     # A later bound binds only where it is truly larger: rounding must not name it.
     best = found[0][1].copy()
     which = np.zeros(load.shape[0], dtype=np.int64)
@@ -87,16 +88,16 @@ def mean_bound(load: Floats, topology: Topology) -> Floats:
 
 
 def replication_bound(load: Floats, topology: Topology, *, distinct: bool = False) -> Floats:
-    """[L] the least load that the most loaded copy can have, with P copies and at most R of an expert.
+    """[L] the least load that the most loaded replica can have, with P replicas and at most R of an expert.
 
     Let v_1 >= v_2 >= ... be the speeds. The bound is the smallest t such that counts c_e with sum P exist for which
     every expert can be carried within t: w_e <= t V(c_e), with the capacity V(c) below. It is found by bisection.
 
-    Proof. An expert with c copies lies on at most min(c, R) ranks, which take at most T (v_1 + ... + v_c) together:
-    V(c) = v_1 + ... + v_c. This holds under every dispatch rule, even or not, and for copies that share a rank.
-    Under even dispatch with no expert twice on a rank (`distinct`) each copy carries w_e / c, and the slowest of its c
-    ranks has at most the speed v_c, so that w_e <= T c v_c: V(c) = max over b <= c of b v_b, as more copies than needed
-    may be held idle in the proof. With equal speeds both are c.
+    Proof. An expert with c replicas lies on at most min(c, R) ranks, which take at most T (v_1 + ... + v_c) together:
+    V(c) = v_1 + ... + v_c. This holds under every dispatch rule, even or not, and for replicas that share a rank. Under
+    even dispatch with no expert twice on a rank (`distinct`) each replica carries w_e / c, and the slowest of its c
+    ranks has at most the speed v_c, so that w_e <= T c v_c: V(c) = max over b <= c of b v_b, as more replicas than
+    needed may be held idle in the proof. With equal speeds both are c.
     """
     from eplb.bounds.replication_kernel import smallest_largest_replica, smallest_largest_share
 
@@ -113,12 +114,13 @@ def replication_bound(load: Floats, topology: Topology, *, distinct: bool = Fals
 
 
 def full_slot_bound(load: Floats, topology: Topology, replication: Floats) -> Floats:
-    """[L] the largest copy plus the least that can share its rank, for full ranks without an expert twice.
+    """[L] the largest replica plus the least that can share its rank, for full ranks without an expert twice.
 
-    Proof. The rank with the largest copy, which `replication` bounds, holds at least s - 1 copies of other, different
-    experts. A copy of e carries at least w_e / c with c = min(R, P - E + 1), the most copies an expert can have when
-    every other expert keeps one. So T is at least the largest copy plus the sum of the s - 1 smallest w_e / c over
-    experts; the expert of the largest copy may be among these s - 1, so the s - 1 smallest of all bound them below.
+    Proof. The rank with the largest replica, which `replication` bounds, holds at least s - 1 replicas of other,
+    different experts. A replica of e carries at least w_e / c with c = min(R, P - E + 1), the most replicas an expert
+    can have when every other expert keeps one. So T is at least the largest replica plus the sum of the s - 1 smallest
+    w_e / c over experts; the expert of the largest replica may be among these s - 1, so the s - 1 smallest of all bound
+    them below.
     """
     num_experts = load.shape[1]
     most_copies = min(topology.num_ranks, topology.num_slots - num_experts + 1)
@@ -129,28 +131,28 @@ def full_slot_bound(load: Floats, topology: Topology, replication: Floats) -> Fl
     return replication + smallest / topology.relative_speed.max()
 
 
-def companion_bound(load: Floats, topology: Topology, known: Floats, reached: Floats | None = None) -> Floats:
-    """[L] the largest T that is refuted by counting the small copies that large ones need beside them.
+def co_residency_bound(load: Floats, topology: Topology, known: Floats, reached: Floats | None = None) -> Floats:
+    """[L] the largest T that is refuted by counting the small replicas that large ones need beside them.
 
     At least `known`, at most what is `reached`. For equally fast ranks whose slots, s at most, are all taken; elsewhere
     `known` is returned.
 
-    Proof. A rank with fewer slots has holes up to s: copies of size 0, which change no load. Suppose T is kept. Then
-    c_e >= ceil(w_e / T), and P less the sum of these is the number of free copies. Give every copy of size x, holes
-    among them, a potential u(x), such that no s copies with sum <= T have a positive sum of potentials: then all
-    potentials sum to at most 0, and T is refuted if every choice of counts makes the sum positive. Two families, for a
-    threshold t > T / 2, so that a rank holds at most one large copy (x >= t):
+    Proof. A rank with fewer slots gets empty slots up to s: replicas of size 0, which change no load. Suppose T is
+    kept. Then c_e >= ceil(w_e / T), and P less the sum of these is the number of free replicas. Give every replica of
+    size x, empty slots among them, a potential u(x), such that no s replicas with sum <= T have a positive sum of
+    potentials: then all potentials sum to at most 0, and T is refuted if every choice of counts makes the sum positive.
+    Two families, for a threshold t > T / 2, so that a rank holds at most one large replica (x >= t):
 
-    - counting, s = 2: u = 1 from t on, -1 up to T - t, else 0. A large copy's partner is at most T - t.
-    - summing, any b: u = x - T + (s - 1) b from t on, -max(0, b - x) below. On a rank with a large copy the sum is at
-      most x - T + the sum of min(b, y) over its companions y, hence at most the rank's load less T.
+    - counting, s = 2: u = 1 from t on, -1 up to T - t, else 0. The replica beside a large one is at most T - t.
+    - summing, any b: u = x - T + (s - 1) b from t on, -max(0, b - x) below. On a rank with a large replica the sum is
+      at most x - T + the sum of min(b, y) over the others y, hence at most the rank's load less T.
 
-    The least sum over counts is itself bounded by Lagrange: for any price of a copy, the sum over experts of the least
-    of c u(w_e / c) + price (c - ceil(w_e / T)), less the price of all free copies. Whatever threshold, b and price the
-    search picks, a positive value refutes T. The mean bound is the family u = x - T / s.
+    The least sum over counts is itself bounded by Lagrange: for any price of a replica, the sum over experts of the
+    least of c u(w_e / c) + price (c - ceil(w_e / T)), less the price of all free replicas. Whatever threshold, b and
+    price the search picks, a positive value refutes T. The mean bound is the family u = x - T / s.
     """
     most_slots = int(topology.rank_num_slots.max())
-    if topology.rank_speed is not None or not 2 <= most_slots <= MOST_SLOTS_FOR_COMPANIONS:
+    if topology.rank_speed is not None or not 2 <= most_slots <= MOST_SLOTS_FOR_CO_RESIDENCY:
         return known
     from eplb.bounds.co_residency_kernel import largest_infeasible
 
@@ -159,15 +161,15 @@ def companion_bound(load: Floats, topology: Topology, known: Floats, reached: Fl
     bound = np.empty_like(known)
 
     def work(layers: slice) -> None:
-        machine, tolerance = (topology.num_ranks, topology.num_slots, most_slots), COMPANION_TOLERANCE
-        largest_infeasible(load[layers], *machine, known[layers], upper[layers], tolerance, bound[layers])
+        sizes, tolerance = (topology.num_ranks, topology.num_slots, most_slots), CO_RESIDENCY_TOLERANCE
+        largest_infeasible(load[layers], *sizes, known[layers], upper[layers], tolerance, bound[layers])
 
     for_layer_chunks(work, load.shape[0])
     return bound
 
 
-def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floats) -> Floats:
-    """[L] as `companion_bound`, refuting with many thresholds at once; for equally fast ranks with two slots or one.
+def pair_mixture_bound(load: Floats, topology: Topology, known: Floats, reached: Floats) -> Floats:
+    """[L] as `co_residency_bound`, refuting with many thresholds at once; for equally fast ranks with two slots or one.
 
     Proof. The potentials of the counting family for several thresholds t, added with weights >= 0, again have no
     positive sum on any pair with sum <= T: each of them has none. Strong duality says that the best weights and price
@@ -181,7 +183,7 @@ def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floa
     known
         [L] a bound.
     reached
-        [L] what a placement reaches; layers within `PAIRING_TOLERANCE` of `known` keep it.
+        [L] what a placement reaches; layers within `PAIR_MIXTURE_TOLERANCE` of `known` keep it.
     """
     if topology.rank_speed is not None or topology.rank_num_slots.max() != 2:
         return known
@@ -192,8 +194,8 @@ def pairing_bound(load: Floats, topology: Topology, known: Floats, reached: Floa
 
     def work(layers: slice) -> None:
         largest_refuted(
-            load[layers], topology.num_ranks, topology.num_slots, known[layers], reached[layers], PAIRING_TOLERANCE,
-            bound[layers],
+            load[layers], topology.num_ranks, topology.num_slots, known[layers], reached[layers],
+            PAIR_MIXTURE_TOLERANCE, bound[layers],
         )  # fmt: skip
 
     for_layer_chunks(work, load.shape[0])
@@ -234,8 +236,8 @@ class PinnedBounds:
 def pinned_bounds(load: Floats, topology: Topology, num_groups: int) -> PinnedBounds:
     """Bound every layer when each group is on one node and each node has equally many.
 
-    Proof. A node with a set of groups is a machine of its own, for which `lower_bounds` holds with the experts of these
-    groups; the layer is at least its worst node. Up to `MOST_GROUPS_TO_PARTITION` groups, the least worst node over all
+    Proof. A node with a set of groups is a topology of its own: `lower_bounds` holds with the experts of these groups,
+    and the layer is at least its worst node. Up to `MOST_GROUPS_TO_PARTITION` groups, the least worst node over all
     ways to share the groups out is found by dynamic programming over sets. With more groups or unequal nodes only the
     node with the heaviest group is bounded: beside it lie at least the lightest others, and the node's ranks carry
     their mean.
@@ -272,7 +274,7 @@ def pinned_bounds(load: Floats, topology: Topology, num_groups: int) -> PinnedBo
 def _least_worst_node(bound_of: dict[int, Floats], num_groups: int) -> Floats:
     """[L] least over partitions of the groups into sets of the table of the largest bound of a set.
 
-    O(sets of groups x sets of the table): the lowest group that is left goes with every possible company.
+    O(sets of groups x sets of the table): the lowest group that is left goes with every set that holds it.
     """
     best: dict[int, Floats] = {0: np.zeros_like(next(iter(bound_of.values())))}
     everything = (1 << num_groups) - 1

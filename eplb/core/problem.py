@@ -33,9 +33,14 @@ class BindingBound(StrEnum):
     MEAN = "mean"
     REPLICATION = "replication"
     FULL_SLOT = "full_slot"
-    COMPANION = "companion"
-    PAIRING = "pairing"
+    CO_RESIDENCY = "co_residency"
+    PAIR_MIXTURE = "pair_mixture"
     SEARCH = "search"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "BindingBound | None":
+        """The bound that files of older versions call by another name."""
+        return {"companion": cls.CO_RESIDENCY, "pairing": cls.PAIR_MIXTURE}.get(str(value))
 
 
 class GroupMode(NamedEnum):

@@ -115,12 +115,12 @@ def _split_windows(placement: Placement, tokens: Floats) -> tuple[Floats, Floats
     return busiest, slot_load
 
 
-def busiest_of_hands(tokens: Floats, hands: Sequence[Sequence[int]], speed: Sequence[float]) -> float:
+def busiest_of_layout(tokens: Floats, layout: Sequence[Sequence[int]], speed: Sequence[float]) -> float:
     """Least load over speed of the busiest rank, for one layer's tokens [E] and the experts that each rank holds."""
     from eplb.dispatch.optimal_shares_kernel import split_windows
 
-    sizes = np.array([len(hand) for hand in hands])
-    row = np.array([[expert for hand in hands for expert in hand]], dtype=np.int32)
+    sizes = np.array([len(held) for held in layout])
+    row = np.array([[expert for held in layout for expert in held]], dtype=np.int32)
     busiest, rank_of_slot = np.empty((1, 1)), np.repeat(np.arange(sizes.size), sizes)
     first_slot = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     split_windows(tokens[None, None], row, first_slot, rank_of_slot, np.array(speed), busiest, np.empty(row.shape))

@@ -214,7 +214,10 @@ def _certificate_from_json(value: object, place: str) -> LayerCertificate:
     if objective < lower_bound * (1 - 1e-9):  # equal up to rounding is legal: the bound is met
         raise FormatError(f"{place}.objective = {objective}: expected at least lower_bound = {lower_bound}")
     bound = as_text(fields["binding_bound"], f"{place}.binding_bound")
-    if bound not in set(BindingBound):
-        raise FormatError(f"{place}.binding_bound = {bound!r}: expected one of {', '.join(BindingBound)}")
+    try:
+        binding_bound = BindingBound(bound)
+    except ValueError:
+        expected = ", ".join(BindingBound)
+        raise FormatError(f"{place}.binding_bound = {bound!r}: expected one of {expected}") from None
     status = _status_from_json(fields["status"], f"{place}.status")
-    return LayerCertificate(objective, lower_bound, BindingBound(bound), status)
+    return LayerCertificate(objective, lower_bound, binding_bound, status)

@@ -69,12 +69,12 @@ def gap(reached: np.ndarray, bound: np.ndarray) -> str:
 
 def gap_table() -> None:
     print("\ngap of greedy (and of count search after it, two slots a rank) to the bounds, % mean and worst")
-    print("  simple: mean, largest copy, full slots; companion: without knowing a plan; all: knowing the plan")
+    print("  simple: mean, largest copy, full slots; co-residency: without knowing a plan; all: knowing the plan")
     header = (
         "shape",
         "load",
         "greedy/simple",
-        "greedy/companion",
+        "greedy/co-resid.",
         "greedy/all",
         "counts/all",
         "bounds ms",

@@ -1,4 +1,4 @@
-"""The bounds that count companions, use speeds, pin groups or look at many windows, against exact optima."""
+"""The bounds that count what shares a rank, use speeds, pin groups or look at many windows, against exact optima."""
 
 import itertools
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from eplb.bounds.lower_bounds import (
-    companion_bound,
+    co_residency_bound,
     full_slot_bound,
     lower_bounds,
     mean_bound,
-    pairing_bound,
+    pair_mixture_bound,
     pinned_bounds,
     replication_bound,
     scenario_bound,
@@ -41,33 +41,33 @@ def known(load, topology):
     return np.maximum(mean_bound(load, topology), full_slot_bound(load, topology, replication))
 
 
-def test_two_large_copies_need_two_small_partners():
-    # 3 ranks of 2 slots, loads 10, 1, 1, 1, 1. The 10 in two copies: 5 + 1 at least, as the four 1 keep one copy each.
+def test_two_large_replicas_need_two_small_ones_beside_them():
+    # 3 ranks of 2 slots, loads 10, 1, 1, 1, 1. Two replicas of the 10: 5 + 1 at least, as the four 1 keep one each.
     load, topology = np.array([[10.0, 1, 1, 1, 1]]), Topology(1, 3, 2)
     best = lower_bounds(load, topology, reached=np.array([6.0]))
     assert best.value == pytest.approx([6], rel=1e-9)
-    assert best.binding == (BindingBound.COMPANION,)
+    assert best.binding == (BindingBound.CO_RESIDENCY,)
     assert 5.999 < lower_bounds(load, topology).value[0] <= 6
 
 
-def test_three_companions_beside_each_large_copy():
+def test_three_small_replicas_beside_each_large_one():
     # 2 ranks of 4 slots, loads 10 and six of 1: one free copy, two copies of the 10, beside each three of the 1: 5 + 3.
     load, topology = np.array([[10.0, 1, 1, 1, 1, 1, 1]]), Topology(1, 2, 4)
     assert lower_bounds(load, topology).value == pytest.approx([8], rel=1e-4)
 
 
-def test_the_companion_bound_changes_nothing_where_it_does_not_apply():
+def test_the_co_residency_bound_changes_nothing_where_it_does_not_apply():
     load = np.array([[10.0, 1, 1, 1, 1, 1]])
     base = np.array([1.0])
     for topology in (Topology(1, 6, 1), Topology(1, 3, 2, rank_speed=[1, 1, 2])):
-        assert companion_bound(load, topology, base) is base
-        assert pairing_bound(load, topology, base, base * 2) is base
-    assert pairing_bound(load, Topology(1, 3, [2, 2, 3]), base, base * 2) is base
+        assert co_residency_bound(load, topology, base) is base
+        assert pair_mixture_bound(load, topology, base, base * 2) is base
+    assert pair_mixture_bound(load, Topology(1, 3, [2, 2, 3]), base, base * 2) is base
 
 
 @settings(max_examples=120)
 @given(data=st.data(), num_ranks=st.integers(2, 5), slots=st.integers(2, 4))
-def test_no_placement_goes_below_the_companion_and_pairing_bounds(data, num_ranks, slots):
+def test_no_placement_goes_below_the_co_residency_and_pair_mixture_bounds(data, num_ranks, slots):
     most = min(num_ranks * slots, 9 if num_ranks < 5 else 7)
     load = data.draw(layer_loads(data.draw(st.integers(slots, most))))
     if load.sum() == 0:
@@ -77,16 +77,16 @@ def test_no_placement_goes_below_the_companion_and_pairing_bounds(data, num_rank
     base = known(load[None], topology)
     assert base[0] <= optimum * (1 + 1e-12)
     for reached in (None, np.array([optimum]), np.array([optimum * 1.1])):
-        bound = companion_bound(load[None], topology, base, reached)
+        bound = co_residency_bound(load[None], topology, base, reached)
         assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
     for above in (1.0, 1.01, 1.3):
-        bound = pairing_bound(load[None], topology, base, np.array([optimum * above]))
+        bound = pair_mixture_bound(load[None], topology, base, np.array([optimum * above]))
         assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
 
 
 @settings(max_examples=120)
 @given(data=st.data(), slots=st.lists(st.integers(1, 3), min_size=2, max_size=5))
-def test_holes_of_narrow_ranks_count_as_companions_in_no_bound_too_high(data, slots):
+def test_no_bound_is_too_high_where_some_ranks_have_fewer_slots(data, slots):
     most_slots, most = max(slots), min(sum(slots), 8 if len(slots) < 5 else 7)
     if most_slots == 1 or most < most_slots:
         return
@@ -99,22 +99,22 @@ def test_holes_of_narrow_ranks_count_as_companions_in_no_bound_too_high(data, sl
         return
     base = known(load[None], topology)
     for reached in (None, np.array([optimum]), np.array([optimum * 1.1])):
-        bound = companion_bound(load[None], topology, base, reached)
+        bound = co_residency_bound(load[None], topology, base, reached)
         assert base[0] <= bound[0] <= optimum * (1 + 1e-12)
     for above in (1.0, 1.01, 1.3):
-        assert pairing_bound(load[None], topology, base, np.array([optimum * above]))[0] <= optimum * (1 + 1e-12)
+        assert pair_mixture_bound(load[None], topology, base, np.array([optimum * above]))[0] <= optimum * (1 + 1e-12)
 
 
-def test_a_large_copy_needs_a_small_companion_or_a_hole():
+def test_a_large_replica_needs_a_small_one_or_an_empty_slot_beside_it():
     # Ranks of 2, 2 and 1 slots, loads 10, 8, 4, 4, 3, one copy each. Mean 29 / 3. The 10 alone: 8 + 3, 4 + 4: 11.
     load, topology = np.array([[10.0, 8, 4, 4, 3]]), Topology(1, 3, [2, 2, 1])
     best = lower_bounds(load, topology, reached=np.array([11.0]))
     assert best.value == pytest.approx([11], rel=1e-4)
-    assert best.binding[0] in (BindingBound.COMPANION, BindingBound.FULL_SLOT)
+    assert best.binding[0] in (BindingBound.CO_RESIDENCY, BindingBound.FULL_SLOT)
 
 
-def relaxed_pairing(load, num_ranks, limit):
-    """Whether a fractional mixture of counts passes every Hall condition at the limit: the pairing bound's dual."""
+def relaxed_pairs(load, num_ranks, limit):
+    """Whether a fractional mixture of counts passes every Hall condition at the limit: the dual problem."""
     least = np.maximum(1, np.ceil(load / limit * (1 - 1e-12)).astype(int))
     free = 2 * num_ranks - least.sum()
     if free < 0:
@@ -134,13 +134,13 @@ def relaxed_pairing(load, num_ranks, limit):
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), num_ranks=st.integers(6, 16))
-def test_the_pairing_bound_refutes_only_what_the_linear_relaxation_refutes(seed, num_ranks):
+def test_the_pair_mixture_bound_refutes_only_what_the_linear_relaxation_refutes(seed, num_ranks):
     rng = np.random.default_rng(seed)
     load = rng.random(int(num_ranks * 1.7))
     topology = Topology(1, num_ranks, 2)
-    base = companion_bound(load[None], topology, known(load[None], topology))
-    bound = pairing_bound(load[None], topology, base, base * 1.2)[0]
-    assert bound == base[0] or not relaxed_pairing(load, num_ranks, bound * (1 - 1e-6))
+    base = co_residency_bound(load[None], topology, known(load[None], topology))
+    bound = pair_mixture_bound(load[None], topology, base, base * 1.2)[0]
+    assert bound == base[0] or not relaxed_pairs(load, num_ranks, bound * (1 - 1e-6))
 
 
 def test_bounds_close_the_gap_of_two_slots_a_rank():

@@ -114,3 +114,11 @@ def test_plans_and_certificates_are_frozen():
         plan.seed = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.layers[0].objective = 0.0
+
+
+def test_bounds_named_by_files_of_older_versions_are_read_and_other_names_are_refused():
+    assert BindingBound("companion") is BindingBound("co_residency") is BindingBound.CO_RESIDENCY
+    assert BindingBound("pairing") is BindingBound("pair_mixture") is BindingBound.PAIR_MIXTURE
+    assert "companion" not in list(BindingBound)
+    with pytest.raises(ValueError, match="'pairs' is not a valid BindingBound"):
+        BindingBound("pairs")

@@ -1,7 +1,7 @@
 """DeepSeek's EPLB as published, under our contract: the policy of vLLM, SGLang and others, to compare with and to keep.
 
 Source: deepseek-ai/EPLB@d52c72d. Pinned groups give its hierarchical policy, free groups the global one. It may put two
-copies of an expert on one rank; `duplicate_slots` of the placement shows them.
+replicas of an expert on one rank; `duplicate_slots` of the placement shows them.
 """
 
 from dataclasses import dataclass

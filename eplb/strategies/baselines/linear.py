@@ -1,6 +1,6 @@
 """Experts in order of their ids, rank by rank, redundant slots starting again at expert 0.
 
-What engines start with when nobody gives them a plan: vLLM's initial map is exactly this one.
+Engines start with it when they get no plan: vLLM's initial map is exactly this one.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Linear:
     summary: ClassVar[str] = "contiguous ids, rank by rank: what engines start with"
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
-        """Lay the ids out; the load is only certified, never looked at."""
+        """Lay the ids out; the load is used for the certificate only."""
         row = np.arange(problem.topology.num_slots, dtype=np.int32) % problem.load.num_experts
         phy2log = np.tile(row, (problem.load.num_layers, 1))
         return certified_plan(problem, phy2log, strategy=self.name, seed=seed)

@@ -1,4 +1,4 @@
-"""Expert e on rank e mod R, redundant slots dealt on in the same way.
+"""Expert e on rank e mod R, redundant slots filled on in the same way.
 
 Without redundancy this is the layout of vLLM's ``--expert-placement-strategy round_robin``.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from eplb.core.problem import Plan, Problem
-from eplb.strategies.baselines.fixed_layouts import deal, map_of_hands
+from eplb.strategies.baselines.fixed_layouts import map_of_ranks, place_in_turn
 from eplb.strategies.certify import certified_plan
 
 
@@ -18,16 +18,16 @@ class RoundRobin:
     """The strided layout; it has no parameters."""
 
     name: ClassVar[str] = "round_robin"
-    summary: ClassVar[str] = "ids dealt to the ranks in turn"
+    summary: ClassVar[str] = "ids placed on the ranks in turn"
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
-        """Deal the ids; the load is only certified, never looked at."""
+        """Place the ids; the load is used for the certificate only."""
         num_ranks, num_experts = problem.topology.num_ranks, problem.load.num_experts
-        hands: list[list[int]] = [[] for _ in range(num_ranks)]
+        ranks: list[list[int]] = [[] for _ in range(num_ranks)]
 
-        def cards() -> Iterator[tuple[int, list[int]]]:
+        def choices() -> Iterator[tuple[int, list[int]]]:
             for position in range(problem.topology.num_slots):
                 yield position % num_experts, [(position + i) % num_ranks for i in range(num_ranks)]
 
-        deal(hands, cards(), problem.topology)
-        return certified_plan(problem, map_of_hands(hands, problem.load.num_layers), strategy=self.name, seed=seed)
+        place_in_turn(ranks, choices(), problem.topology)
+        return certified_plan(problem, map_of_ranks(ranks, problem.load.num_layers), strategy=self.name, seed=seed)

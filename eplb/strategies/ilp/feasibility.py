@@ -1,11 +1,11 @@
-"""Knows how to find some placement that meets hard constraints, and what to name when there is none."""
+"""Finds a placement that meets hard constraints, or names constraints that no placement meets together."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from eplb.core.constraints import Constraints
 from eplb.errors import InfeasibleError
-from eplb.strategies.ilp.region import Hands, Region
+from eplb.strategies.ilp.region import Layout, Region
 from eplb.strategies.ilp.side_constraints import add_side_constraints
 from eplb.strategies.ilp.solver import Answer, cp_sat, solve
 
@@ -17,7 +17,7 @@ MOST_NAMED_SINGLY = 40
 """With more constraints whole kinds of them are named."""
 
 
-def nearest_feasible(whole: Region, wanted: Hands, *, seed: int) -> Hands:
+def nearest_feasible(whole: Region, wanted: Layout, *, seed: int) -> Layout:
     """The placement that meets the constraints and keeps the most of `wanted`, or the best one found in time.
 
     Raises
@@ -25,30 +25,30 @@ def nearest_feasible(whole: Region, wanted: Hands, *, seed: int) -> Hands:
     InfeasibleError
         Naming constraints that cannot be met together, or that nothing was found in time.
     """
-    answer, hands = _search(whole, wanted, limit_s=LIMIT_S, seed=seed)
-    if hands is not None:
-        return hands
+    answer, layout = _search(whole, wanted, limit_s=LIMIT_S, seed=seed)
+    if layout is not None:
+        return layout
     if not answer.is_proven:
         raise InfeasibleError("no placement that meets the constraints was found within the limit")
     raise InfeasibleError(f"no placement meets these together: {'; '.join(_conflict(whole, seed))}")
 
 
-def _search(whole: Region, wanted: Hands, *, limit_s: float, seed: int) -> tuple[Answer, Hands | None]:
+def _search(whole: Region, wanted: Layout, *, limit_s: float, seed: int) -> tuple[Answer, Layout | None]:
     """Variables: x[e, r] expert e lies on rank r. Maximise how much of `wanted` is kept."""
     model = cp_sat().CpModel()
     places = range(len(whole.slots))
     experts = range(whole.load.size)
     on = {(expert, place): model.new_bool_var("") for expert in experts for place in places}
     for expert in experts:
-        copies = sum(on[expert, place] for place in places)
+        replicas = sum(on[expert, place] for place in places)
         if whole.constraints.replica_counts is None:
-            model.add(copies >= 1)
+            model.add(replicas >= 1)
         else:
-            model.add(copies == whole.constraints.replica_counts[expert])
+            model.add(replicas == whole.constraints.replica_counts[expert])
     for place, slots in enumerate(whole.slots):
         model.add(sum(on[expert, place] for expert in experts) == slots)
     add_side_constraints(model, whole, lambda expert, place: on[expert, place])
-    model.maximize(sum(on[expert, place] for place, hand in enumerate(wanted) for expert in set(hand)))
+    model.maximize(sum(on[expert, place] for place, held in enumerate(wanted) for expert in set(held)))
     answer = solve(model, limit_s=limit_s, seed=seed)
     if not answer.has_solution:
         return answer, None

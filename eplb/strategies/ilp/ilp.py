@@ -23,8 +23,8 @@ from eplb.strategies.certify import MET
 from eplb.strategies.greedy.greedy import Greedy
 from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improved_map
 from eplb.strategies.ilp.feasibility import nearest_feasible
-from eplb.strategies.ilp.layer_search import LayerSearch, LayerState, hands_of_row
-from eplb.strategies.ilp.region import Hands, whole_layer
+from eplb.strategies.ilp.layer_search import LayerSearch, LayerState, layout_of_row
+from eplb.strategies.ilp.region import Layout, whole_layer
 from eplb.strategies.ilp.solver import cp_sat
 
 NUM_THREADS = 2
@@ -150,16 +150,16 @@ def _starts(problem: Problem, searches: list[LayerSearch], seed: int) -> list[La
         greedy = improved_map(problem.load.total, greedy, problem.topology)
     states = []
     for row, search in zip(greedy, searches, strict=True):
-        hands = hands_of_row(row, problem.topology.rank_first_slot)
-        if any(problem.constraints.breaches(hands, problem.load.num_experts)):
-            hands = nearest_feasible(search.whole, hands, seed=seed)
-        states.append(LayerState(hands, search.objective_of(hands), 0.0, is_proven=False, spent_s=0.0))
+        layout = layout_of_row(row, problem.topology.rank_first_slot)
+        if any(problem.constraints.breaches(layout, problem.load.num_experts)):
+            layout = nearest_feasible(search.whole, layout, seed=seed)
+        states.append(LayerState(layout, search.objective_of(layout), 0.0, is_proven=False, spent_s=0.0))
     return states
 
 
 def _wrap_up(problem: Problem, states: list[LayerState], bounds: LowerBounds, *, strategy: str, seed: int) -> Plan:
     """The plan, its objective recomputed in tokens and its bounds the better of proofs and search."""
-    phy2log = np.array([_row(state.hands) for state in states], dtype=np.int32)
+    phy2log = np.array([_row(state.layout) for state in states], dtype=np.int32)
     placement = Placement(phy2log, problem.load.num_experts, problem.topology)
     if problem.dispatch is DispatchRule.WEIGHTED:
         placement = weighted_placement(placement, problem.load)
@@ -190,5 +190,5 @@ def _certificate(state: LayerState, bound: float, binding: BindingBound) -> Laye
     return LayerCertificate(state.objective, min(bound, state.objective), binding, status)
 
 
-def _row(hands: Hands) -> list[int]:
-    return [expert for hand in hands for expert in hand]
+def _row(layout: Layout) -> list[int]:
+    return [expert for held in layout for expert in held]

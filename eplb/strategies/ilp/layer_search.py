@@ -1,4 +1,4 @@
-"""Knows how one layer is solved within a budget: exactly where one model is small enough, else by neighbourhoods."""
+"""Solves one layer within a time budget: exactly where one model is small enough, else by neighbourhoods."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,10 +8,10 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.dispatch.optimal_shares import busiest_of_hands
+from eplb.dispatch.optimal_shares import busiest_of_layout
 from eplb.strategies.ilp.model import RegionModel
 from eplb.strategies.ilp.neighbourhood import polish, rank_times
-from eplb.strategies.ilp.region import Hands, Region, scale_of, whole_layer
+from eplb.strategies.ilp.region import Layout, Region, scale_of, whole_layer
 
 POLISH_SHARE = 0.3
 """Of a small layer's budget: what neighbourhoods may take before the whole model gets a good start from them."""
@@ -29,7 +29,7 @@ CASES_PER_SECOND = 1e7
 class LayerState:
     """Where the search of a layer stands."""
 
-    hands: Hands
+    layout: Layout
     objective: float
     """Tokens over speed on the busiest rank."""
     lower: float
@@ -50,7 +50,7 @@ class LayerSearch:
     whole
         The layer with every count it may have.
     weighted
-        Whether the shares of copies are free; `objective_of` then splits as well as possible.
+        Whether the shares of replicas are free; `objective_of` then splits as well as possible.
     most_variables
         A model of at most so many booleans is solved whole.
     """
@@ -59,11 +59,11 @@ class LayerSearch:
     weighted: bool
     most_variables: int
 
-    def objective_of(self, hands: Hands) -> float:
+    def objective_of(self, layout: Layout) -> float:
         """Tokens over speed on the busiest rank."""
         if not self.weighted:
-            return float(rank_times(self.whole, hands).max())
-        return busiest_of_hands(self.whole.load, hands, self.whole.speed)
+            return float(rank_times(self.whole, layout).max())
+        return busiest_of_layout(self.whole.load, layout, self.whole.speed)
 
     def improve(self, state: LayerState, lower: float, *, limit_s: float, seed: int) -> LayerState:
         """Search on from a state; never worse than it.
@@ -87,9 +87,9 @@ class LayerSearch:
         left = limit_s
         if not self.weighted and (not small or len(region.slots) >= FEWEST_RANKS_TO_POLISH):
             share = left * POLISH_SHARE if small else left
-            polished = polish(region, state.hands, lower, limit_s=share, seed=seed)
+            polished = polish(region, state.layout, lower, limit_s=share, seed=seed)
             left -= polished.spent_s
-            state = self._with(state, polished.hands, polished.spent_s)
+            state = self._with(state, polished.layout, polished.spent_s)
         if not small or left <= 0:
             return state
         return self._solve_whole(state, lower, limit_s=left, seed=seed)
@@ -117,22 +117,22 @@ class LayerSearch:
         slots, speed = np.array(whole.slots, dtype=np.int64), np.array(whole.speed)
         find_optimum(whole.load[order], slots, speed, num_listed, state.objective, mask_of)
         if mask_of.any():
-            hands = [[int(e) for e, m in zip(order, mask_of, strict=True) if m >> r & 1] for r in range(len(slots))]
-            state = self._with(state, [sorted(hand) for hand in hands], 0.0)
+            layout = [[int(e) for e, m in zip(order, mask_of, strict=True) if m >> r & 1] for r in range(len(slots))]
+            state = self._with(state, [sorted(held) for held in layout], 0.0)
         return replace(state, lower=state.objective, is_proven=True, spent_s=state.spent_s + cost_s)
 
     def _solve_whole(self, state: LayerState, lower: float, *, limit_s: float, seed: int) -> LayerState:
         region = self._reduced(state.objective)
-        most_copies = max(ways[-1].total for ways in region.choices.values())
+        most_replicas = max(ways[-1].total for ways in region.choices.values())
         alike = len(set(region.speed)) == 1
-        scale = scale_of(region.load, len(region.slots), most_copies, exact=alike and not self.weighted)
+        scale = scale_of(region.load, len(region.slots), most_replicas, exact=alike and not self.weighted)
         model = RegionModel(region, scale, weighted=self.weighted)
         model.order_ranks()
         model.minimise_busiest(lower, state.objective)
-        model.hint(state.hands)
-        answer, hands = model.run(limit_s=limit_s, seed=seed)
-        if hands is not None:
-            state = self._with(state, hands, 0.0)
+        model.hint(state.layout)
+        answer, layout = model.run(limit_s=limit_s, seed=seed)
+        if layout is not None:
+            state = self._with(state, layout, 0.0)
         proven = max(state.lower, model.proven_load(answer))
         is_proven = answer.is_proven and answer.has_solution
         return replace(
@@ -142,11 +142,11 @@ class LayerSearch:
             spent_s=state.spent_s + answer.spent_s,
         )
 
-    def _with(self, state: LayerState, hands: Hands, spent_s: float) -> LayerState:
-        """The better of a state and other hands, with the time added."""
-        objective = self.objective_of(hands)
+    def _with(self, state: LayerState, layout: Layout, spent_s: float) -> LayerState:
+        """The better of a state and another layout, with the time added."""
+        objective = self.objective_of(layout)
         if objective < state.objective:
-            state = replace(state, hands=hands, objective=objective)
+            state = replace(state, layout=layout, objective=objective)
         return replace(state, spent_s=state.spent_s + spent_s)
 
     def _reduced(self, upper: float) -> Region:
@@ -156,7 +156,7 @@ class LayerSearch:
         return replace(reduced, group_of_expert=whole.group_of_expert, node_of_rank=whole.node_of_rank)
 
 
-def hands_of_row(row: NDArray[np.int32], first_slot: NDArray[np.int64]) -> Hands:
+def layout_of_row(row: NDArray[np.int32], first_slot: NDArray[np.int64]) -> Layout:
     """[R] the experts of each rank of a layer's map [P]."""
     edges = first_slot.tolist()
     return [row[begin:end].tolist() for begin, end in pairwise(edges)]

@@ -1,7 +1,7 @@
-"""Knows the integer model of a region: which expert lies where, in how many copies, and how busy that makes the ranks.
+"""Builds the integer model of a region: where each expert is, in how many replicas, and the load of the busiest rank.
 
-Variables: z[e, c] expert e has c copies; u[e, c, r] it has and one lies on rank r; T the busiest rank in integer units.
-Minimise T. Every copy of an expert on another rank, every slot taken.
+Variables: z[e, c] expert e has c replicas; u[e, c, r] it has and one lies on rank r; T the busiest rank in integers.
+Minimise T. Every replica of an expert on another rank, every slot taken.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from eplb.strategies.ilp.region import Copies, Hands, Region
+from eplb.strategies.ilp.region import Layout, Region, Replicas
 from eplb.strategies.ilp.side_constraints import add_side_constraints
 from eplb.strategies.ilp.solver import Answer, cp_sat, solve
 
@@ -31,7 +31,7 @@ class RegionModel:
     scale
         Integer units a token; see `scale_of`.
     weighted
-        Whether a copy's share is free instead of one over the number of copies.
+        Whether a replica's share is free instead of one over the number of replicas.
     """
 
     def __init__(self, region: Region, scale: float, *, weighted: bool) -> None:
@@ -39,13 +39,13 @@ class RegionModel:
         self.scale = scale
         self.weighted = weighted
         self.model = cp_sat().CpModel()
-        self.num_of: dict[tuple[int, Copies], Variable] = {}
-        self.on: dict[tuple[int, Copies, int], Variable] = {}
+        self.num_of: dict[tuple[int, Replicas], Variable] = {}
+        self.on: dict[tuple[int, Replicas, int], Variable] = {}
         self.flow: dict[tuple[int, int], Variable] = {}
-        self._add_copies()
+        self._add_replicas()
         self.home = add_side_constraints(self.model, region, self.holds)
 
-    def _add_copies(self) -> None:
+    def _add_replicas(self) -> None:
         model, region = self.model, self.region
         places = range(len(region.slots))
         for expert, ways in region.choices.items():
@@ -79,13 +79,13 @@ class RegionModel:
                 >= 0
             )
 
-    def ordered(self, hands: Hands) -> Hands:
-        """The same hands with alike ranks renamed as `order_ranks` asks."""
+    def ordered(self, layout: Layout) -> Layout:
+        """The same layout with alike ranks renamed as `order_ranks` asks."""
         if not self.region.ranks_are_alike:
-            return hands
+            return layout
         heaviest = sorted(self.region.choices, key=lambda expert: (-self.region.load[expert], expert))
         heaviest = heaviest[:MOST_ORDERED_EXPERTS]
-        return sorted(hands, key=lambda hand: [expert not in hand for expert in heaviest])
+        return sorted(layout, key=lambda held: [expert not in held for expert in heaviest])
 
     def minimise_busiest(self, lower: float, upper: float) -> None:
         """Make T the objective, between two loads (tokens over speed) within which the optimum is known to lie."""
@@ -115,7 +115,7 @@ class RegionModel:
             total = math.floor(self.region.load[expert] * self.scale)
             self.flow[expert, place] = self.model.new_int_var(0, total, "")
             self.model.add(self.flow[expert, place] <= total * self.holds(expert, place))
-        # Speeds rounded up to a thousandth part: the model allows a little more than the machine does.
+        # Speeds rounded up to a thousandth part: the model allows a little more than the ranks do.
         speed = math.ceil(self.region.speed[place] * 1000)
         self.model.add(1000 * sum(self.flow[expert, place] for expert in self.region.choices) <= speed * self.busiest)
 
@@ -124,47 +124,47 @@ class RegionModel:
         """Units by which rounding whole flows can lift the optimum: a unit of tokens on the slowest rank."""
         return 1 + math.ceil(1 / min(self.region.speed)) if self.weighted else 0
 
-    def units(self, expert: int, way: Copies, place: int) -> int:
-        """Integer units of one copy on a rank of the region, rounded down."""
+    def units(self, expert: int, way: Replicas, place: int) -> int:
+        """Integer units of one replica on a rank of the region, rounded down."""
         return math.floor(self.region.load[expert] * self.scale / (way.total * self.region.speed[place]))
 
-    def hint(self, hands: Hands) -> None:
+    def hint(self, layout: Layout) -> None:
         """Start from a placement of the region: a value for every variable, and no worse answer is accepted.
 
         Weighted models are hinted without their flows.
         """
         region = self.region
-        hands = self.ordered(hands)
-        found = Counter(expert for hand in hands for expert in hand)
+        layout = self.ordered(layout)
+        found = Counter(expert for held in layout for expert in held)
         for expert, ways in region.choices.items():
             for way in ways:
                 here = way.inside == found[expert]
                 self.model.add_hint(self.num_of[expert, way], here)
-                for place, hand in enumerate(hands):
-                    self.model.add_hint(self.on[expert, way, place], here and expert in hand)
+                for place, held in enumerate(layout):
+                    self.model.add_hint(self.on[expert, way, place], here and expert in held)
         if region.group_of_expert is not None:
-            node_of_rank = region.node_of_rank or ()
-            homes = {(region.group_of_expert[e], node_of_rank[place]) for place, hand in enumerate(hands) for e in hand}
+            group_of, nodes = region.group_of_expert, region.node_of_rank or ()
+            homes = {(group_of[e], nodes[place]) for place, held in enumerate(layout) for e in held}
             for home, variable in self.home.items():
                 self.model.add_hint(variable, home in homes)
         if self.weighted:
             return
         chosen = {e: next(way for way in ways if way.inside == found[e]) for e, ways in region.choices.items()}
-        top = max(sum(self.units(e, chosen[e], place) for e in hand) for place, hand in enumerate(hands))
+        top = max(sum(self.units(e, chosen[e], place) for e in held) for place, held in enumerate(layout))
         self.model.add_hint(self.busiest, top)
         self.model.add(self.busiest <= top)
 
-    def run(self, *, limit_s: float, seed: int) -> tuple[Answer, Hands | None]:
+    def run(self, *, limit_s: float, seed: int) -> tuple[Answer, Layout | None]:
         """Solve; the placement found, each rank's experts ascending, or None."""
         answer = solve(self.model, limit_s=limit_s, seed=seed)
         if not answer.has_solution:
             return answer, None
         value = answer.solver.value
-        hands = [
+        layout = [
             [e for e, ways in self.region.choices.items() if any(value(self.on[e, way, place]) for way in ways)]
             for place in range(len(self.region.slots))
         ]
-        return answer, hands
+        return answer, layout
 
     def proven_load(self, answer: Answer) -> float:
         """The bound of the answer in tokens over speed, rounded down."""

@@ -1,4 +1,4 @@
-"""Knows how to improve a layer that is too large for one model: a few ranks at a time, each time to proven optimality.
+"""Improves a layer that is too large for one model: a few ranks at a time, each step solved to proven optimality.
 
 Large neighbourhood search (Shaw 1998): the busiest rank and three to five others are arranged anew by an integer model,
 everything else staying as it is. A step is kept only if it lowers the busiest of these ranks.
@@ -11,7 +11,7 @@ import numpy as np
 
 from eplb.core.arrays import Floats
 from eplb.strategies.ilp.model import RegionModel
-from eplb.strategies.ilp.region import Hands, Region, scale_of, some_ranks
+from eplb.strategies.ilp.region import Layout, Region, scale_of, some_ranks
 
 FEWEST_RANKS, MOST_RANKS = 4, 6
 STEP_LIMIT_S = 0.25
@@ -30,26 +30,26 @@ GOOD_ENOUGH = 1e-6
 class Polished:
     """The placement reached and what it cost."""
 
-    hands: Hands
+    layout: Layout
     spent_s: float
     """Deterministic seconds."""
 
 
-def rank_times(whole: Region, hands: Hands) -> Floats:
-    """[R] tokens over speed on each rank when every copy gets the same share."""
-    count = np.bincount([expert for hand in hands for expert in hand], minlength=whole.load.size)
+def rank_times(whole: Region, layout: Layout) -> Floats:
+    """[R] tokens over speed on each rank when every replica gets the same share."""
+    count = np.bincount([expert for held in layout for expert in held], minlength=whole.load.size)
     unit = whole.load / np.maximum(count, 1)
-    return np.array([unit[hand].sum() / speed for hand, speed in zip(hands, whole.speed, strict=True)])
+    return np.array([unit[held].sum() / speed for held, speed in zip(layout, whole.speed, strict=True)])
 
 
-def polish(whole: Region, hands: Hands, lower: float, *, limit_s: float, seed: int) -> Polished:
+def polish(whole: Region, layout: Layout, lower: float, *, limit_s: float, seed: int) -> Polished:
     """Lower the busiest rank of a layer by arranging a few ranks at a time; never worse than the start.
 
     Parameters
     ----------
     whole
         The layer, with the counts it may choose from.
-    hands
+    layout
         Where to start; meets the constraints.
     lower
         A bound, in tokens over speed.
@@ -58,35 +58,35 @@ def polish(whole: Region, hands: Hands, lower: float, *, limit_s: float, seed: i
     seed
         Picks the ranks beside the busiest one.
     """
-    hands = [list(hand) for hand in hands]
+    layout = [list(held) for held in layout]
     scale = scale_of(whole.load, len(whole.slots), 0, exact=False)
     generator = np.random.default_rng(seed)
     spent, failures, turn = 0.0, 0, 0
     while spent < limit_s and failures < MOST_FAILURES:
-        times = rank_times(whole, hands)
+        times = rank_times(whole, layout)
         if times.max() <= lower * (1 + GOOD_ENOUGH):
             break
         ranks = _choose_ranks(whole, times, generator, FEWEST_RANKS + turn % (MOST_RANKS - FEWEST_RANKS + 1))
         turn += 1
-        count = np.bincount([expert for hand in hands for expert in hand], minlength=whole.load.size)
-        region = some_ranks(whole, hands, ranks, count, free_counts=turn % 2 == 0)
+        count = np.bincount([expert for held in layout for expert in held], minlength=whole.load.size)
+        region = some_ranks(whole, layout, ranks, count, free_counts=turn % 2 == 0)
         model = RegionModel(region, scale, weighted=False)
         model.order_ranks()
         goal = lower if turn % 2 == 0 else max(lower, _mean_time(whole, times, ranks))
         model.minimise_busiest(goal * (1 + GOOD_ENOUGH), float(times[list(ranks)].max()))
-        model.hint([hands[rank] for rank in ranks])
+        model.hint([layout[rank] for rank in ranks])
         answer, found = model.run(limit_s=min(STEP_LIMIT_S, limit_s - spent), seed=seed)
         spent += answer.spent_s + SECONDS_PER_VARIABLE * region.num_variables
         failures += 1
         if found is None:
             continue
-        trial = list(hands)
-        for rank, hand in zip(ranks, found, strict=True):
-            trial[rank] = hand
+        trial = list(layout)
+        for rank, held in zip(ranks, found, strict=True):
+            trial[rank] = held
         before, after = times[list(ranks)].max(), rank_times(whole, trial)[list(ranks)].max()
         if after < before * (1 - MIN_RELATIVE_GAIN):
-            hands, failures = trial, 0
-    return Polished(hands, spent)
+            layout, failures = trial, 0
+    return Polished(layout, spent)
 
 
 def _mean_time(whole: Region, times: Floats, ranks: tuple[int, ...]) -> float:

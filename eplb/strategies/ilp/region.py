@@ -1,4 +1,4 @@
-"""Knows what one integer model is about: some ranks of a layer, the experts on them, and what is fixed around them."""
+"""Describes the part of a layer that one integer model solves: ranks, their experts, and what is fixed around them."""
 
 import math
 from collections import Counter
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from eplb.core.arrays import Floats
 from eplb.core.constraints import Constraints
 
-Hands = list[list[int]]
-"""[R] the experts that each rank holds."""
+Layout = list[list[int]]
+"""[R] the experts of each rank."""
 
 MOST_EXACT_SUM = 1 << 50
 """Integers up to here are exact in doubles, with room to spare."""
@@ -22,8 +22,8 @@ UNITS_PER_MEAN = 1e9
 
 @final
 @dataclass(frozen=True)
-class Copies:
-    """One way in which an expert can be present: so many copies in the region of so many in all."""
+class Replicas:
+    """One way in which an expert can be present: so many replicas in the region of so many in all."""
 
     inside: int
     total: int
@@ -42,11 +42,11 @@ class Region:
     """[r] relative speeds."""
     ranks: tuple[int, ...]
     """[r] ids in the topology, for constraints on ranks."""
-    choices: dict[int, tuple[Copies, ...]]
-    """The experts of the region and what each may choose from, fewest copies first."""
+    choices: dict[int, tuple[Replicas, ...]]
+    """The experts of the region and what each may choose from, fewest replicas first."""
     constraints: Constraints
     group_of_expert: tuple[int, ...] | None = None
-    """[E] where groups are pinned to nodes and the region is the whole machine."""
+    """[E] where groups are pinned to nodes and the region is the whole topology."""
     node_of_rank: tuple[int, ...] | None = None
     """[r] beside `group_of_expert`."""
 
@@ -62,14 +62,15 @@ class Region:
         return alike and not self.constraints.tells_ranks_apart and self.group_of_expert is None
 
 
-def scale_of(load: Floats, num_ranks: int, most_copies: int, *, exact: bool) -> float:
+def scale_of(load: Floats, num_ranks: int, most_replicas: int, *, exact: bool) -> float:
     """Integer units a token. Rounding is always down, so that a bound on the integers bounds the tokens.
 
-    With whole token counts and few copies the least common multiple of 1..most_copies makes every share an integer and
-    the answer exact; elsewhere shares lose less than one of `UNITS_PER_MEAN` units.
+    With whole token counts and few replicas the least common multiple of 1..most_replicas makes every share an integer
+    and the answer exact; elsewhere shares lose less than one of `UNITS_PER_MEAN` units.
     """
-    multiple = math.lcm(*range(1, min(most_copies, 40) + 1))
-    if exact and most_copies <= 40 and bool((load == np.floor(load)).all()) and load.sum() * multiple < MOST_EXACT_SUM:
+    multiple = math.lcm(*range(1, min(most_replicas, 40) + 1))
+    whole = bool((load == np.floor(load)).all())
+    if exact and whole and most_replicas <= 40 and load.sum() * multiple < MOST_EXACT_SUM:
         return float(multiple)
     return UNITS_PER_MEAN / (load.sum() / num_ranks)
 
@@ -92,7 +93,7 @@ def whole_layer(  # noqa: PLR0913  # a layer has these parts
     upper
         Tokens over speed on the busiest rank that are reached already; infinite if nothing is.
     even
-        Whether each copy gets the same share: then an expert needs load / (upper x fastest speed) copies.
+        Whether each replica gets the same share: then an expert needs load / (upper x fastest speed) replicas.
     """
     num_ranks, num_slots = len(slots), sum(slots)
     forbidden = Counter(expert for expert, _ in set(constraints.forbid))
@@ -108,12 +109,12 @@ def whole_layer(  # noqa: PLR0913  # a layer has these parts
         counts = range(fewest, most + 1)
         if constraints.replica_counts is not None:
             counts = range(constraints.replica_counts[expert], constraints.replica_counts[expert] + 1)
-        choices[expert] = tuple(Copies(count, count) for count in counts)
+        choices[expert] = tuple(Replicas(count, count) for count in counts)
     return Region(load, slots, speed, tuple(range(num_ranks)), choices, constraints)
 
 
 def some_ranks(
-    whole: Region, hands: Hands, ranks: tuple[int, ...], count: NDArray[np.int64], *, free_counts: bool
+    whole: Region, layout: Layout, ranks: tuple[int, ...], count: NDArray[np.int64], *, free_counts: bool
 ) -> Region:
     """The given ranks with what they hold.
 
@@ -121,16 +122,16 @@ def some_ranks(
     ----------
     whole
         The layer.
-    hands
+    layout
         [R] its present placement.
     ranks
         Ranks to arrange anew.
     count
-        [E] copies in the layer.
+        [E] replicas in the layer.
     free_counts
-        Whether an expert that lives nowhere else may gain or lose a copy.
+        Whether an expert that lives nowhere else may gain or lose a replica.
     """
-    inside = Counter(expert for rank in ranks for expert in hands[rank])
+    inside = Counter(expert for rank in ranks for expert in layout[rank])
     choices = {}
     for expert, held in sorted(inside.items()):
         total = int(count[expert])
@@ -138,7 +139,7 @@ def some_ranks(
         if held == total and free_counts:
             allowed = {ways.total for ways in whole.choices[expert]}
             counts |= {c for c in (held - 1, held + 1) if c in allowed and c <= len(ranks)}
-        choices[expert] = tuple(Copies(c, c if held == total else total) for c in sorted(counts))
+        choices[expert] = tuple(Replicas(c, c if held == total else total) for c in sorted(counts))
     return Region(
         whole.load,
         tuple(whole.slots[rank] for rank in ranks),

@@ -1,4 +1,4 @@
-"""Knows the hard side constraints and pinned groups as linear constraints over "expert e lies on rank r"."""
+"""Adds hard side constraints and pinned groups to a model, as linear constraints over "expert e is on rank r"."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Variable = Any  # CP-SAT's own objects are untyped
 def add_side_constraints(
     model: Variable, region: Region, holds: Callable[[int, int], Variable]
 ) -> dict[tuple[int, int], Variable]:
-    """Add what the region's constraints ask of it.
+    """Add the region's constraints.
 
     Parameters
     ----------

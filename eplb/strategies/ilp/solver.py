@@ -1,4 +1,4 @@
-"""Knows how CP-SAT is loaded, asked and limited so that equal questions get equal answers; knows no placement."""
+"""Loads, runs and limits CP-SAT so that equal models get equal answers."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -25,7 +25,7 @@ def cp_sat() -> ModuleType:
 @final
 @dataclass(frozen=True)
 class Answer:
-    """What CP-SAT said."""
+    """Result of a CP-SAT run."""
 
     has_solution: bool
     is_proven: bool
