@@ -241,3 +241,26 @@ def test_more_groups_than_are_partitioned_still_bound_the_heaviest_groups_node()
     # Ten groups of one expert, 2 nodes of 5 slots: the 9 and four of the 1 make 13; free the mean is 9.
     load = np.array([[9.0] + [1.0] * 9])
     assert pinned_bounds(load, Topology(2, 1, 5), 10).value == pytest.approx([13])
+
+
+def test_the_heaviest_groups_node_is_bounded_by_the_fastest_node():
+    # Groups of 12 x 4 and nine of 1 x 4 on 2 nodes of 2 ranks with speeds 1.5, 1.5 | 0.5, 0.5: the heaviest group and
+    # four others, 64 tokens, over the fast node's 3. Free: 84 tokens over 4.
+    load, topology = np.array([[12.0] * 4 + [1.0] * 36]), Topology(2, 2, 10, rank_speed=[3, 3, 1, 1])
+    found = pinned_bounds(load, topology, 10)
+    assert found.value == pytest.approx([64 / 3])
+    assert found.free == pytest.approx([21])
+    # The same with as few groups as are partitioned where nodes are alike: 48 tokens over 3; free, 52 over 4.
+    two = pinned_bounds(np.array([[12.0] * 4 + [1.0] * 4]), Topology(2, 2, 2, rank_speed=[3, 3, 1, 1]), 2)
+    assert two.value == pytest.approx([48 / 3])
+
+
+def test_the_scenario_bound_is_the_weighted_mean_over_windows_of_bound_over_mean():
+    # One slot a rank: 3 over the mean 2; 1 over 1; a window without load counts as 1. (1 x 1.5 + 2 x 1 + 3 x 1) / 6.
+    load = ExpertLoad([[[3.0, 1]], [[1, 1]], [[0, 0]]], weights=[1.0, 2.0, 3.0])
+    assert scenario_bound(load, Topology(1, 2, 1)) == pytest.approx([6.5 / 6])
+
+
+def test_a_layer_without_load_has_no_price_of_locality():
+    found = pinned_bounds(np.zeros((1, 4)), Topology(2, 1, 2), 2)
+    assert (found.value.tolist(), found.price_of_locality.tolist()) == ([0], [0])
