@@ -1,28 +1,31 @@
-"""Where the experts of a Mixture-of-Experts model live: plan it, judge it, write it for an engine, prove it.
+"""Plans where the experts of a Mixture-of-Experts model live: plan, evaluate, write for an engine, verify.
 
-Importing this package loads neither torch nor a solver nor a plotting library, and the online rebalancer when asked.
+A public name is imported on first access. Importing `eplb` loads no module but this one and what `lazy_names` needs.
 """
 
 from typing import TYPE_CHECKING
 
-from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import Migration
-from eplb.core.placement import Placement
-from eplb.core.problem import GroupMode, LayerCertificate, Plan, SolveStatus
-from eplb.core.topology import Topology
-from eplb.engines.deepseek import rebalance_experts
-from eplb.engines.for_engine import for_engine
-from eplb.evaluation.metrics import Evaluation, evaluate
-from eplb.formats.placement_files import read_placement, write_placement
-from eplb.planning.planner import compare, plan
-from eplb.planning.rebalance import Horizon, rebalance
-from eplb.version import eplb_version
-from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, read_load, read_trace
+from eplb_traces.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from eplb.online import OnlineSettings, Rebalancer
-
-__version__: str
+    from eplb.core.dispatch_rule import DispatchRule
+    from eplb.core.migration import Migration
+    from eplb.core.placement import Placement
+    from eplb.core.problem import GroupMode, LayerCertificate, Plan, SolveStatus
+    from eplb.core.topology import Topology
+    from eplb.engines.deepseek import rebalance_experts
+    from eplb.engines.for_engine import for_engine
+    from eplb.evaluation.metrics import Evaluation, evaluate
+    from eplb.formats.placement_files import read_placement, write_placement
+    from eplb.online.rebalancer import Rebalancer
+    from eplb.online.settings import OnlineSettings
+    from eplb.planning.planner import compare, plan
+    from eplb.planning.rebalance import Horizon, rebalance
+    from eplb.version import __version__ as __version__
+    from eplb_traces.expert_load import ExpertLoad
+    from eplb_traces.model_shape import ModelShape
+    from eplb_traces.readers import read_load, read_trace
+    from eplb_traces.routing_trace import RoutingTrace
 
 __all__ = [
     "DispatchRule",
@@ -52,13 +55,35 @@ __all__ = [
     "write_placement",
 ]
 
+# Public name -> the module that defines it, as in the imports above, which type checkers read.
+_HOME_OF = {
+    "DispatchRule": "eplb.core.dispatch_rule",
+    "Evaluation": "eplb.evaluation.metrics",
+    "ExpertLoad": "eplb_traces.expert_load",
+    "GroupMode": "eplb.core.problem",
+    "Horizon": "eplb.planning.rebalance",
+    "LayerCertificate": "eplb.core.problem",
+    "Migration": "eplb.core.migration",
+    "ModelShape": "eplb_traces.model_shape",
+    "OnlineSettings": "eplb.online.settings",
+    "Placement": "eplb.core.placement",
+    "Plan": "eplb.core.problem",
+    "Rebalancer": "eplb.online.rebalancer",
+    "RoutingTrace": "eplb_traces.routing_trace",
+    "SolveStatus": "eplb.core.problem",
+    "Topology": "eplb.core.topology",
+    "__version__": "eplb.version",
+    "compare": "eplb.planning.planner",
+    "evaluate": "eplb.evaluation.metrics",
+    "for_engine": "eplb.engines.for_engine",
+    "plan": "eplb.planning.planner",
+    "read_load": "eplb_traces.readers",
+    "read_placement": "eplb.formats.placement_files",
+    "read_trace": "eplb_traces.readers",
+    "rebalance": "eplb.planning.rebalance",
+    "rebalance_experts": "eplb.engines.deepseek",
+    "write_placement": "eplb.formats.placement_files",
+}
 
-def __getattr__(name: str) -> object:
-    """Look up when somebody asks, not at import, what would make it slower."""
-    if name == "__version__":
-        return eplb_version()
-    if name in ("OnlineSettings", "Rebalancer"):
-        from eplb import online
-
-        return getattr(online, name)
-    raise AttributeError(f"module 'eplb' has no attribute {name!r}")
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _HOME_OF)

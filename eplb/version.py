@@ -1,6 +1,8 @@
-"""Knows which version of eplb is installed. Looked up late: reading an installation's metadata is slow."""
+"""Reads the version of the installed package, on first access because reading an installation's metadata is slow."""
 
 from functools import cache
+
+__version__: str
 
 
 @cache
@@ -12,3 +14,9 @@ def eplb_version() -> str:
         return metadata.version("eplb")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        return eplb_version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
