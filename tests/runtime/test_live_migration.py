@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from eplb.runtime import Launch, run_processes  # noqa: E402
 from tests.runtime.migration_cases import CASES, run_all  # noqa: E402
 
 NUM_GPUS = torch.cuda.device_count()
@@ -15,25 +16,13 @@ WORLDS = [
 
 
 @pytest.fixture(scope="module", params=WORLDS)
-def reports(request, tmp_path_factory):
-    """{case: {rank: traceback or ""}}: starting processes is slow, so all cases run in the same ones."""
-    context = torch.multiprocessing.get_context("spawn")
-    results, store = context.Queue(), tmp_path_factory.mktemp("migrate") / "store"
-    backend, size = request.param
-    processes = [context.Process(target=run_all, args=(rank, size, backend, store, results)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    reports = {}
-    for _ in range(size * len(CASES)):
-        rank, name, report = results.get(timeout=120)
-        reports.setdefault(name, {})[rank] = report
-    for process in processes:
-        process.join(timeout=30)
-        assert process.exitcode == 0
-    return reports
+def reports(request):
+    """The reports of each process: all cases run in the same ones."""
+    communicator, processes = request.param
+    return run_processes(Launch(processes, communicator, timeout_s=60), run_all, None)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_on_every_rank(reports, case):
-    for rank, report in reports[case].items():
-        assert not report, f"rank {rank}\n{report}"
+    for rank, report in enumerate(reports):
+        assert not report[case], f"rank {rank}\n{report[case]}"

@@ -1,8 +1,10 @@
 """Starts processes on this machine that form one communicator, and collects their results.
 
-The rendezvous is a file in a temporary folder, so no port is needed.
+The rendezvous is a file in a temporary folder, so no port is needed. Processes are forked from one server process that
+imports torch once; the server is kept for later calls.
 """
 
+import multiprocessing
 import os
 import pickle
 import tempfile
@@ -14,7 +16,7 @@ from typing import Generic, TypeVar, final
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessRaisedException, spawn
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
 from eplb.errors import EplbError, InputError
 
@@ -79,6 +81,8 @@ class _Job(Generic[_Argument, _Answer]):
     argument: _Argument
     launch: Launch
     folder: Path
+    environment: dict[str, str]
+    """Environment of the caller: that of the server may be older."""
 
 
 def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer], argument: _Argument) -> list[_Answer]:
@@ -104,9 +108,10 @@ def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer]
         The EplbError that a process raised, with its message.
     """
     with tempfile.TemporaryDirectory(prefix="eplb-") as name:
-        job = _Job(worker, argument, launch, Path(name))
+        job = _Job(worker, argument, launch, Path(name), dict(os.environ))
+        multiprocessing.set_forkserver_preload(["torch", "torch.distributed"])
         try:
-            spawn(_member, args=(job,), nprocs=launch.num_processes)  # type: ignore[no-untyped-call]  # torch has no types here
+            start_processes(_member, (job,), launch.num_processes, start_method="forkserver")  # type: ignore[no-untyped-call]  # torch has no types here
         except ProcessRaisedException:
             for path in sorted(job.folder.glob("error-*")):
                 kind, message = pickle.loads(path.read_bytes())
@@ -120,6 +125,7 @@ def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer]
 def _member(process: int, job: _Job[_Argument, _Answer]) -> None:
     """Join the communicator, run the worker, write the result to the folder."""
     launch = job.launch
+    os.environ.update(job.environment)
     torch.set_num_threads(1)
     if os.path.isdir("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
