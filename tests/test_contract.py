@@ -40,23 +40,20 @@ def scaled(problem: Problem, factor: float) -> Problem:
     return dataclasses.replace(problem, load=load)
 
 
-@every_strategy
-@cases
-@given(problem=problems())
-def test_every_expert_lives_every_slot_is_filled_and_no_rank_holds_an_expert_twice(name, problem):
-    made = planned(name, problem)
+def check_layout(made: eplb.Plan, problem: Problem) -> None:
+    """Every expert has a replica, every slot holds one, and no rank holds two of an expert unless that is allowed."""
     assert made.placement.topology == problem.topology
     for layer in range(problem.load.num_layers):
         hands = hands_of(made.placement, layer)
         held = [expert for hand in hands for expert in hand]
         assert set(held) == set(range(problem.load.num_experts))
         assert [len(hand) for hand in hands] == problem.topology.rank_num_slots.tolist()
-        if name not in MAY_DOUBLE:
+        if made.strategy not in MAY_DOUBLE:
             assert not has_doubles(hands)
 
 
 def check_claims(made: eplb.Plan, problem: Problem) -> None:
-    """Each layer's objective is what the judge and plain loops find, and not below the bound."""
+    """The certificates are what the judge and plain loops find, not below the bound, with the status that follows."""
     total = np.einsum("w,wle->le", problem.load.weights, problem.load.tokens)
     evaluation = eplb.evaluate(made.placement, problem.load)
     weighted = np.einsum("w,wlr->lr", problem.load.weights, evaluation.rank_load)
@@ -72,6 +69,13 @@ def check_claims(made: eplb.Plan, problem: Problem) -> None:
         assert certificate.status is (SolveStatus.OPTIMAL if met else SolveStatus.HEURISTIC)
     assert made.gap_mean == pytest.approx(np.mean([layer.gap for layer in made.layers]))
     assert made.load_digest == problem.load.digest
+
+
+@every_strategy
+@cases
+@given(problem=problems())
+def test_every_expert_lives_every_slot_is_filled_and_no_rank_holds_an_expert_twice(name, problem):
+    check_layout(planned(name, problem), problem)
 
 
 @every_strategy
@@ -127,28 +131,41 @@ def test_greedy_is_no_worse_than_deepseek_where_deepseek_doubles_nothing(num_ran
         assert doubled[layer] or ours.objective <= theirs.layers[layer].objective * (1 + greedy.tolerance)
 
 
+# Ranks {0, 1} and {2, 3} of four slots: 8 and 4 tokens. The bound is 8: 6 + 2 for a rank of two slots with expert 0.
+HAND_WORKED = Problem(ExpertLoad([[6.0, 2.0, 2.0, 2.0]]), eplb.Topology(1, 2, 2))
+
+
 @pytest.mark.parametrize(
     "claim",
     [
         {"objective": 6.0},
         {"objective": 9.0},
-        {"lower_bound": 8.5},
+        {"lower_bound": 8.1},
         {"lower_bound": 7.0},
         {"status": SolveStatus.HEURISTIC},
     ],
 )
 def test_a_false_claim_is_caught(claim):
-    problem = Problem(ExpertLoad([[6.0, 2.0, 2.0, 2.0]]), eplb.Topology(1, 2, 2))
-    made = STRATEGIES["linear"](problem)
-    # Ranks {0, 1} and {2, 3}: 8 and 4 tokens. A rank with the 6 holds another expert too, so 8 is optimal.
+    made = STRATEGIES["linear"](HAND_WORKED)
+    check_claims(made, HAND_WORKED)
     assert [(layer.objective, layer.lower_bound) for layer in made.layers] == [(8.0, 8.0)]
-    check_claims(made, problem)
     with pytest.raises(AssertionError):
-        check_claims(dataclasses.replace(made, layers=(dataclasses.replace(made.layers[0], **claim),)), problem)
+        check_claims(dataclasses.replace(made, layers=(dataclasses.replace(made.layers[0], **claim),)), HAND_WORKED)
 
 
-@pytest.mark.parametrize("change", [{"layers": ()}, {"load_digest": "sha256:00"}])
-def test_a_plan_without_certificates_or_of_another_load_is_caught(change):
-    problem = Problem(ExpertLoad([[6.0, 2.0, 2.0, 2.0]]), eplb.Topology(1, 2, 2))
+def test_certificates_of_another_load_or_of_no_layer_are_caught():
+    made = STRATEGIES["linear"](HAND_WORKED)
     with pytest.raises(AssertionError):
-        check_claims(dataclasses.replace(STRATEGIES["linear"](problem), **change), problem)
+        check_claims(dataclasses.replace(made, load_digest="sha256:00"), HAND_WORKED)
+    with pytest.raises(AssertionError):
+        check_claims(dataclasses.replace(made, layers=()), HAND_WORKED)
+
+
+@pytest.mark.parametrize("row", [[0, 1, 2, 3, -1, 0], [0, 0, 1, 2, 3, 1]], ids=["empty slot", "expert twice on a rank"])
+def test_a_broken_layout_is_caught(row):
+    topology = eplb.Topology(1, 2, 3)
+    problem = dataclasses.replace(HAND_WORKED, topology=topology)
+    made = STRATEGIES["greedy"](problem)
+    check_layout(made, problem)
+    with pytest.raises(AssertionError):
+        check_layout(dataclasses.replace(made, placement=eplb.Placement([row], 4, topology)), problem)
