@@ -1,6 +1,7 @@
 """Settings of the generated tests, and the traces that are too large or too foreign to ship."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +10,32 @@ from hypothesis import HealthCheck, settings
 
 from eplb_traces import MissingExtraError
 
-# `default` is the run of every day: the same cases each time, so that a failure is the change's fault. `long` looks for
-# new ones: EPLB_HYPOTHESIS_PROFILE=long, or `make test-long`.
-settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# `default` is the run of every day: few cases, the same each time, so that a failure is the change's fault.
+# `long` looks for new ones: EPLB_HYPOTHESIS_PROFILE=long, or `make test-long`.
+settings.register_profile(
+    "default", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile(
     "long", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.load_profile(os.environ.get("EPLB_HYPOTHESIS_PROFILE", "default"))
+_PROFILE = os.environ.get("EPLB_HYPOTHESIS_PROFILE", "default")
+settings.load_profile(_PROFILE)
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each `long` run a seed of its own before hypothesis reads the option; workers of xdist inherit it."""
+    if _PROFILE == "long" and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = os.environ.setdefault("EPLB_HYPOTHESIS_SEED", str(secrets.randbelow(2**32)))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Print the seed with which a `long` run can be repeated; workers of xdist have no terminal."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if _PROFILE == "long" and terminal is not None:
+        terminal.write_line(f"generated cases: --hypothesis-seed={session.config.option.hypothesis_seed}")
 
 
 @pytest.fixture(scope="session")
