@@ -5,6 +5,9 @@ VENV := .venv
 LOWEST := .venv-lowest
 WHEEL := .venv-wheel
 BIN := $(VENV)/bin
+# Processes that the tests are spread over.
+WORKERS ?= 2
+PYTEST := -m pytest --numprocesses $(WORKERS) --dist worksteal
 PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
@@ -52,7 +55,7 @@ LOWEST_PINS = $$($(LOWEST)/bin/python -c "import re, tomllib; print(*(re.sub(r'>
 $(LOWEST)/stamp: pyproject.toml
 	$(call new_environment,$(LOWEST))
 	@echo "installing eplb with" $(LOWEST_PINS) "into $(LOWEST)"
-	@$(LOWEST)/bin/python $(PIP) --editable . $(LOWEST_PINS) 'pytest>=9' 'hypothesis>=6.100'
+	@$(LOWEST)/bin/python $(PIP) --editable . $(LOWEST_PINS) 'pytest>=9' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	@touch $@
 
 # --- what a user wants ------------------------------------------------------------------------------------------------
@@ -63,13 +66,16 @@ demo: $(VENV)/stamp-demo
 # --- what a developer wants -------------------------------------------------------------------------------------------
 
 test: $(VENV)/stamp-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/tools/compile_kernels.py
+	$(BIN)/python $(PYTEST)
 
 test-long: $(VENV)/stamp-dev
-	EPLB_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest
+	$(BIN)/python tests/tools/compile_kernels.py
+	EPLB_HYPOTHESIS_PROFILE=long $(BIN)/python $(PYTEST)
 
 test-lowest: $(LOWEST)/stamp
-	EPLB_CORE_ONLY=1 $(LOWEST)/bin/python -m pytest -m "not slow"
+	$(LOWEST)/bin/python tests/tools/compile_kernels.py
+	EPLB_CORE_ONLY=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow"
 
 check: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
