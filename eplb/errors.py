@@ -1,4 +1,4 @@
-"""Errors of the planner. All are `EplbError`; `eplb_cli.status` maps them to exit codes."""
+"""Defines the errors of the planner. All are `EplbError`; `eplb_cli.exit_codes` maps them to exit codes."""
 
 from collections.abc import Iterable
 
@@ -21,11 +21,11 @@ class PlacementError(InputError):
 
 
 class FormatError(InputError):
-    """A file that is not in the dialect it claims, or a placement that the dialect cannot say."""
+    """A file that is not in the dialect it claims, or a placement that the dialect cannot express."""
 
 
 class UnknownNameError(InputError):
-    """A name that no table holds. The message lists the names there are."""
+    """A name that is in no table. The message lists the known names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         super().__init__(f"unknown {kind} {name!r}: expected one of {', '.join(sorted(known))}")
@@ -36,4 +36,4 @@ class InfeasibleError(EplbError):
 
 
 class VerificationError(EplbError):
-    """A runtime did something else than the plan says."""
+    """The runtime does not behave as the plan requires."""

@@ -17,7 +17,7 @@ POSITIVE = st.floats(min_value=1e-3, max_value=1e9, allow_nan=False)
 
 @st.composite
 def topologies(draw, equal=False, min_slots=1, max_ranks=6):
-    """Machines of a few ranks; unless `equal`, ranks may differ in slots and speed."""
+    """Topologies of a few ranks; unless `equal`, ranks may differ in slots and speed."""
     num_nodes = draw(st.integers(1, 2))
     ranks_per_node = draw(st.integers(1, max(1, max_ranks // num_nodes)))
     num_ranks = num_nodes * ranks_per_node

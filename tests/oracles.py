@@ -1,4 +1,4 @@
-"""Slow, plain twins of the compiled code: lists, loops, nothing shared with what they check."""
+"""Slow, plain reference implementations of the compiled code: lists and loops, nothing shared with what they check."""
 
 from itertools import combinations, combinations_with_replacement, product
 
@@ -15,7 +15,7 @@ def hands_of(placement, layer):
 
 
 def rank_loads(hands, load):
-    """Tokens on each rank when every copy of an expert gets the same share of its load."""
+    """Tokens on each rank when every replica of an expert gets the same share of its load."""
     copies = [expert for hand in hands for expert in hand]
     return [sum(load[expert] / copies.count(expert) for expert in hand if expert >= 0) for hand in hands]
 
@@ -32,7 +32,7 @@ def has_doubles(hands):
 
 
 def every_layout(num_experts, room, *, alike, doubles=False, holes=False):
-    """Every way to fill ranks of `room` slots so that each expert lives; ranks that are `alike` in one order only."""
+    """Every way to fill ranks of `room` slots with every expert somewhere; ranks that are `alike` in one order only."""
     symbols = range(-1 if holes else 0, num_experts)
     choose = combinations_with_replacement if doubles or holes else combinations
     contents = {size: [list(hand) for hand in choose(symbols, size)] for size in set(room)}
@@ -49,7 +49,7 @@ def every_layout(num_experts, room, *, alike, doubles=False, holes=False):
 
 
 def smallest_largest_copy(load, num_slots, max_copies):
-    """The least load of the largest copy: the first of all loads / counts for which the copies suffice."""
+    """The least load of the largest replica: the first of all loads / counts for which the replicas suffice."""
     if max(load) == 0:
         return 0.0
     for limit in sorted({tokens / copies for tokens in load for copies in range(1, max_copies + 1)}):
@@ -60,7 +60,7 @@ def smallest_largest_copy(load, num_slots, max_copies):
 
 
 def greedy_counts(load, num_redundant, max_copies):
-    """One copy each, then always one more for the expert with the most load a copy; ties to the lowest id."""
+    """One replica each, then always one more for the expert with the most load a replica; ties to the lowest id."""
     count = [1] * len(load)
     for _ in range(num_redundant):
         open_experts = [expert for expert in range(len(load)) if count[expert] < max_copies]
@@ -73,10 +73,10 @@ def greedy_counts(load, num_redundant, max_copies):
 
 
 def pack_largest_first(load, count, room):
-    """Experts by descending load a copy, all copies at once on the least loaded open ranks; ties to the lowest id.
+    """Experts by descending load a replica, all replicas at once on the least loaded open ranks; ties to the lowest id.
 
-    An expert with several copies goes before one with a single copy of the same load. Copies that find no rank are
-    placed by an exchange. Returns the hands, in the order in which the copies came.
+    An expert with several replicas goes before one with a single replica of the same load. Replicas that find no rank
+    are placed by an exchange. Returns the experts of each rank, in the order in which they came.
     """
     hands, total = [[] for _ in room], [0.0] * len(room)
     for expert in sorted(range(len(load)), key=lambda e: (-load[e] / count[e], count[e] == 1, e)):
@@ -92,7 +92,7 @@ def pack_largest_first(load, count, room):
 
 
 def _exchange_in(hands, total, room, copy):
-    """The first rank without the expert takes the copy; the first open rank gets the first expert that it lacks."""
+    """The first rank without the expert takes the replica; the first open rank gets the first expert that it lacks."""
     free = next(rank for rank in range(len(room)) if len(hands[rank]) < room[rank])
     for rank, hand in enumerate(hands):
         if copy[0] in [expert for expert, _ in hand]:
@@ -145,7 +145,7 @@ def descend_by_single_exchanges(hands, load):
 
 
 def best_move_of_a_copy(hands, load):
-    """The lowest that the touched ranks can get when a copy elsewhere turns into an expert of the busiest rank."""
+    """The lowest that the touched ranks can get when a replica elsewhere becomes an expert of the busiest rank."""
     loads = rank_loads(hands, load)
     busiest = loads.index(max(loads))
     copies = [expert for hand in hands for expert in hand]
@@ -184,7 +184,7 @@ def published_packing(weight, num_packs):
 
 
 def published_replication(weight, num_slots):
-    """One copy each, then always one more for the first expert with the most weight a copy."""
+    """One replica each, then always one more for the first expert with the most weight a replica."""
     expert_of_copy, rank_of_copy = list(range(weight.size)), [0] * weight.size
     count = np.ones(weight.size, dtype=np.float32)
     for _ in range(weight.size, num_slots):
@@ -196,7 +196,7 @@ def published_replication(weight, num_slots):
 
 
 def published_layer(weight, num_slots, num_groups, num_nodes, num_ranks):
-    """One layer of the published function from its description: groups to nodes, copies in a node, copies to ranks.
+    """One layer of the published function from its description: groups to nodes, replicas in a node, replicas to ranks.
 
     Returns the expert and the replica number of each slot.
     """

@@ -1,4 +1,4 @@
-"""The strategies: one a file, and the table that every list of them comes from."""
+"""Lists the strategies: STRATEGIES is the table that the planner, the command line and the tests read."""
 
 from types import MappingProxyType
 
