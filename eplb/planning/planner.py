@@ -10,6 +10,7 @@ from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
 from eplb.core.topology import Topology
 from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.errors import InputError
 from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
@@ -32,7 +33,7 @@ CANDIDATES = (
 def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     load: ExpertLoad,
     topology: Topology,
-    strategy: str = AUTO,
+    strategy: str | Strategy = AUTO,
     *,
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
@@ -52,7 +53,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     topology
         Ranks, nodes and slots.
     strategy
-        A name of `eplb.strategies.STRATEGIES`, or "auto": the planner picks one and gives the reason in the notes.
+        A name of `eplb.strategies.STRATEGIES`; "auto": the planner picks one and gives the reason in the notes; or a
+        strategy of your own, a callable as `eplb.core.problem.Strategy` describes it.
     groups
         Expert groups of the model; by default those of the load's shape.
     group_mode
@@ -77,7 +79,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     Raises
     ------
     InputError
-        For an all-zero load, an unknown name, too few slots, or groups that do not fit.
+        For an all-zero load, an unknown name, too few slots, groups that do not fit, or a strategy of your own that
+        answers with a plan for another problem.
     InfeasibleError
         If no placement meets the constraints, or survives the loss.
     """
@@ -95,6 +98,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
     made = chosen(problem, seed=seed)
+    _check_answers(made, problem)
     if problem.dispatch is DispatchRule.WEIGHTED:
         made = replace(made, placement=weighted_placement(made.placement, problem.load))
     if problem.survive is not Survive.NOTHING:
@@ -108,10 +112,21 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
 
 
-def _choose(name: str, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
+def _check_answers(made: Plan, problem: Problem) -> None:
+    """Refuse a plan whose placement is for another topology or model than the problem's."""
+    made.placement.check_model(problem.load.shape, name=f"plan of strategy {made.strategy}")
+    if made.placement.topology != problem.topology:
+        raise InputError(
+            f"strategy {made.strategy}: a plan for {made.placement.topology}: expected {problem.topology}"
+        )
+
+
+def _choose(strategy: str | Strategy, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
     """Find the strategy by name, or choose one by the load; the returned problem may have less history."""
-    if name != AUTO:
-        return find_strategy(name), problem, ()
+    if not isinstance(strategy, str):
+        return strategy, problem, ()
+    if strategy != AUTO:
+        return find_strategy(strategy), problem, ()
     if problem.survive is not Survive.NOTHING:
         return STRATEGIES["greedy"], problem, (f"auto: greedy, which plans for the loss of a {problem.survive}",)
     if problem.group_mode is GroupMode.PRICED:
