@@ -12,12 +12,13 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long test-lowest check bench wheel-test browser engines clean
+.PHONY: help demo test test-long test-lowest check bench wheel-test browser engines docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
 	@echo "make test         the whole test suite"
 	@echo "make check        ruff and mypy"
+	@echo "make docs         the manual as a site in build/site; a broken link or a missing docstring fails"
 	@echo "make bench        quality and speed, as ratios within one run"
 	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
 	@echo "make test-long    the whole test suite with many more generated cases"
@@ -81,6 +82,13 @@ check: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/stamp-docs: $(VENV)/stamp-dev
+	@$(BIN)/python $(PIP) --group docs
+	@touch $@
+
+docs: $(VENV)/stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/stamp-dev
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -114,7 +114,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
 
 def _check_answers(made: Plan, problem: Problem) -> None:
     """Refuse a plan whose placement is for another topology or model than the problem's."""
-    made.placement.check_model(problem.load.shape, name=f"plan of strategy {made.strategy}")
+    made.placement.check_model(problem.load.shape, name=f"placement of strategy {made.strategy}")
     if made.placement.topology != problem.topology:
         raise InputError(
             f"strategy {made.strategy}: a plan for {made.placement.topology}: expected {problem.topology}"
