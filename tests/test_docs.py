@@ -68,6 +68,7 @@ def test_a_command_of_the_shell_is_run_by_the_shell(tmp_path):
 def test_the_tables_are_complete():
     from eplb.core.dispatch_rule import DispatchRule
     from eplb.online.decision import Outcome
+    from eplb.online.replay import POLICIES
     from eplb_cli.exit_codes import ExitCode
 
     assert _table_names(_page("reference/file-formats.md"), "format") == list(FORMATS)
@@ -75,6 +76,7 @@ def test_the_tables_are_complete():
     assert _table_names(_page("explanation/strategies.md"), "name") == list(STRATEGIES)
     assert _table_names(_page("explanation/dispatch-rules.md"), "rule") == [str(rule) for rule in DispatchRule]
     assert _table_names(_page("explanation/online-rebalancing.md"), "outcome") == [str(one) for one in Outcome]
+    assert _table_names(_page("how-to/online.md"), "policy") == list(POLICIES)
     codes = re.findall(r"^\| (\d) \| `(\w+)` \| [^|]+ \|$", _page("reference/exit-codes.md"), re.MULTILINE)
     assert [(int(code), name) for code, name in codes] == [(int(code), code.name) for code in ExitCode]
 
@@ -99,7 +101,9 @@ def test_the_command_line_page_has_every_command_with_its_options():
     text = "\n".join(docs_hooks.command_lines())
     for command in ("plan", "compare", "evaluate", "trace info", "trace record", "formats"):
         assert f"\n## eplb {command}\n" in text
-    assert "| `--ranks, -r R` | GPUs of the expert-parallel group. |" in text
+    assert "| `--ranks, -r R` | GPUs of the expert-parallel group. | required |" in text
+    assert re.search(r"\| `--redundant, -k K` \| .* \| 0 \|", text)
+    assert re.search(r"\| `--json` \| .* \|  \|", text)
 
 
 def test_every_command_is_used_on_some_page_by_hand():

@@ -51,7 +51,7 @@ def _default(parameter) -> str:
     if parameter.required:
         return "required"
     shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
-    return "" if shown in (None, False, [], ()) else _cell(str(shown))
+    return _cell(str(shown)) if isinstance(shown, str | int | float) and shown is not False else ""
 
 
 def _cell(text: str) -> str:
