@@ -116,9 +116,7 @@ def _check_answers(made: Plan, problem: Problem) -> None:
     """Refuse a plan whose placement is for another topology or model than the problem's."""
     made.placement.check_model(problem.load.shape, name=f"placement of strategy {made.strategy}")
     if made.placement.topology != problem.topology:
-        raise InputError(
-            f"strategy {made.strategy}: a plan for {made.placement.topology}: expected {problem.topology}"
-        )
+        raise InputError(f"strategy {made.strategy}: a plan for {made.placement.topology}: expected {problem.topology}")
 
 
 def _choose(strategy: str | Strategy, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
