@@ -1,1 +1,1 @@
-"""Judges a placement: rank loads, metrics by engine, token spread, failures. Does not know any strategy."""
+"""Evaluates a placement: rank loads, metrics by engine, token spread, failures. Imports no strategy."""

@@ -112,10 +112,10 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
         If placement, load and topology do not fit together, or a number is out of range.
     """
     start = time.perf_counter()
-    machine = previous.topology if topology is None else topology
-    problem = Problem(load, machine)
+    topology = previous.topology if topology is None else topology
+    problem = Problem(load, topology)
     made = Incremental(previous=previous, target=target, max_moves=max_moves)(problem, seed=seed)
-    before = Placement(previous.physical_to_logical_map, previous.num_experts, machine)
+    before = Placement(previous.physical_to_logical_map, previous.num_experts, topology)
     made = dataclasses.replace(made, migration=Migration.between(before, made.placement, expert_bytes))
     if horizon is not None:
         made = _only_what_pays(made, problem, horizon)

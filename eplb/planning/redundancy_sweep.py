@@ -63,7 +63,7 @@ def sweep(
     Raises
     ------
     InputError
-        If no number fits, or one is negative; the message says which would fit.
+        If no number fits, or one is negative; the message gives those that would fit.
     """
     if not 0 < expert_bytes < float("inf"):
         raise InputError(f"expert_bytes = {expert_bytes}: expected finite and > 0")

@@ -100,7 +100,7 @@ class ExpertLoad:
         return ExpertLoad(self.tokens[windows], self.weights[windows], self.labels[windows] or None, self.shape)
 
     def merged(self, windows_per_merge: int) -> "ExpertLoad":
-        """Return the same traffic in coarser windows: sums of `windows_per_merge` neighbours, the last of fewer."""
+        """Return the same load in coarser windows: sums of `windows_per_merge` neighbours, the last of fewer."""
         if windows_per_merge < 1:
             raise InputError(f"windows_per_merge = {windows_per_merge}: expected >= 1")
         starts = np.arange(0, self.num_windows, windows_per_merge)

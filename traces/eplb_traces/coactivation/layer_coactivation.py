@@ -294,7 +294,7 @@ def transitions(trace: RoutingTrace, layer: int) -> NDArray[np.int64]:
 
 
 def generalising_pairs(trace: RoutingTrace, layer: int, count: int) -> list[GeneralisingPair]:
-    """The strongest pairs of the earlier half of a trace, with what the later half says of them.
+    """The strongest pairs of the earlier half of a trace, with their lift in the later half.
 
     An affinity that is shown should be one that was not only found: one whose `held_out_lift` stays well above 1. The
     halves are those of `split`.

@@ -12,7 +12,7 @@ def leaf_order(affinity: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArr
     affinity
         [E, E] > 0, symmetric: 1 is none.
     known
-        [E] experts of which the affinity says something; the others come last, in their own order.
+        [E] experts whose affinity is known; the others come last, in their own order.
 
     Returns
     -------
