@@ -127,7 +127,7 @@ class ExpertLoad:
 
 
 def logical_counts(
-    physical_counts: NDArray[np.float64], physical_to_logical_map: NDArray[np.integer], num_experts: int
+    physical_counts: NDArray[np.float64 | np.int64], physical_to_logical_map: NDArray[np.integer], num_experts: int
 ) -> NDArray[np.float64]:
     """Add up the counts of the slots of each expert.
 
@@ -160,7 +160,9 @@ def logical_counts(
     flat = (np.arange(num_layers)[:, None] * num_experts + physical_to_logical_map)[~empty]
     rows = physical_counts.reshape(-1, num_layers, num_slots)
     size = num_layers * num_experts
-    logical = np.stack([np.bincount(flat, weights=row[~empty], minlength=size) for row in rows])
+    logical: NDArray[np.float64] = np.stack(
+        [np.bincount(flat, weights=row[~empty], minlength=size).astype(np.float64) for row in rows]
+    )
     return logical.reshape(*physical_counts.shape[:-1], num_experts)
 
 
