@@ -17,7 +17,16 @@ from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import FormatError, InputError, MissingExtraError, UnknownNameError
-from eplb.formats import FORMATS, ReadHints, detect_format, find_format, read_plan, write_plan
+from eplb.formats import (
+    FORMATS,
+    ReadHints,
+    RecordStatus,
+    detect_format,
+    find_format,
+    parse_file,
+    read_plan,
+    write_plan,
+)
 from eplb.formats.omni import ascending
 from eplb.formats.placement_files import read_placement, write_placement
 from eplb.formats.sidecar import sidecar_path
@@ -242,6 +251,27 @@ def test_stale_sidecar_is_not_used(small_plan, tmp_path):
     again = read_plan(path, hints=ReadHints(num_ranks=2))
     assert again.strategy == "imported:vllm"
     assert "plan.json.eplb.json is about another map and was not used" in again.notes
+
+
+def test_sidecar_of_another_format_is_not_used(tmp_path):
+    path, rows = tmp_path / "plan.json", [[0, 1, 2, 3, 0, 1]]
+    write_placement(Placement(rows, 4, Topology(1, 2, 3)), path, "sglang")
+    assert parse_file(path).record_status is RecordStatus.IN_SIDECAR
+    path.write_text(json.dumps(rows))  # the same integers, as vLLM has them
+    assert parse_file(path).record_status is RecordStatus.STALE
+    assert read_plan(path, hints=ReadHints(num_ranks=2)).strategy == "imported:vllm"
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [(Topology(2, 1, 3), "nodes = 1, but 2 was given"), (Topology(1, 2, 4), "slots = 6, but 8 was given")],
+)
+def test_topology_against_a_file_alone_is_refused(topology, message, small_plan, tmp_path):
+    path = tmp_path / "plan.npz"
+    write_plan(small_plan, path, "deepseek")
+    sidecar_path(path).unlink()
+    with pytest.raises(FormatError, match=message):
+        read_plan(path, hints=ReadHints(topology=topology))
 
 
 @pytest.mark.parametrize("name", [*OTHERS, "native"])

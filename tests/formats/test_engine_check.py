@@ -174,6 +174,15 @@ def test_missing_layer(engine, tmp_path):
     refuse(path, engine, part.get(engine, "2 layers: expected 3"), shape=model)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_layer_too_many(engine, tmp_path):
+    path = tmp_path / f"plan{FORMATS[engine].suffixes[0]}"
+    write_plan(Plan(Placement(GOOD, 4, Topology(1, 2, 3)), SHAPE, "greedy"), path, engine)
+    part = {"sglang": "3 rows", "trtllm": "layer 2 is no MoE layer"}
+    model = ModelShape(1, 4, moe_layer_ids=(1,), num_hidden_layers=2)
+    refuse(path, engine, part.get(engine, "2 layers: expected 1"), shape=model)
+
+
 def test_trtllm_list_of_a_dense_layer(tmp_path):
     path = write_raw(tmp_path / "plan.yaml", "trtllm", GOOD)
     refuse(path, "trtllm", "layer 1 is no MoE layer", shape=ModelShape(1, 4, moe_layer_ids=(2,)))
