@@ -63,7 +63,7 @@ def split_counts(
     return split
 
 
-def filled_in(tokens: int, ranks: NDArray[np.int32], rank_load: NDArray[np.int64]) -> NDArray[np.int64]:
+def filled_in(tokens: int, ranks: NDArray[np.int64], rank_load: NDArray[np.int64]) -> NDArray[np.int64]:
     """[X] tokens of each replica when `tokens` fill up ranks that carry `rank_load` already.
 
     Replicas on one rank share what the rank gets, the first taking the odd ones.

@@ -105,9 +105,9 @@ def _list_candidates(state: LayerState, candidates: Candidates, over_price: floa
     size = 0
     for slot in range(state.phy2log.size):
         donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
-        if state.count[donor] == 1:
+        if state.num_replicas[donor] == 1:
             continue
-        rise = state.load[donor] / (state.count[donor] - 1) - state.replica_load[donor]
+        rise = state.load[donor] / (state.num_replicas[donor] - 1) - state.replica_load[donor]
         total, ranks = 0.0, np.uint64(0)
         at = state.head[donor]
         while at >= 0:
@@ -129,7 +129,7 @@ def _list_candidates(state: LayerState, candidates: Candidates, over_price: floa
 def _add_shared(state: LayerState, gain: float, slot: int, receiver: int, fall: float, over_price: float) -> float:
     """Correct a gain where a rank has both experts, so that one load falls and one rises there."""
     donor = state.phy2log[slot]
-    rise = state.load[donor] / (state.count[donor] - 1) - state.replica_load[donor]
+    rise = state.load[donor] / (state.num_replicas[donor] - 1) - state.replica_load[donor]
     at = state.head[donor]
     while at >= 0:
         rank = state.rank_of_slot[at]
@@ -157,7 +157,7 @@ def _best_replacement(
         if not is_over or candidates.tried[receiver] or replica_load[receiver] == 0.0:
             continue
         candidates.tried[receiver] = True
-        received = state.load[receiver] / (state.count[receiver] + 1)
+        received = state.load[receiver] / (state.num_replicas[receiver] + 1)
         fall = replica_load[receiver] - received
         total, ranks = 0.0, np.uint64(0)
         at = state.head[receiver]

@@ -43,7 +43,7 @@ class LayerState(NamedTuple):
     rank_scale: Floats  # [R] 1 / relative speed
     load: Floats  # [E + 1, W]
     phy2log: Map  # [P]
-    count: Floats  # [E + 1] replicas
+    num_replicas: Floats  # [E + 1]
     held: Counts  # [E + 1, R] replicas of an expert on a rank
     held_before: Counts  # [E + 1, R] the same in the live placement
     head: Map  # [E + 1]
@@ -98,7 +98,7 @@ def _weight(num_fetches: int) -> float:
 def _change_per_replica(state: LayerState, slot: int, rank: int, partner: int) -> float:
     """To first order, by how much the costs of two ranks fall if the slot's replica goes from one to the other."""
     expert = state.phy2log[slot]
-    return (state.slope[rank, expert] - state.slope[partner, expert]) / state.count[expert]
+    return (state.slope[rank, expert] - state.slope[partner, expert]) / state.num_replicas[expert]
 
 
 @helper
@@ -122,7 +122,7 @@ def _gain_of_exchange(state: LayerState, slot: int, other_slot: int, fee: float,
     rank, partner = state.rank_of_slot[slot], state.rank_of_slot[other_slot]
     cost, load, scale = state.cost, state.load, state.rank_scale
     limit = cost[rank] + cost[partner] - fee - least
-    share, other_share = 1 / state.count[expert], 1 / state.count[other]
+    share, other_share = 1 / state.num_replicas[expert], 1 / state.num_replicas[other]
     partner_least = cost[partner]
     partner_least += state.slope[partner, expert] * share - state.slope[partner, other] * other_share
     after = _cost_after(
@@ -143,7 +143,7 @@ def _best_exchange(
     state: LayerState, price: float, room: int, least: float, offset: float
 ) -> tuple[float, int, int, int]:
     """Merit, the two slots, fetches of the exchange with the largest merit above `least`; slots -1 if there is none."""
-    num_ranks, empty = state.cost.size, state.count.size - 1
+    num_ranks, empty = state.cost.size, state.num_replicas.size - 1
     phy2log, held, before, bounds = state.phy2log, state.held, state.held_before, state.pair_bound
     best, best_slot, best_other, best_fetches = least, -1, -1, 0
     there = np.empty(phy2log.size)
@@ -200,7 +200,7 @@ def _add_share(state: LayerState, after: Floats, seen: NDArray[np.bool_], rank: 
 @helper
 def _gain_of_replacement(state: LayerState, slot: int, receiver: int, after: Floats, seen: NDArray[np.bool_]) -> float:
     """By how much the cost falls if a slot gets another expert. Scratch: `after` [R, W], `seen` [R]."""
-    donor, count = state.phy2log[slot], state.count
+    donor, count = state.phy2log[slot], state.num_replicas
     seen[:] = False
     for change in (-1, 1):
         expert = receiver if change > 0 else donor
@@ -222,20 +222,20 @@ def _gain_of_replacement(state: LayerState, slot: int, receiver: int, after: Flo
 @helper
 def _gain_of_receivers(state: LayerState) -> Floats:
     """[E] to first order, by how much the cost falls on the ranks that have an expert if it gets one more replica."""
-    gain = np.empty(state.count.size - 1)
+    gain = np.empty(state.num_replicas.size - 1)
     for expert in range(gain.size):
         total, at = 0.0, state.head[expert]
         while at >= 0:
             total += state.slope[state.rank_of_slot[at], expert]
             at = state.following[at]
-        gain[expert] = total * (1 / state.count[expert] - 1 / (state.count[expert] + 1))
+        gain[expert] = total * (1 / state.num_replicas[expert] - 1 / (state.num_replicas[expert] + 1))
     return gain
 
 
 @helper
 def _gain_of_donor(state: LayerState, slot: int) -> float:
     """To first order, by how much the cost falls if the expert of a slot loses it."""
-    donor, count = state.phy2log[slot], state.count
+    donor, count = state.phy2log[slot], state.num_replicas
     gain = state.slope[state.rank_of_slot[slot], donor] / count[donor]
     rise, at = 1 / (count[donor] - 1) - 1 / count[donor], state.head[donor]
     while at >= 0:
@@ -250,7 +250,8 @@ def _best_replacement(
     state: LayerState, price: float, room: int, least: float, offset: float
 ) -> tuple[float, int, int, int]:
     """Merit, slot, expert that gets it, fetches, as `_best_exchange`; the last replica of an expert never goes."""
-    empty, cost, slope, count, held = state.count.size - 1, state.cost, state.slope, state.count, state.held
+    cost, slope, count, held = state.cost, state.slope, state.num_replicas, state.held
+    empty = count.size - 1
     best, best_slot, best_receiver, best_fetches = least, -1, -1, 0
     after, seen = np.empty(state.rank_load.shape), np.empty(cost.size, np.bool_)
     gain_of_receiver = _gain_of_receivers(state)
@@ -291,15 +292,15 @@ def _best_replacement(
 @helper
 def _count_and_sum(state: LayerState) -> None:
     """Derive counts, chains and rank loads from the map."""
-    state.count[:], state.held[:], state.rank_load[:] = 0.0, 0, 0.0
+    state.num_replicas[:], state.held[:], state.rank_load[:] = 0.0, 0, 0.0
     link_slots(state.phy2log, state.head, state.following)
     for slot in range(state.phy2log.size):
         expert = state.phy2log[slot]
-        state.count[expert] += 1
+        state.num_replicas[expert] += 1
         state.held[expert, state.rank_of_slot[slot]] += 1
     for slot in range(state.phy2log.size):
         rank, expert = state.rank_of_slot[slot], state.phy2log[slot]
-        share = state.rank_scale[rank] / state.count[expert]
+        share = state.rank_scale[rank] / state.num_replicas[expert]
         for t in range(state.load.shape[1]):
             state.rank_load[rank, t] += share * state.load[expert, t]
 

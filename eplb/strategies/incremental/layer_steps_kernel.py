@@ -28,7 +28,7 @@ class LayerState(NamedTuple):
     held_before: Counts  # [E + 1, R] replicas of an expert on a rank, in the live placement
     phy2log: Map  # [P]
     replica_load: Floats  # [E + 1] load of one replica
-    count: Ints  # [E + 1] replicas
+    num_replicas: Ints  # [E + 1]
     held: Counts  # [E + 1, R] replicas of an expert on a rank
     head: Map  # [E + 1]
     following: Map  # [P]
@@ -63,15 +63,15 @@ def start(state: LayerState, phy2log: Map) -> None:
     """Derive the state from a map."""
     empty = state.load.size - 1
     state.phy2log[:] = phy2log
-    state.count[:], state.held[:], state.rank_load[:] = 0, 0, 0.0
+    state.num_replicas[:], state.held[:], state.rank_load[:] = 0, 0, 0.0
     link_slots(phy2log, state.head, state.following)
     for slot in range(phy2log.size):
-        state.count[phy2log[slot]] += 1
+        state.num_replicas[phy2log[slot]] += 1
         state.held[phy2log[slot], state.rank_of_slot[slot]] += 1
     state.head[empty] = -1
     state.held[empty] = 0  # a rank may have any number of empty slots
-    state.count[empty] = phy2log.size + 2  # and each of them may be filled
-    state.replica_load[:] = state.load / np.maximum(1, state.count)
+    state.num_replicas[empty] = phy2log.size + 2  # and each of them may be filled
+    state.replica_load[:] = state.load / np.maximum(1, state.num_replicas)
     for slot in range(phy2log.size):
         state.rank_load[state.rank_of_slot[slot]] += state.replica_load[phy2log[slot]]
 
@@ -84,7 +84,7 @@ def exchange(state: LayerState, slot: int, other_slot: int) -> None:
         expert, rank = phy2log[here], state.rank_of_slot[here]
         state.rank_load[rank] += state.replica_load[phy2log[there]] - state.replica_load[expert]
         state.changed[rank] = state.touched[rank] = True
-        if expert < state.count.size - 1:
+        if expert < state.num_replicas.size - 1:
             state.held[expert, rank] -= 1
             state.held[expert, state.rank_of_slot[there]] += 1
         _unlink(state.head, state.following, expert, here)
@@ -102,10 +102,10 @@ def replace(state: LayerState, slot: int, receiver: int) -> None:
     _unlink(state.head, state.following, donor, slot)
     for step in (-1, 1):
         expert = receiver if step > 0 else donor
-        if expert < state.count.size - 1:
+        if expert < state.num_replicas.size - 1:
             state.held[expert, rank] += step
-            state.count[expert] += step
-            replica_load = state.load[expert] / state.count[expert]
+            state.num_replicas[expert] += step
+            replica_load = state.load[expert] / state.num_replicas[expert]
             at = state.head[expert]
             while at >= 0:
                 state.rank_load[state.rank_of_slot[at]] += replica_load - state.replica_load[expert]
@@ -125,10 +125,10 @@ def undo_one(state: LayerState, old: Map) -> bool:
         expert, rank = phy2log[slot], state.rank_of_slot[slot]
         if before[expert, rank] > 0:
             continue
-        end = state.first_slot[rank + 1] if state.count[expert] > 1 else 0
+        end = state.first_slot[rank + 1] if state.num_replicas[expert] > 1 else 0
         for old_slot in range(state.first_slot[rank], end):
             former = old[old_slot]
-            if held[former, rank] > 0 or former == state.count.size - 1:
+            if held[former, rank] > 0 or former == state.num_replicas.size - 1:
                 continue
             replace(state, slot, former)
             if (state.rank_load - state.limit).max() <= ROUNDING:
