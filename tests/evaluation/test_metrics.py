@@ -107,6 +107,8 @@ def test_doubled_experts_and_empty_slots_are_counted_and_never_judged_below_thei
     evaluation = evaluate(placement, ExpertLoad([[6.0, 2]]))
     assert evaluation.rank_load.tolist() == [[[6, 2]]]
     assert evaluation.summary()["duplicate_slots"] == 1
+    both = Placement([[0, 0, 1, 1], [1, 1, 0, 0]], 2, Topology(1, 2, 2))  # two in each of two layers
+    assert evaluate(both, ExpertLoad([[6.0, 2]] * 2)).summary()["duplicate_slots"] == 4
     assert evaluation.gap == pytest.approx([6 / 4 - 1])
 
 
