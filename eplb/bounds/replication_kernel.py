@@ -122,4 +122,5 @@ def smallest_largest_share(load: Floats, num_slots: int, capacity: Floats, small
                 high = middle
         smallest[layer] = 0.0
         for tokens in load[layer]:
-            smallest[layer] = max(smallest[layer], tokens / capacity[_num_replicas(capacity, high, tokens) - 1])
+            replicas = min(_num_replicas(capacity, high, tokens), capacity.size)  # rounding of `high` may miss the last
+            smallest[layer] = max(smallest[layer], tokens / capacity[replicas - 1])

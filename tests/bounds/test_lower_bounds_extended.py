@@ -264,3 +264,11 @@ def test_the_scenario_bound_is_the_weighted_mean_over_windows_of_bound_over_mean
 def test_a_layer_without_load_has_no_price_of_locality():
     found = pinned_bounds(np.zeros((1, 4)), Topology(2, 1, 2), 2)
     assert (found.value.tolist(), found.price_of_locality.tolist()) == ([0], [0])
+
+
+def test_a_load_that_one_replica_carries_but_for_rounding_is_bounded_by_that_replica():
+    # Relative speeds 2 x 5 / 6 and less: more replicas carry no more, and 31 / speed x speed rounds below 31.
+    topology = Topology(1, 2, 1, rank_speed=[5, 1])
+    speed = topology.relative_speed[0]
+    assert 31.0 / speed * speed < 31
+    assert replication_bound(np.array([[31.0, 0]]), topology, distinct=True) == pytest.approx([31 / speed])
