@@ -110,7 +110,7 @@ def find_optimum(load: Floats, slots: Ints, speed: Floats, num_listed: int, best
                 wanted = wanted * base + slots[rank] - taken[depth, rank]
             begin, end = np.searchsorted(key, wanted), np.searchsorted(key, wanted + 1)
             # What the other ranks cannot carry, rank 0 must.
-            lowest = total - (capacity.sum() - capacity[0]) - carried[depth, 0]
+            lowest = total - capacity[1:].sum() - carried[depth, 0]
             at = begin + np.searchsorted(times[begin:end, 0], lowest * (1 - 1e-9) - 1e-9 * capacity[0])
             while at < end and carried[depth, 0] + times[at, 0] <= capacity[0]:
                 fits = True
