@@ -1,4 +1,4 @@
-"""Knows how to turn a strategy's map and its claim into a Plan with one certificate a layer."""
+"""Turns a strategy's map and its claim into a Plan with one certificate a layer."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     keeps: Survive = Survive.NOTHING,
     weighs_groups: bool = False,
 ) -> Plan:
-    """Wrap a map up as a Plan.
+    """Make a Plan of a map.
 
     Parameters
     ----------
@@ -37,14 +37,14 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     seed, notes
         Go into the plan as they are.
     keeps
-        What the strategy made sure may be lost.
+        Loss that the strategy plans for.
     weighs_groups
-        Whether the strategy knows the group mode "priced".
+        Whether the strategy supports the group mode "priced".
 
     Raises
     ------
     InputError
-        If the problem has hard side constraints: only `ilp`, which wraps up its own plans, knows them; or if it is to
+        If the problem has hard side constraints: only `ilp`, which makes its own plans, supports them; or if it is to
         survive a loss that the strategy does not plan for.
     """
     if problem.survive is not keeps:
@@ -53,6 +53,8 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         raise InputError(f"group mode priced: {strategy} weighs no price, expected strategy greedy")
     if not problem.constraints.is_empty:
         raise InputError(f"constraints: {strategy} knows none, expected strategy ilp")
+    from eplb.strategies.certify_kernel import has_duplicates
+
     load, topology = problem.load.total, problem.topology
     placement = Placement(physical_to_logical_map, problem.load.num_experts, topology)
     if objective is None:
@@ -61,7 +63,7 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
             np.take_along_axis(unit, placement.physical_to_logical_map, axis=1), topology.rank_first_slot[:-1], axis=1
         )
         objective = (rank_load / topology.relative_speed).max(axis=1)
-    distinct = not placement.duplicate_slots.any()
+    distinct = not has_duplicates(placement.physical_to_logical_map, topology.rank_first_slot, placement.num_experts)
     bounds = lower_bounds(load, topology, full_and_distinct=distinct, reached=objective)
     layers = tuple(
         LayerCertificate(
