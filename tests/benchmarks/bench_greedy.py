@@ -1,9 +1,12 @@
 """Quality and speed of `greedy`: gaps to the bound, milliseconds a plan, and where they go. `make bench` prints it.
 
+`bench_greedy.py table [CHECKOUT]` prints mean gaps for 54 cases, beside those of another checkout.
+
 Everything is measured in one run on this machine; ratios between lines are what travels. DeepSeek-V3 loads are added
 where the traces lie beside the checkout.
 """
 
+import json
 import os
 import platform
 import statistics
@@ -26,7 +29,7 @@ from eplb.bounds.lower_bounds import lower_bounds  # noqa: E402
 from eplb.core.problem import Problem  # noqa: E402
 from eplb.strategies.certify import certified_plan  # noqa: E402
 from eplb.strategies.greedy.greedy import Greedy, descending_order  # noqa: E402
-from eplb.strategies.greedy.local_search_kernel import descend_layers  # noqa: E402
+from eplb.strategies.greedy.local_search_kernel import search_layers  # noqa: E402
 from eplb.strategies.greedy.replicate_and_pack_kernel import place_layers  # noqa: E402
 from eplb_traces import read_load  # noqa: E402
 from tests.oracles import published_rebalance  # noqa: E402
@@ -35,6 +38,27 @@ SEED = 0
 NUM_LAYERS, NUM_EXPERTS, NUM_GROUPS = 58, 256, 8
 # Nodes, ranks a node, slots a rank.
 SHAPES = [(4, 8, 9), (1, 8, 36), (2, 8, 18), (8, 8, 5)]
+# Topologies of the table of gaps: nodes, ranks a node, slots a rank, speeds.
+TABLE = {
+    "8 x 36": (1, 8, 36),
+    "16 x 18": (1, 16, 18),
+    "32 x 9": (4, 8, 9),
+    "36 x 8": (1, 36, 8),
+    "48 x 6": (1, 48, 6),
+    "64 x 5": (1, 64, 5),
+    "64 x 8": (1, 64, 8),
+    "72 x 4": (1, 72, 4),
+    "128 x 4": (1, 128, 4),
+    "512 x 4": (1, 512, 4),
+    "128 x 3": (1, 128, 3),
+    "144 x 2": (1, 144, 2),
+    "320 x 1": (1, 320, 1),
+    "72 x 3, 5": (1, 72, [3, 5] * 36),
+    "100 x 4, 3": (1, 100, [4] * 50 + [3] * 50),
+    "32 x 9, speeds 1, 0.5": (1, 32, 9, [1.0, 0.5] * 16),
+    "64 x 5, speeds 1, 0.5": (1, 64, 5, [1.0, 0.5] * 32),
+    "72 x 4, speeds 1, 0.7": (1, 72, 4, [1.0, 0.7] * 36),
+}
 V3_FOLDER = REPOSITORY.parent / "shared" / "traces" / "deepseek-v3"
 REPEATS = 50
 
@@ -75,6 +99,44 @@ def print_quality(loads: dict[str, eplb.ExpertLoad]) -> None:
             if nodes == 1:
                 cells[2] = "as global"
             print(f"{name:26} {nodes * per_node:7} x {slots:3} {cells[0]:>17} {cells[1]:>17} {cells[2]:>19}")
+
+
+def mean_gaps(names: list[str]) -> list[float]:
+    """Mean gap of each topology under each synthetic load, in percent."""
+    loads = synthetic_loads().values()
+    return [100 * eplb.plan(load, eplb.Topology(*TABLE[name]), "greedy").gap_mean for name in names for load in loads]
+
+
+def print_table(other_checkout: str | None) -> None:
+    """Mean gap of 18 topologies under three loads, beside that of another checkout of the project if one is given."""
+    columns = list(synthetic_loads())
+    print(f"Mean gap to the lower bound, {NUM_LAYERS} layers, percent{', other / this tree' if other_checkout else ''}")
+    print(
+        f"{'ranks x slots':24}"
+        + "".join(f"{name:>20}" for name in columns)
+        + "   largest increase" * bool(other_checkout)
+    )
+    for name in TABLE:
+        here = mean_gaps([name])
+        if other_checkout is None:
+            print(f"{name:24}" + "".join(f"{gap:20.4f}" for gap in here))
+            continue
+        there = gaps_in(Path(other_checkout), name)
+        cells = (f"{old:.4f} / {new:.4f}" for old, new in zip(there, here, strict=True))
+        increase = max(new - old for old, new in zip(there, here, strict=True))
+        print(f"{name:24}" + "".join(f"{cell:>20}" for cell in cells) + f"{increase:+19.4f}", flush=True)
+
+
+def gaps_in(checkout: Path, name: str) -> list[float]:
+    """Those of `mean_gaps`, planned by another checkout in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/loads.npy", np.stack([load.total for load in synthetic_loads().values()]))
+        code = (
+            f"import eplb, numpy as np; topology = eplb.Topology(*{TABLE[name]!r}); "
+            f"loads = [eplb.ExpertLoad(load) for load in np.load('{folder}/loads.npy')]; "
+            "print([100 * eplb.plan(load, topology, 'greedy').gap_mean for load in loads])"
+        )
+        return json.loads(fresh_process(code, PYTHONSAFEPATH="1", PYTHONPATH=f"{checkout}:{checkout / 'traces'}"))
 
 
 def milliseconds(call: Callable[[], object], repeats: int = REPEATS) -> tuple[float, float]:
@@ -163,7 +225,6 @@ def print_parts(load: eplb.ExpertLoad, topology: eplb.Topology) -> None:
     """Time of each part of a greedy plan, on the cores this process has now."""
     greedy, total = Greedy(), load.total
     first_slot, num_ranks = np.array(topology.rank_first_slot), topology.num_ranks
-    rank_of_slot = np.repeat(np.arange(num_ranks), np.diff(first_slot))
     count = np.empty((NUM_LAYERS, NUM_EXPERTS), np.int64)
     phy2log = np.empty((NUM_LAYERS, topology.num_slots), np.int32)
     slot_load = np.empty(phy2log.shape)
@@ -176,16 +237,15 @@ def print_parts(load: eplb.ExpertLoad, topology: eplb.Topology) -> None:
         state = count, phy2log, slot_load, rank_load
         place_layers(total, order, first_slot, rank_scale, room, 1, num_ranks, 0.0, *state)
 
-    def place_and_descend() -> None:
+    def place_and_search() -> None:
         place()
         target = np.maximum(total.sum(axis=1) / num_ranks * (1 + greedy.tolerance), slot_load.max(axis=1))
-        limits = 1, greedy.most_slots_for_doubles, greedy.most_slots_for_count_moves
-        state = count, phy2log, slot_load, rank_load
-        descend_layers(total, first_slot, rank_of_slot, rank_scale, target, *limits, *state)
+        limits = 1, greedy.most_slots_for_pairs, greedy.most_slots_to_replace, 0
+        search_layers(total, first_slot, rank_scale, target, limits, count, phy2log, slot_load, rank_load)
 
     problem = Problem(load, topology)
     placing, _ = milliseconds(place)
-    both, _ = milliseconds(place_and_descend)
+    both, _ = milliseconds(place_and_search)
     bounds, _ = milliseconds(lambda: lower_bounds(total, topology))
     placement, _ = milliseconds(lambda: eplb.Placement(phy2log, NUM_EXPERTS, topology))
     objective = rank_load.max(axis=1)
@@ -194,7 +254,7 @@ def print_parts(load: eplb.ExpertLoad, topology: eplb.Topology) -> None:
     parts = {
         "sort": milliseconds(lambda: descending_order(total))[0],
         "count and place": placing,
-        "descend": both - placing,
+        "local search": both - placing,
         "bounds": bounds,
         "placement": placement,
         "certificates": wrapped - bounds - placement,
@@ -240,6 +300,9 @@ def print_first_plan() -> None:
 
 def main() -> None:
     say_machine()
+    if sys.argv[1:2] == ["table"]:
+        print_table(sys.argv[2] if len(sys.argv) > 2 else None)
+        return
     loads = synthetic_loads() | real_loads()
     print_quality(loads)
     for name in list(loads)[:3] + list(loads)[3:4]:

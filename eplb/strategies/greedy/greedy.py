@@ -1,42 +1,30 @@
-"""Greedy counts, largest first, then descent on the busiest rank: our default for one load vector.
+"""The default strategy for one load vector: greedy replica counts, packing by descending load, local search.
 
-Copies go to the expert with the most load a copy, at most one a rank. They are packed by descending load, never twice
-on a rank; where ranks have two slots, or some of them one, better counts are searched and the largest copy goes beside
-the smallest. Then experts of the busiest rank are exchanged, one or two at a time, until it is within `tolerance` of
-the lower bound. What is left above it, and large machines, are levelled: see `levelling`. Milliseconds for a model, and
-nearly always at the bound.
+Each redundant replica goes to the expert with the most load a replica, at most one a rank. Replicas are packed by
+descending load, no expert twice on a rank; on ranks with two slots or one, better counts are searched and the largest
+replica is paired with the smallest. Then replicas of the busiest rank are exchanged until it is within `tolerance` of
+the lower bound; see `local_search`. It takes milliseconds for a model and nearly always meets the bound.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import ClassVar, NoReturn, final
+from typing import ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import lower_bounds
-from eplb.core.arrays import Floats, Map
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import GroupMode, Plan, Problem, Survive
 from eplb.core.topology import Topology
 from eplb.errors import EplbError, InfeasibleError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.group_locality import LocalitySearch
-from eplb.strategies.greedy.local_search import (
-    LARGEST_FIRST,
-    Books,
-    Layers,
-    Ranks,
-    first_offset,
-    is_large,
-    level_better,
-    levels_apply,
-    place_and_level,
-    targets,
-)
+from eplb.strategies.greedy.local_search import Layers, LayerState, Ranks, first_offset, place, search, try_harder
 from eplb.strategies.greedy.node_failure import busy_load, put_on_two_nodes
 from eplb.strategies.greedy.pinned import place_pinned
-from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improve_layers
+from eplb.strategies.greedy.two_slot_ranks import improve_layers, has_two_slot_ranks
 
 
 @final
@@ -47,31 +35,32 @@ class Greedy:
     Parameters
     ----------
     tolerance
-        Relative distance from the mean rank load at which a layer is good enough and the descent stops.
-    most_slots_for_doubles, most_slots_for_count_moves
-        Slots a rank may have for the slower steps of the descent; see `kernels.swap_descent`. Moves of copies are
-        always tried where ranks differ in speed: slow ranks need small copies, and these must be made.
-    plateau_looks
-        How often a layer that is left above its tolerance looks for better neighbours; see `kernels.level_search`.
+        Relative distance from the mean rank load at which a layer is good enough and the search stops.
+    most_slots_for_pairs, most_slots_to_replace
+        Most slots of a rank for the slower steps, exchanging two replicas and replacing one; see
+        `local_search_kernel.search_layers`. Where ranks differ in speed, replicas are always replaced: slow ranks need
+        small ones.
+    iterations
+        Offers to the busiest rank, in the walk, of a layer that is left above its tolerance.
     """
 
     name: ClassVar[str] = "greedy"
-    summary: ClassVar[str] = "greedy copies, largest first, then exchanges out of the busiest rank; the default"
+    summary: ClassVar[str] = "greedy replica counts, largest first, then exchanges out of the busiest rank; the default"
     tolerance: float = 2e-4
-    most_slots_for_doubles: int = 16
-    most_slots_for_count_moves: int = 5
-    plateau_looks: int = 1000
+    most_slots_for_pairs: int = 16
+    most_slots_to_replace: int = 5
+    iterations: int = 1000
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for the summed load; the seed changes nothing but the search of group mode "priced"."""
         load, topology, survive = problem.load.total, problem.topology, problem.survive
         if problem.group_mode is GroupMode.PINNED:
-            # Groups on nodes have one slot each; the experts of a node have the copies that are asked.
-            def place(part: Floats, first: NDArray[np.int64], speed: Floats) -> Map:
+            # Groups on nodes have one slot each; the experts of a node have the replicas that are asked.
+            def place_part(part: Floats, first: NDArray[np.int64], speed: Floats) -> Map:
                 twice = survive is Survive.RANK and first[-1] >= 2 * part.shape[1]
                 return self.pack(part, first, speed, unit_of_rank=np.arange(speed.size) if twice else None)[0]
 
-            phy2log = place_pinned(load, problem, place)
+            phy2log = place_pinned(load, problem, place_part)
             return certified_plan(problem, phy2log, strategy=self.name, seed=seed, keeps=survive)
         if problem.group_mode is GroupMode.PRICED:
             phy2log = self._weigh_groups(load, problem, seed=seed)
@@ -117,8 +106,8 @@ class Greedy:
         speed
             [R] of each rank; None when all ranks are equally fast.
         unit_of_rank
-            [R] units, ranks or nodes, of which any one may be lost: each expert gets two copies or more, spread so that
-            no rank inherits much of a lost unit's load. None when losses need not be survived.
+            [R] units, ranks or nodes, of which any one may be lost: each expert gets two replicas or more, spread so
+            that no rank inherits much of a lost unit's load. None when losses need not be survived.
 
         Returns
         -------
@@ -128,82 +117,63 @@ class Greedy:
         Raises
         ------
         InfeasibleError
-            If ranks are so unequal that the copies cannot be kept apart.
+            If ranks are so unequal that the replicas cannot be kept apart.
         """
         load, idle = busy_load(load)
         speed = np.ones(first_slot.size - 1) if speed is None else speed
-        num_ranks, num_slots = speed.size, int(first_slot[-1])
         ranks = Ranks(
-            first_slot=np.array(first_slot),
+            first_slot=first_slot,
             rank_scale=1 / speed,
-            room=most_copies_together(first_slot, load.shape[1]),
+            room=most_replicas_together(first_slot, load.shape[1]),
             tolerance=self.tolerance,
-            most_slots_for_doubles=self.most_slots_for_doubles,
+            least_replicas=1 if unit_of_rank is None else 2,
+            most_slots_for_pairs=self.most_slots_for_pairs,
+            most_slots_to_replace=self.most_slots_to_replace,
+            iterations=self.iterations,
         )
-        books = Books.blank(*load.shape, num_slots=num_slots, num_ranks=num_ranks)
+        state = LayerState.blank(*load.shape, num_slots=int(first_slot[-1]), num_ranks=speed.size)
         mean = np.where(idle, np.inf, load.sum(axis=1) / speed.sum())
-        machine = Topology(1, num_ranks, np.diff(first_slot).tolist(), speed.tolist())
-        paired = unit_of_rank is None and has_two_slot_ranks(machine)
-        lower = np.where(idle, np.inf, lower_bounds(load, machine).value) if paired else mean
-        levelled = unit_of_rank is None and levels_apply(ranks)
-        large = levelled and is_large(ranks)
+        two_slots = _two_slot_topology(ranks) if unit_of_rank is None else None
+        lower = mean if two_slots is None else np.where(idle, np.inf, lower_bounds(load, two_slots).value)
 
         def work(chunk: slice) -> None:
-            part, mine = np.ascontiguousarray(load[chunk]), books.at(chunk)
+            part, own = np.ascontiguousarray(load[chunk]), state.at(chunk)
             layers = Layers(load=part, order=descending_order(part), mean=mean[chunk])
-            if large:
-                fresh = place_and_level(layers, ranks, offset=first_offset(layers, ranks))
-                mine.put(slice(None), fresh or _refuse())
-            else:
-                self._place(layers, ranks, mine, unit_of_rank)
-            if paired:
-                improve_layers(part, machine, lower[chunk], *mine.arrays, tolerance=self.tolerance)
-            if not large:
-                self._descend(layers, ranks, mine, least_copies=1 if unit_of_rank is None else 2)
-            if levelled:
-                level_better(layers, mine, ranks, looks=self.plateau_looks)
+            if not place(layers, ranks, own, offset=first_offset(layers, ranks)):
+                raise InfeasibleError(
+                    "the replicas of an expert cannot be kept on different ranks: slots are too unequal"
+                )
+            if unit_of_rank is not None:
+                _spread(part, ranks, own, unit_of_rank)
+            if two_slots is not None:
+                improve_layers(part, two_slots, lower[chunk], *own.arrays, tolerance=self.tolerance)
+            search(layers, ranks, own)
+            if unit_of_rank is None:
+                try_harder(layers, ranks, own)
 
         for_layer_chunks(work, load.shape[0])
-        books.rank_time[idle] = 0.0
-        return books.phy2log, books.rank_time
-
-    def _place(self, layers: Layers, ranks: Ranks, books: Books, unit_of_rank: NDArray[np.int64] | None) -> None:
-        """Count copies so that the largest is least, and pack them; `unit_of_rank` as in `pack`."""
-        from eplb.strategies.greedy.rank_failure_kernel import scatter_layers
-        from eplb.strategies.greedy.replicate_and_pack_kernel import place_layers
-
-        least_copies = 1 if unit_of_rank is None else 2
-        most = ranks.num_ranks  # copies of an expert
-        if not place_layers(
-            layers.load, layers.order, ranks.first_slot, ranks.rank_scale, ranks.room, least_copies, most,
-            LARGEST_FIRST, books.count, books.phy2log, books.slot_load, books.rank_time,
-        ):  # fmt: skip
-            _refuse()
-        if unit_of_rank is not None:
-            scatter_layers(
-                layers.load, ranks.first_slot, ranks.rank_scale, unit_of_rank,
-                books.count, books.phy2log, books.slot_load, books.rank_time,
-            )  # fmt: skip
-
-    def _descend(self, layers: Layers, ranks: Ranks, books: Books, *, least_copies: int) -> None:
-        """Exchange with any rank, one or two experts, and move copies, until the layers meet their targets."""
-        from eplb.strategies.greedy.local_search_kernel import descend_layers
-
-        count_moves = self.most_slots_for_count_moves if ranks.alike else int(ranks.first_slot[-1])
-        rank_of_slot = np.repeat(np.arange(ranks.num_ranks), np.diff(ranks.first_slot))
-        descend_layers(
-            layers.load, ranks.first_slot, rank_of_slot, ranks.rank_scale, targets(layers.mean, books, ranks),
-            least_copies, self.most_slots_for_doubles, count_moves,
-            books.count, books.phy2log, books.slot_load, books.rank_time,
-        )  # fmt: skip
+        state.rank_time[idle] = 0.0
+        return state.phy2log, state.rank_time
 
 
-def _refuse() -> NoReturn:
-    raise InfeasibleError("the copies of an expert cannot be kept on different ranks: slots are too unequal")
+def _spread(load: Floats, ranks: Ranks, state: LayerState, unit_of_rank: Ints) -> None:
+    """Pack the replicas anew so that no rank inherits much of a lost unit's load."""
+    from eplb.strategies.greedy.rank_failure_kernel import scatter_layers
+
+    scatter_layers(load, ranks.first_slot, ranks.rank_scale, unit_of_rank, *state.arrays)
 
 
-def most_copies_together(first_slot: NDArray[np.int64], num_experts: int) -> NDArray[np.int64]:
-    """[E + 1] most copies that k experts can have together with at most one a rank; empty where slots are equal.
+def _two_slot_topology(ranks: Ranks) -> Topology | None:
+    """The ranks as a topology if replicas can be paired on them."""
+    num_slots = np.diff(ranks.first_slot)
+    if num_slots.max() != 2 or not ranks.equally_fast:
+        return None
+    topology = Topology(1, ranks.num_ranks, num_slots.tolist())
+    return topology if has_two_slot_ranks(topology) else None
+
+
+def most_replicas_together(first_slot: NDArray[np.int64], num_experts: int) -> NDArray[np.int64]:
+    """[E + 1] most replicas that k experts can have together with at most one a rank; empty where slots are equal.
 
     With equal slots any counts that fill them, at most one a rank, can be kept apart.
     """

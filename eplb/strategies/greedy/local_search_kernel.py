@@ -1,333 +1,307 @@
-"""Descent on the busiest rank: exchange one expert, then two, then move a copy from one expert to another.
+"""Local search: lower the busiest rank of a layer by exchanges of replicas, by other replica counts, by a random walk.
 
-Knows arrays only. The idea of exchanging the busiest rank's experts is as old as local search for multiprocessor
-scheduling; exchanging two at once is what makes the remaining differences fine enough to reach the mean.
+The busiest rank looks for partners among the ranks with the least time, and the first exchange is made that brings both
+ranks to a level some way down to the mean. The exchange of one replica for one is as old as local search for
+multiprocessor scheduling; two for two makes the differences fine enough to reach the mean. Where no exchange helps, a
+replica of some expert is replaced by one more of an expert of the busiest rank. Where that does not help either,
+exchanges between other ranks that stay below the busiest one change what it can be offered: a walk over the plateau of
+equally good placements.
 
-Ranks may differ in speed: `rank_scale` [R] is the time of one token on each rank, and `rank_time` [R] its load times
-that. With equal ranks the scale is 1 and times are loads. Moving d tokens from rank a to rank b changes their times by
--d scale_a and +d scale_b; both end at the same level when d = (time_a - time_b) / (scale_a + scale_b).
+`rank_scale` [R] is the time of one token on each rank and `rank_time` [R] its load times that; with equal ranks the
+scale is 1 and times are loads. Moving d tokens from rank a to rank b changes their times by -d scale_a and d scale_b.
 """
 
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb_traces.jit import njit
+from eplb.core.kernel_helpers import (
+    MIN_RELATIVE_GAIN,
+    READ_FLOATS,
+    READ_FLOATS_2D,
+    READ_INTS,
+    first_random,
+    holds,
+    link_slots,
+    next_random,
+)
+from eplb_traces.jit import helper, njit
 
-MIN_RELATIVE_GAIN = 1e-9  # a step must lower the busiest rank by this much, or rounding could make it circle
+# Shares of the way from the mean to the busiest rank's time: levels at which an exchange is sought, lowest first.
+LEVELS = (0.5, 0.75, 0.9, 0.98, 0.998)
+MOST_PARTNERS = 8  # ranks of least time that are tried at each level
+MOST_PARTNERS_LAST = 384  # and at the last level
+STEPS_PER_RANK = 20  # exchanges of a descent, over ranks: one that takes more hardly gains
+PLATEAU_PAIRS = 7  # pairs of other ranks tried between two offers to the busiest rank
 
 
-@njit("boolean(int32[::1], int64, int64, int64)")
-def _holds(phy2log: Map, first: int, last: int, expert: int) -> bool:
-    """Whether one of the slots first..last-1 holds the expert."""
-    for slot in range(first, last):  # noqa: SIM110  # numba compiles the loop, not any()
-        if phy2log[slot] == expert:
-            return True
-    return False
+@helper
+def _swap(phy2log: Map, slot_load: Floats, slot: int, other: int) -> None:
+    phy2log[slot], phy2log[other] = phy2log[other], phy2log[slot]
+    slot_load[slot], slot_load[other] = slot_load[other], slot_load[slot]
 
 
-@njit("void(int32[::1], float64[::1], float64[::1], float64[::1], int64, int64, int64, int64)")
+@helper
+def _exchange_one(
+    phy2log: Map, slot_load: Floats, first_slot: Ints, rank: int, partner: int, wanted: float, near: float, start: int
+) -> float:
+    """Make the first exchange of one replica that moves `wanted` load to the partner, up to `near`; 0 if none does.
+
+    Slots of the rank are tried in circular order from the one numbered `start`.
+    """
+    begin, end = first_slot[rank], first_slot[rank + 1]
+    partner_begin, partner_end = first_slot[partner], first_slot[partner + 1]
+    own, theirs = slot_load[begin:end], slot_load[partner_begin:partner_end]
+    at = start % own.size if start > 0 else 0
+    for _ in range(own.size):
+        target = own[at] - wanted
+        for other in range(theirs.size):
+            if abs(target - theirs[other]) <= near:
+                moved = own[at] - theirs[other]
+                if (
+                    moved != 0
+                    and not holds(phy2log, partner_begin, partner_end, phy2log[begin + at])
+                    and not holds(phy2log, begin, end, phy2log[partner_begin + other])
+                ):
+                    _swap(phy2log, slot_load, begin + at, partner_begin + other)
+                    return moved
+        at = at + 1 if at + 1 < own.size else 0
+    return 0.0
+
+
+@helper
+def _exchange_two(
+    phy2log: Map, slot_load: Floats, first_slot: Ints, rank: int, partner: int, wanted: float, near: float
+) -> float:
+    """Make the first exchange of two replicas, in slot order, that moves `wanted` load, up to `near`; 0 if none."""
+    begin, end = first_slot[rank], first_slot[rank + 1]
+    partner_begin, partner_end = first_slot[partner], first_slot[partner + 1]
+    own, theirs = slot_load[begin:end], slot_load[partner_begin:partner_end]
+    for slot in range(own.size - 1):
+        if holds(phy2log, partner_begin, partner_end, phy2log[begin + slot]):
+            continue
+        for slot2 in range(slot + 1, own.size):
+            pair = own[slot] + own[slot2]
+            for other in range(theirs.size - 1):
+                target = pair - wanted - theirs[other]
+                for other2 in range(other + 1, theirs.size):
+                    if abs(target - theirs[other2]) <= near:
+                        moved = pair - theirs[other] - theirs[other2]
+                        if (
+                            moved != 0
+                            and not holds(phy2log, partner_begin, partner_end, phy2log[begin + slot2])
+                            and not holds(phy2log, begin, end, phy2log[partner_begin + other])
+                            and not holds(phy2log, begin, end, phy2log[partner_begin + other2])
+                        ):
+                            _swap(phy2log, slot_load, begin + slot, partner_begin + other)
+                            _swap(phy2log, slot_load, begin + slot2, partner_begin + other2)
+                            return moved
+    return 0.0
+
+
+@helper
 def _exchange(
-    phy2log: Map,
-    slot_load: Floats,
-    rank_time: Floats,
-    rank_scale: Floats,
-    slot: int,
-    partner_slot: int,
-    rank: int,
-    partner: int,
-) -> None:
-    moved = slot_load[slot] - slot_load[partner_slot]
+    phy2log: Map, slot_load: Floats, rank_time: Floats, first_slot: Ints, rank_scale: Floats, rank: int, partner: int,
+    level: float, size: int, start: int,
+) -> bool:  # fmt: skip
+    """Exchange one replica or two so that both ranks end at `level` or below; False if no exchange does."""
+    least = (rank_time[rank] - level) / rank_scale[rank]
+    most = (level - rank_time[partner]) / rank_scale[partner]
+    if least > most:
+        return False
+    wanted, near = 0.5 * (least + most), 0.5 * (most - least)
+    if size == 1:
+        moved = _exchange_one(phy2log, slot_load, first_slot, rank, partner, wanted, near, start)
+    else:
+        moved = _exchange_two(phy2log, slot_load, first_slot, rank, partner, wanted, near)
     rank_time[rank] -= moved * rank_scale[rank]
     rank_time[partner] += moved * rank_scale[partner]
-    phy2log[slot], phy2log[partner_slot] = phy2log[partner_slot], phy2log[slot]
-    slot_load[slot], slot_load[partner_slot] = slot_load[partner_slot], slot_load[slot]
+    return moved != 0
 
 
-@njit("float64(float64, float64, float64)")
-def _above_level(excess: float, scale: float, partner_scale: float) -> float:
-    """How far above their common level the later of two ranks ends when `excess` tokens too many are moved."""
-    return max(excess * partner_scale, -excess * scale)
-
-
-@njit(
-    "UniTuple(int64, 2)(int32[::1], float64[::1], int64[::1], int64[::1], float64, float64, float64, int64, int64,"
-    " float64, float64)"
-)
-def _best_single(
-    phy2log: Map,
-    slot_load: Floats,
-    count: Ints,
-    first_slot: Ints,
-    scale: float,
-    partner_scale: float,
-    per_load: float,
-    rank: int,
-    partner: int,
-    wanted: float,
-    tolerance: float,
-) -> tuple[int, int]:
-    """Find the exchange of one expert that moves closest to `wanted` load; -1s if none.
-
-    Close is what leaves both ranks less than `tolerance` above the level at which they would be equal.
-    """
-    near = tolerance * per_load  # the inner loop compares loads: no exchange further off can be close enough
-    begin, end = first_slot[rank], first_slot[rank + 1]
-    partner_begin, partner_end = first_slot[partner], first_slot[partner + 1]
-    best = (-1, -1)
-    for slot in range(begin, end):
-        target = slot_load[slot] - wanted
-        for partner_slot in range(partner_begin, partner_end):
-            excess = target - slot_load[partner_slot]
-            if abs(excess) < near:
-                distance = _above_level(excess, scale, partner_scale)
-                if distance >= tolerance:
-                    continue
-                expert, other = phy2log[slot], phy2log[partner_slot]
-                if count[expert] > 1 and _holds(phy2log, partner_begin, partner_end, expert):
-                    continue
-                if count[other] > 1 and _holds(phy2log, begin, end, other):
-                    continue
-                tolerance = distance
-                near = tolerance * per_load
-                best = (slot, partner_slot)
-    return best
-
-
-@njit(
-    "UniTuple(int64, 4)(int32[::1], float64[::1], int64[::1], int64[::1], float64, float64, float64, int64, int64,"
-    " float64, float64, float64)"
-)
-def _best_double(
-    phy2log: Map,
-    slot_load: Floats,
-    count: Ints,
-    first_slot: Ints,
-    scale: float,
-    partner_scale: float,
-    per_load: float,
-    rank: int,
-    partner: int,
-    wanted: float,
-    tolerance: float,
-    enough: float,
-) -> tuple[int, int, int, int]:
-    """Find an exchange of two experts that moves as close to `wanted` load as `enough`, the first one in slot order.
-
-    If there is none, the closest one that is closer than `tolerance`; -1s if there is none either. Closeness is as in
-    `_best_single`.
-    """
-    near = tolerance * per_load
-    begin, end = first_slot[rank], first_slot[rank + 1]
-    partner_begin, partner_end = first_slot[partner], first_slot[partner + 1]
-    best = (-1, -1, -1, -1)
-    for slot in range(begin, end - 1):
-        if count[phy2log[slot]] > 1 and _holds(phy2log, partner_begin, partner_end, phy2log[slot]):
-            continue
-        for slot2 in range(slot + 1, end):
-            if count[phy2log[slot2]] > 1 and _holds(phy2log, partner_begin, partner_end, phy2log[slot2]):
-                continue
-            pair = slot_load[slot] + slot_load[slot2] - wanted
-            for partner_slot in range(partner_begin, partner_end - 1):
-                target = pair - slot_load[partner_slot]
-                for partner_slot2 in range(partner_slot + 1, partner_end):
-                    excess = target - slot_load[partner_slot2]
-                    if abs(excess) < near:
-                        distance = _above_level(excess, scale, partner_scale)
-                        if distance >= tolerance:
-                            continue
-                        other, other2 = phy2log[partner_slot], phy2log[partner_slot2]
-                        if count[other] > 1 and _holds(phy2log, begin, end, other):
-                            continue
-                        if count[other2] > 1 and _holds(phy2log, begin, end, other2):
-                            continue
-                        tolerance = distance
-                        near = tolerance * per_load
-                        best = (slot, slot2, partner_slot, partner_slot2)
-                        if distance <= enough:
-                            return best
-    return best
-
-
-@njit(
-    "boolean(int32[::1], float64[::1], float64[::1], float64[::1], int64[::1], int64[::1], int64, int64, float64,"
-    " int64)"
-)
-def _exchange_with_best_partner(
-    phy2log: Map,
-    slot_load: Floats,
-    rank_time: Floats,
-    rank_scale: Floats,
-    count: Ints,
-    first_slot: Ints,
-    busiest: int,
-    idlest: int,
-    target: float,
-    num_exchanged: int,
-) -> bool:
-    """Exchange one or two experts of the busiest rank so that it and its partner end lowest; False if nothing helps.
-
-    The idlest rank is tried first and the search ends at the first exchange that brings both ranks to the target.
-    """
-    top, scale = rank_time[busiest], rank_scale[busiest]
-    per_time = 1 / scale
-    reached = top * (1 - MIN_RELATIVE_GAIN)
-    partner_found = -1
-    slot = slot2 = partner_slot = partner_slot2 = -1
-    for i in range(-1, rank_time.size):
-        partner = idlest if i < 0 else i
-        partner_scale = rank_scale[partner]
-        if scale == partner_scale:  # divisions are slow: equal ranks do without
-            level = 0.5 * (top + rank_time[partner])
-            per_load = per_time
-        else:
-            level = (top * partner_scale + rank_time[partner] * scale) / (scale + partner_scale)
-            per_load = 1 / min(scale, partner_scale)
-        if i == idlest or partner == busiest or level >= reached:
-            continue
-        wanted = (top - level) * per_time
-        if num_exchanged == 1:
-            found, found_partner = _best_single(
-                phy2log,
-                slot_load,
-                count,
-                first_slot,
-                scale,
-                partner_scale,
-                per_load,
-                busiest,
-                partner,
-                wanted,
-                reached - level,
-            )
-            if found < 0:
-                continue
-            slot, partner_slot = found, found_partner
-            moved = slot_load[slot] - slot_load[partner_slot]
-        else:
-            found, found2, found_partner, found_partner2 = _best_double(
-                phy2log,
-                slot_load,
-                count,
-                first_slot,
-                scale,
-                partner_scale,
-                per_load,
-                busiest,
-                partner,
-                wanted,
-                reached - level,
-                target - level,
-            )
-            if found < 0:
-                continue
-            slot, slot2, partner_slot, partner_slot2 = found, found2, found_partner, found_partner2
-            moved = slot_load[slot] + slot_load[slot2] - slot_load[partner_slot] - slot_load[partner_slot2]
-        partner_found = partner
-        reached = level + _above_level(moved - wanted, scale, partner_scale)
-        if reached <= target:
+@helper
+def _sort_in(rank_time: Floats, by_time: Ints, place: Ints, rank: int) -> None:
+    """Put a rank whose time has changed back in order: ranks by time, ties by id; `place` is the inverse."""
+    at, time = place[rank], rank_time[rank]
+    while at + 1 < by_time.size:
+        after = by_time[at + 1]
+        if rank_time[after] > time or (rank_time[after] == time and after > rank):
             break
-    if partner_found < 0:
-        return False
-    _exchange(phy2log, slot_load, rank_time, rank_scale, slot, partner_slot, busiest, partner_found)
-    if num_exchanged == 2:
-        _exchange(phy2log, slot_load, rank_time, rank_scale, slot2, partner_slot2, busiest, partner_found)
-    return True
+        by_time[at], place[after] = after, at
+        at += 1
+    while at > 0:
+        before = by_time[at - 1]
+        if rank_time[before] < time or (rank_time[before] == time and before < rank):
+            break
+        by_time[at], place[before] = before, at
+        at -= 1
+    by_time[at], place[rank] = rank, at
 
 
-@njit(
-    "boolean(float64[::1], int32[::1], float64[::1], float64[::1], float64[::1], int64[::1], int64[::1], int64[::1],"
-    " int64, int64, float64[::1], int64[::1], int64[::1])",
-)
-def _move_copy(
-    load: Floats,
+@helper
+def _lower_busiest(
     phy2log: Map,
     slot_load: Floats,
     rank_time: Floats,
-    rank_scale: Floats,
-    count: Ints,
     first_slot: Ints,
+    rank_scale: Floats,
+    by_time: Ints,
+    mean: float,
+    target: float,
+    most_slots_for_pairs: int,
+) -> int:
+    """Exchange with a rank of little time, at the lowest level that some of them allows; returns it, -1 if none."""
+    busiest = by_time[by_time.size - 1]
+    top = rank_time[busiest]
+    sizes = 2 if first_slot[busiest + 1] - first_slot[busiest] <= most_slots_for_pairs else 1
+    for share in LEVELS:
+        level = min(max(target, mean + share * (top - mean)), top * (1 - MIN_RELATIVE_GAIN))
+        for size in range(1, sizes + 1):
+            for i in range(min(MOST_PARTNERS if share < LEVELS[-1] else MOST_PARTNERS_LAST, by_time.size - 1)):
+                if _exchange(
+                    phy2log, slot_load, rank_time, first_slot, rank_scale, busiest, by_time[i], level, size, 0
+                ):
+                    return by_time[i]
+    return -1
+
+
+@helper
+def _descend(
+    phy2log: Map, slot_load: Floats, rank_time: Floats, first_slot: Ints, rank_scale: Floats, target: float,
+    most_slots_for_pairs: int, by_time: Ints, place: Ints,
+) -> None:  # fmt: skip
+    """Exchange replicas of the busiest rank until it meets the target or no exchange helps; sorts `by_time`."""
+    num_ranks = rank_time.size
+    by_time[:] = np.argsort(rank_time, kind="mergesort")
+    for at in range(num_ranks):
+        place[by_time[at]] = at
+    mean = (rank_time / rank_scale).sum() / (1 / rank_scale).sum()
+    for _ in range(STEPS_PER_RANK * num_ranks):
+        busiest = by_time[num_ranks - 1]
+        if rank_time[busiest] <= target:
+            break
+        partner = _lower_busiest(
+            phy2log, slot_load, rank_time, first_slot, rank_scale, by_time, mean, target, most_slots_for_pairs
+        )
+        if partner < 0:
+            break
+        _sort_in(rank_time, by_time, place, busiest)
+        _sort_in(rank_time, by_time, place, partner)
+
+
+@helper
+def _replace_replica(
+    phy2log: Map,
+    slot_load: Floats,
+    rank_time: Floats,
+    first_slot: Ints,
+    rank_scale: Floats,
+    load: Floats,
+    count: Ints,
     rank_of_slot: Ints,
     busiest: int,
-    least_copies: int,
-    trial: Floats,
-    first_member: Ints,
-    member: Ints,
+    least_replicas: int,
 ) -> bool:
-    """Turn a copy of some expert into one more copy of an expert of the busiest rank; False if nothing helps.
+    """Replace a replica of some expert by one more of an expert of the busiest rank; False if that does not help.
 
-    Of all such moves the one is made that leaves the touched ranks lowest; every expert keeps `least_copies`.
-    `trial` [R], `first_member` [E + 1] and `member` [P] are scratch; the latter two become the slots of each expert.
+    Of all such moves the one is made that leaves the ranks of the two experts lowest; ties to the lowest slots. Every
+    expert keeps `least_replicas`.
     """
-    first_member[0] = 0
-    for expert in range(load.size):
-        first_member[expert + 1] = first_member[expert] + count[expert]
-    for slot in range(phy2log.size - 1, -1, -1):
-        first_member[phy2log[slot] + 1] -= 1
-        member[first_member[phy2log[slot] + 1]] = slot
-    for expert in range(load.size):  # undo the shift that the filling used up
-        first_member[expert] = first_member[expert + 1]
-    first_member[load.size] = phy2log.size
+    head, following = np.empty(load.size, dtype=np.int32), np.empty(rank_of_slot.size, dtype=np.int32)
+    link_slots(phy2log, head, following)
+    change = np.zeros(rank_time.size, dtype=np.float64)
     reached = rank_time[busiest] * (1 - MIN_RELATIVE_GAIN)
-    best_slot, best_taker = -1, -1
-    for slot in range(phy2log.size):
-        giver, rank = phy2log[slot], rank_of_slot[slot]
-        if count[giver] <= least_copies or rank == busiest:
+    best_slot, best_recipient = -1, -1
+    for slot in range(rank_of_slot.size):
+        donor, rank = phy2log[slot], rank_of_slot[slot]
+        if count[donor] <= least_replicas or rank == busiest:
             continue
-        giver_unit = load[giver] / (count[giver] - 1)
         for busy_slot in range(first_slot[busiest], first_slot[busiest + 1]):
-            taker = phy2log[busy_slot]
-            if taker == giver or _holds(phy2log, first_slot[rank], first_slot[rank + 1], taker):
+            recipient = phy2log[busy_slot]
+            if recipient == donor or holds(phy2log, first_slot[rank], first_slot[rank + 1], recipient):
                 continue
-            taker_unit = load[taker] / (count[taker] + 1)
-            trial[rank] = rank_time[rank]
-            for i in range(first_member[giver], first_member[giver + 1]):
-                trial[rank_of_slot[member[i]]] = rank_time[rank_of_slot[member[i]]]
-            for i in range(first_member[taker], first_member[taker + 1]):
-                trial[rank_of_slot[member[i]]] = rank_time[rank_of_slot[member[i]]]
-            for i in range(first_member[giver], first_member[giver + 1]):
-                home = rank_of_slot[member[i]]
-                trial[home] += (giver_unit - slot_load[member[i]]) * rank_scale[home]
-            for i in range(first_member[taker], first_member[taker + 1]):
-                home = rank_of_slot[member[i]]
-                trial[home] += (taker_unit - slot_load[member[i]]) * rank_scale[home]
-            trial[rank] += (taker_unit - giver_unit) * rank_scale[rank]
-            top = trial[rank]
-            for i in range(first_member[giver], first_member[giver + 1]):
-                top = max(top, trial[rank_of_slot[member[i]]])
-            for i in range(first_member[taker], first_member[taker + 1]):
-                top = max(top, trial[rank_of_slot[member[i]]])
+            less, more = load[recipient] / (count[recipient] + 1), load[donor] / (count[donor] - 1)
+            change[rank] = (less - more) * rank_scale[rank]
+            for expert, each in ((recipient, less), (donor, more)):
+                at = head[expert]
+                while at >= 0:
+                    change[rank_of_slot[at]] += (each - slot_load[at]) * rank_scale[rank_of_slot[at]]
+                    at = following[at]
+            top = rank_time[rank] + change[rank]
+            for expert in (recipient, donor):
+                at = head[expert]
+                while at >= 0:
+                    top = max(top, rank_time[rank_of_slot[at]] + change[rank_of_slot[at]])
+                    at = following[at]
+            for expert in (recipient, donor):
+                at = head[expert]
+                while at >= 0:
+                    change[rank_of_slot[at]] = 0.0
+                    at = following[at]
             if top < reached:
-                reached, best_slot, best_taker = top, slot, taker
+                reached, best_slot, best_recipient = top, slot, recipient
     if best_slot < 0:
         return False
-    giver = phy2log[best_slot]
-    count[giver] -= 1
-    count[best_taker] += 1
-    rank_time[rank_of_slot[best_slot]] -= slot_load[best_slot] * rank_scale[rank_of_slot[best_slot]]
-    slot_load[best_slot] = 0.0
-    phy2log[best_slot] = best_taker
-    for slot in range(phy2log.size):
-        expert = phy2log[slot]
-        if expert == giver or expert == best_taker:  # noqa: SIM109  # numba has no `in` for mixed integers
-            unit = load[expert] / count[expert]
-            rank_time[rank_of_slot[slot]] += (unit - slot_load[slot]) * rank_scale[rank_of_slot[slot]]
-            slot_load[slot] = unit
+    donor = phy2log[best_slot]
+    count[donor] -= 1
+    count[best_recipient] += 1
+    phy2log[best_slot] = best_recipient
+    for slot in range(rank_of_slot.size):
+        expert, rank = phy2log[slot], rank_of_slot[slot]
+        each = load[expert] / count[expert]
+        if each != slot_load[slot]:
+            rank_time[rank] += (each - slot_load[slot]) * rank_scale[rank]
+            slot_load[slot] = each
     return True
 
 
+@helper
+def _walk(
+    phy2log: Map,
+    slot_load: Floats,
+    rank_time: Floats,
+    first_slot: Ints,
+    rank_scale: Floats,
+    target: float,
+    most_slots_for_pairs: int,
+    iterations: int,
+) -> None:
+    """Offer the busiest rank one partner at a time and, between offers, exchange between others that stay below it.
+
+    The busiest rank never gets busier. O(iterations (R + S^4)).
+    """
+    num_ranks, state = rank_time.size, first_random(0, 0)
+    for _ in range(iterations):
+        busiest = np.argmax(rank_time)
+        if rank_time[busiest] <= target or num_ranks < 2:
+            break
+        level = rank_time[busiest] * (1 - MIN_RELATIVE_GAIN)
+        for i in range(PLATEAU_PAIRS + 1):
+            state = next_random(state)
+            rank = np.int64(state >> np.uint64(33)) % num_ranks if i > 0 else busiest
+            start = np.int64(state & np.uint64(0xFFFF))
+            state = next_random(state)
+            partner = np.int64(state >> np.uint64(33)) % num_ranks
+            if rank == partner or partner == busiest or (i > 0 and rank == busiest):
+                continue
+            pairs = first_slot[rank + 1] - first_slot[rank] <= most_slots_for_pairs
+            helped = _exchange(phy2log, slot_load, rank_time, first_slot, rank_scale, rank, partner, level, 1, start)
+            helped = helped or (
+                pairs and _exchange(phy2log, slot_load, rank_time, first_slot, rank_scale, rank, partner, level, 2, 0)
+            )
+            if helped and i == 0:
+                break
+
+
 @njit(
-    "void(Array(float64, 2, 'C', readonly=True), int64[::1], int64[::1], float64[::1], float64[::1], int64, int64,"
-    " int64, int64[:, ::1], int32[:, ::1], float64[:, ::1], float64[:, ::1])",
+    f"void({READ_FLOATS_2D}, {READ_INTS}, {READ_FLOATS}, float64[::1], UniTuple(int64, 4), int64[:, ::1],"
+    " int32[:, ::1], float64[:, ::1], float64[:, ::1])"
 )
-def descend_layers(
+def search_layers(
     load: Floats,
     first_slot: Ints,
-    rank_of_slot: Ints,
     rank_scale: Floats,
     target: Floats,
-    least_copies: int,
-    most_slots_for_doubles: int,
-    most_slots_for_count_moves: int,
+    limits: tuple[int, int, int, int],
     count: Ints,
     phy2log: Map,
     slot_load: Floats,
@@ -335,53 +309,45 @@ def descend_layers(
 ) -> None:
     """Lower the busiest rank of each layer until it meets the layer's target or no step helps.
 
-    Steps, each tried only when the ones before fail: exchange one expert, exchange two, move a copy. The busiest rank's
-    time falls with every step or another equally busy rank is left, so the descent ends. Ties go to the lowest id.
+    Steps, each tried only when the ones before fail: exchange one replica, exchange two, replace a replica, walk. The
+    busiest rank's time falls with every step but those of the walk, or another equally busy rank is left. Ties go to
+    the lowest id. A step takes O(S^4) and, to keep the ranks sorted, O(R); replacing a replica O(P S R).
 
     Parameters
     ----------
     load
         [L, E]
-    first_slot, rank_of_slot, rank_scale
-        [R + 1], [P], [R]
+    first_slot, rank_scale
+        [R + 1], [R]
     target
         [L] rank time at which a layer is good enough.
-    least_copies
-        No move of a copy leaves an expert with fewer.
-    most_slots_for_doubles, most_slots_for_count_moves
-        Exchanges of two experts and moves of copies are tried on ranks with at most so many slots: with more, single
-        exchanges are fine enough and these are slow.
+    limits
+        Replicas that every expert keeps; most slots of a rank for exchanges of two replicas, and for replacing one;
+        iterations of the walk. With more slots, exchanges of one are fine enough and the other steps are slow.
     count, phy2log, slot_load, rank_time
-        [L, E], [L, P], [L, P], [L, R] in and out; every slot holds an expert.
+        [L, E], [L, P], [L, P], [L, R] in and out; every slot holds an expert, no rank one twice.
     """
     num_ranks = rank_time.shape[1]
-    trial = np.empty(num_ranks, dtype=np.float64)
-    first_member = np.empty(load.shape[1] + 1, dtype=np.int64)
-    member = np.empty(phy2log.shape[1], dtype=np.int64)
-    layer_load = np.empty(load.shape[1], dtype=np.float64)
-    for layer in range(load.shape[0]):
-        layer_load[:] = load[layer]
-        ranks, slots, experts = rank_time[layer], slot_load[layer], phy2log[layer]
-        helped = True
-        while helped:
-            busiest = idlest = 0
-            for rank in range(1, num_ranks):
-                if ranks[rank] > ranks[busiest]:
-                    busiest = rank
-                if ranks[rank] < ranks[idlest]:
-                    idlest = rank
-            if ranks[busiest] <= target[layer]:
-                break
-            num_held = first_slot[busiest + 1] - first_slot[busiest]
-            helped = _exchange_with_best_partner(
-                experts, slots, ranks, rank_scale, count[layer], first_slot, busiest, idlest, target[layer], 1
-            )
-            if not helped and num_held <= most_slots_for_doubles:
-                helped = _exchange_with_best_partner(
-                    experts, slots, ranks, rank_scale, count[layer], first_slot, busiest, idlest, target[layer], 2
-                )
-            if not helped and num_held <= most_slots_for_count_moves:
-                helped = _move_copy(
-                    layer_load, experts, slots, ranks, rank_scale, count[layer], first_slot, rank_of_slot, busiest,
-                    least_copies, trial, first_member, member,
+    least_replicas, most_slots_for_pairs, most_slots_to_replace, iterations = limits
+    rank_of_slot = np.empty(phy2log.shape[1], dtype=np.int64)
+    for rank in range(num_ranks):
+        rank_of_slot[first_slot[rank] : first_slot[rank + 1]] = rank
+    by_time, place = np.arange(num_ranks), np.arange(num_ranks)
+    for i in range(load.shape[0]):
+        experts, loads, times = phy2log[i], slot_load[i], rank_time[i]
+        for left in (iterations, 0):
+            replaced = True
+            while replaced:
+                _descend(experts, loads, times, first_slot, rank_scale, target[i], most_slots_for_pairs, by_time, place)
+                busiest = by_time[num_ranks - 1]
+                replaced = (
+                    times[busiest] > target[i]
+                    and first_slot[busiest + 1] - first_slot[busiest] <= most_slots_to_replace
+                    and _replace_replica(
+                        experts, loads, times, first_slot, rank_scale, load[i], count[i], rank_of_slot, busiest,
+                        least_replicas,
+                    )
                 )  # fmt: skip
+            if left == 0 or times[busiest] <= target[i]:
+                break
+            _walk(experts, loads, times, first_slot, rank_scale, target[i], most_slots_for_pairs, left)

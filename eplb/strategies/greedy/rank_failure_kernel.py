@@ -8,7 +8,7 @@ the worst single failure. Mirrored disks are scattered in the same way (chained 
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
-from eplb.core.kernel_helpers import READ_FLOATS_2D
+from eplb.core.kernel_helpers import READ_FLOATS_2D, READ_INTS
 from eplb.strategies.greedy.replicate_and_pack_kernel import place_by_exchange
 from eplb_traces.jit import helper, njit
 
@@ -65,7 +65,7 @@ def _pack(
 
 
 @njit(
-    f"void({READ_FLOATS_2D}, int64[::1], float64[::1], int64[::1], int64[:, ::1], int32[:, ::1], float64[:, ::1],"
+    f"void({READ_FLOATS_2D}, {READ_INTS}, float64[::1], int64[::1], int64[:, ::1], int32[:, ::1], float64[:, ::1],"
     " float64[:, ::1])"
 )
 def scatter_layers(

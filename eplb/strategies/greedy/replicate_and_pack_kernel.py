@@ -1,21 +1,21 @@
-"""Replica counts and a first packing: the two greedy steps before any search. Knows arrays only.
+"""Replica counts and a first packing: the two greedy steps before any search.
 
-Sources: replica counts as DeepSeek's EPLB chooses them (argmax of load / count), here with a heap and a cap of one copy
-a rank; packing by the longest-processing-time rule (Graham 1969) with a slot limit a rank; which counts can be kept
-apart on ranks of unequal slots: Gale 1957 and Ryser 1957.
+Sources: replica counts as DeepSeek's EPLB chooses them (argmax of load / count), here with a heap and at most one
+replica a rank; packing by the longest-processing-time rule (Graham 1969) with a slot limit a rank; which counts can be
+kept apart on ranks of unequal slots: Gale 1957 and Ryser 1957.
 
 `rank_scale` [R] is the time of one token on each rank and `rank_time` [R] its load times that; with equal ranks the
 scale is 1 and times are loads.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eplb.core.arrays import Floats, Ints
-from eplb_traces.jit import njit
+from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.kernel_helpers import READ_FLOATS, READ_FLOATS_2D, READ_INTS, holds
+from eplb_traces.jit import helper, njit
 
 
-@njit("void(float64[::1], int64[::1], int64, float64, int64)")
+@helper
 def _sift_down(keys: Floats, ids: Ints, size: int, key: float, item: int) -> None:
     """Put (key, item) at the root of a binary min-heap and let it sink. Ties go to the lower id."""
     at = 0
@@ -35,7 +35,7 @@ def _sift_down(keys: Floats, ids: Ints, size: int, key: float, item: int) -> Non
     ids[at] = item
 
 
-@njit("void(float64[::1], int64[::1], int64, float64, int64)")
+@helper
 def _sift_up(keys: Floats, ids: Ints, at: int, key: float, item: int) -> None:
     """Put (key, item) at the free place `at` of a binary min-heap and let it rise. Ties go to the lower id."""
     while at > 0:
@@ -49,78 +49,69 @@ def _sift_up(keys: Floats, ids: Ints, at: int, key: float, item: int) -> None:
     ids[at] = item
 
 
-@njit("boolean(int64[::1], int64[::1], int64[::1])")
-def _can_be_kept_apart(count: Ints, room: Ints, with_count: Ints) -> bool:
-    """Whether ranks exist for all copies with no expert twice on a rank: `room[k]` holds the k most copied experts.
-
-    `with_count` is scratch, longer than any count.
-    """
-    with_count[:] = 0
+@helper
+def _can_be_kept_apart(count: Ints, room: Ints, max_replicas: int) -> bool:
+    """Whether the replicas fit with no expert twice on a rank: `room[k]` holds those of the k most replicated ones."""
+    with_count = np.zeros(max_replicas + 2, dtype=np.int64)
     for expert in range(count.size):
         with_count[count[expert]] += 1
-    num_experts = num_copies = 0
-    for copies in range(with_count.size - 1, 0, -1):
-        for _ in range(with_count[copies]):
+    num_experts = num_replicas = 0
+    for replicas in range(max_replicas + 1, 0, -1):
+        for _ in range(with_count[replicas]):
             num_experts += 1
-            num_copies += copies
-            if num_copies > room[num_experts]:
+            num_replicas += replicas
+            if num_replicas > room[num_experts]:
                 return False
     return True
 
 
-@njit(
-    "int64(float64[::1], int64[::1], int64, int64, int64, float64, int64[::1], int64[::1], int64[::1], float64[::1],"
-    " int64[::1])"
-)
+@helper
 def count_replicas(
     load: Floats,
     order: Ints,
-    num_copies: int,
-    least_copies: int,
-    max_copies: int,
+    num_redundant: int,
+    least_replicas: int,
+    max_replicas: int,
     offset: float,
     room: Ints,
     count: Ints,
-    with_count: Ints,
-    heap_key: Floats,
-    heap_expert: Ints,
 ) -> int:
-    """Give `num_copies` redundant copies, each to the expert with the most load / (copies + offset); ties to lowest id.
+    """Give redundant replicas one by one to the expert with the most load / (replicas + offset); ties to lowest id.
 
-    Offset 0 minimises the largest load a copy (an exchange argument: a copy given elsewhere leaves this maximum as it
-    was); 0.5, the divisors of Webster's apportionment, keeps copies near their mean load, with fewer small ones. With
-    unequal ranks an expert gets no copy that could not be kept apart from the others; as the counts that can are a
-    polymatroid, one that is refused once is refused for good, the rest still find a place, and the largest load a copy
-    is still least. O(E + num_copies log num_copies) for loads that are sorted already, times E with unequal ranks.
+    Offset 0 minimises the largest load of a replica (an exchange argument: a replica given elsewhere leaves this
+    maximum as it was); 0.5, the divisors of Webster's apportionment, keeps replicas near their mean load, with fewer
+    small ones. With unequal ranks an expert gets no replica that could not be kept apart from the others; as the counts
+    that can are a polymatroid, one that is refused once is refused for good, the rest still find a place, and the
+    largest load of a replica is still least. O(E + num_redundant log num_redundant) for loads that are sorted already,
+    times E with unequal ranks.
 
     Parameters
     ----------
     load, order
         [E] load of each expert; experts by descending load.
-    num_copies, least_copies, max_copies
-        Copies to give beyond the `least_copies`, 1 or 2, of each expert; most copies of one expert.
+    num_redundant, least_replicas, max_replicas
+        Replicas to give beyond the `least_replicas`, 1 or 2, of each expert; most replicas of one expert.
     offset
-        At least 0: what is added to the copies of an expert when its load is divided by them.
+        At least 0: what is added to the replicas of an expert when its load is divided by them.
     room
-        [E + 1] most copies that k experts can have together, one a rank; empty where ranks have equal slots.
+        [E + 1] most replicas that k experts can have together, one a rank; empty where ranks have equal slots.
     count
-        [E] out: copies of each expert.
-    with_count, heap_key, heap_expert
-        [R + 2], [E], [E] scratch.
+        [E] out: replicas of each expert.
 
     Returns
     -------
     int
-        How many experts may have more than one copy; they are the first ones of `order`, ties aside.
+        How many experts may have more than one replica; they are the first ones of `order`, ties aside.
     """
-    count[:] = least_copies
+    heap_key, heap_expert = np.empty(load.size, dtype=np.float64), np.empty(load.size, dtype=np.int64)
+    count[:] = least_replicas
     num_split = 0
-    if least_copies > 1:
+    if least_replicas > 1:
         num_split = load.size
         for i in range(num_split):
-            key = 1.0 if max_copies <= least_copies else -load[order[i]] / (least_copies + offset)
+            key = 1.0 if max_replicas <= least_replicas else -load[order[i]] / (least_replicas + offset)
             _sift_up(heap_key, heap_expert, i, key, order[i])
-    while num_copies > 0:
+    while num_redundant > 0:
         fresh = num_split < load.size
         if fresh and num_split > 0:
             expert = order[num_split]
@@ -128,12 +119,12 @@ def count_replicas(
             fresh = key < heap_key[0] or (key == heap_key[0] and expert < heap_expert[0])
         expert = order[num_split] if fresh else heap_expert[0]
         count[expert] += 1
-        num_copies -= 1
-        # A positive key marks an expert that has all the copies it may have: behind every other.
-        key = 1.0 if count[expert] >= max_copies else -load[expert] / (count[expert] + offset)
-        if room.size > 0 and not _can_be_kept_apart(count, room, with_count):
+        num_redundant -= 1
+        # A positive key marks an expert that has all the replicas it may have: behind every other.
+        key = 1.0 if count[expert] >= max_replicas else -load[expert] / (count[expert] + offset)
+        if room.size > 0 and not _can_be_kept_apart(count, room, max_replicas):
             count[expert] -= 1
-            num_copies += 1
+            num_redundant += 1
             key = 1.0
         if fresh:
             _sift_up(heap_key, heap_expert, num_split, key, expert)
@@ -143,21 +134,19 @@ def count_replicas(
     return num_split
 
 
-@njit(
-    "boolean(int64, float64, int64, int64[::1], float64[::1], int32[::1], float64[::1], int64[::1], float64[::1])",
-)
+@helper
 def place_by_exchange(
     expert: int,
     load: float,
     num_ranks: int,
     first_slot: Ints,
     rank_scale: Floats,
-    phy2log: NDArray[np.int32],
+    phy2log: Map,
     slot_load: Floats,
     used: Ints,
     rank_time: Floats,
 ) -> bool:
-    """Place a copy when every rank with a free slot holds the expert: another rank takes it and gives an expert away.
+    """Place a replica when every rank with a free slot holds the expert: another rank takes it and gives an expert.
 
     With equal slots the exchange exists: a full rank without the expert holds one more distinct expert than the rank
     with the free slot holds beside this one.
@@ -167,76 +156,48 @@ def place_by_exchange(
         free += 1
     if free == num_ranks:
         return False
+    target = first_slot[free] + used[free]
     for rank in range(num_ranks):
-        holds = False
-        for slot in range(first_slot[rank], first_slot[rank] + used[rank]):
-            holds = holds or phy2log[slot] == expert
-        if holds:
+        end = first_slot[rank] + used[rank]
+        if holds(phy2log, first_slot[rank], end, expert):
             continue
-        for slot in range(first_slot[rank], first_slot[rank] + used[rank]):
-            other = phy2log[slot]
-            doubled = False
-            for held in range(first_slot[free], first_slot[free] + used[free]):
-                doubled = doubled or phy2log[held] == other
-            if doubled:
+        for slot in range(first_slot[rank], end):
+            if holds(phy2log, first_slot[free], target, phy2log[slot]):
                 continue
-            target = first_slot[free] + used[free]
-            phy2log[target] = other
-            slot_load[target] = slot_load[slot]
+            phy2log[target], slot_load[target] = phy2log[slot], slot_load[slot]
             rank_time[free] += slot_load[slot] * rank_scale[free]
             rank_time[rank] += (load - slot_load[slot]) * rank_scale[rank]
-            phy2log[slot] = expert
-            slot_load[slot] = load
+            phy2log[slot], slot_load[slot] = expert, load
             used[free] += 1
             return True
     return False
 
 
-@njit(
-    "boolean(float64[::1], int64[::1], int64, int64[::1], int64[::1], float64[::1], int64[::1], int64[::1],"
-    " float64[::1], int64[::1], int32[::1], float64[::1], float64[::1])",
-)
-def pack_largest_first(
-    load: Floats,
-    order: Ints,
-    num_split: int,
-    count: Ints,
+@helper
+def _fill_slot(
+    rank: int,
+    expert: int,
+    load: float,
     first_slot: Ints,
     rank_scale: Floats,
-    split: Ints,
-    used: Ints,
-    heap_key: Floats,
-    heap_rank: Ints,
-    phy2log: NDArray[np.int32],
+    phy2log: Map,
     slot_load: Floats,
+    used: Ints,
     rank_time: Floats,
 ) -> bool:
-    """Place copies by descending load, each on the rank with the least time that has a free slot and lacks the expert.
+    """Put a replica into the next slot of a rank; whether the rank is full then."""
+    slot = first_slot[rank] + used[rank]
+    phy2log[slot], slot_load[slot] = expert, load
+    used[rank] += 1
+    rank_time[rank] += load * rank_scale[rank]
+    return slot + 1 == first_slot[rank + 1]
 
-    All copies of an expert are placed at once, on as many different ranks. Ties go to the lowest id. O(P log R).
 
-    Parameters
-    ----------
-    load, order, count
-        [E] load, experts by descending load, copies.
-    num_split
-        Experts at the front of `order` that may have more than one copy.
-    first_slot, rank_scale
-        [R + 1] first slot of each rank, then P; [R].
-    split, used, heap_key, heap_rank
-        [E], [R], [R], [R] scratch.
-    phy2log, slot_load, rank_time
-        [P], [P], [R] out: expert and load of each slot, time of each rank.
-
-    Returns
-    -------
-    bool
-        False if some copy found no place; the outputs are then unfinished.
-    """
-    num_ranks = rank_time.size
-    rank_time[:] = 0.0
-    used[:] = 0
-    for i in range(num_split):  # insertion sort of the split experts by load a copy, descending, ties by id
+@helper
+def _order_split(load: Floats, order: Ints, count: Ints, num_split: int) -> Ints:
+    """[num_split] the first experts of `order` by descending load of a replica, ties by id."""
+    split = np.empty(num_split, dtype=np.int64)
+    for i in range(num_split):  # an insertion sort: they are nearly in order
         expert = order[i]
         at = i
         while at > 0:
@@ -247,10 +208,45 @@ def pack_largest_first(
             split[at] = before
             at -= 1
         split[at] = expert
-    num_open = num_ranks
-    for rank in range(num_ranks):
-        heap_key[rank] = 0.0
-        heap_rank[rank] = rank
+    return split
+
+
+@helper
+def _pack_largest_first(
+    load: Floats,
+    order: Ints,
+    num_split: int,
+    count: Ints,
+    first_slot: Ints,
+    rank_scale: Floats,
+    phy2log: Map,
+    slot_load: Floats,
+    rank_time: Floats,
+) -> bool:
+    """Place replicas by descending load, each on the rank of least time that has a free slot and lacks the expert.
+
+    All replicas of an expert are placed at once, on as many different ranks. Ties go to the lowest id. O(P log R).
+
+    Parameters
+    ----------
+    load, order, count
+        [E] load, experts by descending load, replicas.
+    num_split
+        Experts at the front of `order` that may have more than one replica.
+    first_slot, rank_scale
+        [R + 1] first slot of each rank, then P; [R].
+    phy2log, slot_load, rank_time
+        [P], [P], [R] out: expert and load of each slot, time of each rank.
+
+    Returns
+    -------
+    bool
+        False if some replica found no place; the outputs are then unfinished.
+    """
+    num_ranks = num_open = rank_time.size
+    used, split = np.zeros(num_ranks, dtype=np.int64), _order_split(load, order, count, num_split)
+    heap_key, heap_rank = np.zeros(num_ranks, dtype=np.float64), np.arange(num_ranks)
+    rank_time[:] = 0.0
     next_split, next_whole = 0, num_split
     while next_split < num_split or next_whole < load.size:
         whole = next_whole < load.size
@@ -263,10 +259,17 @@ def pack_largest_first(
         else:
             expert = split[next_split]
             next_split += 1
-        copies = count[expert]
-        value = load[expert] / copies
-        num_taken = min(copies, num_open)
-        for _ in range(num_taken):  # the ranks with the least time leave the heap, their ids kept in its freed tail
+        value = load[expert] / count[expert]
+        if count[expert] == 1 and num_open > 0:  # the root stays in the heap: one sift instead of two
+            rank = heap_rank[0]
+            key = rank_time[rank] + value * rank_scale[rank]
+            if _fill_slot(rank, expert, value, first_slot, rank_scale, phy2log, slot_load, used, rank_time):
+                num_open -= 1
+                key, rank = heap_key[num_open], heap_rank[num_open]
+            _sift_down(heap_key, heap_rank, num_open, key, rank)
+            continue
+        num_taken = min(count[expert], num_open)
+        for _ in range(num_taken):  # the ranks of least time leave the heap, their ids kept in its freed tail
             rank = heap_rank[0]
             num_open -= 1
             _sift_down(heap_key, heap_rank, num_open, heap_key[num_open], heap_rank[num_open])
@@ -274,18 +277,13 @@ def pack_largest_first(
         num_full = 0
         for _ in range(num_taken):
             rank = heap_rank[num_open + num_full]
-            slot = first_slot[rank] + used[rank]
-            phy2log[slot] = expert
-            slot_load[slot] = value
-            used[rank] += 1
-            rank_time[rank] += value * rank_scale[rank]
-            if first_slot[rank + 1] - first_slot[rank] == used[rank]:
+            if _fill_slot(rank, expert, value, first_slot, rank_scale, phy2log, slot_load, used, rank_time):
                 num_full += 1
                 continue
             _sift_up(heap_key, heap_rank, num_open, rank_time[rank], rank)
             num_open += 1
-        if num_taken < copies:
-            for _ in range(copies - num_taken):
+        if num_taken < count[expert]:
+            for _ in range(count[expert] - num_taken):
                 if not place_by_exchange(
                     expert, value, num_ranks, first_slot, rank_scale, phy2log, slot_load, used, rank_time
                 ):
@@ -298,29 +296,18 @@ def pack_largest_first(
     return True
 
 
-@njit(
-    "void(float64[::1], int64[::1], int64[::1], float64[::1], boolean[::1], int64[::1], int32[::1], float64[::1],"
-    " float64[::1])"
-)
-def pack_by_room(
-    load: Floats,
-    count: Ints,
-    first_slot: Ints,
-    rank_scale: Floats,
-    taken: NDArray[np.bool_],
-    used: Ints,
-    phy2log: NDArray[np.int32],
-    slot_load: Floats,
-    rank_time: Floats,
+@helper
+def _pack_by_room(
+    load: Floats, count: Ints, first_slot: Ints, rank_scale: Floats, phy2log: Map, slot_load: Floats, rank_time: Floats
 ) -> None:
-    """Place the copies of one expert after the other on the ranks with the most free slots, ties to the least time.
+    """Place the replicas of one expert after the other on the ranks with the most free slots, ties to the least time.
 
     This finds places whenever there are any (the construction in the proof of Gale and Ryser), with much less regard
-    for balance than `pack_largest_first`. Arguments as there; `taken` [R] is scratch. O(P R).
+    for balance than `_pack_largest_first`. Arguments as there. O(P R).
     """
     num_ranks = rank_time.size
+    used, taken = np.zeros(num_ranks, dtype=np.int64), np.empty(num_ranks, dtype=np.bool_)
     rank_time[:] = 0.0
-    used[:] = 0
     for expert in range(load.size):
         taken[:] = False
         for _ in range(count[expert]):
@@ -334,14 +321,13 @@ def pack_by_room(
             slot = first_slot[best] + used[best]
             taken[best] = True
             used[best] += 1
-            phy2log[slot] = expert
-            slot_load[slot] = load[expert] / count[expert]
+            phy2log[slot], slot_load[slot] = expert, load[expert] / count[expert]
             rank_time[best] += slot_load[slot] * rank_scale[best]
 
 
 @njit(
-    "boolean(Array(float64, 2, 'C', readonly=True), int64[:, ::1], int64[::1], float64[::1], int64[::1], int64, int64,"
-    " float64, int64[:, ::1], int32[:, ::1], float64[:, ::1], float64[:, ::1])",
+    f"boolean({READ_FLOATS_2D}, int64[:, ::1], {READ_INTS}, {READ_FLOATS}, {READ_INTS}, int64, int64, float64,"
+    " int64[:, ::1], int32[:, ::1], float64[:, ::1], float64[:, ::1])",
 )
 def place_layers(
     load: Floats,
@@ -349,41 +335,31 @@ def place_layers(
     first_slot: Ints,
     rank_scale: Floats,
     room: Ints,
-    least_copies: int,
-    max_copies: int,
+    least_replicas: int,
+    max_replicas: int,
     offset: float,
     count: Ints,
-    phy2log: NDArray[np.int32],
+    phy2log: Map,
     slot_load: Floats,
     rank_time: Floats,
 ) -> bool:
     """Count replicas and pack them, layer by layer; arguments as above with a leading layer dimension.
 
-    Returns False if the copies cannot be kept apart; that depends on the slots alone.
+    Returns False if the replicas of an expert cannot be kept apart; that depends on the slots alone.
     """
-    num_layers, num_experts = load.shape
-    num_slots, num_ranks = phy2log.shape[1], rank_time.shape[1]
-    if num_slots < least_copies * num_experts or (room.size > 0 and room[num_experts] < num_slots):
+    num_experts, num_slots = load.shape[1], phy2log.shape[1]
+    num_redundant = num_slots - least_replicas * num_experts
+    if num_redundant < 0 or (room.size > 0 and room[num_experts] < num_slots):
         return False
-    key = np.empty(max(num_experts, num_ranks), dtype=np.float64)
-    item = np.empty(max(num_experts, num_ranks), dtype=np.int64)
-    split = np.empty(num_experts, dtype=np.int64)
-    used = np.empty(num_ranks, dtype=np.int64)
-    with_count = np.empty(num_ranks + 2, dtype=np.int64)
-    taken = np.empty(num_ranks, dtype=np.bool_)
-    layer_load = np.empty(num_experts, dtype=np.float64)
-    for layer in range(num_layers):
-        layer_load[:] = load[layer]
+    for layer in range(load.shape[0]):
         num_split = count_replicas(
-            layer_load, order[layer], num_slots - least_copies * num_experts, least_copies, max_copies, offset, room,
-            count[layer], with_count, key, item,
-        )  # fmt: skip
-        if not pack_largest_first(
-            layer_load, order[layer], num_split, count[layer], first_slot, rank_scale, split, used, key, item,
+            load[layer], order[layer], num_redundant, least_replicas, max_replicas, offset, room, count[layer]
+        )
+        if not _pack_largest_first(
+            load[layer], order[layer], num_split, count[layer], first_slot, rank_scale,
             phy2log[layer], slot_load[layer], rank_time[layer],
         ):  # fmt: skip
-            pack_by_room(
-                layer_load, count[layer], first_slot, rank_scale, taken, used,
-                phy2log[layer], slot_load[layer], rank_time[layer],
-            )  # fmt: skip
+            _pack_by_room(
+                load[layer], count[layer], first_slot, rank_scale, phy2log[layer], slot_load[layer], rank_time[layer]
+            )
     return True

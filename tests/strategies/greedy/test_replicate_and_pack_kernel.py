@@ -18,13 +18,10 @@ def descending(load):
     return np.argsort(-load, kind="stable")
 
 
-def counted(load, num_copies, max_copies, *, least=1, room=None, offset=0.0):
-    count, key, item = np.empty(load.size, np.int64), np.empty(load.size), np.empty(load.size, np.int64)
+def counted(load, num_redundant, max_replicas, *, least=1, room=None, offset=0.0):
+    count = np.empty(load.size, np.int64)
     together = np.empty(0, np.int64) if room is None else most_together(room, load.size)
-    with_count = np.empty(max_copies + 2, np.int64)
-    num_split = count_replicas(
-        load, descending(load), num_copies, least, max_copies, offset, together, count, with_count, key, item
-    )
+    num_split = count_replicas(load, descending(load), num_redundant, least, max_replicas, offset, together, count)
     return count.tolist(), num_split
 
 

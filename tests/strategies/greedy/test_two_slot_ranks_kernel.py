@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.evaluation.metrics import evaluate
-from eplb.strategies.greedy.greedy import Greedy, descending_order, most_copies_together
+from eplb.strategies.greedy.greedy import Greedy, descending_order, most_replicas_together
 from eplb.strategies.greedy.replicate_and_pack_kernel import place_layers
 from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improved_map
 from eplb.strategies.greedy.two_slot_ranks_kernel import pair_layers, search_counts
@@ -94,7 +94,7 @@ def test_greedys_plan_for_two_slots_a_rank_is_no_worse_than_its_start_and_mostly
     order, first_slot, shape = descending_order(load), topology.rank_first_slot.copy(), (6, topology.num_slots)
     count, phy2log, slot_load = np.empty((6, 256), np.int64), np.empty(shape, np.int32), np.empty(shape)
     rank_load, ones = np.empty((6, topology.num_ranks)), np.ones(topology.num_ranks)
-    room = most_copies_together(first_slot, 256)
+    room = most_replicas_together(first_slot, 256)
     assert place_layers(
         load, order, first_slot, ones, room, 1, topology.num_ranks, 0.0, count, phy2log, slot_load, rank_load
     )
