@@ -24,7 +24,7 @@ from eplb.strategies.greedy.group_locality import LocalitySearch
 from eplb.strategies.greedy.local_search import Layers, LayerState, Ranks, first_offset, place, search, try_harder
 from eplb.strategies.greedy.node_failure import busy_load, put_on_two_nodes
 from eplb.strategies.greedy.pinned import place_pinned
-from eplb.strategies.greedy.two_slot_ranks import improve_layers, has_two_slot_ranks
+from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improve_layers
 
 
 @final
