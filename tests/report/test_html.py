@@ -153,7 +153,7 @@ def test_one_expert_with_tokens_has_no_pairs():
 
 def test_a_plan_for_another_model_is_refused_by_name():
     other = plan(ExpertLoad(np.ones((3, 8))), Topology(1, 4, 2), "greedy").placement
-    with pytest.raises(InputError, match=r"plan other.*3 layers x 8 experts.*3 layers x 16"):
+    with pytest.raises(InputError, match=r"load of 3 layers x 16 .*plan other is for 3 layers x 8 experts"):
         gather(synthesize_trace(shape=SHAPE, num_steps=1, tokens_per_step=8), {"other": other})
 
 

@@ -267,7 +267,7 @@ def test_auto_knows_who_plans_for_losses_and_the_notes_say_what_a_loss_costs():
     load = eplb.ExpertLoad(np.tile([[4.0, 3, 2, 1]], (9, 1, 1)))
     made = eplb.plan(load, eplb.Topology(2, 2, 2), survive="node")
     assert made.strategy == "greedy"
-    assert made.notes[0] == "auto: greedy, the one that survives the loss of a node"
+    assert made.notes[0] == "auto: greedy, which plans for the loss of a node"
     assert any(note.startswith("survivable: every expert lives after the loss of any one node") for note in made.notes)
     with pytest.raises(UnknownNameError, match="rack"):
         eplb.plan(load, eplb.Topology(2, 2, 2), survive="rack")
