@@ -64,10 +64,11 @@ def _best_exchange(
     """
     held, before, limit, rank_load = state.held, state.held_before, state.limit, state.rank_load
     phy2log, replica_load, first_slot, touched = state.phy2log, state.replica_load, state.first_slot, state.touched
+    overload, changed = state.overload, state.changed
     best = (least, -1, -1)
     need = rank_load[rank] - limit[rank] - ROUNDING
     for partner in by_load:
-        if state.overload[partner] > 0.0 or not (every_partner or state.changed[partner]):
+        if overload[partner] > 0.0 or not (every_partner or changed[partner]):
             continue
         room = limit[partner] - rank_load[partner]
         most_gain = need + over_price if room >= need else room
@@ -102,25 +103,27 @@ def _best_exchange(
 @helper
 def _list_candidates(state: LayerState, candidates: Candidates, over_price: float) -> int:
     """List the slots of experts with several replicas, and the empty ones; returns how many."""
-    size = 0
-    for slot in range(state.phy2log.size):
-        donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
-        if state.num_replicas[donor] == 1:
+    phy2log, rank_of_slot, head, following = state.phy2log, state.rank_of_slot, state.head, state.following
+    load, count, replica_load, rank_load = state.load, state.num_replicas, state.replica_load, state.rank_load
+    limit, overload, size = state.limit, state.overload, 0
+    for slot in range(phy2log.size):
+        donor, rank = phy2log[slot], rank_of_slot[slot]
+        if count[donor] == 1:
             continue
-        rise = state.load[donor] / (state.num_replicas[donor] - 1) - state.replica_load[donor]
+        rise = load[donor] / (count[donor] - 1) - replica_load[donor]
         total, ranks = 0.0, np.uint64(0)
-        at = state.head[donor]
+        at = head[donor]
         while at >= 0:
-            other = state.rank_of_slot[at]
+            other = rank_of_slot[at]
             if other != rank:
                 ranks |= np.uint64(1) << np.uint64(other % 64)
-                after = _overload(state.rank_load[other] + rise, state.limit[other], over_price)
-                total += after - state.overload[other]
-            at = state.following[at]
+                after = _overload(rank_load[other] + rise, limit[other], over_price)
+                total += after - overload[other]
+            at = following[at]
         candidates.slot[size], candidates.rise[size], candidates.ranks[size] = slot, total, ranks
         candidates.most_rate[size] = FREE_RATE if state.touched[rank] else 1.0
-        room = state.limit[rank] - state.rank_load[rank] + state.replica_load[donor]
-        candidates.own_value[size] = state.overload[rank] * candidates.most_rate[size] + SLACK_VALUE * room
+        room = limit[rank] - rank_load[rank] + replica_load[donor]
+        candidates.own_value[size] = overload[rank] * candidates.most_rate[size] + SLACK_VALUE * room
         size += 1
     return size
 
@@ -150,10 +153,12 @@ def _best_replacement(
     held, before, rank_load, limit = state.held, state.held_before, state.rank_load, state.limit
     replica_load, own_value, most_rate = state.replica_load, candidates.own_value, candidates.most_rate
     best, size = (least, -1, -1), _list_candidates(state, candidates, over_price)
+    phy2log, rank_of_slot, overload, rise = state.phy2log, state.rank_of_slot, state.overload, candidates.rise
+    donor_ranks = candidates.ranks
     candidates.tried[:] = False
-    for full_slot in range(state.phy2log.size):
-        receiver = state.phy2log[full_slot]
-        is_over = state.overload[state.rank_of_slot[full_slot]] > 0.0
+    for full_slot in range(phy2log.size):
+        receiver = phy2log[full_slot]
+        is_over = overload[rank_of_slot[full_slot]] > 0.0
         if not is_over or candidates.tried[receiver] or replica_load[receiver] == 0.0:
             continue
         candidates.tried[receiver] = True
@@ -162,25 +167,25 @@ def _best_replacement(
         total, ranks = 0.0, np.uint64(0)
         at = state.head[receiver]
         while at >= 0:
-            rank = state.rank_of_slot[at]
+            rank = rank_of_slot[at]
             ranks |= np.uint64(1) << np.uint64(rank % 64)
-            total += state.overload[rank] - _overload(rank_load[rank] - fall, limit[rank], over_price)
+            total += overload[rank] - _overload(rank_load[rank] - fall, limit[rank], over_price)
             at = state.following[at]
         for i in range(size):
-            certain = candidates.rise[i] if ranks & candidates.ranks[i] == 0 else 0.0  # where no rank has both
+            certain = rise[i] if ranks & donor_ranks[i] == 0 else 0.0  # where no rank has both
             if (total - certain) * most_rate[i] + own_value[i] <= best[0]:
                 continue
             slot = candidates.slot[i]
-            donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
+            donor, rank = phy2log[slot], rank_of_slot[slot]
             if held[receiver, rank] > 0:
                 continue
             after = rank_load[rank] - replica_load[donor] + received
             bonus = SLACK_VALUE * (limit[rank] - after)
             rate = _rate(fetches_to_add(held, before, receiver, rank) - fetches_saved(held, before, donor, rank))
-            gain = total + state.overload[rank] - _overload(after, limit[rank], over_price)
+            gain = total + overload[rank] - _overload(after, limit[rank], over_price)
             if (gain - certain) * rate + bonus <= best[0]:
                 continue
-            gain -= candidates.rise[i]
+            gain -= rise[i]
             if certain == 0.0:
                 gain = _add_shared(state, gain, slot, receiver, fall, over_price)
             if gain > ROUNDING and gain * rate + bonus > best[0]:
