@@ -72,7 +72,7 @@ def _cost_after(row: Floats, less: Floats, less_share: float, more: Floats, more
 @helper
 def _update_rank(state: LayerState, rank: int) -> None:
     """Compute cost and slopes of a rank anew."""
-    row, load = state.rank_load[rank], state.load
+    row, load, slope = state.rank_load[rank], state.load, state.slope
     state.cost[rank] = sum_of_powers(row, DOUBLINGS)
     steep = np.empty(row.size)
     for t in range(steep.size):
@@ -86,7 +86,7 @@ def _update_rank(state: LayerState, rank: int) -> None:
             s1 += steep[t + 1] * load[expert, t + 1]
             s2 += steep[t + 2] * load[expert, t + 2]
             s3 += steep[t + 3] * load[expert, t + 3]
-        state.slope[rank, expert] = (s0 + s1) + (s2 + s3)
+        slope[rank, expert] = (s0 + s1) + (s2 + s3)
 
 
 @helper
@@ -95,47 +95,20 @@ def _weight(num_fetches: int) -> float:
 
 
 @helper
-def _change_per_replica(state: LayerState, slot: int, rank: int, partner: int) -> float:
-    """To first order, by how much the costs of two ranks fall if the slot's replica goes from one to the other."""
-    expert = state.phy2log[slot]
-    return (state.slope[rank, expert] - state.slope[partner, expert]) / state.num_replicas[expert]
-
-
-@helper
 def _update_pair_bounds(state: LayerState, extra: float, rank: int) -> None:
     """Tangent bounds on the merits of a rank's exchanges with all others, plus `extra`."""
+    phy2log, slope, count, first_slot = state.phy2log, state.slope, state.num_replicas, state.first_slot
     for partner in range(state.cost.size):
         if partner != rank:
             most_here, least_there = -np.inf, np.inf
-            for slot in range(state.first_slot[rank], state.first_slot[rank + 1]):
-                most_here = max(most_here, _change_per_replica(state, slot, rank, partner))
-            for slot in range(state.first_slot[partner], state.first_slot[partner + 1]):
-                least_there = min(least_there, _change_per_replica(state, slot, rank, partner))
+            for slot in range(first_slot[rank], first_slot[rank + 1]):
+                expert = phy2log[slot]
+                most_here = max(most_here, (slope[rank, expert] - slope[partner, expert]) / count[expert])
+            for slot in range(first_slot[partner], first_slot[partner + 1]):
+                expert = phy2log[slot]
+                least_there = min(least_there, (slope[rank, expert] - slope[partner, expert]) / count[expert])
             bound = (most_here - least_there) / FREE_WEIGHT + extra
             state.pair_bound[min(rank, partner), max(rank, partner)] = bound
-
-
-@helper
-def _gain_of_exchange(state: LayerState, slot: int, other_slot: int, fee: float, least: float) -> float:
-    """By how much the cost falls if two replicas change places; something less where it is below `fee` + `least`."""
-    expert, other = state.phy2log[slot], state.phy2log[other_slot]
-    rank, partner = state.rank_of_slot[slot], state.rank_of_slot[other_slot]
-    cost, load, scale = state.cost, state.load, state.rank_scale
-    limit = cost[rank] + cost[partner] - fee - least
-    share, other_share = 1 / state.num_replicas[expert], 1 / state.num_replicas[other]
-    partner_least = cost[partner]
-    partner_least += state.slope[partner, expert] * share - state.slope[partner, other] * other_share
-    after = _cost_after(
-        state.rank_load[rank], load[expert], scale[rank] * share, load[other], scale[rank] * other_share,
-        limit - partner_least,
-    )  # fmt: skip
-    if after >= limit - partner_least:
-        return -np.inf
-    after += _cost_after(
-        state.rank_load[partner], load[other], scale[partner] * other_share, load[expert], scale[partner] * share,
-        limit - after,
-    )  # fmt: skip
-    return cost[rank] + cost[partner] - after
 
 
 @helper
@@ -143,8 +116,10 @@ def _best_exchange(
     state: LayerState, price: float, room: int, least: float, offset: float
 ) -> tuple[float, int, int, int]:
     """Merit, the two slots, fetches of the exchange with the largest merit above `least`; slots -1 if there is none."""
-    num_ranks, empty = state.cost.size, state.num_replicas.size - 1
     phy2log, held, before, bounds = state.phy2log, state.held, state.held_before, state.pair_bound
+    first_slot, cost, slope, count = state.first_slot, state.cost, state.slope, state.num_replicas
+    load, rank_load, scale = state.load, state.rank_load, state.rank_scale
+    num_ranks, empty = cost.size, count.size - 1
     best, best_slot, best_other, best_fetches = least, -1, -1, 0
     there = np.empty(phy2log.size)
     for pair in np.argsort(-bounds.ravel(), kind="mergesort"):  # good steps first: the others are refused by bounds
@@ -152,14 +127,15 @@ def _best_exchange(
         if bounds[low, high] + offset <= best:
             break
         floor = top = LOOK_DOWN * best
-        rank, partner = (high, low) if state.cost[low] < state.cost[high] else (low, high)
-        other_first, other_last, least_there = state.first_slot[partner], state.first_slot[partner + 1], np.inf
+        rank, partner = (high, low) if cost[low] < cost[high] else (low, high)
+        other_first, other_last, least_there = first_slot[partner], first_slot[partner + 1], np.inf
         for slot in range(other_first, other_last):
-            there[slot] = _change_per_replica(state, slot, rank, partner)
-            least_there = min(least_there, there[slot])
-        for slot in range(state.first_slot[rank], state.first_slot[rank + 1]):
             expert = phy2log[slot]
-            here = _change_per_replica(state, slot, rank, partner)
+            there[slot] = (slope[rank, expert] - slope[partner, expert]) / count[expert]
+            least_there = min(least_there, there[slot])
+        for slot in range(first_slot[rank], first_slot[rank + 1]):
+            expert = phy2log[slot]
+            here = (slope[rank, expert] - slope[partner, expert]) / count[expert]
             may_go = expert == empty or held[expert, partner] == 0
             if not may_go or (here - least_there + 2 * price) / FREE_WEIGHT <= floor:
                 continue
@@ -175,8 +151,21 @@ def _best_exchange(
                 fetches -= fetches_saved(held, before, other, partner)
                 merit = (bound - price * fetches) / _weight(fetches)
                 if merit > floor and fetches <= room:
-                    gain = _gain_of_exchange(state, slot, other_slot, price * fetches, floor * _weight(fetches))
-                    merit = (gain - price * fetches) / _weight(fetches)
+                    limit = cost[rank] + cost[partner] - price * fetches - floor * _weight(fetches)
+                    share, other_share = 1 / count[expert], 1 / count[other]
+                    partner_least = cost[partner]
+                    partner_least += slope[partner, expert] * share - slope[partner, other] * other_share
+                    after = _cost_after(
+                        rank_load[rank], load[expert], scale[rank] * share, load[other], scale[rank] * other_share,
+                        limit - partner_least,
+                    )  # fmt: skip
+                    if after >= limit - partner_least:
+                        continue
+                    after += _cost_after(
+                        rank_load[partner], load[other], scale[partner] * other_share, load[expert],
+                        scale[partner] * share, limit - after,
+                    )  # fmt: skip
+                    merit = (cost[rank] + cost[partner] - after - price * fetches) / _weight(fetches)
                 if merit <= floor:
                     continue
                 top = max(top, merit)
@@ -188,34 +177,35 @@ def _best_exchange(
 
 
 @helper
-def _add_share(state: LayerState, after: Floats, seen: NDArray[np.bool_], rank: int, expert: int, share: float) -> None:
-    """Add a share of an expert's load to a rank's row in `after` [R, W], which starts as the rank has it now."""
+def _add_share(row: Floats, more: Floats, share: float, after: Floats, seen: NDArray[np.bool_], rank: int) -> None:
+    """Add a share of `more` to a rank's row in `after` [R, W], which starts as its present `row`."""
     if not seen[rank]:
         seen[rank] = True
-        after[rank] = state.rank_load[rank]
-    for t in range(after.shape[1]):
-        after[rank, t] += share * state.load[expert, t]
+        after[rank] = row
+    for t in range(row.size):
+        after[rank, t] += share * more[t]
 
 
 @helper
 def _gain_of_replacement(state: LayerState, slot: int, receiver: int, after: Floats, seen: NDArray[np.bool_]) -> float:
     """By how much the cost falls if a slot gets another expert. Scratch: `after` [R, W], `seen` [R]."""
-    donor, count = state.phy2log[slot], state.num_replicas
+    donor, count, rank_of_slot, following = state.phy2log[slot], state.num_replicas, state.rank_of_slot, state.following
+    load, rank_load, scale, cost = state.load, state.rank_load, state.rank_scale, state.cost
     seen[:] = False
     for change in (-1, 1):
         expert = receiver if change > 0 else donor
         at = state.head[expert] if expert < count.size - 1 else -1
         while at >= 0:
-            rank = state.rank_of_slot[at]
+            rank = rank_of_slot[at]
             share = -1 / count[expert] if at == slot else 1 / (count[expert] + change) - 1 / count[expert]
-            _add_share(state, after, seen, rank, expert, state.rank_scale[rank] * share)
-            at = state.following[at]
-    rank = state.rank_of_slot[slot]
-    _add_share(state, after, seen, rank, receiver, state.rank_scale[rank] / (count[receiver] + 1))
+            _add_share(rank_load[rank], load[expert], scale[rank] * share, after, seen, rank)
+            at = following[at]
+    rank = rank_of_slot[slot]
+    _add_share(rank_load[rank], load[receiver], scale[rank] / (count[receiver] + 1), after, seen, rank)
     gain = 0.0
     for other in range(seen.size):
         if seen[other]:
-            gain += state.cost[other] - sum_of_powers(after[other], DOUBLINGS)
+            gain += cost[other] - sum_of_powers(after[other], DOUBLINGS)
     return gain
 
 
@@ -233,15 +223,16 @@ def _gain_of_receivers(state: LayerState) -> Floats:
 
 
 @helper
-def _gain_of_donor(state: LayerState, slot: int) -> float:
-    """To first order, by how much the cost falls if the expert of a slot loses it."""
-    donor, count = state.phy2log[slot], state.num_replicas
-    gain = state.slope[state.rank_of_slot[slot], donor] / count[donor]
-    rise, at = 1 / (count[donor] - 1) - 1 / count[donor], state.head[donor]
+def _gain_of_donor(
+    slope: Floats, rank_of_slot: Ints, head: Map, following: Map, donor: int, count: float, slot: int
+) -> float:
+    """To first order, by how much the cost falls if an expert loses a slot."""
+    gain = slope[rank_of_slot[slot], donor] / count
+    rise, at = 1 / (count - 1) - 1 / count, head[donor]
     while at >= 0:
         if at != slot:
-            gain -= state.slope[state.rank_of_slot[at], donor] * rise
-        at = state.following[at]
+            gain -= slope[rank_of_slot[at], donor] * rise
+        at = following[at]
     return gain
 
 
@@ -250,40 +241,41 @@ def _best_replacement(
     state: LayerState, price: float, room: int, least: float, offset: float
 ) -> tuple[float, int, int, int]:
     """Merit, slot, expert that gets it, fetches, as `_best_exchange`; the last replica of an expert never goes."""
-    cost, slope, count, held = state.cost, state.slope, state.num_replicas, state.held
-    empty = count.size - 1
+    cost, slope, count, held, before = state.cost, state.slope, state.num_replicas, state.held, state.held_before
+    bounds, load, rank_load, empty = state.slot_bound, state.load, state.rank_load, count.size - 1
+    phy2log, rank_of_slot, head, following = state.phy2log, state.rank_of_slot, state.head, state.following
     best, best_slot, best_receiver, best_fetches = least, -1, -1, 0
-    after, seen = np.empty(state.rank_load.shape), np.empty(cost.size, np.bool_)
+    after, seen = np.empty(rank_load.shape), np.empty(cost.size, np.bool_)
     gain_of_receiver = _gain_of_receivers(state)
-    for slot in range(state.phy2log.size):
-        donor, rank = state.phy2log[slot], state.rank_of_slot[slot]
+    for slot in range(phy2log.size):
+        donor, rank = phy2log[slot], rank_of_slot[slot]
         if donor != empty and count[donor] < 2:
             continue
         own, saved = 0.0, 0.0
         if donor != empty:
-            own, saved = slope[rank, donor] / count[donor], _gain_of_donor(state, slot)
-        leaving = fetches_saved(held, state.held_before, donor, rank)
+            own = slope[rank, donor] / count[donor]
+            saved = _gain_of_donor(slope, rank_of_slot, head, following, donor, count[donor], slot)
+        scale, less = state.rank_scale[rank], 0.0 if donor == empty else 1 / count[donor]
+        leaving = fetches_saved(held, before, donor, rank)
         for receiver in range(empty):
-            if state.slot_bound[slot, receiver] + offset <= best or receiver == donor or held[receiver, rank] > 0:
+            if bounds[slot, receiver] + offset <= best or receiver == donor or held[receiver, rank] > 0:
                 continue
             bound = saved + gain_of_receiver[receiver] - slope[rank, receiver] / (count[receiver] + 1)
-            fetches = fetches_to_add(held, state.held_before, receiver, rank) - leaving
+            fetches = fetches_to_add(held, before, receiver, rank) - leaving
             if fetches > room or (bound - price * fetches) / _weight(fetches) <= best:
                 continue
             elsewhere = bound - own + slope[rank, receiver] / (count[receiver] + 1)
             floor = LOOK_DOWN * best
             limit = cost[rank] + elsewhere - price * fetches - floor * _weight(fetches)
-            scale = state.rank_scale[rank]
-            less = 0.0 if donor == empty else 1 / count[donor]
             rank_after = _cost_after(
-                state.rank_load[rank], state.load[donor], scale * less, state.load[receiver],
+                rank_load[rank], load[donor], scale * less, load[receiver],
                 scale / (count[receiver] + 1), limit,
             )  # fmt: skip
             merit = (cost[rank] + elsewhere - rank_after - price * fetches) / _weight(fetches)
             if merit > best or not (donor == empty or held[donor, rank] == 1):
                 gain = _gain_of_replacement(state, slot, receiver, after, seen)
                 merit = (gain - price * fetches) / _weight(fetches)
-            state.slot_bound[slot, receiver] = max(merit, floor) - offset
+            bounds[slot, receiver] = max(merit, floor) - offset
             if merit > best:
                 best, best_slot, best_receiver, best_fetches = merit, slot, receiver, fetches
     return best, best_slot, best_receiver, best_fetches
@@ -292,7 +284,8 @@ def _best_replacement(
 @helper
 def _count_and_sum(state: LayerState) -> None:
     """Derive counts, chains and rank loads from the map."""
-    state.num_replicas[:], state.held[:], state.rank_load[:] = 0.0, 0, 0.0
+    load, rank_load = state.load, state.rank_load
+    state.num_replicas[:], state.held[:], rank_load[:] = 0.0, 0, 0.0
     link_slots(state.phy2log, state.head, state.following)
     for slot in range(state.phy2log.size):
         expert = state.phy2log[slot]
@@ -301,13 +294,14 @@ def _count_and_sum(state: LayerState) -> None:
     for slot in range(state.phy2log.size):
         rank, expert = state.rank_of_slot[slot], state.phy2log[slot]
         share = state.rank_scale[rank] / state.num_replicas[expert]
-        for t in range(state.load.shape[1]):
-            state.rank_load[rank, t] += share * state.load[expert, t]
+        for t in range(load.shape[1]):
+            rank_load[rank, t] += share * load[expert, t]
 
 
 @helper
 def _update(state: LayerState, rank: int, other_rank: int, extra: float) -> None:
     """Derive the state anew after a step on two ranks, and drop the bounds of every rank that changed."""
+    bounds, phy2log, head, following = state.slot_bound, state.phy2log, state.head, state.following
     _count_and_sum(state)
     touched = np.empty(state.cost.size, np.bool_)
     for r in range(touched.size):
@@ -318,11 +312,11 @@ def _update(state: LayerState, rank: int, other_rank: int, extra: float) -> None
         if touched[r]:
             _update_pair_bounds(state, extra, r)
             for slot in range(state.first_slot[r], state.first_slot[r + 1]):
-                state.slot_bound[:, state.phy2log[slot]] = np.inf
-                at = state.head[state.phy2log[slot]]
+                bounds[:, phy2log[slot]] = np.inf
+                at = head[phy2log[slot]]
                 while at >= 0:
-                    state.slot_bound[at] = np.inf
-                    at = state.following[at]
+                    bounds[at] = np.inf
+                    at = following[at]
 
 
 @njit(
