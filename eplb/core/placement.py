@@ -82,7 +82,7 @@ class Placement:
 
     def _checked_weights(self, replica_weights: ArrayLike) -> NDArray[np.float64]:
         try:
-            weights = np.array(replica_weights, dtype=np.float64)
+            weights = np.array(replica_weights, dtype=np.float64, order="C")
         except (ValueError, TypeError) as error:
             raise PlacementError(f"replica_weights is not a rectangular array of numbers: {error}") from error
         if weights.shape != self.physical_to_logical_map.shape:
@@ -228,7 +228,7 @@ class Placement:
 def _checked_map(physical_to_logical_map: ArrayLike, num_experts: int, topology: Topology) -> NDArray[np.int32]:
     """A read-only int32 [L, P] that nobody else can write to."""
     try:
-        array = np.array(physical_to_logical_map)
+        array = np.array(physical_to_logical_map, order="C")
     except ValueError as error:
         raise PlacementError(f"physical_to_logical_map is not rectangular: {error}") from error
     if array.ndim != 2 or 0 in array.shape:

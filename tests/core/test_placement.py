@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+import eplb
 from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.problem import Problem
 from eplb.core.topology import Topology
 from eplb.errors import PlacementError
+from eplb.strategies.certify import certified_plan
+from eplb_traces import ExpertLoad
 from tests.generators import placements
 from tests.oracles import hands_of
 
@@ -168,3 +172,16 @@ def test_weights_of_another_shape_are_refused(weights, message):
 
 def test_repr_says_the_sizes():
     assert repr(small()) == "Placement(2 layers, 3 experts in 6 slots on 2 ranks)"
+
+
+def test_arrays_in_any_memory_order_make_the_same_placement_and_plan():
+    rows = np.array([[0, 1, 2, 0], [2, 1, 0, 1]])
+    topology, tokens = Topology(1, 2, 2), np.array([[5.0, 2.0, 1.0], [1.0, 4.0, 1.0]])
+    placement = Placement(np.asfortranarray(rows), 3, topology)
+    assert placement == Placement(rows, 3, topology)
+    assert placement.physical_to_logical_map.flags.c_contiguous
+    columns, plain = ExpertLoad(np.asfortranarray(tokens)), ExpertLoad(tokens)
+    assert columns.tokens.flags.c_contiguous
+    assert eplb.plan(columns, topology).placement == eplb.plan(plain, topology).placement
+    certified = certified_plan(Problem(columns, topology), np.asfortranarray(rows), strategy="by hand")
+    assert certified == certified_plan(Problem(plain, topology), rows, strategy="by hand")

@@ -39,7 +39,11 @@ def test_the_plan_of_a_callable_is_its_own_with_a_certificate_that_the_judge_con
     ("other_load", "other_topology", "message"),
     [
         (LOAD, eplb.Topology(2, 1, 3), r"strategy hottest_twice: a plan for .*num_nodes=2"),
-        (eplb.ExpertLoad([[9.0, 3.0, 2.0, 2.0]] * 2), TOPOLOGY, r"load of 1 layers x 4 experts: .* hottest_twice is for 2 layers x 4 experts"),
+        (
+            eplb.ExpertLoad([[9.0, 3.0, 2.0, 2.0]] * 2),
+            TOPOLOGY,
+            r"load of 1 layers x 4 experts: .* hottest_twice is for 2 layers x 4 experts",
+        ),
     ],
 )
 def test_a_plan_for_another_problem_is_refused(other_load, other_topology, message):

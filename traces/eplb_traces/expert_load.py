@@ -169,7 +169,7 @@ def logical_counts(
 def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
     """Return a read-only float64 [W, L, E] with its own memory."""
     try:
-        array = np.array(tokens, dtype=np.float64)
+        array = np.array(tokens, dtype=np.float64, order="C")
     except (ValueError, TypeError) as error:
         raise InputError(f"tokens is not a rectangular array of numbers: {error}") from error
     if array.ndim == 2:
