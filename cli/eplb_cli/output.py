@@ -129,7 +129,7 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
     doing
         What the user waits for: "planning".
     total
-        Steps of the block; None where nobody knows, which gives a bar that only moves.
+        Steps of the block; None where unknown, which gives a bar without an end.
 
     Yields
     ------

@@ -1,4 +1,4 @@
-"""Knows the hard side constraints that a plan can be asked to meet; knows no solver.
+"""Defines the hard side constraints of a plan.
 
 They hold in every layer. Whether a placement exists that meets them is for the solver to say; what contradicts itself
 at sight is refused here.
@@ -26,17 +26,17 @@ class Constraints:
     Parameters
     ----------
     pin
-        (expert, rank) pairs: a copy of the expert must lie on the rank.
+        (expert, rank) pairs: a replica of the expert must lie on the rank.
     forbid
-        (expert, rank) pairs: no copy of the expert may lie on the rank.
+        (expert, rank) pairs: no replica of the expert may lie on the rank.
     apart
         Sets of experts of which a rank holds at most one.
     together
-        Sets of experts of which a rank holds all or none; they have equally many copies.
+        Sets of experts of which a rank holds all or none; they have equally many replicas.
     replica_counts
-        [E] copies of each expert, or None where they are free.
+        [E] replicas of each expert, or None where they are free.
     expert_bytes
-        [E] bytes of one copy of each expert; one number for all alike.
+        [E] bytes of one replica of each expert; one number for all alike.
     rank_bytes
         [R] bytes that each rank has for one layer's experts; one number for all alike. None where memory is enough.
 
@@ -90,7 +90,7 @@ class Constraints:
         InputError
             For an id out of range, or a sequence that does not have one entry an expert or rank.
         InfeasibleError
-            Naming constraints that contradict each other or the machine at sight.
+            Naming constraints that contradict each other, or the topology, whatever the load.
         """
         for name, pairs in (("pin", self.pin), ("forbid", self.forbid)):
             for expert, rank in pairs:
@@ -166,7 +166,7 @@ class Constraints:
             raise InfeasibleError(f"expert_bytes: expert {int(size.argmax())} fits on no rank")
 
     def bytes_of_experts(self, num_experts: int) -> NDArray[np.float64]:
-        """[E] bytes of one copy; zeros when memory is not constrained."""
+        """[E] bytes of one replica; zeros when memory is not constrained."""
         return np.broadcast_to(
             np.asarray(0.0 if self.expert_bytes is None else self.expert_bytes, dtype=np.float64), (num_experts,)
         )
@@ -176,32 +176,32 @@ class Constraints:
         room = np.inf if self.rank_bytes is None else self.rank_bytes
         return np.broadcast_to(np.asarray(room, dtype=np.float64), (num_ranks,))
 
-    def breaches(self, hands: Sequence[Sequence[int]], num_experts: int) -> Iterator[str]:
+    def breaches(self, rank_experts: Sequence[Sequence[int]], num_experts: int) -> Iterator[str]:
         """Say what in a layer's placement breaks a constraint; nothing if it meets them all.
 
         Parameters
         ----------
-        hands
+        rank_experts
             [R] experts that each rank holds.
         num_experts
             E.
         """
         for expert, rank in self.pin:
-            if expert not in hands[rank]:
+            if expert not in rank_experts[rank]:
                 yield f"expert {expert} is not on rank {rank}, where it is pinned"
         for expert, rank in self.forbid:
-            if expert in hands[rank]:
+            if expert in rank_experts[rank]:
                 yield f"expert {expert} is on rank {rank}, where it is forbidden"
-        found = Counter(expert for hand in hands for expert in hand)
+        found = Counter(expert for held in rank_experts for expert in held)
         for expert, count in enumerate(self.replica_counts or ()):
             if found[expert] != count:
-                yield f"expert {expert} has {found[expert]} copies, not {count}"
-        room, size = self.bytes_of_ranks(len(hands)), self.bytes_of_experts(num_experts)
-        for rank, hand in enumerate(hands):
-            taken = float(sum(size[expert] for expert in hand))
+                yield f"expert {expert} has {found[expert]} replicas, not {count}"
+        room, size = self.bytes_of_ranks(len(rank_experts)), self.bytes_of_experts(num_experts)
+        for rank, held in enumerate(rank_experts):
+            taken = float(sum(size[expert] for expert in held))
             if taken > room[rank]:
                 yield f"rank {rank} holds {taken:.6g} of {room[rank]:.6g} bytes"
-            yield from self._set_breaches(rank, set(hand))
+            yield from self._set_breaches(rank, set(held))
 
     def _set_breaches(self, rank: int, held: set[int]) -> Iterator[str]:
         for members in self.apart:

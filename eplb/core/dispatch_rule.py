@@ -1,4 +1,4 @@
-"""Knows how a runtime splits a logical expert's tokens over its replicas; knows no loads and no metrics."""
+"""Names the rules by which runtimes split a logical expert's tokens over its replicas."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Knows how to run a kernel over the layers on several threads; knows no kernel. Layers are independent everywhere."""
+"""Runs a kernel over the layers on several threads. Layers are independent everywhere."""
 
 import os
 from collections import deque

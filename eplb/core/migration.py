@@ -8,7 +8,7 @@
 3. when all ranks are done the layer commits: staging goes to the live slots, then the new maps are published.
 
 Until its commit a layer serves by its old map and afterwards by its new one; both hold every expert, so none is ever
-without a live copy, and since no source is overwritten before it is read, exchanges and longer cycles are safe. The
+without a live replica, and since no source is overwritten before it is read, exchanges and longer cycles are safe. The
 price is staging memory: `staging_copies` experts on one rank. `simulate` replays a migration and proves all of this.
 """
 
@@ -133,7 +133,7 @@ class Migration:
 
     @property
     def topology(self) -> Topology:
-        """The machine."""
+        """Ranks, nodes and slots of both placements."""
         return self.before.topology
 
     @cached_property
@@ -265,13 +265,13 @@ def simulate(migration: Migration) -> int:
     Returns
     -------
     int
-        The fewest live copies that any expert had after any batch or commit.
+        The fewest live replicas that any expert had after any batch or commit.
 
     Raises
     ------
     VerificationError
         If a source does not hold the expert when it is read, a rank sends or receives twice in a batch, an expert has
-        no live copy after a batch, or the end is not the new placement.
+        no live replica after a batch, or the end is not the new placement.
     """
     live = migration.before.physical_to_logical_map.copy()
     fewest = live.shape[1]
@@ -313,16 +313,16 @@ def _run_batch(migration: Migration, copies: Ints, live: Map, staged: dict[int, 
 def _least_alive(live: Map, migration: Migration, place: str) -> int:
     count = np.bincount(live[live != EMPTY_SLOT], minlength=migration.before.num_experts)
     if count.min() == 0:
-        raise VerificationError(f"{place}: expert {int(count.argmin())} has no live copy")
+        raise VerificationError(f"{place}: expert {int(count.argmin())} has no live replica")
     return int(count.min())
 
 
 def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -> Placement:
-    """Exchange whole ranks of `after` so that as many copies as possible are already where they belong.
+    """Exchange whole ranks of `after` so that as many replicas as possible are already where they belong.
 
     Ranks are renamed layer by layer inside blocks of `ranks_per_block` neighbours, only among ranks with equally many
     slots and equal speed, so no rank load changes. With the ranks of a node as block, no expert changes its node
-    either. Maximises the number of copies kept (Hungarian method, O(ranks_per_block^3) a block); then every copy that
+    either. Maximises the number of replicas kept (Hungarian method, O(ranks_per_block^3) a block); then every copy that
     its rank keeps stays in its slot. The plan must not carry replica weights.
 
     Raises
@@ -373,7 +373,9 @@ def keep_slots(old: Map, new: Map, first_slot: Ints) -> None:
 def _holds(placement: Placement, layer: int) -> Floats:
     """[R, E] one where the rank holds the expert."""
     held = np.zeros((placement.topology.num_ranks, placement.num_experts + 1))
-    held[placement.topology.rank_of_slot, placement.physical_to_logical_map[layer]] = 1.0  # holes: the last column
+    held[placement.topology.rank_of_slot, placement.physical_to_logical_map[layer]] = (
+        1.0  # empty slots: the last column
+    )
     return held[:, :-1]
 
 

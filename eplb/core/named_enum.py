@@ -1,4 +1,4 @@
-"""Knows how a word of a closed set is looked up by its name."""
+"""Looks up a word of a closed set by its name."""
 
 import re
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Knows which logical expert lives in which slot and everything that follows from it; knows no loads.
+"""Holds which logical expert is in which slot, and the maps derived from that.
 
 One map is stored, `physical_to_logical_map`; the other maps of the engines are derived from it on demand.
 """
@@ -38,7 +38,7 @@ class Placement:
     num_experts
         E, logical experts of a layer.
     topology
-        The machine; its slots must be P.
+        Ranks, nodes and slots; its slots must be P.
     replica_weights
         [L, P] share of its expert's tokens that each slot gets under weighted dispatch, summing to 1 over an expert's
         slots, 0 in empty slots; None when the plan prescribes no shares.
@@ -176,7 +176,7 @@ class Placement:
         return duplicate
 
     def local_expert_map(self, rank: int) -> NDArray[np.int32]:
-        """What one rank holds, as vLLM's `expert_map` says it.
+        """What one rank holds, in the form of vLLM's `expert_map`.
 
         Returns
         -------
@@ -189,7 +189,7 @@ class Placement:
         held = self.physical_to_logical_map[:, first:last]
         local_map = np.full((self.num_layers, self.num_experts), -1, dtype=np.int32)
         layers = np.arange(self.num_layers)
-        for slot in range(held.shape[1] - 1, -1, -1):  # backwards: the first of two copies wins
+        for slot in range(held.shape[1] - 1, -1, -1):  # backwards: the first of two replicas wins
             occupied = held[:, slot] != EMPTY_SLOT
             local_map[layers[occupied], held[occupied, slot]] = slot
         return local_map

@@ -1,4 +1,4 @@
-"""Describes the machine that a plan is made for: nodes, ranks, slots, speeds and bandwidths."""
+"""Describes nodes, ranks, slots, speeds and bandwidths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 @final
 @dataclass(frozen=True)
 class Topology:
-    """The machine a plan is made for.
+    """The ranks that a plan is made for.
 
     Ranks are numbered node by node, slots rank by rank: rank r is on node ``r // ranks_per_node``.
 
@@ -32,7 +32,7 @@ class Topology:
         [R] relative speeds > 0; None when all ranks are equally fast.
     intra_node_gbps, inter_node_gbps
         Bandwidth of one rank, each way, inside a node and between nodes, in GB/s. The defaults are what an H100-class
-        machine reaches: 370 over NVLink 4, 45 over a 400 Gbit/s NIC.
+        server reaches: 370 over NVLink 4, 45 over a 400 Gbit/s NIC.
 
     Raises
     ------

@@ -44,7 +44,7 @@ CONSEQUENCES: Final[Consequences] = {
 @final
 @dataclass(frozen=True)
 class Vllm:
-    """vLLM's two proposals, told apart by the suffix when writing and by the content when reading."""
+    """vLLM's two proposals, distinguished by the suffix when writing and by the content when reading."""
 
     name: ClassVar[str] = "vllm"
     summary: ClassVar[str] = (

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PLAN_COLOURS: Final = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours of the plans of a report in order, the first in grey; repeated if there are more plans."""
 MARKERS: Final = "sovD^Pv"
-"""Markers of the plans, so that plans can be told apart without colours."""
+"""Markers of the plans, which distinguish plans without colours."""
 BOUND_COLOUR: Final = "#000000"
 NOTHING_COLOUR: Final = "#e8e8e8"
 """Colour of cells without a value."""
@@ -128,9 +128,9 @@ def plan_style(index: int) -> tuple[str, str]:
     return PLAN_COLOURS[index % len(PLAN_COLOURS)], MARKERS[index % len(MARKERS)]
 
 
-def legend_above(axes: "Axes", *twins: "Axes") -> None:
-    """Add a legend for the axes and their twins, and extend the y range so that it covers no data."""
-    together = [axes, *twins]
+def legend_above(axes: "Axes", *others: "Axes") -> None:
+    """Add a legend for the axes and those that share their area, and extend the y range so that it covers no data."""
+    together = [axes, *others]
     lines, labels = (
         [*chain(*found)] for found in zip(*(each.get_legend_handles_labels() for each in together), strict=True)
     )

@@ -10,7 +10,7 @@ A layer moves in four steps. After each step the ranks compare their state; if o
 
 Weights never change their address. From the commit on, staging holds the old weights, so that a failed commit can be
 undone. Layers are independent: tokens may flow before, between and after them, and between `stage` and `commit`.
-One failure cannot be undone: a rank that dies between the last comparison and its own publish. The other ranks then
+One failure cannot be undone: a rank that fails between the last comparison and its own publish. The other ranks then
 find the group broken, or a different epoch, at their next comparison.
 
 On a GPU run all calls on the stream that runs the layers, so that the commit comes after the last read of the layer.

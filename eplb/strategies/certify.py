@@ -50,9 +50,9 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     if problem.survive is not keeps:
         raise InputError(f"survive = {problem.survive}: {strategy} plans for no loss, expected strategy greedy")
     if problem.group_mode is GroupMode.PRICED and not weighs_groups:
-        raise InputError(f"group mode priced: {strategy} weighs no price, expected strategy greedy")
+        raise InputError(f"group mode priced: {strategy} does not support it, expected strategy greedy")
     if not problem.constraints.is_empty:
-        raise InputError(f"constraints: {strategy} knows none, expected strategy ilp")
+        raise InputError(f"constraints: {strategy} supports none, expected strategy ilp")
     from eplb.strategies.certify_kernel import has_duplicates
 
     load, topology = problem.load.total, problem.topology

@@ -68,7 +68,7 @@ class Greedy:
         units = {
             Survive.NOTHING: None,
             Survive.RANK: np.arange(topology.num_ranks),
-            Survive.NODE: topology.node_of_rank.astype(np.int64),
+            Survive.NODE: topology.node_of_rank,
         }
         phy2log, rank_time = self.pack(
             load, topology.rank_first_slot, topology.relative_speed, unit_of_rank=units[survive]

@@ -72,12 +72,11 @@ class LocalitySearch:
         scaled = np.divide(load * topology.relative_speed.sum(), total, out=np.zeros_like(load), where=total > 0)
         count = np.stack([np.bincount(layer, minlength=load.shape[1]) for layer in start])
         phy2log, rank_scale = start.copy(), 1 / topology.relative_speed
-        rank_of_slot, node_of_rank = topology.rank_of_slot.astype(np.int64), topology.node_of_rank.astype(np.int64)
         num_tries = self.tries_per_slot * topology.num_slots
 
         def work(layers: slice) -> None:
             improve_locality(
-                scaled[layers], home_of_expert[layers], topology.rank_first_slot, rank_of_slot, node_of_rank,
+                scaled[layers], home_of_expert[layers], topology.rank_first_slot, topology.node_of_rank,
                 rank_scale, discount * problem.group_price, np.array(self.sharpness), num_tries, seed, layers.start,
                 count[layers], phy2log[layers],
             )  # fmt: skip
@@ -104,7 +103,7 @@ def replicas_by_node(phy2log: Map, problem: Problem) -> Ints:
     """[L, G, N] replicas of each group's experts on each node."""
     topology, num_groups = problem.topology, problem.num_groups
     group = phy2log // (problem.load.num_experts // num_groups)
-    node = topology.node_of_rank[topology.rank_of_slot].astype(np.int64)
+    node = topology.node_of_rank[topology.rank_of_slot]
     layer = np.arange(phy2log.shape[0])[:, None]
     cell = (layer * num_groups + group) * topology.num_nodes + node
     shape = phy2log.shape[0], num_groups, topology.num_nodes

@@ -125,11 +125,11 @@ def _descend(state: LayerState, price: float, sharpness: float, num_tries: int, 
 
 
 @njit(
-    f"void(float64[:, ::1], int64[:, ::1], {READ_INTS}, {READ_INTS}, {READ_INTS}, {READ_FLOATS}, float64, float64[::1],"
+    f"void(float64[:, ::1], int64[:, ::1], {READ_INTS}, {READ_INTS}, {READ_FLOATS}, float64, float64[::1],"
     " int64, uint64, int64, int64[:, ::1], int32[:, ::1])"
 )
 def improve_locality(
-    load: Floats, home_of_expert: Ints, first_slot: Ints, rank_of_slot: Ints, node_of_rank: Ints, rank_scale: Floats,
+    load: Floats, home_of_expert: Ints, first_slot: Ints, node_of_rank: Ints, rank_scale: Floats,
     price: float, sharpness: Floats, num_tries: int, seed: int, first_layer: int, count: Ints, phy2log: Map,
 ) -> None:  # fmt: skip
     """Improve every layer's map in place.
@@ -140,8 +140,8 @@ def improve_locality(
         [L, E], each layer scaled so that the mean rank time is 1.
     home_of_expert
         [L, E] node.
-    first_slot, rank_of_slot, node_of_rank, rank_scale
-        [R + 1] first slot of each rank, then P; [P]; [R]; [R] 1 / relative speed.
+    first_slot, node_of_rank, rank_scale
+        [R + 1] first slot of each rank, then P; [R]; [R] 1 / relative speed.
     price
         Locality penalty of one off-node replica, in mean rank times.
     sharpness
@@ -154,6 +154,7 @@ def improve_locality(
         [L, E], [L, P] in and out; no expert twice on a rank.
     """
     time, change = np.empty(rank_scale.size), np.zeros(rank_scale.size)
+    rank_of_slot = np.repeat(np.arange(rank_scale.size), np.diff(first_slot))
     touched = np.empty(2 * rank_of_slot.size, np.int64)
     for layer in range(load.shape[0]):
         state = LayerState(

@@ -46,12 +46,11 @@ def put_on_two_nodes(load: Floats, phy2log: Map, topology: Topology, *, toleranc
     done = np.zeros(load.shape[0], dtype=np.bool_)
     target = load.sum(axis=1) / topology.num_ranks * (1 + tolerance)
     target[idle] = np.inf
-    rank_of_slot, node_of_rank = topology.rank_of_slot.astype(np.int64), topology.node_of_rank.astype(np.int64)
 
     def work(layers: slice) -> None:
         put_layers_on_two_nodes(
-            np.ascontiguousarray(load[layers]), topology.rank_first_slot, rank_of_slot, node_of_rank, scale,
-            target[layers], new[layers], rank_time[layers], done[layers],
+            np.ascontiguousarray(load[layers]), topology.rank_first_slot, topology.rank_of_slot,
+            topology.node_of_rank, scale, target[layers], new[layers], rank_time[layers], done[layers],
         )  # fmt: skip
 
     for_layer_chunks(work, load.shape[0])

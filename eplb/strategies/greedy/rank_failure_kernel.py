@@ -65,7 +65,7 @@ def _pack(
 
 
 @njit(
-    f"void({READ_FLOATS_2D}, {READ_INTS}, float64[::1], int64[::1], int64[:, ::1], int32[:, ::1], float64[:, ::1],"
+    f"void({READ_FLOATS_2D}, {READ_INTS}, float64[::1], {READ_INTS}, int64[:, ::1], int32[:, ::1], float64[:, ::1],"
     " float64[:, ::1])"
 )
 def scatter_layers(

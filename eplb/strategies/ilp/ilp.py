@@ -73,7 +73,7 @@ class Ilp:
             Naming the constraints that no placement meets together, or that none was found in time.
         """
         if problem.group_mode is GroupMode.PRICED:
-            raise InputError("group mode priced: ilp weighs no price, expected strategy greedy")
+            raise InputError("group mode priced: ilp does not support it, expected strategy greedy")
         cp_sat()
         searches = self._searches(problem)
         states = _starts(problem, searches, seed)

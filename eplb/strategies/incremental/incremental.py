@@ -71,7 +71,7 @@ class Incremental:
         The placement that is live.
     target
         Every layer is to have at most this times its lower bound on the busiest rank; the bound is the mean rank load
-        unless a proof says that no placement gets there. Layers that do already stay as they are.
+        unless it is proven that no placement gets there. Layers that do already stay as they are.
     max_moves
         Most replicas that ranks may fetch, over all layers; None for as many as the target takes.
     searches

@@ -72,7 +72,7 @@ def test_contradictions_are_named_before_any_search(arguments, message):
         ({"forbid": [(0, 1)]}, "expert 0 is on rank 1, where it is forbidden"),
         ({"apart": [[0, 1]]}, r"experts \[0, 1\] are on rank 0 and kept apart"),
         ({"together": [[0, 2]]}, r"experts \[0\] are on rank 0 without all of \(0, 2\)"),
-        ({"replica_counts": [3, 1, 1, 1]}, "expert 0 has 2 copies, not 3"),
+        ({"replica_counts": [3, 1, 1, 1]}, "expert 0 has 2 replicas, not 3"),
         ({"expert_bytes": [3, 3, 1, 1], "rank_bytes": 5.0}, "rank 0 holds 6 of 5 bytes"),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_placement_that_meets_everything_breaks_nothing():
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ilp"])
 def test_strategies_that_know_no_constraints_refuse_them(name):
     problem = Problem(LOAD, TOPOLOGY, constraints=Constraints(pin=[(0, 0)]))
-    with pytest.raises(InputError, match=f"constraints: {name} knows none, expected strategy ilp"):
+    with pytest.raises(InputError, match=f"constraints: {name} supports none, expected strategy ilp"):
         STRATEGIES[name](problem)
 
 
