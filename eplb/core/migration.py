@@ -372,10 +372,8 @@ def keep_slots(old: Map, new: Map, first_slot: Ints) -> None:
 
 def _holds(placement: Placement, layer: int) -> Floats:
     """[R, E] one where the rank holds the expert."""
-    held = np.zeros((placement.topology.num_ranks, placement.num_experts + 1))
-    held[placement.topology.rank_of_slot, placement.physical_to_logical_map[layer]] = (
-        1.0  # empty slots: the last column
-    )
+    held = np.zeros((placement.topology.num_ranks, placement.num_experts + 1))  # the last column: empty slots
+    held[placement.topology.rank_of_slot, placement.physical_to_logical_map[layer]] = 1.0
     return held[:, :-1]
 
 

@@ -26,10 +26,12 @@ from eplb.core.kernel_helpers import (
 )
 from eplb_traces.jit import helper, njit
 
-# Shares of the way from the mean to the busiest rank's time: levels at which an exchange is sought, lowest first.
-LEVELS = (0.5, 0.75, 0.9, 0.98, 0.998)
+# Shares of the way from the mean to the busiest rank's time: levels at which an exchange is sought, lowest first. At
+# the last one any gain counts.
+LEVELS = (0.5, 0.75, 0.9, 0.98, 0.998, 1.0)
 MOST_PARTNERS = 8  # ranks of least time that are tried at each level
-MOST_PARTNERS_LAST = 384  # and at the last level
+MOST_PARTNERS_LAST = 384  # and from the level LAST_LEVELS on
+LAST_LEVELS = 0.998
 STEPS_PER_RANK = 20  # exchanges of a descent, over ranks: one that takes more hardly gains
 PLATEAU_PAIRS = 7  # pairs of other ranks tried between two offers to the busiest rank
 
@@ -156,7 +158,7 @@ def _lower_busiest(
     for share in LEVELS:
         level = min(max(target, mean + share * (top - mean)), top * (1 - MIN_RELATIVE_GAIN))
         for size in range(1, sizes + 1):
-            for i in range(min(MOST_PARTNERS if share < LEVELS[-1] else MOST_PARTNERS_LAST, by_time.size - 1)):
+            for i in range(min(MOST_PARTNERS if share < LAST_LEVELS else MOST_PARTNERS_LAST, by_time.size - 1)):
                 if _exchange(
                     phy2log, slot_load, rank_time, first_slot, rank_scale, busiest, by_time[i], level, size, 0
                 ):
@@ -201,10 +203,11 @@ def _replace_replica(
     busiest: int,
     least_replicas: int,
 ) -> bool:
-    """Replace a replica of some expert by one more of an expert of the busiest rank; False if that does not help.
+    """Replace a replica of the busiest rank, or add one of its experts elsewhere; False if that does not help.
 
-    Of all such moves the one is made that leaves the ranks of the two experts lowest; ties to the lowest slots. Every
-    expert keeps `least_replicas`.
+    Either a replica on the busiest rank gives way to any other expert, or one on another rank to an expert of the
+    busiest rank. Of all such moves the one is made that leaves the ranks of the two experts lowest; ties to the lowest
+    slots. Every expert keeps `least_replicas`.
     """
     head, following = np.empty(load.size, dtype=np.int32), np.empty(rank_of_slot.size, dtype=np.int32)
     link_slots(phy2log, head, following)
@@ -213,26 +216,27 @@ def _replace_replica(
     best_slot, best_recipient = -1, -1
     for slot in range(rank_of_slot.size):
         donor, rank = phy2log[slot], rank_of_slot[slot]
-        if count[donor] <= least_replicas or rank == busiest:
+        if count[donor] <= least_replicas:
             continue
-        for busy_slot in range(first_slot[busiest], first_slot[busiest + 1]):
-            recipient = phy2log[busy_slot]
+        num_recipients = load.size if rank == busiest else first_slot[busiest + 1] - first_slot[busiest]
+        for i in range(num_recipients):
+            recipient = i if rank == busiest else np.int64(phy2log[first_slot[busiest] + i])
             if recipient == donor or holds(phy2log, first_slot[rank], first_slot[rank + 1], recipient):
                 continue
             less, more = load[recipient] / (count[recipient] + 1), load[donor] / (count[donor] - 1)
             change[rank] = (less - more) * rank_scale[rank]
-            for expert, each in ((recipient, less), (donor, more)):
+            for expert, each in ((recipient, less), (np.int64(donor), more)):
                 at = head[expert]
                 while at >= 0:
                     change[rank_of_slot[at]] += (each - slot_load[at]) * rank_scale[rank_of_slot[at]]
                     at = following[at]
             top = rank_time[rank] + change[rank]
-            for expert in (recipient, donor):
+            for expert in (recipient, np.int64(donor)):
                 at = head[expert]
                 while at >= 0:
                     top = max(top, rank_time[rank_of_slot[at]] + change[rank_of_slot[at]])
                     at = following[at]
-            for expert in (recipient, donor):
+            for expert in (recipient, np.int64(donor)):
                 at = head[expert]
                 while at >= 0:
                     change[rank_of_slot[at]] = 0.0
