@@ -45,7 +45,7 @@ def test_a_token_trace_is_counted_when_a_load_is_asked_for(tmp_path):
     write_trace(trace, tmp_path / "trace.parquet")
     assert read_load(tmp_path / "trace.parquet") == trace.load()
     assert read_load(str(tmp_path / "trace.parquet"), window=2) == trace.load(2)
-    with pytest.raises(InputError, match=f"num_experts = 9: the file says {SMALL.num_experts}"):
+    with pytest.raises(InputError, match=f"num_experts = 9: the file has {SMALL.num_experts}"):
         read_load(tmp_path / "trace.parquet", num_experts=9)
 
 

@@ -100,7 +100,7 @@ def test_what_is_wrong_is_named(tmp_path, config, ranks, message):
 
 def test_ranks_that_are_missing_and_mixed_phases_are_refused(tmp_path):
     path = folder(tmp_path, RANK_0, RANK_1)
-    with pytest.raises(InputError, match="MindIE's hotspot dump holds tokens per expert"):
+    with pytest.raises(InputError, match=r"MindIE hotspot dump, .* holds tokens per expert"):
         read_trace(path)
     (path / "decode_0.csv").rename(path / "decode_2.csv")
     with pytest.raises(InputError, match=r"no decode_0\.csv beside 2 files: expected every rank from 0 on"):

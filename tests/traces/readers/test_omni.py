@@ -61,5 +61,5 @@ def test_what_is_wrong_is_named(tmp_path, dumps, message):
 
 def test_a_dump_is_no_trace(tmp_path):
     dump(tmp_path, 1, 0, [[1]])
-    with pytest.raises(InputError, match="omni-infer's activation dump holds tokens per expert"):
+    with pytest.raises(InputError, match=r"omni-infer activation dump, .* holds tokens per expert"):
         read_trace(tmp_path)

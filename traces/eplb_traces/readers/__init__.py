@@ -1,6 +1,12 @@
 """Reading what engines and recorders write: one dialect a file, all of them in the table READERS."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
@@ -19,34 +25,77 @@ from eplb_traces.readers import (
     vllm,
     vllm_stats,
 )
-from eplb_traces.readers.dialect import Dialect, ReadOptions
+from eplb_traces.readers.dialect import Dialect, Reading, ReadOptions, Wanted
+from eplb_traces.readers.recognition import find_dialect
+from eplb_traces.readers.told import with_told
 from eplb_traces.routing_trace import RoutingTrace
 
-READERS: dict[str, Dialect] = {
-    "parquet": parquet,
-    "npz": npz,
-    "npy": npy,
-    "csv": csv,
-    "sglang": sglang,
-    "sglang_recorder": sglang_recorder,
-    "vllm_stats": vllm_stats,
-    "vllm": vllm,
-    "sglang_routed": sglang_routed,
-    "trtllm": trtllm,
-    "mindie": mindie,
-    "omni": omni,
-}
+READERS: MappingProxyType[str, Dialect] = MappingProxyType(
+    {
+        "parquet": parquet,
+        "npz": npz,
+        "npy": npy,
+        "csv": csv,
+        "sglang": sglang,
+        "sglang_recorder": sglang_recorder,
+        "vllm_stats": vllm_stats,
+        "vllm": vllm,
+        "sglang_routed": sglang_routed,
+        "trtllm": trtllm,
+        "mindie": mindie,
+        "omni": omni,
+    }
+)
 
-__all__ = ["READERS", "read_load", "read_trace"]
+__all__ = ["READERS", "ReadOptions", "Reading", "read", "read_load", "read_trace"]
+
+_logger = logging.getLogger("eplb")
 
 
-def read_load(
+def read(path: str | Path, options: ReadOptions | None = None, *, format: str | None = None) -> Reading:
+    """Read a file of any dialect, and how it was understood.
+
+    Parameters
+    ----------
+    path
+        A file, or the folder into which the ranks of a server wrote theirs.
+    options
+        What the caller says about the file; checked against it, and used.
+    format
+        Name of the dialect, a key of READERS; None: recognised by suffix and content.
+
+    Raises
+    ------
+    InputError
+        Naming the file, the place in it, the value and what was expected; also for an option without effect.
+    MissingExtraError
+        If the dialect needs a package that is not installed.
+    """
+    path, options = Path(path), options or ReadOptions()
+    with naming_place(path):
+        try:
+            _, dialect = find_dialect(path, format, READERS)
+            reading = with_told(dialect.read(path, options), options)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror or error}") from error
+    if not reading.is_own:
+        _logger.debug("%s: %s", path, reading.summary)
+    return reading
+
+
+def read_load(  # noqa: PLR0913  # the front door: everything a caller can say about a file, most by keyword
     path: str | Path,
     *,
     format: str | None = None,
     num_experts: int | None = None,
+    top_k: int | None = None,
+    moe_layer_ids: Sequence[int] | None = None,
+    num_hidden_layers: int | None = None,
     window: int | None = None,
     shape: ModelShape | None = None,
+    ignore_ids: Sequence[int] = (),
+    ignore_columns: Sequence[int] = (),
+    recorded_under: NDArray[np.integer] | None = None,
 ) -> ExpertLoad:
     """Read a load of any dialect; a token-level trace is counted.
 
@@ -56,74 +105,68 @@ def read_load(
         A file, or the folder into which the ranks of a server wrote theirs.
     format
         Name of the dialect, a key of READERS; None: recognised by suffix and content.
-    num_experts
-        E, for token-level files that do not say it.
+    num_experts, top_k, moe_layer_ids, num_hidden_layers, shape
+        The model, as far as the caller knows it. Checked against the file; adds what the file does not say.
     window
-        For token-level files, engine steps of a window; None: one window for the whole trace.
-    shape
-        The model, for files that say less: raw ids need its layers and top-k, and rows get their layer ids from it.
+        For token-level files, engine steps of a window; None: one window for the whole trace. In a table, a sign that
+        repeated layer ids are windows.
+    ignore_ids, ignore_columns, recorded_under
+        See `ReadOptions`.
 
     Raises
     ------
     InputError
-        Naming the file, the place in it, the value and what was expected.
+        Naming the file, the place in it, the value and what was expected; also for an option without effect.
     MissingExtraError
         If the dialect needs a package that is not installed.
     """
-    path = Path(path)
     with naming_place(path):
-        try:
-            return _dialect(path, format).read_load(path, ReadOptions(num_experts, window, shape))
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror or error}") from error
+        options = ReadOptions(
+            num_experts=num_experts,
+            top_k=top_k,
+            moe_layer_ids=moe_layer_ids,
+            num_hidden_layers=num_hidden_layers,
+            shape=shape,
+            window=window,
+            ignore_ids=tuple(ignore_ids),
+            ignore_columns=tuple(ignore_columns),
+            recorded_under=recorded_under,
+            wants=Wanted.LOAD,
+        )
+        return read(path, options, format=format).load(window)
 
 
-def read_trace(
-    path: str | Path, num_experts: int | None = None, *, format: str | None = None, shape: ModelShape | None = None
+def read_trace(  # noqa: PLR0913  # the front door: everything a caller can say about a file, most by keyword
+    path: str | Path,
+    num_experts: int | None = None,
+    *,
+    format: str | None = None,
+    top_k: int | None = None,
+    moe_layer_ids: Sequence[int] | None = None,
+    num_hidden_layers: int | None = None,
+    shape: ModelShape | None = None,
+    ignore_ids: Sequence[int] = (),
+    ignore_columns: Sequence[int] = (),
 ) -> RoutingTrace:
-    """Open a token-level trace of any dialect.
-
-    Parameters
-    ----------
-    path
-        A file, or the folder into which the ranks of a server wrote theirs.
-    num_experts
-        E, for files that do not say it.
-    format
-        Name of the dialect, a key of READERS; None: recognised by suffix and content.
-    shape
-        The model, for files that say less: raw ids need its layers and top-k, and rows get their layer ids from it.
+    """Open a token-level trace of any dialect; parameters and errors as in `read_load`.
 
     Raises
     ------
     InputError
-        Naming the file, the place in it, the value and what was expected; also if the file has loads only.
-    MissingExtraError
-        If the dialect needs a package that is not installed.
+        Also if the file has loads only.
     """
-    path = Path(path)
     with naming_place(path):
-        try:
-            return _dialect(path, format).read_trace(path, ReadOptions(num_experts, shape=shape))
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror or error}") from error
-
-
-def _dialect(path: Path, format: str | None) -> Dialect:
-    """Find the dialect: the named one, else by suffix, and by content where a suffix has several dialects or none."""
-    if format is not None:
-        if format not in READERS:
-            raise InputError(f"format {format!r} is unknown: expected one of {', '.join(READERS)}")
-        return READERS[format]
-    if not path.exists():
-        raise InputError("no such file or folder")
-    suffix = "" if path.is_dir() else path.suffix.lower()
-    by_suffix = [dialect for dialect in READERS.values() if suffix in dialect.SUFFIXES]
-    if len(by_suffix) == 1:
-        return by_suffix[0]
-    for dialect in by_suffix or READERS.values():
-        if dialect.recognises(path):
-            return dialect
-    if by_suffix:
-        return by_suffix[0]
-    raise InputError(f"neither suffix nor content is of a known format: give format, one of {', '.join(READERS)}")
+        options = ReadOptions(
+            num_experts=num_experts,
+            top_k=top_k,
+            moe_layer_ids=moe_layer_ids,
+            num_hidden_layers=num_hidden_layers,
+            shape=shape,
+            ignore_ids=tuple(ignore_ids),
+            ignore_columns=tuple(ignore_columns),
+            wants=Wanted.TRACE,
+        )
+        content = read(path, options, format=format).content
+    if isinstance(content, ExpertLoad):  # `with_told` has refused it
+        raise InputError(f"{path}: holds loads only")
+    return content

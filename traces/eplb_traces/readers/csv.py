@@ -13,10 +13,12 @@ import numpy as np
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.long_form import LONG_FORM_COLUMNS, load_from_long_form
-from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
-from eplb_traces.routing_trace import RoutingTrace
+from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 
 SUFFIXES: tuple[str, ...] = (".csv",)
+RECOGNISED_BY = "text with commas"
+BECOMES = "load"
+REFUSES = "ragged rows"
 
 Lines = list[tuple[int, list[str]]]
 
@@ -27,9 +29,13 @@ def recognises(path: Path) -> bool:
     return b"," in first_line and b"\0" not in first_line and first_line[:1] not in (b"{", b"[")
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Read a matrix as one window, or a long form."""
     del options
+    return Reading(content=_load(path), form="CSV")
+
+
+def _load(path: Path) -> ExpertLoad:
     lines = _lines(path)
     header = [cell.strip().lower() for cell in lines[0][1]]
     if set(LONG_FORM_COLUMNS[1:]) <= set(header):
@@ -41,11 +47,6 @@ def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
         _check_length(lines[1], len(header))
         lines = [(number, cells[1:] if has_layer_column else cells) for number, cells in lines[1:]]
     return ExpertLoad(_matrix(lines))
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Refuse: no CSV of single tokens exists."""
-    raise loads_only("a CSV")
 
 
 def _lines(path: Path) -> Lines:

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.dialect import ReadOptions, loads_only
+from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.slot_counts import (
     json_object,
     matrix_of_text,
     not_empty,
     positive_integer,
 )
-from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = ()
+RECOGNISED_BY = "a folder with model_gen_config.json and prefill_*.csv or decode_*.csv"
+BECOMES = "load, one window a matrix of running totals"
+REFUSES = "redundant slots without the deployment table; falling totals; NPUs with shared experts only"
 CONFIG = "model_gen_config.json"
 _FILE = re.compile(r"(prefill|decode)_(\d+)\.csv")
 
@@ -37,7 +39,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and ((path / CONFIG).is_file() or any(_FILE.fullmatch(file.name) for file in path.iterdir()))
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Put the ranks' slots side by side and take the differences of the totals, one window a matrix."""
     phase, files = _rank_files(path)
     with naming_place(CONFIG):
@@ -52,12 +54,8 @@ def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
     logical_of_slot = _slot_map(path, config, shape, [part.shape[2] for part in parts])
     tokens = logical_counts(np.diff(totals, axis=0, prepend=0), logical_of_slot, shape.num_experts)
     labels = [f"{phase}, matrix {number}" for number in range(num_matrices)]
-    return not_empty(ExpertLoad(tokens, labels=labels, shape=shape))
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Refuse: the dumps are counts."""
-    raise loads_only("MindIE's hotspot dump")
+    load = not_empty(ExpertLoad(tokens, labels=labels, shape=shape))
+    return Reading(content=load, form="MindIE hotspot dump, running totals of slots made counts of experts")
 
 
 def _rank_files(folder: Path) -> tuple[str, list[Path]]:
@@ -85,8 +83,6 @@ def _shape(config: dict[str, object], options: ReadOptions) -> ModelShape:
             f"$.num_dangling_shared_experts = {config['num_dangling_shared_experts']!r}: expected 0, no NPUs that hold "
             "only shared experts"
         )
-    if options.shape is not None and options.shape.num_layers == num_layers:
-        return options.shape
     selected = config.get("num_of_selected_experts")
     top_k = selected[0] if isinstance(selected, list) and selected else selected
     return ModelShape(num_layers, num_experts, top_k if isinstance(top_k, int) else None)

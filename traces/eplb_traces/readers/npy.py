@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.readers.dialect import ReadOptions, first_bytes, required_num_experts
+from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted, first_bytes, required_num_experts
 from eplb_traces.readers.routed_requests import trace_of_requests
-from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = (".npy",)
+RECOGNISED_BY = "numpy's magic number"
+BECOMES = "load or trace"
+REFUSES = "arrays that are neither"
 _LARGEST_TOP_K = 32
 _LARGEST_LIKELY_ID = 4096
 _FEWEST_CHOICES = 16
@@ -28,23 +30,19 @@ def recognises(path: Path) -> bool:
     return first_bytes(path, 6) == b"\x93NUMPY"
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
-    """Read a load of one or more windows, or count the ids of a request."""
+def read(path: Path, options: ReadOptions) -> Reading:
+    """Read a load of one or more windows, or the ids of a request; every token is its own step, as in decoding."""
     array = _array(path)
-    if options.num_experts is not None and array.ndim == 3 and array.shape[2] != options.num_experts:
-        return read_trace(path, options).load(options.window)
+    is_ids = options.num_experts is not None and array.ndim == 3 and array.shape[2] != options.num_experts
+    if options.wants is Wanted.TRACE or is_ids:
+        required_num_experts(options)
+        return Reading(content=trace_of_requests([("the array", array)], options), form="ids [tokens, layers, top-k]")
     if options.num_experts is None and _looks_like_ids(array):
         raise InputError(
             f"{array.dtype} of shape {array.shape} with {array.shape[2]} different numbers in every row looks like "
             "expert ids [tokens, layers, top-k], not like counts: give num_experts"
         )
-    return ExpertLoad(array)
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Read the choices of one request; every token is its own step, as in decoding."""
-    required_num_experts(options)
-    return trace_of_requests([("the array", _array(path))], options)
+    return Reading(content=ExpertLoad(array), form="counts")
 
 
 def _looks_like_ids(array: NDArray[Any]) -> bool:

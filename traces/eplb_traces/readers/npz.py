@@ -19,10 +19,13 @@ from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.shape_json import shape_from_json
 from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.dialect import ReadOptions, loads_only, required_num_experts
+from eplb_traces.readers.dialect import Reading, ReadOptions, required_num_experts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 
 SUFFIXES: tuple[str, ...] = (".npz",)
+RECOGNISED_BY = "a zip of .npy files"
+BECOMES = "load or trace"
+REFUSES = "Python objects"
 LOAD_KEYS = ("tokens", "load", "tokens_per_expert", "logical_count")
 TRACE_KEYS = ("topk_ids", "expert_ids")
 
@@ -38,22 +41,15 @@ def recognises(path: Path) -> bool:
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
-    """Read a load, or count the tokens of a trace."""
+def read(path: Path, options: ReadOptions) -> Reading:
+    """Read a load, or the ids of a token-level trace, into memory."""
     arrays = _arrays(path)
     if _trace_key(arrays) is not None:
-        return _trace(arrays, options).load(options.window)
+        return Reading(content=_trace(arrays, options), form="ids [tokens, layers, top-k]")
     key = _load_key(arrays)
     labels = arrays["labels"].tolist() if "labels" in arrays else None
-    return ExpertLoad(arrays[key], arrays.get("weights"), labels, _shape(arrays))
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Read the ids of a token-level trace into memory."""
-    arrays = _arrays(path)
-    if _trace_key(arrays) is None:
-        raise loads_only(f"an .npz with the arrays {_names(arrays)}")
-    return _trace(arrays, options)
+    load = ExpertLoad(arrays[key], arrays.get("weights"), labels, _shape(arrays))
+    return Reading(content=load, form=f"counts {key}", is_own="shape" in arrays)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

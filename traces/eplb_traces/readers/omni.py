@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.readers.dialect import ReadOptions, loads_only
+from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.slot_counts import matrix_of_text, not_empty
-from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = ()
+RECOGNISED_BY = "a folder with activation_counts_recordstep_*_rank_*.txt"
+BECOMES = "load, one window a step"
+REFUSES = "more slots than experts, unless --recorded-under gives the pattern in force"
 _FILE = re.compile(r"activation_counts_recordstep_(\d+)_rank_(\d+)\.txt")
 
 _logger = logging.getLogger("eplb")
@@ -30,7 +32,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and bool(_files(path))
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Put the ranks of each step side by side, one window a step.
 
     Raises
@@ -54,13 +56,8 @@ def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
             f"the ranks have {tokens.shape[2]} slots and the model {options.num_experts} experts: which slot holds "
             "which expert is not in these files; record without redundant experts"
         )
-    shape = options.shape if options.shape is not None and options.shape.num_layers == tokens.shape[1] else None
-    return ExpertLoad(tokens, labels=[f"step {step}" for step in whole], shape=shape)
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Refuse: the dumps are counts."""
-    raise loads_only("omni-infer's activation dump")
+    load = ExpertLoad(tokens, labels=[f"step {step}" for step in whole])
+    return Reading(content=load, form="omni-infer activation dump, ranks side by side")
 
 
 def _files(folder: Path) -> dict[tuple[int, int], Path]:

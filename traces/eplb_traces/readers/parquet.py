@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from eplb_traces.errors import InputError
-from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.parquet_file import holds_trace, read_parquet_load, read_parquet_trace
-from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
-from eplb_traces.routing_trace import RoutingTrace
+from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 
 SUFFIXES: tuple[str, ...] = (".parquet",)
+RECOGNISED_BY = "Parquet's magic number"
+BECOMES = "load or trace, as the file's metadata says"
+REFUSES = "files without eplb's metadata"
 
 
 def recognises(path: Path) -> bool:
@@ -16,16 +16,8 @@ def recognises(path: Path) -> bool:
     return first_bytes(path, 4) == b"PAR1"
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
-    """Read a load, or stream a trace and count it."""
-    return read_trace(path, options).load(options.window) if holds_trace(path) else read_parquet_load(path)
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Open a trace; `options.num_experts` may only repeat what the file says."""
-    if not holds_trace(path):
-        raise loads_only("this Parquet file")
-    trace = read_parquet_trace(path)
-    if options.num_experts not in (None, trace.shape.num_experts):
-        raise InputError(f"num_experts = {options.num_experts}: the file says {trace.shape.num_experts}")
-    return trace
+def read(path: Path, options: ReadOptions) -> Reading:
+    """Read a load, or open a trace that is streamed."""
+    del options
+    content = read_parquet_trace(path) if holds_trace(path) else read_parquet_load(path)
+    return Reading(content=content, form="eplb's Parquet", is_own=True)

@@ -9,7 +9,6 @@ import binascii
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import ReadOptions, required_num_experts
+from eplb_traces.readers.layers import MoeRows, hidden_layer_rows
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 
 KEY = "routed_experts"
@@ -61,7 +61,7 @@ def trace_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: Rea
     requests
         All with the same rows and K; a row is a hidden layer.
     options
-        `num_experts`, and with `shape` which rows are MoE layers, where zeros do not say it.
+        `num_experts`, and which rows are MoE layers where zeros do not say it.
 
     Raises
     ------
@@ -73,8 +73,8 @@ def trace_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: Rea
         with naming_place(place):
             _check(ids, first)
     silent = [_silent(ids) for _, ids in requests]
-    shape = _shape(~np.logical_and.reduce([of.all(axis=0) for of in silent]), first, options)
-    rows = np.array(shape.moe_layer_ids)
+    layers = hidden_layer_rows(np.logical_and.reduce([of.all(axis=0) for of in silent]), options)
+    shape, rows = _shape(layers, first.shape[2], options), layers.rows
     batches = []
     num_left_out = 0
     for number, ((place, ids), of) in enumerate(zip(requests, silent, strict=True)):
@@ -137,26 +137,12 @@ def _silent(ids: NDArray[Any]) -> NDArray[np.bool_]:
     return np.all(ids <= largest_nothing, axis=2)
 
 
-def _shape(has_choices: NDArray[np.bool_], ids: NDArray[Any], options: ReadOptions) -> ModelShape:
-    """Return the model with one of the rows as each of its MoE layers.
-
-    Parameters
-    ----------
-    has_choices
-        [rows]
-    ids
-        [tokens, rows, K] of any request.
-    """
-    num_rows, top_k = ids.shape[1:]
-    if not has_choices.any():
-        raise InputError(f"no token chose an expert in any of {num_rows} layers: an empty recording")
-    known = options.shape
-    if known is not None and known.top_k not in (None, top_k):
-        raise InputError(f"top-k is {top_k}: the model has {known.top_k}")
-    rows = tuple(int(row) for row in np.flatnonzero(has_choices))
-    if known is not None and known.moe_layer_ids is not None:
-        rows = known.moe_layer_ids
-    if known is not None and (rows[-1] >= num_rows or known.num_layers not in (len(rows), num_rows)):
-        raise InputError(f"has {num_rows} rows, {rows} with choices: the model has {known.num_layers} MoE layers")
-    base = known or ModelShape(len(rows), required_num_experts(options))
-    return replace(base, num_layers=len(rows), top_k=top_k, moe_layer_ids=rows, num_hidden_layers=num_rows)
+def _shape(layers: MoeRows, top_k: int, options: ReadOptions) -> ModelShape:
+    """The model behind the rows that hold choices."""
+    return ModelShape(
+        len(layers.rows),
+        required_num_experts(options),
+        top_k,
+        moe_layer_ids=layers.moe_layer_ids,
+        num_hidden_layers=layers.num_hidden_layers,
+    )

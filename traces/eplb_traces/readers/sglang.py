@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
-from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
-from eplb_traces.readers.sglang_counts import load_from_counts
-from eplb_traces.routing_trace import RoutingTrace
+from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
+from eplb_traces.readers.sglang_counts import reading_of_counts
 
 SUFFIXES: tuple[str, ...] = (".json",)
+RECOGNISED_BY = "an object with the key logical_count"
+BECOMES = "load, one window a step"
+REFUSES = "ragged or non-numeric counts; layers without tokens that do not look like dense layers"
 KEY = "logical_count"
 
 
@@ -26,15 +27,9 @@ def recognises(path: Path) -> bool:
     return head.startswith(b"{") and KEY.encode() in head
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Read counts, one window a step."""
-    del options
-    return load_from_counts(_counts(_parsed(path)))
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Refuse: the JSON has counts only."""
-    raise loads_only("SGLang's JSON")
+    return reading_of_counts(_counts(_parsed(path)), options, "SGLang logical_count")
 
 
 def _parsed(path: Path) -> object:

@@ -8,33 +8,43 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
+from eplb_traces.readers.dialect import Reading, ReadOptions
+from eplb_traces.readers.layers import hidden_layer_rows
 
 
-def load_from_counts(logical_count: NDArray[np.float64]) -> ExpertLoad:
+def reading_of_counts(logical_count: NDArray[np.float64], options: ReadOptions, form: str) -> Reading:
     """Build a load from SGLang's ``logical_count``.
 
-    A layer in which no expert ever got a token is a dense one: it is dropped, and the shape says which are left. A step
-    without any token is an unused place of the recorder's ring buffer: it is dropped as well.
+    Rows are the layers of the model; `layers.moe_rows` decides which of them are MoE layers. A step without any token
+    is an unused place of the recorder's ring buffer: it is dropped.
 
     Parameters
     ----------
     logical_count
         [num_hidden_layers, E] or [steps, num_hidden_layers, E]
+    options
+        The caller's model.
+    form
+        Name of the form in messages.
 
     Raises
     ------
     InputError
-        If there is a NaN, an infinity or a negative count, or if every count is zero.
+        If there is a NaN, an infinity or a negative count, every count is zero, or a layer is missing.
     """
     counts = ExpertLoad(logical_count).tokens
-    moe_layers: NDArray[np.bool_] = np.any(counts > 0, axis=(0, 2))
+    layers = hidden_layer_rows(np.asarray(~counts.any(axis=(0, 2))), options)
     steps: NDArray[np.bool_] = np.any(counts > 0, axis=(1, 2))
-    if not moe_layers.any():
-        raise InputError(
-            f"every count is zero: an empty recording ({counts.shape[1]} layers, all of them dense, "
-            f"x {counts.shape[2]} experts)"
-        )
-    return ExpertLoad(counts[steps][:, moe_layers], shape=shape_of_moe_layers(moe_layers, counts.shape[2]))
+    shape = ModelShape(
+        len(layers.rows),
+        counts.shape[2],
+        moe_layer_ids=layers.moe_layer_ids,
+        num_hidden_layers=layers.num_hidden_layers,
+    )
+    num_unused = int((~steps).sum())
+    unused = (f"{num_unused} of {len(steps)} steps without a token left out",) if num_unused else ()
+    load = ExpertLoad(counts[steps][:, layers.rows], shape=shape)
+    return Reading(content=load, form=f"{form} [steps, layers, experts]", notes=layers.notes + unused)
 
 
 def shape_of_moe_layers(moe_layers: NDArray[np.bool_], num_experts: int, *, top_k: int | None = None) -> ModelShape:

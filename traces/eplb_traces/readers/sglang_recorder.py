@@ -8,21 +8,19 @@ like the counts. The map is the one in force at the dump: a recording that spans
 """
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from eplb_traces.errors import InputError, MissingExtraError, naming_place
-from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.readers.dialect import ReadOptions, first_bytes
-from eplb_traces.readers.sglang_counts import load_from_counts, numbers
-from eplb_traces.readers.sglang_records import RankRecording, load_of_passes, trace_of_tokens
-from eplb_traces.routing_trace import RoutingTrace
+from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted, first_bytes
+from eplb_traces.readers.sglang_counts import numbers, reading_of_counts
+from eplb_traces.readers.sglang_records import RankRecording, reading_of_passes, trace_of_tokens
 
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
-_Result = TypeVar("_Result")
+RECOGNISED_BY = "torch's zip or its older pickle with the key logical_count or records; a folder of them"
+BECOMES = "load (stat, per_pass) or trace (per_token)"
+REFUSES = "anything but tensors, numbers, strings, lists and dictionaries; ranks with unlike maps"
 
 
 def recognises(path: Path) -> bool:
@@ -35,23 +33,20 @@ def recognises(path: Path) -> bool:
     return first_bytes(path, 2) == b"\x80\x02"
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
-    """Read counts of a stat recording, one window a step, or sum the ranks' counts pass by pass.
+def read(path: Path, options: ReadOptions) -> Reading:
+    """Read counts of a stat recording, one window a step; sum the ranks' counts pass by pass; or read tokens.
 
     With `options.window` the windows of a per_pass recording hold that many passes; None: one window a pass.
     """
     documents = _documents(path)
     if len(documents) == 1 and "logical_count" in documents[0]:
-        return load_from_counts(numbers(documents[0]["logical_count"], "logical_count").astype(np.float64))
-    return _of_recordings(path, documents, lambda recordings: load_of_passes(recordings, options.window))
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Read the tokens of a per_token recording; `options.num_experts` may only repeat what the map says."""
-    trace = _of_recordings(path, _documents(path), trace_of_tokens)
-    if options.num_experts not in (None, trace.shape.num_experts):
-        raise InputError(f"num_experts = {options.num_experts}: the recording has {trace.shape.num_experts}")
-    return trace
+        counts = numbers(documents[0]["logical_count"], "logical_count").astype(np.float64)
+        return reading_of_counts(counts, options, "SGLang recorder, logical_count")
+    recordings = _recordings(path, documents)
+    has_tokens = any("topk_ids_of_layer" in record for recording in recordings for record in recording.records)
+    if options.wants is Wanted.TRACE or (has_tokens and options.wants is not Wanted.LOAD):
+        return Reading(content=trace_of_tokens(recordings), form="SGLang recorder, per_token records, physical ids")
+    return reading_of_passes(recordings, options)
 
 
 def _rank_files(folder: Path) -> list[Path]:
@@ -100,14 +95,12 @@ def _first_sentence(error: Exception) -> str:
     return (naming or lines or [type(error).__name__])[0][:200]
 
 
-def _of_recordings(
-    path: Path, documents: list[dict[str, object]], build: Callable[[list[RankRecording]], _Result]
-) -> _Result:
+def _recordings(path: Path, documents: list[dict[str, object]]) -> list[RankRecording]:
     recordings = []
     for place, document in zip(_rank_files(path) if path.is_dir() else [path], documents, strict=True):
         with naming_place(place.name):
             recordings.append(_rank_recording(document))
-    return build(recordings)
+    return recordings
 
 
 def _rank_recording(document: dict[str, object]) -> RankRecording:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.expert_load import ExpertLoad, logical_counts
+from eplb_traces.expert_load import logical_counts
 from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.sglang_counts import load_from_counts, numbers, shape_of_moe_layers
+from eplb_traces.readers.dialect import Reading, ReadOptions
+from eplb_traces.readers.sglang_counts import numbers, reading_of_counts, shape_of_moe_layers
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
 _PADDING = -1
@@ -50,8 +51,8 @@ class _PassTokens:
     sequence_lengths: tuple[int, ...]
 
 
-def load_of_passes(recordings: Sequence[RankRecording], window: int | None) -> ExpertLoad:
-    """Sum the ranks' counts of each pass; passes in ascending order, `window` passes a window, one by default."""
+def reading_of_passes(recordings: Sequence[RankRecording], options: ReadOptions) -> Reading:
+    """Sum the ranks' counts of each pass, in ascending order, `options.window` passes a window, one by default."""
     logical_of_slot = _common_map(recordings)
     num_experts = int(logical_of_slot.max()) + 1
     counts: dict[int, NDArray[np.float64]] = {}
@@ -61,12 +62,13 @@ def load_of_passes(recordings: Sequence[RankRecording], window: int | None) -> E
             physical = numbers(record.get("global_physical_count"), "global_physical_count")
             if physical.shape != logical_of_slot.shape:
                 raise InputError(f"global_physical_count has shape {physical.shape}: expected {logical_of_slot.shape}")
-            key = window_start(_integer(record, "forward_pass_id"), first, window or 1)
+            key = window_start(_integer(record, "forward_pass_id"), first, options.window or 1)
             logical = logical_counts(physical.astype(np.float64), logical_of_slot, num_experts)
         counts[key] = counts[key] + logical if key in counts else logical
     if not counts:
         raise InputError("records is empty: an empty recording")
-    return load_from_counts(np.stack([counts[key] for key in sorted(counts)]))
+    stacked = np.stack([counts[key] for key in sorted(counts)])
+    return reading_of_counts(stacked, options, "SGLang recorder, per_pass records, physical counts made logical")
 
 
 def trace_of_tokens(recordings: Sequence[RankRecording]) -> RoutingTrace:

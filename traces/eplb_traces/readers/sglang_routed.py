@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.dialect import ReadOptions, first_bytes
+from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, trace_of_requests
-from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
+RECOGNISED_BY = "the key routed_experts with base64 of raw int32"
+BECOMES = "trace, one request a string"
+REFUSES = "ids without the model's shape (--hidden-layers or --moe-layers, --num-experts, --top-k)"
 _ID = np.dtype("<i4")
 
 
@@ -28,12 +28,7 @@ def recognises(path: Path) -> bool:
     return head[:1] in (b"{", b"[") and f'"{KEY}"'.encode() in head and NPY_IN_BASE64 not in head
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
-    """Count the tokens."""
-    return read_trace(path, options).load(options.window)
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Read the choices; every string is a request.
 
     Raises
@@ -41,16 +36,21 @@ def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
     InputError
         Also if the shape is not given, or does not divide the number of ids.
     """
-    shape = options.shape
-    if shape is None or shape.top_k is None:
-        raise InputError("raw ids do not say how many layers and choices there are: give the model's shape with top_k")
+    num_rows = options.num_hidden_layers or (len(options.moe_layer_ids) if options.moe_layer_ids else None)
+    if num_rows is None and options.shape is not None:
+        num_rows = options.shape.num_layers
+    if num_rows is None or options.top_k is None:
+        raise InputError(
+            "raw ids do not say how many layers and choices there are: give num_hidden_layers (--hidden-layers) or "
+            "moe_layer_ids (--moe-layers), and top_k (--top-k)"
+        )
     content = path.read_bytes()
     contents = encoded_requests(path) if _is_text(content) else [("the ids", content)]
     requests = []
     for place, raw in contents:
         with naming_place(place):
-            requests.append((place, _ids(raw, shape, shape.top_k)))
-    return trace_of_requests(requests, options)
+            requests.append((place, _ids(raw, num_rows, options.top_k)))
+    return Reading(content=trace_of_requests(requests, options), form="SGLang routed_experts [tokens, layers, top-k]")
 
 
 def _is_text(content: bytes) -> bool:
@@ -58,9 +58,8 @@ def _is_text(content: bytes) -> bool:
     return b"\0" not in content
 
 
-def _ids(raw: bytes, shape: ModelShape, top_k: int) -> NDArray[Any]:
-    """Return [tokens, rows, K]: rows are all hidden layers where the shape knows their number, else its MoE layers."""
-    num_rows = shape.num_hidden_layers or shape.num_layers
+def _ids(raw: bytes, num_rows: int, top_k: int) -> NDArray[Any]:
+    """Return [tokens, rows, K]: rows are all hidden layers where their number is known, else the MoE layers."""
     ids_bytes = num_rows * top_k * _ID.itemsize
     if not raw or len(raw) % ids_bytes:
         raise InputError(

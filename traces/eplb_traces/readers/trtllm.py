@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, MissingExtraError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.dialect import ReadOptions, loads_only
+from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.slot_counts import exact_counts, json_object, not_empty, positive_integer
-from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = ()
+RECOGNISED_BY = "a folder with rank*.safetensors"
+BECOMES = "load, ranks summed, one window an iteration"
+REFUSES = "tensors of unlike shapes; a missing or contradicting meta_info.json"
 META = "meta_info.json"
 _RANK_FILE = re.compile(r"rank(\d+)\.safetensors")
 _KEY = re.compile(r"(\d+)_(\d+)")
@@ -34,7 +36,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and bool(_rank_files(path))
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Sum the ranks' counts; one window an iteration, layers by ascending id."""
     files = _rank_files(path)
     if not files:
@@ -50,12 +52,8 @@ def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
         with naming_place(file.name):
             for key, of_rank in _counts_of_rank(file, num_experts):
                 counts[key] = counts[key] + of_rank if key in counts else of_rank
-    return not_empty(_load(counts, num_experts, top_k))
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Refuse: the statistics are counts."""
-    raise loads_only("TensorRT-LLM's statistics folder")
+    load = not_empty(_load(counts, num_experts, top_k))
+    return Reading(content=load, form="TensorRT-LLM statistics, {iteration}_{layer} [experts], ranks summed")
 
 
 def _rank_files(folder: Path) -> list[Path]:

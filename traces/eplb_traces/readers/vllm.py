@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.readers.dialect import ReadOptions, first_bytes
+from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, trace_of_requests
-from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
+RECOGNISED_BY = "the key routed_experts with base64 of a .npy"
+BECOMES = "trace, one request a string"
+REFUSES = "ids without num_experts; requests of unlike layers or top-k"
 _MAGIC = b"\x93NUMPY"
+_FORM = "vLLM routed_experts [tokens, layers, top-k]"
 
 
 def recognises(path: Path) -> bool:
@@ -30,20 +32,16 @@ def recognises(path: Path) -> bool:
     return head.startswith(NPY_IN_BASE64)
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
-    """Count the tokens."""
-    return read_trace(path, options).load(options.window)
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Read the choices; every string is a request."""
     if first_bytes(path, len(_MAGIC)) == _MAGIC:
-        return trace_of_requests([("the array", _array(path.read_bytes()))], options)
+        requests = [("the array", _array(path.read_bytes()))]
+        return Reading(content=trace_of_requests(requests, options), form=_FORM)
     requests = []
     for place, content in encoded_requests(path):
         with naming_place(place):
             requests.append((place, _array(content)))
-    return trace_of_requests(requests, options)
+    return Reading(content=trace_of_requests(requests, options), form=_FORM)
 
 
 def _array(content: bytes) -> NDArray[Any]:

@@ -6,7 +6,6 @@ that spans a rebalance reads right. Lines of another record_type are left out, a
 """
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,24 +14,23 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad, logical_counts
-from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.dialect import ReadOptions, first_bytes, loads_only
+from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.slot_counts import exact_counts
-from eplb_traces.routing_trace import RoutingTrace
 
 SUFFIXES: tuple[str, ...] = (".jsonl",)
+RECOGNISED_BY = "lines with record_type eplb_load_stats"
+BECOMES = "load, one window a record"
+REFUSES = "records without a map; unlike numbers of layers or slots"
 RECORD_TYPE = "eplb_load_stats"
-
-_logger = logging.getLogger("eplb")
 
 
 def recognises(path: Path) -> bool:
     """Take anything that begins like a JSON object of our record type."""
     head = first_bytes(path).lstrip()
-    return head.startswith(b"{") and b'"record_type"' in head and RECORD_TYPE.encode() in head
+    return head.startswith(b"{") and b'"record_type"' in head and b'"eplb_' in head
 
 
-def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
+def read(path: Path, options: ReadOptions) -> Reading:
     """Read the windows in the order of the file."""
     windows: list[tuple[str, NDArray[np.float64]]] = []
     num_silent = 0
@@ -47,19 +45,11 @@ def read_load(path: Path, options: ReadOptions) -> ExpertLoad:
                 num_silent += 1
     if not windows:
         raise InputError(f"no {RECORD_TYPE!r} record with a token: an empty recording")
-    if num_silent:
-        _logger.info("%s: %d records without a token are left out", path.name, num_silent)
     tokens = np.stack([counts for _, counts in windows])
-    return ExpertLoad(tokens, labels=[label for label, _ in windows], shape=_shape(options.shape, tokens))
-
-
-def read_trace(path: Path, options: ReadOptions) -> RoutingTrace:
-    """Refuse: the records are counts."""
-    raise loads_only("vLLM's load statistics")
-
-
-def _shape(shape: ModelShape | None, tokens: NDArray[np.float64]) -> ModelShape | None:
-    return shape if shape is not None and shape.num_layers == tokens.shape[1] else None
+    load = ExpertLoad(tokens, labels=[label for label, _ in windows])
+    left_out = (f"{num_silent} records without a token left out",) if num_silent else ()
+    form = "vLLM eplb_load_stats, physical counts made logical by each record's map"
+    return Reading(content=load, form=form, notes=left_out)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, object]]]:

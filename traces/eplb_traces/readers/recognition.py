@@ -1,0 +1,69 @@
+"""Finds the dialect of a file by suffix and content, and names files that hold something else than data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from eplb_traces.errors import InputError
+from eplb_traces.readers.dialect import Dialect, first_bytes
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def find_dialect(path: Path, name: str | None, dialects: Mapping[str, Dialect]) -> tuple[str, Dialect]:
+    """Name and dialect: the named one, else by suffix, and by content where a suffix has several dialects or none.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, a missing file, a Git LFS pointer, or a file that no dialect recognises.
+    """
+    if name is not None and name not in dialects:
+        raise InputError(f"format {name!r} is unknown: expected one of {', '.join(dialects)}")
+    if not path.exists():
+        raise InputError("no such file or folder")
+    if first_bytes(path, len(_LFS)) == _LFS:
+        raise InputError("a Git LFS pointer, not the data: run `git lfs pull` where the file was cloned")
+    if name is not None:
+        return name, dialects[name]
+    suffix = suffix_of(path)
+    by_suffix = {n: d for n, d in dialects.items() if suffix and suffix in d.SUFFIXES}
+    if len(by_suffix) == 1:
+        return next(iter(by_suffix.items()))
+    candidates = by_suffix or dialects
+    for found in candidates.items():
+        if found[1].recognises(path):
+            return found
+    if by_suffix:
+        forms = "; ".join(f"{n}: {d.RECOGNISED_BY}" for n, d in by_suffix.items())
+        raise InputError(f"{_first_sight(path)}: expected one of the known forms of {suffix} ({forms})")
+    raise InputError(f"neither suffix nor content is of a known format: give format, one of {', '.join(dialects)}")
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that tells the format, lower case: `.csv` for `load.csv.gz`; nothing for a folder."""
+    if path.is_dir():
+        return ""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if len(suffixes) > 1 and suffixes[-1] == ".gz":
+        return suffixes[-2]
+    return suffixes[-1] if suffixes else ""
+
+
+def _first_sight(path: Path) -> str:
+    """What a JSON text, or the first line of JSON lines, shows: its keys."""
+    import json
+
+    text = path.read_bytes()
+    first, _, rest = text.partition(b"\n")
+    try:
+        try:
+            document = json.loads(text)
+        except ValueError:
+            if not rest.strip():
+                raise
+            document = json.loads(first)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    if isinstance(document, dict):
+        return f"a JSON object with the keys {', '.join(map(str, document)) or '(none)'}"
+    return f"a JSON {type(document).__name__}"
