@@ -62,9 +62,10 @@ def moe_rows(silent: NDArray[np.bool_], row_ids: Sequence[int] | None, options: 
     named_ids = np.array(ids)
     pattern = _dense_pattern(silent)
     if pattern is None:
+        quiet, loaded = (id_ranges(named_ids[rows].tolist()) for rows in (silent, ~silent))
         raise InputError(
-            f"layers {id_ranges(named_ids[silent].tolist())} have no token and {id_ranges(named_ids[~silent].tolist())} have: a broken "
-            "recording, or dense layers; give moe_layer_ids (--moe-layers) to say which layers have experts"
+            f"layers {quiet} have no token and {loaded} have: a broken recording, or dense layers; give moe_layer_ids "
+            "(--moe-layers) to say which layers have experts"
         )
     rows = np.flatnonzero(~silent)
     note = f"layers {id_ranges(named_ids[silent].tolist())} have no token and count as dense ({pattern})"
