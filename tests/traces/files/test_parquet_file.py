@@ -143,10 +143,14 @@ def test_any_table_with_the_long_forms_columns_is_a_load(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "metadata", "message"),
     [
-        ({"tokens": [1.0, np.nan]}, None, "= nan: expected finite and >= 0"),
-        ({"tokens": ["a", "b"]}, None, "column tokens is string: expected numbers"),
-        ({"tokens": [1, None]}, None, "tokens has 1 nulls: expected none"),
-        ({"layer": [0, -1]}, None, "row 1: layer = -1: expected an integer >= 0"),
+        ({"tokens": [1.0, np.nan]}, None, "row 1, column tokens = nan: expected a finite number >= 0"),
+        ({"tokens": ["a", "b"]}, None, "row 0, column tokens = 'a': expected a finite number >= 0"),
+        ({"tokens": [1, None]}, None, "row 1, column tokens is null: expected a value"),
+        ({"layer": [0, -1]}, None, "row 1, column layer = -1: expected an integer >= 0"),
+        ({"tokens": [1.0, np.nan]}, {"weights": [1.0]}, "= nan: expected finite and >= 0"),
+        ({"tokens": ["a", "b"]}, {"weights": [1.0]}, "column tokens is string: expected numbers"),
+        ({"tokens": [1, None]}, {"weights": [1.0]}, "tokens has 1 nulls: expected none"),
+        ({"layer": [0, -1]}, {"weights": [1.0]}, "row 1: layer = -1: expected an integer >= 0"),
         ({"layer": [0, 2]}, {"weights": [1.0]}, "row 1: layer = 2: expected 0 to 1"),
         ({}, {"weights": 1}, r"\$.weights = 1: expected a list of numbers"),
         ({}, {"weights": [1.0], "labels": [3]}, r"\$.labels = \[3\]: expected a list of strings"),
@@ -165,7 +169,7 @@ def test_errors_of_a_load_are_named(tmp_path, changes, metadata, message):
 
 def test_an_unrelated_table_is_refused(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no column 'window': expected window, layer, expert, tokens"):
+    with pytest.raises(InputError, match="header a: expected layer, expert, tokens"):
         read_load(tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"the schema has no metadata 'eplb.routing_trace'"):
         parquet_file.read_parquet_trace(tmp_path / "a.parquet")

@@ -15,10 +15,16 @@ def test_npz_and_parquet_lose_nothing(tmp_path_factory, suffix, load):
 
 
 @given(load=loads())
-def test_csv_keeps_every_count_and_the_size(tmp_path_factory, load):
+def test_csv_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, load):
     path = tmp_path_factory.mktemp("load") / "load.csv"
-    write_load(load, path)
-    np.testing.assert_array_equal(read_load(path).tokens, load.tokens)
+    if load.shape.moe_layer_ids is None or load.tokens.any(axis=(0, 2)).all():
+        write_load(load, path)
+        back = read_load(path)
+        np.testing.assert_array_equal(back.tokens, load.tokens)
+        assert back.shape.moe_layer_ids == load.shape.moe_layer_ids
+    else:
+        with pytest.raises(InputError, match=r"has no tokens, and a \.csv does not tell it from a dense layer"):
+            write_load(load, path)
 
 
 @given(load=loads())
@@ -43,10 +49,13 @@ def test_sglang_json_has_the_keys_that_sglang_reads(tmp_path):
     assert text == '{"logical_count":[[0,0],[1,2.5],[0,0],[3,4],[0,0]]}'
 
 
-def test_csv_is_the_long_form(tmp_path):
+def test_csv_is_the_wide_form(tmp_path):
     write_load(ExpertLoad([[[0, 2], [3.5, 0]]]), tmp_path / "load.csv")
-    text = (tmp_path / "load.csv").read_text()
-    assert text == "window,layer,expert,tokens\n0,0,1,2\n0,1,0,3.5\n0,1,1,0\n"
+    assert (tmp_path / "load.csv").read_text() == "moe_layer,0,1\n0,0,2\n1,3.5,0\n"
+    shape = ModelShape(2, 2, moe_layer_ids=(1, 3))
+    write_load(ExpertLoad([[[0, 2], [3.5, 0]]] * 2, shape=shape), tmp_path / "load.csv")
+    rows = "0,1,0,2\n0,3,3.5,0\n1,1,0,2\n1,3,3.5,0\n"
+    assert (tmp_path / "load.csv").read_text() == "window,layer,0,1\n" + rows
 
 
 @pytest.mark.parametrize("suffix", LOAD_WRITERS)

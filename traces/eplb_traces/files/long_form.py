@@ -1,4 +1,4 @@
-"""Converts a load to a table of (window, layer, expert, tokens) and back, for CSV and Parquet."""
+"""Converts a load to a table of (window, layer, expert, tokens) and back, for eplb's Parquet files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def long_form(load: ExpertLoad) -> dict[str, NDArray[Any]]:
     }
 
 
-def load_from_long_form(columns: Mapping[str, NDArray[Any]], frame: LoadFrame | None) -> ExpertLoad:
+def load_from_long_form(columns: Mapping[str, NDArray[Any]], frame: LoadFrame) -> ExpertLoad:
     """Build a load from columns of equal length; entries without a row are zero.
 
     Parameters
@@ -45,28 +45,21 @@ def load_from_long_form(columns: Mapping[str, NDArray[Any]], frame: LoadFrame | 
     columns
         The four columns of LONG_FORM_COLUMNS.
     frame
-        The size of the load; None: derived from the largest indices.
+        The size of the load.
 
     Raises
     ------
     InputError
         Naming the first row with an invalid index or count, or that repeats an earlier row.
     """
-    if frame is None and not len(columns["tokens"]):
-        raise InputError("the table has no rows")
     index = [_checked_index(columns[name], name) for name in _INDEX_COLUMNS]
-    if frame is None:
-        size = tuple(int(column.max()) + 1 for column in index)
-    else:
-        size = (len(frame.weights), frame.shape.num_layers, frame.shape.num_experts)
-        _check_limits(index, size)
+    size = (len(frame.weights), frame.shape.num_layers, frame.shape.num_experts)
+    _check_limits(index, size)
     if np.prod(np.array(size, dtype=np.float64)) > _LARGEST_CELL_COUNT:
-        raise InputError(f"the indices require {size[0]} windows x {size[1]} layers x {size[2]} experts")
+        raise InputError(f"the metadata requires {size[0]} windows x {size[1]} layers x {size[2]} experts")
     _check_no_repetition(index, size)
     tokens = np.zeros(size)
     tokens[tuple(index)] = columns["tokens"]
-    if frame is None:
-        return ExpertLoad(tokens)
     return ExpertLoad(tokens, np.array(frame.weights), frame.labels or None, frame.shape)
 
 

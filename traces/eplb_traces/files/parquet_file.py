@@ -67,16 +67,16 @@ def read_parquet_trace(path: Path) -> RoutingTrace:
 
 
 def read_parquet_load(path: Path) -> ExpertLoad:
-    """Read a load: written by eplb, with shape, weights and labels, or any table with the columns of the long form."""
-    with _parquet_file(path) as file:
+    """Read a load written by eplb, with shape, weights and labels."""
+    with parquet_file(path) as file:
         metadata = file.schema_arrow.metadata or {}
+        if LOAD_KEY not in metadata:
+            raise InputError(f"not a load of eplb: the schema has no metadata {LOAD_KEY.decode()!r}")
         missing = [name for name in LONG_FORM_COLUMNS if name not in file.schema_arrow.names]
         if missing:
             raise InputError(f"no column {missing[0]!r}: expected {', '.join(LONG_FORM_COLUMNS)}")
         table = file.read(columns=list(LONG_FORM_COLUMNS))
         columns = {name: _numbers(table.column(name).combine_chunks(), name) for name in LONG_FORM_COLUMNS}
-    if LOAD_KEY not in metadata:
-        return load_from_long_form(columns, None)
     fields = _header_fields(metadata[LOAD_KEY], LOAD_KEY)
     shape = shape_from_json(fields.get("shape"), "$.shape")
     weights = fields.get("weights")
@@ -86,10 +86,10 @@ def read_parquet_load(path: Path) -> ExpertLoad:
     return load_from_long_form(columns, LoadFrame(shape, tuple(float(weight) for weight in weights), labels))
 
 
-def holds_trace(path: Path) -> bool:
-    """Return whether a Parquet file is a token-level trace in eplb's schema."""
-    with _parquet_file(path) as file:
-        return TRACE_KEY in (file.schema_arrow.metadata or {})
+def key_of(path: Path) -> bytes | None:
+    """TRACE_KEY or LOAD_KEY of a Parquet file of eplb; None for the table of another program."""
+    with parquet_file(path) as file:
+        return next((key for key in (TRACE_KEY, LOAD_KEY) if key in (file.schema_arrow.metadata or {})), None)
 
 
 def write_parquet_trace(trace: RoutingTrace, path: str | Path) -> None:
@@ -138,7 +138,7 @@ class _ParquetBatches:
         ids_per_token = self.shape.num_layers * (self.shape.top_k or 1)
         rows = max(1, _IDS_PER_READ // ids_per_token)
         row = 0
-        with naming_place(self.path), _parquet_file(self.path) as file:
+        with naming_place(self.path), parquet_file(self.path) as file:
             known = [name for name in _COLUMNS if name in file.schema_arrow.names]
             for rows_read in file.iter_batches(batch_size=rows, columns=known):
                 with naming_place(f"rows from {row}"):
@@ -177,7 +177,7 @@ def _numbers(array: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  # pyarrow 
 
 
 @contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
+def parquet_file(path: Path) -> Iterator[Any]:
     """Open a Parquet file; errors of pyarrow, at opening or later, become InputError."""
     pyarrow, parquet = import_pyarrow()
     try:
@@ -188,7 +188,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
 
 
 def _read_header(path: Path, key: bytes, what: str) -> _Header:
-    with _parquet_file(path) as file:
+    with parquet_file(path) as file:
         schema = file.schema_arrow
         metadata = schema.metadata or {}
         if key not in metadata:

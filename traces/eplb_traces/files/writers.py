@@ -11,7 +11,6 @@ import numpy as np
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.atomic_file import atomic_write
-from eplb_traces.files.long_form import long_form
 from eplb_traces.files.parquet_file import write_parquet_load, write_parquet_trace
 from eplb_traces.files.shape_json import shape_to_json
 from eplb_traces.readers.sglang_counts import with_dense_layers
@@ -50,7 +49,7 @@ def check_trace_path(path: str | Path) -> None:
 def write_load(load: ExpertLoad, path: str | Path) -> None:
     """Write a load in the format of the suffix, a key of LOAD_WRITERS.
 
-    .npz and .parquet lose nothing. .csv (long form) and .json (SGLang's ``logical_count``, dense layers restored as
+    .npz and .parquet lose nothing. .csv (wide form) and .json (SGLang's ``logical_count``, dense layers restored as
     zero rows) store the tokens of each window, but not weights and labels.
 
     Raises
@@ -76,16 +75,22 @@ def _write_npz(load: ExpertLoad, path: Path) -> None:
 
 
 def _write_csv(load: ExpertLoad, path: Path) -> None:
-    """Write entries above zero, and always the last entry, which determines the size of the load."""
-    columns = [column.tolist() for column in long_form(load).values()]
-    rows = list(zip(*columns, strict=True))
-    last = (load.num_windows - 1, load.num_layers - 1, load.num_experts - 1)
-    if load.tokens[last] == 0:
-        rows.append((*last, 0.0))
+    """Write the wide form: a row for each layer of each window, with absolute layer ids where they are known."""
+    ids = load.shape.moe_layer_ids
+    silent = np.flatnonzero(~load.tokens.any(axis=(0, 2)))
+    if ids is not None and len(silent):
+        raise InputError(
+            f"{path}: layer {ids[silent[0]]} has no tokens, and a .csv does not tell it from a dense layer: write .npz "
+            "or .parquet"
+        )
+    names = ["moe_layer" if ids is None else "layer", *range(load.num_experts)]
     memory = io.StringIO(newline="")
     writer = csv.writer(memory, lineterminator="\n")
-    writer.writerow(("window", "layer", "expert", "tokens"))
-    writer.writerows((w, layer, expert, _shortest(tokens)) for w, layer, expert, tokens in rows)
+    is_one = load.num_windows == 1
+    writer.writerow(names if is_one else ["window", *names])
+    for window, matrix in enumerate(load.tokens.tolist()):
+        for layer, row in zip(ids or range(load.num_layers), matrix, strict=True):
+            writer.writerow([*([] if is_one else [window]), layer, *map(_shortest, row)])
     atomic_write(path, memory.getvalue().encode())
 
 

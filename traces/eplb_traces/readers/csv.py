@@ -1,104 +1,286 @@
-"""Reads loads as CSV: a matrix of L rows x E columns, or a long form with the header window,layer,expert,tokens.
+"""Reads tables as text: separated by commas, tabs, semicolons or white space, also compressed with gzip.
 
-A matrix may have a header row, of names or after a first column ``layer``, which may be without a name as pandas writes
-it. The column ``window`` of a long form may be missing.
+pandas parses the cells. This file decides the separator and whether there is a header; `table_columns` decides what
+the columns mean.
 """
 
 import csv
-import math
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, Literal, cast, final
 
-import numpy as np
-
-from eplb_traces.errors import InputError, naming_place
-from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.files.long_form import LONG_FORM_COLUMNS, load_from_long_form
+from eplb_traces.errors import InputError
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
+from eplb_traces.readers.table import Column
+from eplb_traces.readers.table_columns import UNNAMED, normal, understand
+from eplb_traces.readers.table_forms import read_table
 
-SUFFIXES: tuple[str, ...] = (".csv",)
-RECOGNISED_BY = "text with commas"
-BECOMES = "load"
-REFUSES = "ragged rows"
+SUFFIXES: tuple[str, ...] = (".csv", ".tsv", ".txt")
+RECOGNISED_BY = "text with commas or tabs"
+BECOMES = "load (rows of pairs or of layers), trace (rows of tokens)"
+REFUSES = "unknown headers, ragged rows, totals, text or negative numbers in cells, repeated rows"
 
-Lines = list[tuple[int, list[str]]]
+_CELLS_PER_CHUNK = 1 << 22
+_MOST_CELLS_IN_ROWS = 1 << 20
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
 def recognises(path: Path) -> bool:
-    """Take text whose first line has a comma and no JSON bracket for CSV."""
-    first_line = first_bytes(path).split(b"\n")[0].strip()
-    return b"," in first_line and b"\0" not in first_line and first_line[:1] not in (b"{", b"[")
+    """Take text whose first line has a comma or a tab and no JSON bracket for a table."""
+    first_line = _first_bytes(path).split(b"\n")[0].strip()
+    has_separator = b"," in first_line or b"\t" in first_line
+    return has_separator and b"\0" not in first_line and first_line[:1] not in (b"{", b"[")
 
 
 def read(path: Path, options: ReadOptions) -> Reading:
-    """Read a matrix as one window, or a long form."""
-    del options
-    return Reading(content=_load(path), form="CSV")
-
-
-def _load(path: Path) -> ExpertLoad:
-    lines = _lines(path)
-    header = [cell.strip().lower() for cell in lines[0][1]]
-    if set(LONG_FORM_COLUMNS[1:]) <= set(header):
-        return _long_form(header, lines[1:])
-    has_layer_column = header[0] in ("", "layer") and len(header) > 1
-    if has_layer_column or not any(_is_number(cell) for cell in header):  # a single word among numbers is no header
-        if len(lines) == 1:
-            raise InputError("the file has a header and no rows")
-        _check_length(lines[1], len(header))
-        lines = [(number, cells[1:] if has_layer_column else cells) for number, cells in lines[1:]]
-    return ExpertLoad(_matrix(lines))
-
-
-def _lines(path: Path) -> Lines:
-    """Read (line number, cells) of every line that is not blank."""
+    """Read a table of any known form."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"not a CSV file: {error}") from error
-    if not lines:
-        raise InputError("the file is empty")
-    return lines
+        return read_table(_open(path), options)
+    except (UnicodeDecodeError, EOFError, csv.Error, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"not a table in UTF-8: {error}") from error
 
 
-def _matrix(lines: Lines) -> np.ndarray:
-    num_experts = len(lines[0][1])
-    for line in lines:
-        _check_length(line, num_experts)
-    return np.array([[_count(cell, number, column) for column, cell in enumerate(cells)] for number, cells in lines])
+@final
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """A table in a text file; every reading opens the file again.
+
+    Parameters
+    ----------
+    path
+        The file.
+    separator
+        One character, or a regular expression for white space.
+    num_skipped
+        Lines before the first row.
+    names, num_columns, notes
+        As in `Table`.
+    has_empty_end
+        Every row ends with a separator: its last cell is empty and not a column.
+    """
+
+    path: Path
+    separator: str
+    num_skipped: int
+    names: tuple[str, ...] | None
+    num_columns: int
+    has_empty_end: bool
+    notes: tuple[str, ...] = field(default=())
+
+    def chunks(self, columns: Sequence[int]) -> Iterator[list[Column]]:
+        """The given columns, some rows at a time."""
+        import pandas
+
+        num_cells = self.num_columns + self.has_empty_end
+        rows = min(_MOST_CELLS_IN_ROWS, max(1024, _CELLS_PER_CHUNK // num_cells))
+        with _opened(self.path) as file:
+            for _ in range(self.num_skipped):
+                file.readline()
+            try:
+                with pandas.read_csv(
+                    file,
+                    sep=self.separator,
+                    header=None,
+                    chunksize=rows,
+                    keep_default_na=False,
+                    na_filter=False,
+                    skipinitialspace=True,
+                    low_memory=False,
+                    encoding="utf-8",
+                    float_precision=_exact_floats(),
+                ) as parts:
+                    for part in parts:
+                        self._check_width(part.shape[1])
+                        self._check_end(part[part.columns[-1]].to_numpy(), int(part.index[0]))
+                        cells = [part[i].to_numpy() for i in columns]
+                        self._check_points(cells, columns, int(part.index[0]))
+                        yield cells
+            except pandas.errors.EmptyDataError:
+                return
+            except pandas.errors.ParserError as error:
+                raise self._ragged() or InputError(f"not a table: {error}") from error
+
+    def place(self, row: int, column: int) -> str:
+        """The line and column of a cell, found by reading the file again."""
+        for number, line, cells in self._lines():
+            if number == row:
+                if len(cells) <= column:
+                    return f"line {line} has {len(cells)} cells, expected {self.num_columns}; column {column + 1}"
+                break
+        else:
+            line = row + self.num_skipped + 1
+        name = "" if self.names is None else f" ({self.names[column].strip() or 'no name'})"
+        return f"line {line}, column {column + 1}{name}"
+
+    def _lines(self) -> Iterator[tuple[int, int, list[str]]]:
+        """(row, line, cells) of every row."""
+        with _opened(self.path) as file:
+            for _ in range(self.num_skipped):
+                file.readline()
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            lines = csv.reader(text, delimiter=self.separator) if len(self.separator) == 1 else map(str.split, text)
+            row = 0
+            for count, cells in enumerate(lines, 1):
+                if any(cell.strip() for cell in cells) or len(cells) > 1:
+                    line = getattr(lines, "line_num", count)
+                    yield row, self.num_skipped + line, cells
+                    row += 1
+
+    def _check_width(self, num_cells: int) -> None:
+        expected = self.num_columns + self.has_empty_end
+        if num_cells != expected:
+            raise self._ragged() or InputError(f"rows have {num_cells} cells: expected {expected}")
+
+    def _check_end(self, last: Column, first_row: int) -> None:
+        if self.has_empty_end and (last.dtype.kind in "iufb" or (last != "").any()):
+            row = 0 if last.dtype.kind in "iufb" else int((last != "").argmax())
+            raise InputError(f"line {self._line(first_row + row)} has a cell too many: expected {self.num_columns}")
+
+    def _check_points(self, cells: list[Column], columns: Sequence[int], first_row: int) -> None:
+        """Refuse fractions between semicolons: there a point may group thousands."""
+        column = next((i for i, of in zip(columns, cells, strict=True) if of.dtype.kind == "f"), None)
+        if self.separator == ";" and column is not None:
+            raise InputError(
+                f"{self.place(first_row, column)} or below: a number with a point between semicolons may be a fraction "
+                "or a thousand: write commas between cells, and a decimal point"
+            )
+
+    def _line(self, row: int) -> int:
+        return next((line for number, line, _ in self._lines() if number == row), 0)
+
+    def _ragged(self) -> InputError | None:
+        """The error for the first row with another number of cells, if there is one."""
+        expected = self.num_columns + self.has_empty_end
+        for _, line, cells in self._lines():
+            if len(cells) != expected:
+                return InputError(f"line {line} has {len(cells)} cells: expected {expected}")
+        return None
 
 
-def _long_form(header: list[str], lines: Lines) -> ExpertLoad:
-    unknown = [name for name in header if name not in LONG_FORM_COLUMNS]
-    if unknown or len(set(header)) < len(header):
-        raise InputError(f"header {','.join(header)}: expected {','.join(LONG_FORM_COLUMNS)}")
-    for line in lines:
-        _check_length(line, len(header))
-    columns = {
-        name: np.array([_count(cells[i], number, i) for number, cells in lines]) for i, name in enumerate(header)
-    }
-    columns.setdefault("window", np.zeros(len(lines)))
-    with naming_place("after the header"):
-        return load_from_long_form(columns, None)
+def _open(path: Path) -> TextTable:
+    """Find separator, header and first row."""
+    num_skipped, comments, first = _first_line(path)
+    separator = _separator(first)
+    cells = _cells(first, separator)
+    if _is_header(cells):
+        return _table(path, separator, num_skipped + 1, cells, _left_out(len(comments)))
+    named = _cells(comments[-1].lstrip("#"), separator) if comments else []
+    if len(cells) > 1 and len(named) == len(cells) and _is_header(named):
+        notes = ("the header is a comment line", *_left_out(len(comments) - 1))
+        return _table(path, separator, num_skipped, named, notes)
+    end = len(cells) - 1
+    wrong = next((i for i, cell in enumerate(cells) if not _NUMBER.fullmatch(cell) and (cell or i != end)), None)
+    if wrong is not None:
+        raise InputError(
+            f"line {num_skipped + 1}, column {wrong + 1} = {cells[wrong]!r}: expected a finite number >= 0, or a "
+            "header without counts"
+        )
+    return _table(path, separator, num_skipped, None, _left_out(len(comments)))
 
 
-def _check_length(line: tuple[int, list[str]], expected: int) -> None:
-    number, cells = line
-    if len(cells) != expected:
-        raise InputError(f"line {number} has {len(cells)} cells: expected {expected}")
+def _left_out(num_comments: int) -> tuple[str, ...]:
+    return (f"{num_comments} comment lines left out",) if num_comments else ()
 
 
-def _is_number(cell: str) -> bool:
+def _table(path: Path, separator: str, num_skipped: int, names: list[str] | None, notes: tuple[str, ...]) -> TextTable:
+    _, _, first = _first_line(path, num_skipped)
+    row = _cells(first, separator) if first else []
+    width = len(row if names is None else names)
+    has_end = width > 1 and len(row) == width and row[-1] == "" and (names is None or names[-1] == "")
+    return TextTable(
+        path=path,
+        separator=separator,
+        num_skipped=num_skipped,
+        names=None if names is None else tuple(names[: width - has_end]),
+        num_columns=width - has_end,
+        has_empty_end=has_end,
+        notes=(*notes, *(("an empty last column left out",) if has_end else ())),
+    )
+
+
+def _first_line(path: Path, num_skipped: int = 0) -> tuple[int, list[str], str]:
+    """How many lines lie before the first that is neither blank nor a comment, the comments, and that line."""
+    comments: list[str] = []
+    with _opened(path) as file:
+        for count, raw in enumerate(file):
+            if count < num_skipped:
+                continue
+            if b"\0" in raw:
+                raise InputError("not a table in UTF-8: the first line has zero bytes")
+            line = raw.decode().rstrip("\r\n")
+            if "\r" in line:
+                raise InputError("lines end with a carriage return alone: expected a line feed")
+            if line.lstrip().startswith("#"):
+                comments.append(line.strip())
+            elif line.strip():
+                return count, comments, line
+    if num_skipped:
+        return num_skipped, comments, ""
+    raise InputError("the file is empty")
+
+
+def _separator(line: str) -> str:
+    return next((mark for mark in ("\t", ";", ",") if mark in line), r"\s+")
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    if len(separator) > 1:
+        return line.split()
     try:
-        float(cell)
-    except ValueError:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+    except csv.Error as error:
+        raise InputError(f"not a table: {error}") from error
+
+
+def _is_header(cells: list[str]) -> bool:
+    """Whether the first line names columns: 0, 1, .. E-1, words without a number, or a known form with numbers."""
+    numbers = [cell for cell in cells if _NUMBER.fullmatch(cell)]
+    if len(numbers) == len(cells):
+        return len(cells) > 1 and cells == [str(i) for i in range(len(cells))]
+    words = [cell for cell in cells if not _NUMBER.fullmatch(cell)]
+    if not numbers:
+        return any(not UNNAMED.fullmatch(normal(word)) or word for word in words)
+    if not all(cell.isdecimal() and len(cell) < 10 for cell in numbers) or len(set(numbers)) < len(numbers):
         return False
+    try:
+        understand(cells)
+    except InputError:
+        return (
+            any(cell.strip().isalpha() for cell in words) and numbers == sorted(numbers, key=int) and len(numbers) > 2
+        )
     return True
 
 
-def _count(cell: str, line: int, column: int) -> float:
-    value = float(cell) if _is_number(cell) else math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"line {line}, column {column + 1} = {cell!r}: expected a finite number >= 0")
-    return value
+def _exact_floats() -> Literal["round_trip"] | None:
+    """Pandas's option for floats without a rounding error; from 3.1 on it is the default and the option is gone."""
+    import pandas
+
+    major, minor = (int(part) for part in pandas.__version__.split(".")[:2])
+    return None if (major, minor) >= (3, 1) else "round_trip"
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The bytes of a file after a byte order mark."""
+    file = cast("BinaryIO", gzip.GzipFile(path)) if _is_gzip(path) else path.open("rb")
+    if file.read(3) != b"\xef\xbb\xbf":
+        file.seek(0)
+    return file
+
+
+def _is_gzip(path: Path) -> bool:
+    return first_bytes(path, 2) == b"\x1f\x8b"
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir() or not _is_gzip(path):
+        return first_bytes(path)
+    try:
+        with gzip.GzipFile(path) as file:
+            return file.read(4096)
+    except (OSError, EOFError, zlib.error):
+        return b""
