@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal, cast, final
 from eplb_traces.errors import InputError
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.table import Column
-from eplb_traces.readers.table_columns import UNNAMED, normal, understand
+from eplb_traces.readers.table_columns import understand
 from eplb_traces.readers.table_forms import read_table
 
 SUFFIXES: tuple[str, ...] = (".csv", ".tsv", ".txt")
@@ -239,20 +239,15 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def _is_header(cells: list[str]) -> bool:
     """Whether the first line names columns: 0, 1, .. E-1, words without a number, or a known form with numbers."""
-    numbers = [cell for cell in cells if _NUMBER.fullmatch(cell)]
-    if len(numbers) == len(cells):
-        return len(cells) > 1 and cells == [str(i) for i in range(len(cells))]
     words = [cell for cell in cells if not _NUMBER.fullmatch(cell)]
-    if not numbers:
-        return any(not UNNAMED.fullmatch(normal(word)) or word for word in words)
-    if not all(cell.isdecimal() and len(cell) < 10 for cell in numbers) or len(set(numbers)) < len(numbers):
-        return False
+    if not words:
+        return len(cells) > 1 and cells == [str(i) for i in range(len(cells))]
+    if len(words) == len(cells):
+        return any(words)
     try:
         understand(cells)
-    except InputError:
-        return (
-            any(cell.strip().isalpha() for cell in words) and numbers == sorted(numbers, key=int) and len(numbers) > 2
-        )
+    except InputError:  # still a header if it begins with a word: then the refusal shows it
+        return cells[0] != "" and not re.search(r"\d", cells[0])
     return True
 
 

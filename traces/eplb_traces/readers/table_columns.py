@@ -14,7 +14,7 @@ FORMS = (
     "layer, expert_0, expert_1, .. (a row for each layer, counts), or "
     "token, layer, expert_0, .. (a row for each token and layer, expert ids)"
 )
-UNNAMED = re.compile(r"|index|unnamed:_\d+|__index_level_\d+__")
+_UNNAMED = re.compile(r"|index|unnamed:_\d+|__index_level_\d+__")
 
 _LAYER_ID = ("layer", "layer_id", "layer_idx", "layer_index", "layer_number", "layer_num", "layerid", "moe_layer_id")
 _LAYER_POSITION = ("moe_layer", "moe_layer_idx", "moe_layer_index")
@@ -214,7 +214,7 @@ def _rows_of_layers(header: Sequence[str], names: list[str], num_experts: int | 
         hint = f"; if experts are counted from 1, give num_experts (--num-experts {len(ids)})" if from_one else ""
         raise InputError(f"the columns of experts are {id_ranges(ids)}: expected 0, 1, .. without a gap{hint}")
     layer = _layer(names)
-    unnamed = next((i for i, name in enumerate(names) if UNNAMED.fullmatch(name)), None)
+    unnamed = next((i for i, name in enumerate(names) if _UNNAMED.fullmatch(name)), None)
     by_number = names[columns[ids[0]]].isdigit()
     if layer is None and len(columns) + (unnamed is not None) < len(names):
         raise unknown_header(header, "no column has the layer: ")
