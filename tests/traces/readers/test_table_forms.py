@@ -167,6 +167,7 @@ def test_repeated_layers_are_windows_only_if_the_caller_says_so(tmp_path):
         ("expert,3,4\n0,1,5\n2,3,7\n", "rows are experts, and expert 1 is not there once"),
         ("layer,0,1\n3,1,2\n4,0,0\n5,3,4\n6,1,1\n", "layers 4 have no token .* a broken recording"),
         ("window,layer,0,1\n0,3,1,2\n0,4,1,2\n1,3,1,2\n", "window 1, layer 4 has no row"),
+        ("layer,0,1\n0,1,2\n900000000000000,1,2\n", "= 900000000000000: expected a layer below 65536"),
         ("token,layer,weight\n0,3,1\n", "a row is a token, but no column has its experts"),
     ],
 )

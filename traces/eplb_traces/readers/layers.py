@@ -91,7 +91,7 @@ def _all_rows(num_rows: int, row_ids: Sequence[int] | None, hidden: int | None) 
     if ids is not None and hidden is not None and ids[-1] >= hidden:
         raise InputError(f"num_hidden_layers = {hidden}: the file has a layer {ids[-1]}")
     notes: tuple[str, ...] = ()
-    if ids is not None and ids != tuple(range(ids[0], ids[-1] + 1)):
+    if ids is not None and ids[-1] - ids[0] + 1 != num_rows:
         notes = (f"layers are {id_ranges(ids)}: the ids between are not in the file",)
     return MoeRows(np.arange(num_rows), ids, hidden, notes)
 

@@ -16,6 +16,7 @@ from eplb_traces.readers.table_cells import Cells, Codes, Place
 from eplb_traces.readers.table_columns import Columns, layer_number
 
 _MOST_WINDOWS = 1 << 20
+_MOST_LAYERS = 1 << 16
 
 
 def read_pairs(table: Table, columns: Columns, options: ReadOptions) -> Reading:
@@ -135,7 +136,11 @@ def reading_of_rows(
 def layer_ids(table: Table, cells: Column, first_row: int, column: int) -> NDArray[np.int64]:
     """[rows] layer ids of numbers or names of layers."""
     if cells.dtype.kind in "iuf":
-        return whole_numbers(table, cells, first_row, column)
+        ids = whole_numbers(table, cells, first_row, column)
+        if ids.size and ids.max() >= _MOST_LAYERS:
+            index = int(np.argmax(ids))
+            raise bad_cell(table, first_row + index, column, cells[index], f"a layer below {_MOST_LAYERS}")
+        return ids
     import pandas
 
     local, names = pandas.factorize(cells)
