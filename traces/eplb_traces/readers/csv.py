@@ -25,8 +25,8 @@ RECOGNISED_BY = "text with commas or tabs"
 BECOMES = "load (rows of pairs or of layers), trace (rows of tokens)"
 REFUSES = "unknown headers, ragged rows, totals, text or negative numbers in cells, repeated rows"
 
-_CELLS_PER_CHUNK = 1 << 22
-_MOST_CELLS_IN_ROWS = 1 << 20
+_CELLS_PER_CHUNK = 1 << 20
+_MOST_ROWS_PER_CHUNK = 1 << 17
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
@@ -77,7 +77,7 @@ class TextTable:
         import pandas
 
         num_cells = self.num_columns + self.has_empty_end
-        rows = min(_MOST_CELLS_IN_ROWS, max(1024, _CELLS_PER_CHUNK // num_cells))
+        rows = min(_MOST_ROWS_PER_CHUNK, max(1024, _CELLS_PER_CHUNK // num_cells))
         with _opened(self.path) as file:
             for _ in range(self.num_skipped):
                 file.readline()

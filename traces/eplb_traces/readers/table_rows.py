@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.readers.dialect import Reading, ReadOptions
-from eplb_traces.readers.table import Column, Table, counts, whole_numbers
+from eplb_traces.readers.table import LARGEST_EXACT, Column, Table, counts, whole_numbers
 from eplb_traces.readers.table_cells import Codes
 from eplb_traces.readers.table_columns import Columns
 from eplb_traces.readers.table_loads import Said, by_window, layer_ids, notes, reading_of_rows, sorted_codes
@@ -113,6 +113,10 @@ def _gathered(table: Table, columns: Columns) -> _Rows:
 
 def _matrix(table: Table, cells: list[Column], columns: tuple[int, ...], row: int) -> NDArray[np.float64]:
     """[rows, columns] of a chunk."""
+    if cells[0].size and all(of.ndim == 1 and of.dtype.kind in "iuf" for of in cells):
+        block = np.stack(cells, axis=1)
+        if block.min() >= 0 and block.max() < LARGEST_EXACT:
+            return block.astype(np.float64, copy=False)
     matrix = np.empty((len(cells[0]), len(cells)))
     for i, (column, values) in enumerate(zip(columns, cells, strict=True)):
         matrix[:, i] = counts(table, values, row, column)
