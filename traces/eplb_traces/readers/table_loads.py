@@ -78,9 +78,10 @@ class _Pairs:
             raise InputError("the table has a header and no rows")
         load, seen = self._cells.counts()
         num_experts, why = _num_experts(load.shape[2], self._shows_zeros and bool(seen.all()), self._options)
-        load = np.pad(load, ((0, 0), (0, 0), (0, num_experts - load.shape[2])))
+        if num_experts > load.shape[2]:
+            load = np.pad(load, ((0, 0), (0, 0), (0, num_experts - load.shape[2])))
         order, ids = sorted_codes(self._layers)
-        load, labels = by_window(load[:, order], self._windows, self._meaning)
+        load, labels = by_window(in_order(load, order, 1), self._windows, self._meaning)
         header = self._table.names or ()
         form = f"long form {', '.join(header[i].strip() for i in self.columns)}{why}"
         said = Said(form, notes(self._table, self._meaning), labels, self._uses_ids)
@@ -167,6 +168,11 @@ def sorted_codes(codes: Codes) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     return order, tuple(values[order].tolist())
 
 
+def in_order(load: NDArray[np.float64], order: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+    """The entries of an axis in another order; a copy only where it is another."""
+    return load if np.array_equal(order, np.arange(load.shape[axis])) else np.take(load, order, axis=axis)
+
+
 def _num_experts(found: int, is_complete: bool, options: ReadOptions) -> tuple[int, str]:
     """E, and how it is known."""
     told = options.num_experts
@@ -190,7 +196,7 @@ def by_window(load: NDArray[np.float64], codes: Codes, columns: Columns) -> tupl
         return load, ()
     order, values = sorted_codes(codes)
     if columns.step is not None:
-        return load[order], tuple(f"step {value}" for value in values)
+        return in_order(load, order, 0), tuple(f"step {value}" for value in values)
     num_windows = values[-1] + 1
     if num_windows > _MOST_WINDOWS or num_windows * load[0].size > _MOST_WINDOWS << 10:
         raise InputError(f"window = {values[-1]}: windows are numbered from 0; name the column step if these are steps")

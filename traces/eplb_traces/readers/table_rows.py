@@ -11,7 +11,7 @@ from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.table import LARGEST_EXACT, Column, Table, counts, whole_numbers
 from eplb_traces.readers.table_cells import Codes
 from eplb_traces.readers.table_columns import Columns
-from eplb_traces.readers.table_loads import Said, by_window, layer_ids, notes, reading_of_rows, sorted_codes
+from eplb_traces.readers.table_loads import Said, by_window, in_order, layer_ids, notes, reading_of_rows, sorted_codes
 
 _LARGEST_TOP_K = 32
 _LARGEST_LIKELY_ID = 4096
@@ -42,7 +42,7 @@ def read_rows(table: Table, columns: Columns, options: ReadOptions) -> Reading:
         form = f"wide form {', '.join(index)}, columns of experts {first} to {last}"
     order, ids = sorted_codes(rows.layers)
     load, more = _placed(table, columns, rows, options)
-    load, labels = by_window(load[:, order], rows.windows, columns)
+    load, labels = by_window(in_order(load, order, 1), rows.windows, columns)
     return reading_of_rows(load, ids, columns, options, Said(form, said + more, labels))
 
 
