@@ -1,8 +1,8 @@
 """How fast a token-level trace becomes a load, and a table of counts: ours, and plain numpy, pandas and pyarrow.
 
 Run: ``PYTHONPATH=.:traces:cli python tests/benchmarks/bench_traces.py [TOKENS] [WINDOWS]``. All rows are measured in
-one process; each is the best of five. The trace has DeepSeek-V3's shape, so 464 ids a token. A table has 14,848 counts a
-window; pandas and pyarrow read it into a frame and do nothing with it.
+one process; each is the best of five. The trace has DeepSeek-V3's shape, so 464 ids a token. A table has 14,848
+counts a window; pandas and pyarrow read it into a frame and do nothing with it.
 """
 
 import os

@@ -85,3 +85,16 @@ def test_other_bytes_are_refused(tmp_path):
     (tmp_path / "load.csv").write_bytes(b"1,\xff\xfe\n")
     with pytest.raises(InputError, match="not a table in UTF-8"):
         read_load(tmp_path / "load.csv")
+
+
+def test_one_file_of_a_dump_of_ranks_is_refused(tmp_path):
+    for name in ("activation_counts_recordstep_3_rank_0.txt", "prefill_0.csv"):
+        (tmp_path / name).write_text("1\t2\n3\t4\n")
+        with pytest.raises(InputError, match="a file for each rank: give the folder"):
+            read_load(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["1,2\n3,4\n", "1 2\n3 4\n", "# a\n1\t2\n3\t4\n"])
+def test_text_files_are_recognised_by_content(tmp_path, text):
+    (tmp_path / "load.txt").write_text(text)
+    np.testing.assert_array_equal(read_load(tmp_path / "load.txt").total, [[1, 2], [3, 4]])

@@ -20,25 +20,29 @@ from eplb_traces.readers.table import Column
 from eplb_traces.readers.table_columns import understand
 from eplb_traces.readers.table_forms import read_table
 
-SUFFIXES: tuple[str, ...] = (".csv", ".tsv", ".txt")
-RECOGNISED_BY = "text with commas or tabs"
+SUFFIXES: tuple[str, ...] = (".csv", ".tsv")
+RECOGNISED_BY = "text with commas, tabs or numbers between spaces"
 BECOMES = "load (rows of pairs or of layers), trace (rows of tokens)"
 REFUSES = "unknown headers, ragged rows, totals, text or negative numbers in cells, repeated rows"
 
 _CELLS_PER_CHUNK = 1 << 20
 _MOST_ROWS_PER_CHUNK = 1 << 17
+_PART_OF_A_DUMP = re.compile(r"activation_counts_recordstep_.*|(prefill|decode)_\d+\.csv")
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
 def recognises(path: Path) -> bool:
-    """Take text whose first line has a comma or a tab and no JSON bracket for a table."""
-    first_line = _first_bytes(path).split(b"\n")[0].strip()
-    has_separator = b"," in first_line or b"\t" in first_line
-    return has_separator and b"\0" not in first_line and first_line[:1] not in (b"{", b"[")
+    """Take text for a table whose first line has a comma, a tab or numbers between spaces, and no JSON bracket."""
+    lines = (line.strip() for line in _first_bytes(path).split(b"\n"))
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    has_separator = b"," in first or b"\t" in first or re.fullmatch(rb"[\d.eE+\-]+( +[\d.eE+\-]+)+", first) is not None
+    return has_separator and b"\0" not in first and first[:1] not in (b"{", b"[")
 
 
 def read(path: Path, options: ReadOptions) -> Reading:
     """Read a table of any known form."""
+    if _PART_OF_A_DUMP.fullmatch(path.name):
+        raise InputError("one file of a dump with a file for each rank: give the folder")
     try:
         return read_table(_open(path), options)
     except (UnicodeDecodeError, EOFError, csv.Error, gzip.BadGzipFile, zlib.error) as error:
