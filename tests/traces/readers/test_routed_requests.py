@@ -102,7 +102,7 @@ def test_tokens_that_were_not_computed_are_left_out_and_said(tmp_path, caplog):
 
 def test_with_one_choice_a_zero_is_a_choice(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[[0], [0]], [[0], [1]]]))
-    assert joined(read_trace(tmp_path / "a.npy", 2))["expert_ids"].tolist() == [[[0], [0]], [[0], [1]]]
+    assert joined(read_trace(tmp_path / "a.npy", 2, format="vllm"))["expert_ids"].tolist() == [[[0], [0]], [[0], [1]]]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,12 @@ def test_ids_are_not_taken_for_a_load(tmp_path):
     assert counted.tokens.sum() == ids.size
     as_said = read_load(tmp_path / "a.npy", num_experts=3)  # then it is a load of three experts
     np.testing.assert_array_equal(as_said.tokens, ids)
-    for load in (ids.astype(float), ids + 5000, np.maximum(ids, 3), np.zeros((20, 2, 3), dtype=int)):
+    np.save(tmp_path / "a.npy", ids.astype(float))
+    with pytest.raises(InputError, match=r"float64 .* looks like expert ids"):
+        read_load(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.zeros((20, 2, 3), dtype=int))
+    with pytest.raises(InputError, match="an empty recording"):
+        read_load(tmp_path / "a.npy")
+    for load in (ids + 5000, np.maximum(ids, 3)):
         np.save(tmp_path / "a.npy", load)
         np.testing.assert_array_equal(read_load(tmp_path / "a.npy").tokens, load)

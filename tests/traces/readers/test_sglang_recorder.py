@@ -140,7 +140,7 @@ def test_wrong_tokens_are_named(tmp_path, records, message):
 def test_wrong_counts_are_named(tmp_path, document, message):
     path = saved(tmp_path / "a.pt", document)
     with pytest.raises(InputError, match=rf"a\.pt: .*{message}"):
-        read_load(path)
+        read_load(path, format="sglang_recorder")
 
 
 def test_ranks_with_different_maps_are_not_one_recording(tmp_path):

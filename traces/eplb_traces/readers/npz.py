@@ -1,35 +1,29 @@
-"""Reads .npz files: our own lossless loads, loads under the names that people use, and token-level ids.
+"""Reads .npz files: our own lossless loads, and arrays with names as people write them (`named_arrays`).
 
-A load is the array named by one of LOAD_KEYS, or the only array, [L, E] or [W, L, E]; our own writer adds
-``weights``, ``labels`` and ``shape``. A trace is ``topk_ids`` or ``expert_ids`` [T, L, K] with, where known,
-``step``, ``request`` or ``seq_offsets`` [S + 1], ``source_rank``, and ``domain``: an index into ``domain_names`` of
-each token, or a name of each token or sequence. Without ``step`` the whole trace is step 0.
+Our own writer adds ``weights``, ``labels`` and ``shape``, the model as JSON.
 """
 
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.shape_json import shape_from_json
-from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.dialect import Reading, ReadOptions, required_num_experts
-from eplb_traces.routing_trace import RoutingTrace, TokenBatch
+from eplb_traces.readers.dialect import Reading, ReadOptions
+from eplb_traces.readers.named_arrays import LOAD_KEYS, TRACE_KEYS, reading_of_named_arrays
+from eplb_traces.readers.numpy_files import plain_arrays
 
 SUFFIXES: tuple[str, ...] = (".npz",)
 RECOGNISED_BY = "a zip of .npy files"
-BECOMES = "load or trace"
-REFUSES = "Python objects"
-LOAD_KEYS = ("tokens", "load", "tokens_per_expert", "logical_count")
-TRACE_KEYS = ("topk_ids", "expert_ids")
-
-Arrays = Mapping[str, NDArray[Any]]
+BECOMES = "load (counts) or trace (expert ids with num_experts, router logits with top_k)"
+REFUSES = "objects; several arrays of which none has a known name; what .npy refuses"
+_SHAPE = "shape"
 
 
 def recognises(path: Path) -> bool:
@@ -42,110 +36,25 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, options: ReadOptions) -> Reading:
-    """Read a load, or the ids of a token-level trace, into memory."""
-    arrays = _arrays(path)
-    if _trace_key(arrays) is not None:
-        return Reading(content=_trace(arrays, options), form="ids [tokens, layers, top-k]")
-    key = _load_key(arrays)
-    labels = arrays["labels"].tolist() if "labels" in arrays else None
-    load = ExpertLoad(arrays[key], arrays.get("weights"), labels, _shape(arrays))
-    return Reading(content=load, form=f"counts {key}", is_own="shape" in arrays)
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read everything; arrays of Python objects are refused, since reading them would run code."""
+    """Read a load, or the choices of tokens, into memory."""
+    arrays = plain_arrays(path)
+    if _SHAPE not in arrays:
+        return reading_of_named_arrays(arrays, options)
     try:
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise InputError("not an .npz file: it is a single array")
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise InputError(f"not an .npz file of plain arrays: {error}") from error
-
-
-def _names(arrays: Arrays) -> str:
-    return ", ".join(sorted(arrays)) or "(none)"
-
-
-def _trace_key(arrays: Arrays) -> str | None:
-    return next((key for key in TRACE_KEYS if key in arrays), None)
-
-
-def _load_key(arrays: Arrays) -> str:
-    named = [key for key in LOAD_KEYS if key in arrays]
-    if len(named) == 1:
-        return named[0]
-    if not named and len(arrays) == 1:
-        return next(iter(arrays))
-    expected = ", ".join((*LOAD_KEYS, *TRACE_KEYS))
-    raise InputError(f"the arrays are {_names(arrays)}: expected one of {expected}, or a single array")
-
-
-def _shape(arrays: Arrays) -> ModelShape | None:
-    if "shape" not in arrays:
-        return None
-    try:
-        fields = json.loads(str(arrays["shape"]))
+        shape = shape_from_json(json.loads(str(arrays.pop(_SHAPE))), _SHAPE)
     except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"array shape is not JSON: {error}") from error
-    return shape_from_json(fields, "shape")
+    if any(key in arrays for key in TRACE_KEYS):
+        return replace(reading_of_named_arrays(arrays, replace(options, shape=shape)), is_own=True)
+    labels = arrays["labels"].tolist() if "labels" in arrays else None
+    load = ExpertLoad(_own_tokens(arrays), arrays.get("weights"), labels, shape)
+    return Reading(content=load, form="eplb's .npz", is_own=True)
 
 
-def _trace(arrays: Arrays, options: ReadOptions) -> RoutingTrace:
-    key = _trace_key(arrays) or TRACE_KEYS[0]
-    expert_ids = arrays[key]
-    if expert_ids.ndim != 3 or 0 in expert_ids.shape:
-        raise InputError(f"{key} has shape {expert_ids.shape}: expected [tokens, layers, top-k], at least one of each")
-    num_tokens, num_layers, top_k = expert_ids.shape
-    shape = _shape(arrays) or ModelShape(num_layers, _num_experts(arrays, options), top_k)
-    sequence = _sequence_of_token(arrays, num_tokens)
-    request = arrays.get("request", sequence)
-    domain, names = _domain(arrays, sequence, num_tokens)
-    batch = TokenBatch(
-        shape,
-        expert_ids,
-        arrays.get("step", np.zeros(num_tokens, dtype=np.int64)),
-        request if request is not None else np.zeros(num_tokens, dtype=np.int64),
-        arrays.get("source_rank"),
-        domain,
-    )
-    return RoutingTrace(shape, [batch], num_tokens, names)
-
-
-def _num_experts(arrays: Arrays, options: ReadOptions) -> int:
-    if "num_experts" not in arrays:
-        return required_num_experts(options)
-    found = arrays["num_experts"]
-    if found.shape != () or found.dtype.kind not in "iu":
-        raise InputError(f"num_experts = {found}: expected one integer")
-    if options.num_experts not in (None, int(found)):
-        raise InputError(f"num_experts = {options.num_experts}: the file says {int(found)}")
-    return int(found)
-
-
-def _sequence_of_token(arrays: Arrays, num_tokens: int) -> NDArray[np.int64] | None:
-    """[T] index of the sequence, from ``seq_offsets`` [S + 1]; None where the file has none."""
-    if "seq_offsets" not in arrays:
-        return None
-    offsets = arrays["seq_offsets"]
-    whole = offsets.ndim == 1 and len(offsets) > 1 and offsets.dtype.kind in "iu"
-    if not whole or offsets[0] != 0 or offsets[-1] != num_tokens or (offsets[1:] < offsets[:-1]).any():
-        raise InputError(f"seq_offsets: expected ascending integers from 0 to the number of tokens, {num_tokens}")
-    return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
-
-
-def _domain(
-    arrays: Arrays, sequence: NDArray[np.int64] | None, num_tokens: int
-) -> tuple[NDArray[Any] | None, list[str]]:
-    """Return the domain of each token and the names of the domains."""
-    if "domain" not in arrays:
-        return None, []
-    domain = arrays["domain"]
-    names = [str(name) for name in arrays["domain_names"]] if "domain_names" in arrays else []
-    if domain.dtype.kind == "U":
-        unique, domain = np.unique(domain, return_inverse=True)
-        names = [str(name) for name in unique]
-    if sequence is not None and len(domain) == sequence[-1] + 1 and len(domain) != num_tokens:
-        domain = domain[sequence]
-    return domain, names
+def _own_tokens(arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    keys = [key for key in LOAD_KEYS if key in arrays]
+    if len(keys) != 1:
+        raise InputError(f"the arrays are {', '.join(sorted(arrays))}: expected one of {', '.join(LOAD_KEYS)}")
+    return arrays[keys[0]]

@@ -6,6 +6,8 @@ from pathlib import Path
 from eplb_traces.errors import InputError
 from eplb_traces.readers.dialect import Dialect, first_bytes
 
+_PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+_OLDER_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j"  # the magic number before torch's zip files, itself pickled
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -15,7 +17,7 @@ def find_dialect(path: Path, name: str | None, dialects: Mapping[str, Dialect]) 
     Raises
     ------
     InputError
-        For an unknown name, a missing file, a Git LFS pointer, or a file that no dialect recognises.
+        For an unknown name, a missing file, a Git LFS pointer, a pickle, or a file that no dialect recognises.
     """
     if name is not None and name not in dialects:
         raise InputError(f"format {name!r} is unknown: expected one of {', '.join(dialects)}")
@@ -23,6 +25,11 @@ def find_dialect(path: Path, name: str | None, dialects: Mapping[str, Dialect]) 
         raise InputError("no such file or folder")
     if first_bytes(path, len(_LFS)) == _LFS:
         raise InputError("a Git LFS pointer, not the data: run `git lfs pull` where the file was cloned")
+    if _is_pickle(path):
+        raise InputError(
+            "a Python pickle, which can run any code and is not read: save the arrays as .npz, .safetensors or with "
+            "torch.save"
+        )
     if name is not None:
         return name, dialects[name]
     suffix = suffix_of(path)
@@ -39,6 +46,12 @@ def find_dialect(path: Path, name: str | None, dialects: Mapping[str, Dialect]) 
     raise InputError(f"neither suffix nor content is of a known format: give format, one of {', '.join(dialects)}")
 
 
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins like a pickle of protocol 2 to 5 that torch has not written."""
+    head = first_bytes(path, len(_OLDER_TORCH))
+    return head.startswith(_PICKLE) and head != _OLDER_TORCH
+
+
 def suffix_of(path: Path) -> str:
     """The suffix that tells the format, lower case: `.csv` for `load.csv.gz`; nothing for a folder."""
     if path.is_dir():
@@ -50,9 +63,14 @@ def suffix_of(path: Path) -> str:
 
 
 def _first_sight(path: Path) -> str:
-    """What a JSON text, or the first line of JSON lines, shows: its keys."""
+    """What a JSON text, or the first line of JSON lines, shows: its keys. Of other files, how they begin."""
     import json
 
+    head = first_bytes(path, 16)
+    if head.startswith(b"PK"):
+        return "a zip archive, cut or of another kind"
+    if b"\0" in head or head.startswith(b"\x80"):
+        return f"not JSON, begins with {head!r}"
     text = path.read_bytes()
     first, _, rest = text.partition(b"\n")
     try:

@@ -7,7 +7,6 @@ zero, and so does a token that was not computed again because its prefix was cac
 import base64
 import binascii
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.model_shape import ModelShape
-from eplb_traces.readers.dialect import ReadOptions, required_num_experts
-from eplb_traces.readers.layers import MoeRows, hidden_layer_rows
-from eplb_traces.routing_trace import RoutingTrace, TokenBatch
+from eplb_traces.readers.choices import Choices, reading_of_choices
+from eplb_traces.readers.dialect import Reading, ReadOptions
+from eplb_traces.readers.layers import hidden_layer_rows
 
 KEY = "routed_experts"
 HEAD_BYTES = 1 << 20
 """In which the first of these strings is looked for."""
 NPY_IN_BASE64 = b"k05VTVBZ"
 """How the base64 of a .npy begins."""
-
-_logger = logging.getLogger("eplb")
 
 
 def encoded_requests(path: Path) -> list[tuple[str, bytes]]:
@@ -53,8 +49,8 @@ def encoded_requests(path: Path) -> list[tuple[str, bytes]]:
     return decoded
 
 
-def trace_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: ReadOptions) -> RoutingTrace:
-    """Make a trace of (place, ids [tokens, rows, K]): request n is the nth array, a token's step its place in it.
+def reading_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: ReadOptions, form: str) -> Reading:
+    """Read (place, ids [tokens, rows, K]): request n is the nth array, a token's step its place in it.
 
     Parameters
     ----------
@@ -62,6 +58,8 @@ def trace_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: Rea
         All with the same rows and K; a row is a hidden layer.
     options
         `num_experts`, and which rows are MoE layers where zeros do not say it.
+    form
+        For the reading.
 
     Raises
     ------
@@ -69,23 +67,13 @@ def trace_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: Rea
         Naming the array, token and layer that is wrong; also if there is no token.
     """
     first = requests[0][1]
-    for place, ids in requests:
+    parts = []
+    for number, (place, ids) in enumerate(requests):
         with naming_place(place):
             _check(ids, first)
-    silent = [_silent(ids) for _, ids in requests]
-    layers = hidden_layer_rows(np.logical_and.reduce([of.all(axis=0) for of in silent]), options)
-    shape, rows = _shape(layers, first.shape[2], options), layers.rows
-    batches = []
-    num_left_out = 0
-    for number, ((place, ids), of) in enumerate(zip(requests, silent, strict=True)):
-        computed = ~of[:, rows].all(axis=1)
-        num_left_out += int((~computed).sum())
-        steps = np.flatnonzero(computed)
-        with naming_place(place):
-            batches.append(TokenBatch(shape, ids[computed][:, rows], steps, np.full_like(steps, number)))
-    if num_left_out:
-        _logger.warning("%d tokens have no choice in any layer, as where a prefix was cached: left out", num_left_out)
-    return RoutingTrace(shape, batches)
+        steps = np.arange(len(ids))
+        parts.append(Choices(place=place, ids=ids, step=steps, request=np.full_like(steps, number)))
+    return reading_of_choices(parts, options, form, choose_rows=hidden_layer_rows)
 
 
 def _strings(text: str) -> Iterator[tuple[str, str]]:
@@ -129,20 +117,3 @@ def _check(ids: NDArray[Any], first: NDArray[Any]) -> None:
         raise InputError(f"{ids.dtype} of shape {ids.shape}: expected integers [tokens, layers, top-k]")
     if ids.shape[1:] != first.shape[1:]:
         raise InputError(f"has layers and top-k {ids.shape[1:]}: expected {first.shape[1:]} as in the first request")
-
-
-def _silent(ids: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return [tokens, rows]: True where nothing was chosen."""
-    largest_nothing = 0 if ids.shape[2] > 1 else -1
-    return np.all(ids <= largest_nothing, axis=2)
-
-
-def _shape(layers: MoeRows, top_k: int, options: ReadOptions) -> ModelShape:
-    """The model behind the rows that hold choices."""
-    return ModelShape(
-        len(layers.rows),
-        required_num_experts(options),
-        top_k,
-        moe_layer_ids=layers.moe_layer_ids,
-        num_hidden_layers=layers.num_hidden_layers,
-    )

@@ -7,15 +7,15 @@ buffer in no certain order. Modes per_pass and per_token: one file a rank, ``{"r
 like the counts. The map is the one in force at the dump: a recording that spans a rebalance reads wrong, unnoticed.
 """
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from eplb_traces.errors import InputError, MissingExtraError, naming_place
-from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted, first_bytes
+from eplb_traces.errors import InputError, naming_place
+from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts
 from eplb_traces.readers.sglang_records import RankRecording, reading_of_passes, trace_of_tokens
+from eplb_traces.readers.torch_files import has_key, is_torch_file, load_torch
 
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
 RECOGNISED_BY = "torch's zip or its older pickle with the key logical_count or records; a folder of them"
@@ -24,13 +24,10 @@ REFUSES = "anything but tensors, numbers, strings, lists and dictionaries; ranks
 
 
 def recognises(path: Path) -> bool:
-    """Take a folder of .pt files, or torch's zip or its older pickle."""
+    """Take a folder of .pt files, or torch's zip or its older pickle with a key of the recorder."""
     if path.is_dir():
         return bool(_rank_files(path))
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    return first_bytes(path, 2) == b"\x80\x02"
+    return is_torch_file(path) and has_key(path, ("logical_count", "last_physical_to_logical_map"))
 
 
 def read(path: Path, options: ReadOptions) -> Reading:
@@ -69,30 +66,10 @@ def _documents(path: Path) -> list[dict[str, object]]:
 
 def _load_tensors(path: Path) -> dict[str, object]:
     """Load a .pt that holds nothing but tensors, numbers, strings, lists and dictionaries."""
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("reading SGLang's .pt recordings", "runtime") from error
-    import pickle
-
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            "not a file of plain tensors: it needs unpickling, which can run any code, and is refused "
-            f"({_first_sentence(error)})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"not a whole file of torch.save: {_first_sentence(error)}") from error
+    document = load_torch(path)
     if not isinstance(document, dict):
         raise InputError(f"holds a {type(document).__name__}: expected a dictionary of the recorder")
     return {str(key): value for key, value in document.items()}
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    naming = [line for line in lines if "GLOBAL" in line or "global" in line]
-    return (naming or lines or [type(error).__name__])[0][:200]
 
 
 def _recordings(path: Path, documents: list[dict[str, object]]) -> list[RankRecording]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
-from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, trace_of_requests
+from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, reading_of_requests
 
 SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
 RECOGNISED_BY = "the key routed_experts with base64 of raw int32"
@@ -50,7 +50,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
     for place, raw in contents:
         with naming_place(place):
             requests.append((place, _ids(raw, num_rows, options.top_k)))
-    return Reading(content=trace_of_requests(requests, options), form="SGLang routed_experts [tokens, layers, top-k]")
+    return reading_of_requests(requests, options, "SGLang routed_experts [tokens, layers, top-k]")
 
 
 def _is_text(content: bytes) -> bool:

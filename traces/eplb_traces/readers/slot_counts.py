@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
-from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.expert_load import ExpertLoad, logical_counts
+from eplb_traces.readers.dialect import ReadOptions
 
 _LARGEST_EXACT = 1 << 53  # float64 holds every integer up to here
 _LARGEST_EXACT_FLOAT32 = 1 << 24
@@ -35,6 +36,33 @@ def exact_counts(counts: NDArray[Any], place: str) -> NDArray[np.float64]:
     if counts.dtype == np.float32 and largest >= _LARGEST_EXACT_FLOAT32:
         _logger.warning("%s: float32 counts up to %.0f have lost their last digits", place, largest)
     return counts.astype(np.float64)
+
+
+def logical_of_slots(counts: NDArray[np.float64], options: ReadOptions) -> NDArray[np.float64]:
+    """Return counts [.., L, E] of experts from counts [.., L, P] of slots, by the map `recorded_under`.
+
+    Raises
+    ------
+    InputError
+        If the map does not fit the counts, misses an expert, or has an id that no expert has.
+    """
+    option = "recorded_under (--recorded-under)"
+    if options.recorded_under is None:
+        raise InputError(f"the counts are of slots: give the map that was in force as {option}")
+    logical_of_slot = np.asarray(options.recorded_under)
+    if logical_of_slot.shape != counts.shape[-2:]:
+        raise InputError(
+            f"{option} has {' x '.join(map(str, logical_of_slot.shape))} layers x slots: the file has "
+            f"{' x '.join(map(str, counts.shape[-2:]))}"
+        )
+    num_experts = options.num_experts if options.num_experts is not None else int(logical_of_slot.max()) + 1
+    if logical_of_slot.min() < -1 or logical_of_slot.max() >= num_experts:
+        raise InputError(f"{option} has an id outside 0 to {num_experts - 1}, and -1 for an empty slot")
+    for layer, row in enumerate(logical_of_slot):
+        missing = np.setdiff1d(np.arange(num_experts), row)
+        if missing.size:
+            raise InputError(f"{option} has no slot of expert {missing[0]} in layer {layer}")
+    return logical_counts(ExpertLoad(counts).tokens.reshape(counts.shape), logical_of_slot, num_experts)
 
 
 def not_empty(load: ExpertLoad) -> ExpertLoad:

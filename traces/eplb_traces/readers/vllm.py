@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
-from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, trace_of_requests
+from eplb_traces.readers.numpy_files import without_advice
+from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, reading_of_requests
 
 SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
 RECOGNISED_BY = "the key routed_experts with base64 of a .npy"
@@ -36,19 +37,19 @@ def read(path: Path, options: ReadOptions) -> Reading:
     """Read the choices; every string is a request."""
     if first_bytes(path, len(_MAGIC)) == _MAGIC:
         requests = [("the array", _array(path.read_bytes()))]
-        return Reading(content=trace_of_requests(requests, options), form=_FORM)
+        return reading_of_requests(requests, options, _FORM)
     requests = []
     for place, content in encoded_requests(path):
         with naming_place(place):
             requests.append((place, _array(content)))
-    return Reading(content=trace_of_requests(requests, options), form=_FORM)
+    return reading_of_requests(requests, options, _FORM)
 
 
 def _array(content: bytes) -> NDArray[Any]:
     try:
         array: object = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"not a whole .npy: {error}") from error
+        raise InputError(f"not a whole .npy: {without_advice(error)}") from error
     if not isinstance(array, np.ndarray):
         raise InputError("an archive of several arrays: expected one .npy")
     return array

@@ -1,0 +1,88 @@
+"""Loads .pt and .pth files of tensors, numbers, strings, lists and dictionaries; anything else in them is refused."""
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError, MissingExtraError
+from eplb_traces.readers.dialect import first_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_OLDER_MAGIC = b"\x80\x02"
+_HEAD_BYTES = 1 << 16
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file is torch's zip, whole or cut, or its older pickle."""
+    if zipfile.is_zipfile(path):
+        return _pickle_of_zip(path) is not None
+    return first_bytes(path, 4).startswith((_OLDER_MAGIC, _ZIP_MAGIC))
+
+
+def has_key(path: Path, keys: tuple[str, ...]) -> bool:
+    """Whether one of the keys stands in the description of the tensors, which is not executed."""
+    name = _pickle_of_zip(path) if zipfile.is_zipfile(path) else None
+    if name is None:
+        head = first_bytes(path, _HEAD_BYTES)
+    else:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            head = file.read(_HEAD_BYTES)
+    return any(key.encode() in head for key in keys)
+
+
+def load_torch(path: Path) -> object:
+    """Load what torch saved, with weights only: no code runs.
+
+    Raises
+    ------
+    InputError
+        If the file is cut, is another kind of pickle, or needs code to be read.
+    MissingExtraError
+        Without torch.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("reading .pt files", "runtime") from error
+    import pickle
+
+    try:
+        document: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            "not a file of plain tensors: it needs unpickling, which can run any code, and is refused "
+            f"({_first_sentence(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError, TypeError, IndexError) as error:
+        raise InputError(f"not a whole file of torch.save: {_first_sentence(error)}") from error
+    return document
+
+
+def array_of_tensor(tensor: "Tensor", place: str) -> NDArray[Any]:
+    """A tensor as a numpy array; bfloat16, which numpy does not have, as float32."""
+    import torch
+
+    dense = tensor.detach()
+    if dense.is_sparse or dense.is_quantized or dense.is_complex():
+        raise InputError(f"{place} is a {tensor.layout} tensor of {tensor.dtype}: expected plain numbers")
+    if dense.is_floating_point() and dense.dtype not in (torch.float16, torch.float32, torch.float64):
+        dense = dense.float()
+    array: NDArray[Any] = np.asarray(dense.numpy())
+    return array
+
+
+def _pickle_of_zip(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        return next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    naming = [line for line in lines if "GLOBAL" in line or "global" in line]
+    return (naming or lines or [type(error).__name__])[0][:200]
