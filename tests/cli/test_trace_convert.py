@@ -55,7 +55,7 @@ def test_loads_of_every_engine(run, tmp_path, write):
     pytest.importorskip("safetensors")
     folder = tmp_path / "dump"
     folder.mkdir()
-    result = run("trace", "convert", write(folder), tmp_path / "load.npz")
+    result = run("trace", "convert", write(folder), tmp_path / "load.npz", "--num-experts", "4")
     assert (result.exit_code, result.stdout) == (0, f"wrote {tmp_path / 'load.npz'}\n"), result.stderr
     np.testing.assert_array_equal(read_load(tmp_path / "load.npz").tokens, COUNTS)
     assert run("trace", "convert", folder, tmp_path / "b.npz", "--from", "npz").exit_code == ExitCode.BAD_INPUT

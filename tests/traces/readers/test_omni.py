@@ -15,7 +15,7 @@ def test_ranks_stand_side_by_side_and_steps_are_windows(tmp_path):
         dump(tmp_path, step, 0, [[step, 1], [2, 3]])
         dump(tmp_path, step, 1, [[4, 5], [6, 0]])
     (tmp_path / "pattern.npy").write_bytes(b"not read")
-    load = read_load(tmp_path)
+    load = read_load(tmp_path, num_experts=4)
     np.testing.assert_array_equal(load.tokens[0], [[9, 1, 4, 5], [2, 3, 6, 0]])
     assert load.labels == ("step 9", "step 10")
     shape = ModelShape(2, 4, 1, moe_layer_ids=(3, 4))
@@ -33,7 +33,7 @@ def test_generated_dumps_come_back(tmp_path):
 def test_a_step_that_a_rank_lacks_is_left_out_and_said(tmp_path, caplog):
     for step, rank in ((1, 0), (1, 1), (2, 0), (3, 1)):
         dump(tmp_path, step, rank, [[step]])
-    assert read_load(tmp_path).labels == ("step 1",)
+    assert read_load(tmp_path, num_experts=2).labels == ("step 1",)
     assert "2 steps lack the file of a rank: left out" in caplog.text
 
 
@@ -62,4 +62,18 @@ def test_what_is_wrong_is_named(tmp_path, dumps, message):
 def test_a_dump_is_no_trace(tmp_path):
     dump(tmp_path, 1, 0, [[1]])
     with pytest.raises(InputError, match=r"omni-infer activation dump, .* holds tokens per expert"):
-        read_trace(tmp_path)
+        read_trace(tmp_path, num_experts=1)
+
+
+def test_slots_are_made_experts_by_the_map_in_force_or_refused(tmp_path):
+    dump(tmp_path, 1, 0, [[1, 2], [3, 4]])
+    dump(tmp_path, 1, 1, [[5, 6], [7, 8]])
+    with pytest.raises(InputError, match=r"4 slots .* recorded_under \(--recorded-under\)"):
+        read_load(tmp_path)
+    pattern = np.array([[0, 1, 2, 1], [2, 0, 1, 0]])
+    load = read_load(tmp_path, recorded_under=pattern)
+    np.testing.assert_array_equal(load.total, [[1, 8, 5], [12, 7, 3]])
+    with pytest.raises(InputError, match="has no slot of expert 1 in layer 0"):
+        read_load(tmp_path, recorded_under=np.array([[0, 2, 2, 0], [2, 0, 1, 0]]))
+    with pytest.raises(InputError, match="1 x 4 layers x slots: the file has 2 x 4"):
+        read_load(tmp_path, recorded_under=pattern[:1])

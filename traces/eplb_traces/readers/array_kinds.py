@@ -43,7 +43,7 @@ def whole(array: NDArray[Any]) -> NDArray[Any]:
         return array.astype(np.int64)
     if array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
         return array
-    is_whole = (array == np.floor(array)).all() and np.abs(array).max() < _LARGEST_EXACT
+    is_whole = (array == np.floor(array)).all() and float(np.abs(array).max()) < _LARGEST_EXACT
     return array.astype(np.int64) if is_whole else array
 
 

@@ -116,10 +116,10 @@ def _kind(array: NDArray[Any], shown: str, options: ReadOptions, context: Contex
     if is_infinite or (is_negative and (array.min() < -1 or not are_choices(array))):
         return ArrayKind.COUNTS  # the load names the place
     if options.num_experts is None:
-        kind, decided = _kind_of_untold(array, shown, options), (ArrayKind.COUNTS,)
+        kind, decided = _kind_of_untold(array, shown, options), {ArrayKind.COUNTS}
     else:
         kind = _kind_of_told(array, shown, options)
-        decided = (ArrayKind.COUNTS, ArrayKind.IDS, ArrayKind.EXPERTS_FIRST)
+        decided = {ArrayKind.COUNTS, ArrayKind.IDS, ArrayKind.EXPERTS_FIRST}
     if kind in decided or (kind is ArrayKind.LOGITS and options.top_k is not None):
         return kind
     if kind in (ArrayKind.SQUARE, ArrayKind.EXPERTS_FIRST) and _rows_are_layers(array, options, context):
@@ -198,7 +198,8 @@ def _rows_are_layers(array: NDArray[Any], options: ReadOptions, context: Context
 def _of_counts(array: NDArray[Any], options: ReadOptions, context: Context, *, experts_first: bool) -> Reading:
     counts = exact_counts(array.astype(np.int64) if array.dtype.kind == "b" else array, context.name)
     form = f"counts {'[windows, layers, experts]' if array.ndim == 3 else '[layers, experts]'}"
-    used, notes = set(), ()
+    used: set[str] = set()
+    notes: tuple[str, ...] = ()
     if experts_first:
         counts = counts.swapaxes(-1, -2)
         form = "counts [experts, layers], since num_experts is the number of rows"
@@ -268,7 +269,7 @@ def _of_logits(array: NDArray[Any], options: ReadOptions, context: Context) -> R
         num_hidden_layers=layers.num_hidden_layers,
     )
     of = context.choices_of(ids)
-    batch = TokenBatch(model, ids, of.step, of.request, of.source_rank, of.domain)
+    batch = TokenBatch(model, of.ids.astype(np.uint16), of.step, of.request, of.source_rank, of.domain)
     groups = (f"choices within the {top_groups} groups of the largest logits",) if top_groups else ()
     left_out = (f"columns {', '.join(map(str, columns))} left out",) if columns else ()
     return Reading(

@@ -101,7 +101,7 @@ def reading_of_choices(
     nothing = [_nothing_chosen(part.ids, options) for part in parts]
     silent = np.logical_and.reduce([of_part.all(axis=0) for of_part in nothing])
     layers = choose_rows(silent, options=options)
-    computed = [~of_part[:, layers.rows].all(axis=1) for of_part in nothing]
+    computed: list[NDArray[np.bool_]] = [np.any(~of_part[:, layers.rows], axis=1) for of_part in nothing]
     parts = [part.select(c, part.ids[c][:, layers.rows]) for part, c in zip(parts, computed, strict=True)]
     notes = layers.notes + _left_out(computed, options, "ignore_ids" in used)
     content = _content(parts, layers, options, domain_names)

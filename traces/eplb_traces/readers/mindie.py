@@ -20,6 +20,7 @@ from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.slot_counts import (
+    agreeing_map,
     json_object,
     matrix_of_text,
     not_empty,
@@ -51,11 +52,12 @@ def read(path: Path, options: ReadOptions) -> Reading:
             parts.append(_totals(file, shape.num_layers))
     num_matrices = min(len(part) for part in parts)
     totals = np.concatenate([part[:num_matrices] for part in parts], axis=2)
-    logical_of_slot = _slot_map(path, config, shape, [part.shape[2] for part in parts])
+    logical_of_slot = _slot_map(path, config, options, shape, [part.shape[2] for part in parts])
     tokens = logical_counts(np.diff(totals, axis=0, prepend=0), logical_of_slot, shape.num_experts)
     labels = [f"{phase}, matrix {number}" for number in range(num_matrices)]
     load = not_empty(ExpertLoad(tokens, labels=labels, shape=shape))
-    return Reading(content=load, form="MindIE hotspot dump, running totals of slots made counts of experts")
+    form = "MindIE hotspot dump, running totals of slots made counts of experts"
+    return Reading(content=load, form=form, used=agreeing_map(logical_of_slot, options))
 
 
 def _rank_files(folder: Path) -> tuple[str, list[Path]]:
@@ -105,14 +107,24 @@ def _totals(file: Path, num_layers: int) -> NDArray[np.float64]:
     return totals
 
 
-def _slot_map(folder: Path, config: dict[str, object], shape: ModelShape, slots: list[int]) -> NDArray[np.int64]:
+def _slot_map(
+    folder: Path, config: dict[str, object], options: ReadOptions, shape: ModelShape, slots: list[int]
+) -> NDArray[np.int64]:
     """Return [L, P] the expert of each slot of all ranks."""
     named = config.get("eplb_expert_map_file")
+    told = options.recorded_under
+    if not named and told is not None:
+        if told.shape != (shape.num_layers, sum(slots)) or told.min() < 0 or told.max() >= shape.num_experts:
+            raise InputError(
+                f"recorded_under (--recorded-under) has the shape {told.shape}: expected {shape.num_layers} layers x "
+                f"{sum(slots)} slots of ids below {shape.num_experts}"
+            )
+        return told.astype(np.int64)
     if not named:
         if sum(slots) != shape.num_experts:
             raise InputError(
                 f"{len(slots)} ranks have {sum(slots)} slots: expected {shape.num_experts}, one for each expert, since "
-                f"{CONFIG} names no eplb_expert_map_file"
+                f"{CONFIG} names no eplb_expert_map_file; give the map in force as recorded_under (--recorded-under)"
             )
         return np.tile(np.arange(shape.num_experts), (shape.num_layers, 1))
     path = Path(str(named))

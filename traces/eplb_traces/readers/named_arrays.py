@@ -146,7 +146,7 @@ def _sequence_of_token(arrays: Arrays, num_tokens: int) -> NDArray[np.int64] | N
     is_list = offsets.ndim == 1 and len(offsets) > 1 and offsets.dtype.kind in "iu"
     if not is_list or offsets[0] != 0 or offsets[-1] != num_tokens or (offsets[1:] < offsets[:-1]).any():
         raise InputError(f"seq_offsets: expected ascending integers from 0 to the number of tokens, {num_tokens}")
-    return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets.astype(np.int64)))
+    return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets.astype(np.int64)).astype(np.int64))
 
 
 def _domain(arrays: Arrays, sequence: NDArray[np.int64] | None, num_tokens: int) -> NDArray[Any] | None:

@@ -2,7 +2,8 @@
 
 ``enable_dump`` and ``dump_dir`` in omni_placement_config make every rank write them (omni-infer, omni_placement
 cluster_activation.cpp): one line a MoE layer, one tab-separated count a local slot, tokens since the last dump. They do
-not say which expert a slot holds: they are read only where every expert has one slot, in order, as without a pattern.
+not contain which expert a slot holds: `recorded_under` does, or `num_experts` equal to the slots where there is no
+redundancy and every expert has one slot, in order.
 A step is a window; steps that not every rank has, at the end of a run, are left out.
 """
 
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions
-from eplb_traces.readers.slot_counts import matrix_of_text, not_empty
+from eplb_traces.readers.slot_counts import logical_of_slots, matrix_of_text, not_empty
 
 SUFFIXES: tuple[str, ...] = ()
 RECOGNISED_BY = "a folder with activation_counts_recordstep_*_rank_*.txt"
 BECOMES = "load, one window a step"
-REFUSES = "more slots than experts, unless --recorded-under gives the pattern in force"
+REFUSES = "slots whose experts neither --recorded-under nor an equal --num-experts tells"
 _FILE = re.compile(r"activation_counts_recordstep_(\d+)_rank_(\d+)\.txt")
 
 _logger = logging.getLogger("eplb")
@@ -38,7 +40,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
     Raises
     ------
     InputError
-        Also if there are more slots than `options.num_experts`: their experts are not known.
+        Also if neither `recorded_under` nor an equal `num_experts` tells the expert of each slot.
     """
     files = _files(path)
     if not files:
@@ -50,14 +52,27 @@ def read(path: Path, options: ReadOptions) -> Reading:
     num_cut = len({step for step, _ in files}) - len(whole)
     if num_cut:
         _logger.warning("%s: %d steps lack the file of a rank: left out", path.name, num_cut)
-    tokens = not_empty(ExpertLoad(np.stack([_step(path, files, step, num_ranks) for step in whole]))).tokens
-    if options.num_experts not in (None, tokens.shape[2]):
-        raise InputError(
-            f"the ranks have {tokens.shape[2]} slots and the model {options.num_experts} experts: which slot holds "
-            "which expert is not in these files; record without redundant experts"
-        )
-    load = ExpertLoad(tokens, labels=[f"step {step}" for step in whole])
-    return Reading(content=load, form="omni-infer activation dump, ranks side by side")
+    counts = np.stack([_step(path, files, step, num_ranks) for step in whole])
+    labels = [f"step {step}" for step in whole]
+    not_empty(ExpertLoad(counts))
+    form, used = "omni-infer activation dump, ranks side by side", frozenset[str]()
+    if options.recorded_under is not None:
+        counts, used = logical_of_slots(counts, options), frozenset({"recorded_under"})
+        form += ", counts of slots made counts of experts"
+    elif options.num_experts != counts.shape[2]:
+        raise _redundant(counts.shape[2], options.num_experts)
+    load = ExpertLoad(counts, labels=labels)
+    notes = (f"{num_cut} steps lack the file of a rank: left out",) if num_cut else ()
+    return reading_of_rows(Reading(content=load, form=form, notes=notes, used=used), options, None)
+
+
+def _redundant(num_slots: int, num_experts: int | None) -> InputError:
+    model = "num_experts is not given" if num_experts is None else f"the model {num_experts} experts"
+    return InputError(
+        f"the ranks have {num_slots} slots and {model}: which slot holds which expert is not in these files; give the "
+        f"pattern in force as recorded_under (--recorded-under), or, without redundant experts, num_experts = "
+        f"{num_slots} (--num-experts)"
+    )
 
 
 def _files(folder: Path) -> dict[tuple[int, int], Path]:

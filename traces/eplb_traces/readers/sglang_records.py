@@ -1,7 +1,7 @@
 """Converts the records of SGLang's per_pass and per_token recordings to loads and traces."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -12,6 +12,7 @@ from eplb_traces.expert_load import logical_counts
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts, shape_of_moe_layers
+from eplb_traces.readers.slot_counts import agreeing_map
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
 _PADDING = -1
@@ -68,7 +69,9 @@ def reading_of_passes(recordings: Sequence[RankRecording], options: ReadOptions)
     if not counts:
         raise InputError("records is empty: an empty recording")
     stacked = np.stack([counts[key] for key in sorted(counts)])
-    return reading_of_counts(stacked, options, "SGLang recorder, per_pass records, physical counts made logical")
+    used = agreeing_map(logical_of_slot, options)
+    reading = reading_of_counts(stacked, options, "SGLang recorder, per_pass records, physical counts made logical")
+    return replace(reading, used=reading.used | used)
 
 
 def trace_of_tokens(recordings: Sequence[RankRecording]) -> RoutingTrace:

@@ -65,6 +65,25 @@ def logical_of_slots(counts: NDArray[np.float64], options: ReadOptions) -> NDArr
     return logical_counts(ExpertLoad(counts).tokens.reshape(counts.shape), logical_of_slot, num_experts)
 
 
+def agreeing_map(logical_of_slot: NDArray[np.integer], options: ReadOptions) -> frozenset[str]:
+    """Check `recorded_under` against the map [L, P] that the file itself has; return the options that were used.
+
+    Raises
+    ------
+    InputError
+        If the two differ.
+    """
+    told = options.recorded_under
+    if told is None:
+        return frozenset()
+    if not np.array_equal(told, logical_of_slot):
+        raise InputError(
+            f"recorded_under (--recorded-under) of {' x '.join(map(str, np.shape(told)))} layers x slots differs from "
+            f"the file's own map of {' x '.join(map(str, logical_of_slot.shape))}"
+        )
+    return frozenset({"recorded_under"})
+
+
 def not_empty(load: ExpertLoad) -> ExpertLoad:
     """Return the load.
 

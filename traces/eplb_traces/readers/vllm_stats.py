@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
-from eplb_traces.readers.slot_counts import exact_counts
+from eplb_traces.readers.slot_counts import agreeing_map, exact_counts
 
 SUFFIXES: tuple[str, ...] = (".jsonl",)
 RECOGNISED_BY = "lines with record_type eplb_load_stats"
@@ -49,7 +49,8 @@ def read(path: Path, options: ReadOptions) -> Reading:
     load = ExpertLoad(tokens, labels=[label for label, _ in windows])
     left_out = (f"{num_silent} records without a token left out",) if num_silent else ()
     form = "vLLM eplb_load_stats, physical counts made logical by each record's map"
-    return Reading(content=load, form=form, notes=left_out)
+    used = frozenset[str]() if options.recorded_under is None else frozenset({"recorded_under"})
+    return Reading(content=load, form=form, notes=left_out, used=used)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -103,6 +104,7 @@ def _logical(record: dict[str, object], options: ReadOptions) -> NDArray[np.floa
         layer, slot = (int(i) for i in np.argwhere(wrong)[0])
         value = logical_of_slot[layer, slot]
         raise InputError(f"$.p2l_map[{layer}][{slot}] = {value}: expected an id from 0 to {num_experts - 1}")
+    agreeing_map(logical_of_slot.astype(np.int64), options)
     return logical_counts(physical, logical_of_slot.astype(np.int64), num_experts)
 
 

@@ -1,0 +1,109 @@
+"""Finds fields of JSON records under the names that tools write, and checks them."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_traces.errors import InputError
+
+_HEAD_BYTES = 1 << 16
+_DIGITS = re.compile(r"\d+")
+
+
+def beginning(path: Path) -> str:
+    """The first 64 KiB of a text, without white space before it; nothing for a folder or other bytes."""
+    if path.is_dir():
+        return ""
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
+
+
+def json_document(path: Path) -> object:
+    """Parse a file of one JSON document."""
+    try:
+        document: object = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}") from error
+    return document
+
+
+def json_records(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield (place, value) of every line, or of every entry of a list, or of one document that fills several lines."""
+    head = beginning(path)
+    if not head.startswith("["):
+        first_line, _, rest = head.partition("\n")
+        if rest.strip() and _is_json(first_line):
+            yield from _lines(path)
+            return
+    document = json_document(path)
+    if isinstance(document, list):
+        yield from ((f"$[{i}]", value) for i, value in enumerate(document))
+    else:
+        yield "$", document
+
+
+def field_of(record: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+    """The name of `names` that a record has.
+
+    Raises
+    ------
+    InputError
+        If it has several.
+    """
+    found = [name for name in names if name in record]
+    if len(found) > 1:
+        raise InputError(f"has {' and '.join(found)}: expected one of them")
+    return found[0] if found else None
+
+
+def integer_of(value: object, name: str) -> int:
+    """An integer >= 0, or a text with one number in it, as ``model.layers.10.mlp``."""
+    if isinstance(value, str):
+        numbers = _DIGITS.findall(value)
+        if len(numbers) == 1:
+            return int(numbers[0])
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{name} = {value!r}: expected an integer >= 0")
+    return value
+
+
+def nested_array(value: object, place: str) -> NDArray[Any]:
+    """Lists of lists of numbers as an array.
+
+    Raises
+    ------
+    InputError
+        If they are ragged, or hold anything else.
+    """
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{place} is ragged: expected lists of one length ({error})") from error
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{place} holds {array.dtype}: expected numbers")
+    return array
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lines(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value: object = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"line {number}: not JSON: {error}") from error
+            yield f"line {number}", value

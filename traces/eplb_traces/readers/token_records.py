@@ -1,0 +1,140 @@
+"""Reads JSON records of single choices, as loggers of vLLM and routing studies write them: one a token and layer.
+
+``{"layer", "topk_ids", "token_idx", "req_id"}`` under any of the names below, a line each or in one list. A record with
+``top_k`` or ``num_experts`` and no layer describes the file. Without a request all tokens are of one request; without
+a token index the records of a layer are its tokens, in order. Other keys, as weights, are left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from eplb_traces.errors import InputError, naming_place
+from eplb_traces.readers.choices import Choices, reading_of_choices
+from eplb_traces.readers.dialect import Reading, ReadOptions
+from eplb_traces.readers.json_fields import beginning, field_of, integer_of, json_records
+from eplb_traces.readers.layers import moe_rows
+
+SUFFIXES: tuple[str, ...] = (".jsonl", ".json")
+RECOGNISED_BY = "records with a layer and expert ids (topk_ids, experts, expert_ids, expert_idx, selected_experts)"
+BECOMES = "trace, a token's step its place in its request"
+REFUSES = "tokens that lack a layer or have one twice; unlike numbers of choices; no num_experts"
+LAYER = ("layer", "layer_id", "layer_idx")
+IDS = ("topk_ids", "expert_ids", "experts", "expert_idx", "selected_experts")
+TOKEN = ("token_idx", "token_id", "token", "token_index", "position")
+REQUEST = ("req_id", "request_id", "request", "seq_id", "rid")
+
+Token = tuple[str | int, int]
+
+
+@final
+@dataclass(frozen=True)
+class _Records:
+    """The choices found so far.
+
+    Parameters
+    ----------
+    choices
+        {(request, token): {layer: ids}}
+    names
+        The keys that were read, for the form.
+    described
+        ``num_experts`` and ``top_k`` as the file has them.
+    num_others
+        One number: records with neither a layer nor ids nor a description.
+    num_of_layer
+        {(request, layer): records}
+    """
+
+    choices: dict[Token, dict[int, list[int]]] = field(default_factory=dict)
+    names: dict[str, None] = field(default_factory=dict)
+    described: dict[str, int] = field(default_factory=dict)
+    num_others: list[int] = field(default_factory=lambda: [0])
+    num_of_layer: dict[tuple[str | int, int], int] = field(default_factory=dict)
+
+
+def recognises(path: Path) -> bool:
+    """Take records in whose first 64 KiB both a name of a layer and one of ids are keys."""
+    head = beginning(path)
+    return head[:1] in {"{", "["} and all(any(f'"{name}"' in head for name in names) for names in (LAYER, IDS))
+
+
+def read(path: Path, options: ReadOptions) -> Reading:
+    """Read the choices of every token in all its layers."""
+    records = _Records()
+    for place, value in json_records(path):
+        with naming_place(place):
+            if not isinstance(value, dict):
+                raise InputError(f"is a {type(value).__name__}: expected an object")
+            _add(records, value)
+    if not records.choices:
+        raise InputError("no record has a choice: an empty recording")
+    for name, found in records.described.items():
+        told = getattr(options, name)
+        if told not in (None, found):
+            raise InputError(f"{name} = {told}: the file says {found}")
+    options = replace(options, num_experts=records.described.get("num_experts", options.num_experts))
+    layers = sorted({layer for of_token in records.choices.values() for layer in of_token})
+    top_k = records.described.get("top_k", len(next(iter(next(iter(records.choices.values())).values()))))
+    choices = _table(records, layers, top_k)
+    form = f"records of {', '.join(records.names)}, one a token and layer"
+    reading = reading_of_choices([choices], options, form, choose_rows=partial(moe_rows, row_ids=layers))
+    if not records.num_others[0]:
+        return reading
+    note = f"{records.num_others[0]} records without a layer left out"
+    return replace(reading, notes=(*reading.notes, note))
+
+
+def _add(records: _Records, record: Mapping[str, object]) -> None:
+    layer_name, ids_name = field_of(record, LAYER), field_of(record, IDS)
+    if layer_name is None or ids_name is None:
+        described = {name: record[name] for name in ("num_experts", "top_k") if name in record}
+        if layer_name or ids_name:
+            raise InputError(
+                f"has the keys {', '.join(record)}: expected a layer ({', '.join(LAYER)}) and ids ({', '.join(IDS)})"
+            )
+        records.num_others[0] += not described
+        for name, value in described.items():
+            records.described[name] = integer_of(value, name)
+        return
+    token_name, request_name = field_of(record, TOKEN), field_of(record, REQUEST)
+    records.names.update(dict.fromkeys(name for name in (layer_name, ids_name, token_name, request_name) if name))
+    layer = integer_of(record[layer_name], layer_name)
+    request = record[request_name] if request_name else 0
+    if not isinstance(request, str | int):
+        raise InputError(f"{request_name} = {request!r}: expected a text or an integer")
+    next_token = records.num_of_layer.get((request, layer), 0)
+    records.num_of_layer[request, layer] = next_token + 1
+    token = integer_of(record[token_name], token_name) if token_name else next_token
+    of_token = records.choices.setdefault((request, token), {})
+    if layer in of_token:
+        raise InputError(f"request {request!r}, token {token}, layer {layer} is there twice")
+    of_token[layer] = _ids(record[ids_name], ids_name)
+
+
+def _ids(value: object, name: str) -> list[int]:
+    ids = value if isinstance(value, list) else [value]
+    if not ids or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise InputError(f"{name} = {value!r}: expected a list of expert ids")
+    return ids
+
+
+def _table(records: _Records, layers: list[int], top_k: int) -> Choices:
+    """[T, L, K], requests in order of appearance, tokens of a request ascending."""
+    number = {request: i for i, request in enumerate(dict.fromkeys(request for request, _ in records.choices))}
+    tokens = sorted(records.choices, key=lambda key: (number[key[0]], key[1]))
+    ids = np.empty((len(tokens), len(layers), top_k), dtype=np.int64)
+    for row, key in enumerate(tokens):
+        of_token = records.choices[key]
+        for column, layer in enumerate(layers):
+            found = of_token.get(layer)
+            if found is None or len(found) != top_k:
+                has = "is missing" if found is None else f"has {len(found)} choices"
+                raise InputError(f"request {key[0]!r}, token {key[1]}: layer {layer} {has}, expected {top_k} choices")
+            ids[row, column] = found
+    steps = np.array([token for _, token in tokens], dtype=np.int64)
+    return Choices(place="the records", ids=ids, step=steps, request=np.array([number[r] for r, _ in tokens]))
