@@ -37,6 +37,7 @@ def recognises(path: Path) -> bool:
 def read(path: Path, options: ReadOptions) -> Reading:
     """Read one window, layers by ascending id."""
     document = json_document(path)
+    notes: tuple[str, ...] = ()
     if isinstance(document, dict) and _SCORES in document:
         layers = {
             integer_of(layer, "layer"): _by_id(scores, f"$.{_SCORES}.{layer}")
@@ -50,7 +51,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
                 raise InputError(f"{place}: layer {layer} is there twice")
             with naming_place(place):
                 layers[layer] = _of_profile(profile)
-        form, notes = "ranked experts with counts by layer", ()
+        form = "ranked experts with counts by layer"
     if not layers:
         raise InputError("no layer in the profile")
     sizes = {len(of_layer) for of_layer in layers.values()}
@@ -106,6 +107,6 @@ def _of_profile(profile: Mapping[str, Any]) -> NDArray[np.float64]:
     by_rank = np.empty(counts.shape)
     by_rank[ranked] = counts
     fits = [of for of in (by_rank, counts.astype(np.float64)) if (np.diff(of[ranked]) <= 0).all()]
-    if not fits or (len(fits) == 2 and not np.array_equal(*fits)):
+    if not fits or (len(fits) == 2 and not np.array_equal(fits[0], fits[1])):
         raise InputError("counts do not fall in the order of ranked, or do both by rank and by expert id")
     return fits[0]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.model_shape import ModelShape
+from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.slot_counts import (
     agreeing_map,
@@ -57,7 +58,8 @@ def read(path: Path, options: ReadOptions) -> Reading:
     labels = [f"{phase}, matrix {number}" for number in range(num_matrices)]
     load = not_empty(ExpertLoad(tokens, labels=labels, shape=shape))
     form = "MindIE hotspot dump, running totals of slots made counts of experts"
-    return Reading(content=load, form=form, used=agreeing_map(logical_of_slot, options))
+    reading = Reading(content=load, form=form, used=agreeing_map(logical_of_slot, options))
+    return reading_of_rows(reading, options, None)
 
 
 def _rank_files(folder: Path) -> tuple[str, list[Path]]:

@@ -117,8 +117,8 @@ def _add(records: _Records, record: Mapping[str, object]) -> None:
 
 
 def _ids(value: object, name: str) -> list[int]:
-    ids = value if isinstance(value, list) else [value]
-    if not ids or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+    ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and not isinstance(i, bool)]
+    if not ids or (isinstance(value, list) and len(ids) < len(value)):
         raise InputError(f"{name} = {value!r}: expected a list of expert ids")
     return ids
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, MissingExtraError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
+from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.slot_counts import exact_counts, json_object, not_empty, positive_integer
 
@@ -53,7 +54,8 @@ def read(path: Path, options: ReadOptions) -> Reading:
             for key, of_rank in _counts_of_rank(file, num_experts):
                 counts[key] = counts[key] + of_rank if key in counts else of_rank
     load = not_empty(_load(counts, num_experts, top_k))
-    return Reading(content=load, form="TensorRT-LLM statistics, {iteration}_{layer} [experts], ranks summed")
+    form = "TensorRT-LLM statistics, {iteration}_{layer} [experts], ranks summed"
+    return reading_of_rows(Reading(content=load, form=form), options, load.shape.moe_layer_ids)
 
 
 def _rank_files(folder: Path) -> list[Path]:

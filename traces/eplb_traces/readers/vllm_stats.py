@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad, logical_counts
+from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.slot_counts import agreeing_map, exact_counts
 
@@ -50,7 +51,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
     left_out = (f"{num_silent} records without a token left out",) if num_silent else ()
     form = "vLLM eplb_load_stats, physical counts made logical by each record's map"
     used = frozenset[str]() if options.recorded_under is None else frozenset({"recorded_under"})
-    return Reading(content=load, form=form, notes=left_out, used=used)
+    return reading_of_rows(Reading(content=load, form=form, notes=left_out, used=used), options, None)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
