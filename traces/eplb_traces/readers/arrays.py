@@ -301,7 +301,7 @@ def _layer_axis(array: NDArray[Any], options: ReadOptions, shown: str, last: str
     fits = [axis for axis in (0, 1) if array.shape[axis] in counts]
     if len(fits) == 1:
         return fits[0]
-    is_longer = array.shape[0] > array.shape[1]
+    is_longer = array.shape[0] > array.shape[1] or array.shape[:2] == (1, 1)
     if is_longer and not fits and last == "top-k":
         return 1  # as engines return ids; more tokens than layers
     raise InputError(
