@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import eplb
 from eplb_cli.main import app
-from eplb_traces import ModelShape, RoutingTrace, TokenBatch, read_trace, write_trace
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch, read_trace, write_load, write_trace
 from eplb_traces.coactivation.layer_coactivation import coactivation
 from eplb_traces.statistics import drift, load_over_time, load_profile
 
@@ -48,7 +48,7 @@ def _view(run, *words, **options):
 
 def _load_file(tmp_path, tokens):
     path = tmp_path / "load.npz"
-    np.savez(path, tokens=np.array(tokens, dtype=float))
+    write_load(ExpertLoad(np.array(tokens, dtype=float)), path)
     return path
 
 
