@@ -162,6 +162,7 @@ def test_ranked_profiles_give_counts_by_rank_or_by_id(tmp_path):
         read_load(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("seed", range(40))
 def test_cut_and_changed_bytes_are_refused_or_read_but_never_a_bug(tmp_path, seed):
     """Mutations of every kind of text and array: nothing but InputError comes out."""
@@ -172,6 +173,8 @@ def test_cut_and_changed_bytes_are_refused_or_read_but_never_a_bug(tmp_path, see
     (tmp_path / "c.json").write_text(json.dumps({"load_history": [{"logical_expert_load": COUNTS.tolist()}] * 3}))
     (tmp_path / "d.json").write_text(json.dumps({"token_scores": {"1": {"0": 0.5, "1": 0.5}}}))
     lines(tmp_path, records())
+    torch = pytest.importorskip("torch")
+    torch.save(torch.from_numpy(COUNTS), tmp_path / "b.pt")
     for path in sorted(tmp_path.iterdir()):
         content = bytearray(path.read_bytes())
         for _ in range(10):

@@ -4,7 +4,6 @@ Our own writer adds ``weights``, ``labels`` and ``shape``, the model as JSON.
 """
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from eplb_traces.files.shape_json import shape_from_json
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.named_arrays import LOAD_KEYS, TRACE_KEYS, reading_of_named_arrays
 from eplb_traces.readers.numpy_files import plain_arrays
+from eplb_traces.readers.zip_files import member_names
 
 SUFFIXES: tuple[str, ...] = (".npz",)
 RECOGNISED_BY = "a zip of .npy files"
@@ -28,10 +28,7 @@ _SHAPE = "shape"
 
 def recognises(path: Path) -> bool:
     """Look for a zip of .npy files."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    names = member_names(path)
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 

@@ -1,6 +1,5 @@
 """Loads .pt and .pth files of tensors, numbers, strings, lists and dictionaries; anything else in them is refused."""
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, MissingExtraError
 from eplb_traces.readers.dialect import first_bytes
+from eplb_traces.readers.zip_files import member_head, member_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,19 +20,16 @@ _HEAD_BYTES = 1 << 16
 
 def is_torch_file(path: Path) -> bool:
     """Whether a file is torch's zip, whole or cut, or its older pickle."""
-    if zipfile.is_zipfile(path):
-        return _pickle_of_zip(path) is not None
+    names = member_names(path)
+    if names:
+        return _pickle_of(names) is not None
     return first_bytes(path, 4).startswith((_OLDER_MAGIC, _ZIP_MAGIC))
 
 
 def has_key(path: Path, keys: tuple[str, ...]) -> bool:
     """Whether one of the keys stands in the description of the tensors, which is not executed."""
-    name = _pickle_of_zip(path) if zipfile.is_zipfile(path) else None
-    if name is None:
-        head = first_bytes(path, _HEAD_BYTES)
-    else:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            head = file.read(_HEAD_BYTES)
+    name = _pickle_of(member_names(path))
+    head = first_bytes(path, _HEAD_BYTES) if name is None else member_head(path, name, _HEAD_BYTES)
     return any(key.encode() in head for key in keys)
 
 
@@ -77,9 +74,8 @@ def array_of_tensor(tensor: "Tensor", place: str) -> NDArray[Any]:
     return array
 
 
-def _pickle_of_zip(path: Path) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        return next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+def _pickle_of(names: list[str]) -> str | None:
+    return next((name for name in names if name.endswith("data.pkl")), None)
 
 
 def _first_sentence(error: Exception) -> str:
