@@ -1,3 +1,4 @@
+import inspect
 import sys
 import threading
 
@@ -102,13 +103,17 @@ def test_recording_does_not_change_the_model(models, tmp_path):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+# The name that the installed transformers gives to the key-value cache.
+CACHE = "cache" if "cache" in inspect.signature(build(FAMILIES[0]).forward).parameters else "past_key_values"
+
+
 def test_every_prompt_is_a_request_and_a_cache_continues_its_request(models, tmp_path):
     model = models("qwen3_moe")
     with record(model, tmp_path / "a.parquet") as recording, torch.no_grad():
-        first = model(PROMPTS, use_cache=True).past_key_values
-        second = model(PROMPTS[:1], use_cache=True).past_key_values
-        model(torch.tensor([[3], [4]]), past_key_values=first, use_cache=True)
-        model(input_ids=torch.tensor([[3, 4]]), past_key_values=second, use_cache=True)
+        first = model(PROMPTS, use_cache=True)[CACHE]
+        second = model(PROMPTS[:1], use_cache=True, return_dict=False)[1]
+        model(torch.tensor([[3], [4]]), **{CACHE: first}, use_cache=True)
+        model(input_ids=torch.tensor([[3, 4]]), **{CACHE: second}, use_cache=True)
         model(inputs_embeds=model.get_input_embeddings()(PROMPTS[:1, :2]))
     columns = joined(read_trace(tmp_path / "a.parquet"))
     assert columns["request"].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [0, 1] + [2, 2] + [3, 3]
@@ -120,10 +125,10 @@ def test_tokens_of_ended_rows_are_omitted(models, tmp_path):
     model = models("mixtral")
     with record(model, tmp_path / "a.parquet", end_tokens=[2]), torch.no_grad():
         mask = torch.ones(2, 5, dtype=torch.long)
-        cache = model(torch.tensor([[5, 2, 7, 8, 9], [3, 4, 5, 6, 7]]), attention_mask=mask).past_key_values
+        cache = model(torch.tensor([[5, 2, 7, 8, 9], [3, 4, 5, 6, 7]]), attention_mask=mask)[CACHE]
         for fed in ([3, 2], [4, 0], [2, 0]):  # the second row ends at once, the first after two tokens
-            model(torch.tensor(fed)[:, None], past_key_values=cache)
-        model(torch.tensor([[4, 2], [2, 5]]), past_key_values=cache)  # another turn: both go on
+            model(torch.tensor(fed)[:, None], **{CACHE: cache})
+        model(torch.tensor([[4, 2], [2, 5]]), **{CACHE: cache})  # another turn: both go on
     columns = joined(read_trace(tmp_path / "a.parquet"))
     # An end token in the prompt ends nothing; passes 1 and 2 keep the first row only, pass 3 nothing, pass 4 all.
     assert columns["step"].tolist() == [0] * 10 + [1] + [2] + [4] * 4
@@ -198,6 +203,102 @@ def test_an_emptied_cache_or_one_with_other_rows_starts_new_requests(tmp_path):
             model(hidden[:rows], past_key_values=cache)
     requests = joined(read_trace(tmp_path / "a.parquet"))["request"]
     assert requests[::3].tolist() == [0, 1, 0, 1, 2, 2, 3, 3, 3]
+
+
+class ModelWithState(PlainModel):
+    """Takes what it is given under any name, and returns `returned`."""
+
+    returned = None
+
+    def forward(self, hidden, *more, attention_mask=None, position_ids=None, **words):
+        super().forward(hidden)
+        return self.returned
+
+
+def filled(length):
+    cache = Cache()
+    cache.length = length
+    return cache
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda cache: ((), {"past_key_values": cache}),
+        lambda cache: ((), {"cache": cache}),
+        lambda cache: ((), {"kv": cache}),
+        lambda cache: ((cache,), {}),
+        lambda cache: ((), {"state": {"layers": [cache]}}),
+        lambda cache: ((), {"cache": cache, "past_key_values": cache, "draft": Cache()}),
+    ],
+)
+def test_a_cache_is_found_under_any_name(given, tmp_path):
+    model, cache = ModelWithState(), Cache()
+    more, words = given(cache)
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        for length in (0, 3, 6):
+            cache.length = length
+            model(torch.randn(2, 3, 6), *more, **words, attention_mask=torch.ones(2, 3 + length))
+    assert joined(read_trace(tmp_path / "a.parquet"))["request"].tolist() == [0, 0, 0, 1, 1, 1] * 3
+
+
+@pytest.mark.parametrize("wrapped", [lambda cache: (None, cache), lambda cache: {"kv": cache}])
+def test_a_cache_that_the_model_made_is_found_in_its_output(wrapped, tmp_path):
+    model, cache = ModelWithState(), filled(3)
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        model.returned = wrapped(cache)
+        model(torch.randn(2, 3, 6))
+        model(torch.randn(2, 1, 6), kv=cache)
+    assert joined(read_trace(tmp_path / "a.parquet"))["request"].tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
+
+
+def test_a_length_on_the_device_is_read(tmp_path):
+    model, cache = PlainModel(), Cache()
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        for length in (0, 3, 0):
+            cache.length = torch.tensor(length)
+            model(torch.randn(1, 3, 6), past_key_values=cache)
+    assert joined(read_trace(tmp_path / "a.parquet"))["request"].tolist() == [0] * 6 + [1] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"attention_mask": torch.ones(2, 9, dtype=torch.long)}, "attention_mask has 9 tokens and the pass 3"),
+        (
+            {"attention_mask": torch.ones(2, 9, dtype=torch.long), "cache": Cache()},
+            "attention_mask has 9 tokens and the pass 3: a filled key-value cache is in use, but no argument",
+        ),
+        ({"position_ids": torch.tensor([[6, 7, 8]])}, "position_ids starts at 6"),
+        ({"cache_position": torch.tensor([6, 7, 8])}, "cache_position starts at 6"),
+        ({"past_key_values": ((torch.ones(2, 1, 6, 4),) * 2,)}, "past_key_values is tuple: expected a cache with get_"),
+        ({"kv": type("KeyCache", (), {})()}, "kv is KeyCache: expected a cache with get_seq_length"),
+        ({"a": filled(3), "b": filled(3)}, r"called with 2 key-value caches: a \(Cache\), b \(Cache\): expected one"),
+    ],
+)
+def test_a_filled_cache_that_cannot_be_found_is_refused(words, message, tmp_path):
+    model = ModelWithState()
+    with pytest.raises(InputError, match=message), record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        model(torch.randn(2, 3, 6), **words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_was_filled_inside_the_model_is_refused(tmp_path):
+    model = ModelWithState()
+    model.returned = {"kv": filled(9)}
+    with (
+        pytest.raises(InputError, match="the model returned a cache of 9 tokens after a pass of 3: a filled"),
+        record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE),
+    ):
+        model(torch.randn(2, 3, 6))
+
+
+def test_positions_of_padded_prompts_and_empty_caches_are_no_earlier_tokens(tmp_path):
+    model = ModelWithState()
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        model(torch.randn(2, 3, 6), position_ids=torch.tensor([[0, 1, 2], [1, 1, 0]]), past_key_values=None, cache=())
+        model(torch.randn(1, 3, 6), position_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
+    assert joined(read_trace(tmp_path / "a.parquet"))["request"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
 
 
 def two_ids(logits):

@@ -21,6 +21,13 @@ from eplb_traces.errors import InputError, MissingExtraError
 from eplb_traces.files.parquet_file import import_pyarrow
 from eplb_traces.files.writers import check_trace_path
 from eplb_traces.model_shape import ModelShape
+from eplb_traces.recorder.caches import (
+    FoundCache,
+    check_made_in_pass,
+    check_no_earlier_tokens,
+    find_cache,
+    returned_caches,
+)
 from eplb_traces.recorder.requests import RequestTracker, Rows, input_of, kept_tokens
 from eplb_traces.recorder.routers import (
     ChoiceReader,
@@ -51,8 +58,8 @@ def record(
     """Record the routing of every forward pass of `model` inside the block.
 
     Step n is the nth pass. Every row of a batch is one request, numbered from 0; a pass that continues a key-value
-    cache (any transformers `Cache`) continues the requests of its rows. Tokens masked by a 2-D ``attention_mask`` are
-    omitted.
+    cache (any transformers `Cache`, under any argument name) continues the requests of its rows. A pass with earlier
+    tokens whose cache cannot be found is an error. Tokens masked by a 2-D ``attention_mask`` are omitted.
 
     Parameters
     ----------
@@ -115,7 +122,7 @@ class _Pass:
     tokens: "Tensor"
     kept: "Tensor | None"
     rows: Rows
-    cache: object
+    cache: FoundCache | None
     chosen: dict[int, "Tensor"]
 
 
@@ -188,20 +195,31 @@ class Recording:
         return on_choice
 
     def _begin(self, _module: "nn.Module", inputs: tuple[object, ...], words: dict[str, object]) -> None:
-        positional = {str(place): value for place, value in enumerate(inputs)}
-        arguments = positional | self._signature.bind_partial(*inputs, **words).arguments | words
+        arguments = self._named(inputs, words)
         tokens = input_of(arguments)
-        cache = arguments.get("past_key_values")
+        cache = find_cache(arguments)
         rows = self._tracker.rows(tokens, cache)
         kept = kept_tokens(arguments.get("attention_mask"), tokens, rows)
+        if cache is None or cache.length == 0:
+            check_no_earlier_tokens(arguments, tokens.shape[1])
         self._current = _Pass(tokens, kept, rows, cache, {})
+
+    def _named(self, inputs: tuple[object, ...], words: dict[str, object]) -> dict[str, object]:
+        """Arguments by place, then by name in the order of the signature; `words` may have names that it lacks."""
+        by_place = {str(place): value for place, value in enumerate(inputs)}
+        in_order = {name: words[name] for name in self._signature.parameters if name in words}
+        return by_place | self._signature.bind_partial(*inputs).arguments | in_order | words
 
     def _end(self, _module: "nn.Module", _inputs: object, output: object) -> None:
         current, self._current = self._current, None
         if current is None:
             return
-        made_cache = getattr(output, "past_key_values", None)
-        self._tracker.remember(made_cache if current.cache is None else current.cache, current.rows)
+        caches = returned_caches(output)
+        if current.cache is None:
+            check_made_in_pass(caches, current.tokens.shape[1])
+        else:
+            caches = (*caches, current.cache.identity)
+        self._tracker.remember(caches, current.rows)
         self._waiting.append(self._recorded(current))
         self._num_steps += 1
         self._num_ids_waiting += self._waiting[-1].ids.numel()

@@ -1,6 +1,6 @@
 """Assigns the rows of each pass to requests, and selects the tokens to record."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 from weakref import WeakKeyDictionary
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
+from eplb_traces.recorder.caches import FoundCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,8 @@ class Rows:
 class RequestTracker:
     """Numbers the requests.
 
-    Rows continue the requests of the previous pass if both passes use the same non-empty key-value cache object.
+    Rows continue the requests of an earlier pass if both passes use the same key-value cache object, it is not empty
+    and there are as many rows. A cache filled outside the recording, or a copy of a cache, starts new requests.
     """
 
     def __init__(self, end_tokens: Collection[int]) -> None:
@@ -49,18 +51,18 @@ class RequestTracker:
         self._ends: Tensor | None = None
         self._rows_of_cache: WeakKeyDictionary[object, Rows] = WeakKeyDictionary()
 
-    def rows(self, tokens: "Tensor", cache: object) -> Rows:
+    def rows(self, tokens: "Tensor", cache: FoundCache | None) -> Rows:
         """Return the rows of a pass with these inputs [B, S] or [B, S, H]."""
-        known = None if cache is None else self._rows_of_cache.get(cache)
-        if known is None or len(known.requests) != tokens.shape[0] or _is_empty(cache):
+        known = None if cache is None or cache.length == 0 else self._rows_of_cache.get(cache.identity)
+        if known is None or len(known.requests) != tokens.shape[0]:
             first = self.num_requests
             self.num_requests += tokens.shape[0]
             return Rows(np.arange(first, self.num_requests), None, is_new=True)
         return Rows(known.requests, self._alive(known, tokens), is_new=False)
 
-    def remember(self, cache: object, rows: Rows) -> None:
-        """Store the rows for the next pass with this cache; None: no cache."""
-        if cache is not None:
+    def remember(self, caches: Iterable[object], rows: Rows) -> None:
+        """Store the rows for the next pass with one of these cache objects."""
+        for cache in caches:
             self._rows_of_cache[cache] = rows
 
     def _alive(self, known: Rows, tokens: "Tensor") -> "Tensor | None":
@@ -119,13 +121,3 @@ def kept_tokens(attention_mask: object, tokens: "Tensor", rows: Rows) -> "Tensor
         raise InputError(f"attention_mask is {found}: expected [{num_rows}, {length} or more], else padding is unknown")
     kept = attention_mask[:, -length:] != 0
     return (kept if rows.alive is None else kept & rows.alive[:, None].to(kept.device)).reshape(-1)
-
-
-def _is_empty(cache: object) -> bool:
-    """Return whether a cache was reset; False if its length is on the device, because reading it would wait."""
-    length_of = getattr(cache, "get_seq_length", None)
-    try:
-        length = length_of() if callable(length_of) else None
-    except ValueError:  # a cache with linear attention only has no length
-        return False
-    return isinstance(length, int) and length == 0

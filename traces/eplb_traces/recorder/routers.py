@@ -1,6 +1,6 @@
 """Finds the routers of a torch model and reads the chosen experts from their outputs.
 
-Routers are found by structure, which is stable over all renamed classes of transformers 4.57 to 5.23: a module with a
+Routers are found by structure, which is stable over all renamed classes of transformers 4.57 to 5.24: a module with a
 child ``experts`` and a child ``gate`` or ``router`` is a MoE block, and that child is its router. Outputs are read by
 structure too. An integer tensor whose last dimension is K contains the ids (transformers 5; DeepSeek and gpt-oss in
 earlier versions). Otherwise the only float tensor with E columns contains logits (transformers before 5), and the ids
