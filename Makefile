@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long test-lowest check bench wheel-test browser engines docs clean
+.PHONY: help demo test test-long test-lowest test-recorder check bench wheel-test browser engines docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -21,6 +21,7 @@ help:
 	@echo "make docs         the manual as a site in build/site; a broken link or a missing docstring fails"
 	@echo "make bench        quality and speed, as ratios within one run"
 	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
+	@echo "make test-recorder  the recorder's tests on the lowest allowed and the newest transformers"
 	@echo "make test-long    the whole test suite with many more generated cases"
 	@echo "make engines      the engines' own code into .engines, for the tests that run our files and policies inside it"
 	@echo "make browser      Debian's Chromium, for the tests that open the report page (as root)"
@@ -78,6 +79,10 @@ test-lowest: $(LOWEST)/stamp
 	$(LOWEST)/bin/python tests/tools/compile_kernels.py
 	EPLB_CORE_ONLY=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow"
 
+# Skipped with a message where the package registry cannot be reached.
+test-recorder: $(VENV)/stamp-dev
+	$(BIN)/python tests/tools/recorder_versions.py
+
 check: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -113,4 +118,4 @@ wheel-test: $(VENV)/stamp-dev
 	cd $(WHEEL) && bin/eplb --version && bin/python -I -c "import eplb, eplb_traces, eplb_cli; print('imports work')"
 
 clean:
-	rm -rf demo-out dist build $(LOWEST) $(WHEEL)
+	rm -rf demo-out dist build $(LOWEST) $(WHEEL) .venv-recorder
