@@ -224,5 +224,7 @@ def _kind(value: object) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, list | dict):  # not its text: YAML aliases make that longer than memory
+        return _kind(value)
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
     return text if len(text) <= 40 else f"{text[:37]}..."

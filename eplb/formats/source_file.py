@@ -1,4 +1,4 @@
-"""Reads a placement file at most once: its bytes, its text and its JSON value are kept for later use."""
+"""Reads a placement file at most once: its bytes, its text and its JSON or YAML value are kept for later use."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +29,13 @@ class SourceFile:
     def json(self) -> object:
         """The JSON value in the file; see `parse_json`."""
         return parse_json(self.text, str(self.path))
+
+    @cached_property
+    def yaml(self) -> object:
+        """The value of the YAML document in the file; see `parse_yaml`."""
+        from eplb.formats.yaml_text import parse_yaml
+
+        return parse_yaml(self.text, str(self.path))
 
     @property
     def json_members(self) -> dict[str, object]:

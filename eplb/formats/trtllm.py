@@ -3,9 +3,11 @@
 From the loader (NVIDIA/TensorRT-LLM 1.2.1, ``MoeLoadBalancerConfig``): ``num_slots``, ``layer_updates_per_iter`` (0
 is a static placement) and ``initial_global_assignments``, a list of ``num_slots`` ids under the absolute index of
 each MoE layer; slot j is on rank ``j // (num_slots / ep_size)``. Any other key is refused, and a MoE layer without
-a list is a KeyError.
+a list is a KeyError. The engine reads the file with PyYAML's safe loader, so JSON is accepted too, its layer ids as
+strings.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, final
@@ -23,11 +25,17 @@ from eplb.formats.engine_limits import (
     check_no_empty_slots,
     required_layer_ids,
 )
-from eplb.formats.flat_yaml import parse_assignments
+from eplb.formats.json_fields import as_int, as_int_row, as_object, stack_rows
 from eplb.formats.loader_map import LoaderMap
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
+
+_ASSIGNMENTS = "initial_global_assignments"
+_KEYS = ("num_slots", "layer_updates_per_iter", _ASSIGNMENTS)
+_LAYER_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+# Far more than any model has; YAML aliases can name a list many times.
+_MAX_SLOTS_OF_ALL_LAYERS = 1 << 25
 
 # Tried on the configuration class of TensorRT-LLM 1.2.1; uneven ranks follow from how it cuts the list.
 CONSEQUENCES: Final[Consequences] = {
@@ -55,7 +63,7 @@ class Trtllm:
 
     def parse(self, source: SourceFile) -> "TrtllmFile":
         """Layer ids and rows."""
-        layer_ids, rows = parse_assignments(source)
+        layer_ids, rows = _read_assignments(source)
         return TrtllmFile(EngineFile(source.path, self.name, _digested(layer_ids, rows)), layer_ids, rows)
 
     def encode(self, plan: Plan, suffix: str) -> EncodedFile:
@@ -107,6 +115,55 @@ class TrtllmFile:
             return LoaderMap(self.rows, labels, None, (note,))
         _check_layer_ids(self.file.path, self.layer_ids, shape.moe_layer_ids)
         return LoaderMap(self.rows, labels, None, ())
+
+
+def _read_assignments(source: SourceFile) -> tuple[tuple[int, ...], NDArray[np.int64]]:
+    """Layer ids, ascending, and the rows [L, P] under them, expert ids not yet checked."""
+    place = f"{source.path}: $"
+    fields = as_object(source.yaml, place)
+    for key in fields:
+        if key not in _KEYS:
+            raise FormatError(
+                f"{place}: key {str(key)[:40]!r}: TensorRT-LLM refuses keys other than {', '.join(_KEYS)}; expected "
+                "one of these"
+            )
+    if "num_slots" not in fields:
+        raise FormatError(f"{place}: key 'num_slots' is missing")
+    num_slots = as_int(fields["num_slots"], f"{place}.num_slots")
+    as_int(fields.get("layer_updates_per_iter", 0), f"{place}.layer_updates_per_iter")
+    if _ASSIGNMENTS not in fields:
+        raise FormatError(f"{place}: key {_ASSIGNMENTS!r} is missing: the file holds no placement")
+    lists = _lists_of_layers(fields[_ASSIGNMENTS], f"{place}.{_ASSIGNMENTS}")
+    if len(lists) * num_slots > _MAX_SLOTS_OF_ALL_LAYERS:
+        raise FormatError(
+            f"{place}: {len(lists)} layers of {num_slots} slots: expected {_MAX_SLOTS_OF_ALL_LAYERS} slots at most"
+        )
+    rows = {}
+    for layer, value in sorted(lists.items()):
+        here = f"{place}.{_ASSIGNMENTS}.{layer}"
+        if isinstance(value, list) and len(value) != num_slots:
+            raise FormatError(f"{here}: layer {layer} has {len(value)} slots: expected num_slots = {num_slots}")
+        rows[here] = as_int_row(value, here)
+    return tuple(sorted(lists)), stack_rows(rows)
+
+
+def _lists_of_layers(value: object, place: str) -> dict[int, object]:
+    """{layer id: its list}; JSON writes the ids as strings, which the engine turns into integers."""
+    lists: dict[int, object] = {}
+    members: dict[object, object] = dict(as_object(value, place))
+    for key, entry in members.items():
+        is_id = (type(key) is int and key >= 0) or (isinstance(key, str) and _LAYER_ID.fullmatch(key))
+        if not is_id:
+            raise FormatError(f"{place}: key {str(key)[:40]!r}: expected the absolute index of a layer before its list")
+        layer = int(str(key))
+        if layer in lists:
+            raise FormatError(
+                f"{place}: layer {layer} is given as a number and as a string: expected layer {layer} once"
+            )
+        lists[layer] = entry
+    if not lists:
+        raise FormatError(f"{place} is empty: expected a list of expert ids under each layer's index")
+    return lists
 
 
 def _check_layer_ids(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

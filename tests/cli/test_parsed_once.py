@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.formats import FORMATS, ReadHints, flat_yaml, omni, read_plan, sglang, trtllm, write_plan
+from eplb.formats import FORMATS, ReadHints, omni, read_plan, sglang, trtllm, write_plan, yaml_text
 from eplb.formats.engine_check import ENGINES
 from eplb.formats.sidecar import sidecar_path
 
@@ -26,8 +26,8 @@ DECODERS = {
     ".pt": (torch, "load"),
     ".npz": (np, "load"),
     ".npy": (np.lib.format, "read_array"),
-    ".yaml": (flat_yaml, "_content_lines"),
-    ".yml": (flat_yaml, "_content_lines"),
+    ".yaml": (yaml_text, "parse_yaml"),
+    ".yml": (yaml_text, "parse_yaml"),
 }
 
 

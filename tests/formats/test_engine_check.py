@@ -198,7 +198,7 @@ def test_dense_rows_of_sglang_have_to_be_valid_too(tmp_path):
     ("engine", "content", "parts"),
     [
         ("sglang", '{"physical_to_logical_map": [[0]], "v": 1}', ["extra key 'v'", "TypeError"]),
-        ("trtllm", "version: 1\nnum_slots: 1\n", ["line 1", "refuses keys"]),
+        ("trtllm", "version: 1\nnum_slots: 1\n", ["$: key 'version'", "refuses keys"]),
         ("vllm", '{"record_type": "eplb_initial_mapping"}', []),
         ("ascend", '{"moe_layer_count": 1}', []),
     ],
