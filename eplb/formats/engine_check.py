@@ -21,6 +21,7 @@ from eplb.formats.source_file import SourceFile
 from eplb.formats.trtllm import Trtllm
 from eplb.formats.vllm import Vllm
 from eplb_traces import ModelShape
+from eplb_traces.model_shape import id_ranges
 
 _ALL: Final[tuple[EngineFormat, ...]] = (Sglang(), Vllm(), Ascend(), Trtllm(), Omni())
 ENGINES: Final[dict[str, EngineFormat]] = {entry.name: entry for entry in _ALL}
@@ -31,8 +32,9 @@ ENGINES: Final[dict[str, EngineFormat]] = {entry.name: entry for entry in _ALL}
 class EngineReport:
     """What a file holds that its engine would load. `str` of it is the text for the user.
 
-    `num_duplicates` counts replicas of an expert beside another one on the same rank, which the engine loads and which
-    do nothing for balance; `notes` list what could not be checked, and why.
+    `num_slots` is of the fullest layer, `slots_of_layers` of each. `num_duplicates` counts replicas of an expert beside
+    another one on the same rank, which the engine loads and which do nothing for balance; `notes` list what could not
+    be checked, and why.
     """
 
     engine: str
@@ -42,6 +44,7 @@ class EngineReport:
     num_ranks: int
     num_duplicates: int
     notes: tuple[str, ...]
+    slots_of_layers: tuple[int, ...]
 
     @property
     def num_redundant(self) -> int:
@@ -49,12 +52,20 @@ class EngineReport:
         return self.num_slots - self.num_experts
 
     def __str__(self) -> str:
-        facts = (
-            f"{self.engine} would load it: {self.num_layers} layers, {self.num_experts} experts + {self.num_redundant} "
-            f"redundant = {self.num_slots} slots on {self.num_ranks} ranks of {self.num_slots // self.num_ranks}, "
-            f"{self.num_duplicates} duplicates on a rank"
+        slots = ", ".join(self._slots_text(count) for count in sorted(set(self.slots_of_layers), reverse=True))
+        facts = f"{self.engine} would load it: {self.num_layers} layers, {slots}"
+        return "\n".join(
+            [f"{facts}, {self.num_duplicates} duplicates on a rank", *(f"note: {note}" for note in self.notes)]
         )
-        return "\n".join([facts, *(f"note: {note}" for note in self.notes)])
+
+    def _slots_text(self, num_slots: int) -> str:
+        """The layers of so many slots, which are named where layers differ."""
+        layers = [index for index, count in enumerate(self.slots_of_layers) if count == num_slots]
+        where = "" if len(layers) == self.num_layers else f" in layers {id_ranges(layers)}"
+        return (
+            f"{self.num_experts} experts + {num_slots - self.num_experts} redundant = {num_slots} slots on "
+            f"{self.num_ranks} ranks of {num_slots // self.num_ranks}{where}"
+        )
 
 
 def check_file(
@@ -98,7 +109,10 @@ def check_file(
     _check_every_expert(f"{path}", found, experts, entry.consequences)
     duplicates = _count_duplicates(f"{path}", found, num_ranks, entry.consequences)
     num_layers, num_slots = found.rows.shape
-    return EngineReport(engine, num_layers, experts, num_slots, num_ranks, duplicates, (*found.notes, *notes))
+    slots_of_layers = tuple(int(n) for n in (found.rows != EMPTY_SLOT).sum(axis=1))
+    return EngineReport(
+        engine, num_layers, experts, num_slots, num_ranks, duplicates, (*found.notes, *notes), slots_of_layers
+    )
 
 
 def _number_of_experts(

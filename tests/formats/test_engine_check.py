@@ -9,7 +9,7 @@ from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import FormatError, UnknownNameError
-from eplb.formats import FORMATS, write_plan
+from eplb.formats import FORMATS, read_plan, write_plan
 from eplb.formats.engine_check import ENGINES, check_file
 from eplb.formats.vllm import NO_RELEASE
 from eplb_traces import ModelShape
@@ -234,6 +234,56 @@ def test_omni_pattern_defects(change, parts, tmp_path):
     refuse(path, "omni", *parts)
 
 
+def test_ascend_maps_that_count_from_1_or_lack_the_device(tmp_path):
+    fields = ascend_fields(GOOD, 2)
+    for layer in fields["layer_list"]:
+        layer["layer_id"] += 1
+        for device in layer["device_list"]:
+            del device["device_id"]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(fields))
+    notes = check_file(path, "ascend", 2, 4, SHAPE).notes
+    assert notes == ("layer_id counts from 1: taken by position", "no device_id: devices by their position")
+    plan = read_plan(path)
+    np.testing.assert_array_equal(plan.placement.physical_to_logical_map, GOOD)
+    assert plan.notes[-2:] == notes
+    path.write_text(json.dumps(ascend_fields((np.array(GOOD) + 1).tolist(), 2)))
+    refuse(path, "ascend", "expert ids are 1 to 4 and never 0", "vllm-ascend counts experts from 0", num_experts=4)
+    plan = read_plan(path)
+    np.testing.assert_array_equal(plan.placement.physical_to_logical_map, GOOD)
+    assert plan.placement.num_experts == 4
+    assert "expert ids are 1 to 4 and never 0: read as 0 to 3" in plan.notes
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 3, 3]], "expert 0 has no slot"),  # one layer lacks the last expert
+        ([[1, 2, 3, 4], [1, 2, 3, 0]], r"expert 0 has no slot"),
+        ([[2, 3, 4, 5], [2, 3, 4, 5]], "expert 0 has no slot"),
+    ],
+)
+def test_ascend_ids_that_are_not_1_to_the_last_expert_stay_what_they_are(rows, message, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(ascend_fields(rows, 2)))
+    with pytest.raises(FormatError, match=message):
+        read_plan(path)
+
+
+def test_ascend_ids_of_devices(tmp_path):
+    path = tmp_path / "plan.json"
+    fields = ascend_fields(GOOD, 2)
+    del fields["layer_list"][1]["device_list"][0]["device_id"]
+    path.write_text(json.dumps(fields))
+    refuse(path, "ascend", "layer_list[1].device_list: 1 of 2 devices have device_id: expected all or none")
+    fields = ascend_fields(GOOD, 2)
+    for layer in fields["layer_list"]:
+        for device in layer["device_list"]:
+            device["device_id"] += 1
+    path.write_text(json.dumps(fields))
+    assert "device_id counts from 1: taken by position" in check_file(path, "ascend", 2).notes
+
+
 def test_omni_missing_expert_and_other_experts(tmp_path):
     path = tmp_path / "plan.npy"
     np.save(path, np.array([[[1, 0, 0]], [[0, 1, 0]]]))
@@ -248,6 +298,13 @@ def test_omni_layers_may_differ_in_redundancy(tmp_path):
     np.save(path, np.array([[[1, 0], [1, 1]], [[0, 1], [1, 1]]]))
     report = check_file(path, "omni", 2)
     assert (report.num_slots, report.num_redundant, report.num_duplicates) == (4, 2, 0)
+    assert report.slots_of_layers == (2, 4)
+    assert (
+        "2 layers, 2 experts + 2 redundant = 4 slots on 2 ranks of 2 in layers 1, "
+        "2 experts + 0 redundant = 2 slots on 2 ranks of 1 in layers 0, 0 duplicates"
+    ) in str(report)
+    np.save(path, np.array([[[1, 1]] * 3, [[1, 1]] * 3]))
+    assert "3 layers, 2 experts + 2 redundant = 4 slots on 2 ranks of 2, 0 dup" in str(check_file(path, "omni", 2))
 
 
 def test_one_vllm_list_for_all_layers(tmp_path):
