@@ -10,7 +10,7 @@ strings.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, final
+from typing import ClassVar, Final, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +150,7 @@ def _read_assignments(source: SourceFile) -> tuple[tuple[int, ...], NDArray[np.i
 def _lists_of_layers(value: object, place: str) -> dict[int, object]:
     """{layer id: its list}; JSON writes the ids as strings, which the engine turns into integers."""
     lists: dict[int, object] = {}
-    members: dict[object, object] = dict(as_object(value, place))
+    members = cast(dict[object, object], as_object(value, place))  # keys of YAML have any type
     for key, entry in members.items():
         is_id = (type(key) is int and key >= 0) or (isinstance(key, str) and _LAYER_ID.fullmatch(key))
         if not is_id:

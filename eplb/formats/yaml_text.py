@@ -71,7 +71,8 @@ def parse_yaml(text: str, place: str) -> object:
     _check_depth(text, place)
     try:
         with suppress(yaml.YAMLError):
-            return yaml.load(text, _FastLoader)
+            if "\t" not in text:  # libyaml allows tabs in more places
+                return yaml.load(text, _FastLoader)
         return yaml.load(text, _PythonLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

@@ -236,57 +236,6 @@ def test_ascend_layers_of_different_redundancy(tmp_path):
     refuse(path, "ascend", "takes the redundancy of all layers from one")
 
 
-GOOD_YAML = (
-    "num_slots: 4\nlayer_updates_per_iter: 0\ninitial_global_assignments:\n  3: [0, 1, 2, 0]\n  4: [2, 1, 0, 1]\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("num_slots: 4", "num_slots: 5", "layer 3 has 4 slots: expected num_slots = 5"),
-        ("num_slots: 4\n", "", "key 'num_slots' is missing"),
-        ("num_slots: 4", "num_slots: four", r"\$\.num_slots = 'four': expected an integer"),
-        ("num_slots: 4", "num_slots: 4.0", r"\$\.num_slots = 4\.0: expected an integer"),
-        ("num_slots: 4", "num_slots: 4\nnum_slots: 4", "line 2 column 1: key 'num_slots' is given twice"),
-        ("num_slots: 4", "num_slots: 010", "layer 3 has 4 slots: expected num_slots = 8"),  # octal in YAML 1.1
-        ("num_slots: 4", "version: 1\nnum_slots: 4", "'version': TensorRT-LLM refuses keys"),
-        ("num_slots: 4", "\tnum_slots: 4", "not YAML, line 1"),
-        ("num_slots: 4", "num_slots: 4\n---", "line 2 column 1: but found another document"),
-        ("iter: 0", "iter: -1", "layer_updates_per_iter = -1"),
-        ("iter: 0", "iter: yes", "layer_updates_per_iter = True"),
-        ("  4: [", "  3: [", "line 5 column 3: key 3 is given twice"),
-        ("  4: [", "  0x3: [", "line 5 column 3: key 3 is given twice"),
-        ("  4: [", "  '3': [", "layer 3 is given as a number and as a string"),
-        ("  4: [", "  x: [", "key 'x'.*absolute index"),
-        ("  4: [", "  '04': [", "key '04'.*absolute index"),
-        ("  4: [", "  -4: [", "key '-4'.*absolute index"),
-        ("  4: [", "  true: [", "key 'True'.*absolute index"),
-        ("  4: [", "    4: [", "line 5"),
-        ("[2, 1, 0, 1]", "[2, 1, 0", "not YAML"),
-        ("[2, 1, 0, 1]", "[2, 1, 0.5, 1]", r"\.4\[2\] = 0\.5: expected an integer"),
-        ("[2, 1, 0, 1]", "[2, 1, true, 1]", r"\.4\[2\] = True: expected an integer"),
-        ("[2, 1, 0, 1]", "&a [2, 1, 0, *a]", r"\.4\[3\] = a list: expected an integer"),
-        ("[2, 1, 0, 1]", "[2, 1, 0]", "layer 4 has 3 slots"),
-        ("[2, 1, 0, 1]", "", r"\.4 is null: expected a list"),
-        ("[2, 1, 0, 1]", "\n  - 2\n  - x\n  - 0\n  - 1", r"\.4\[1\] = 'x': expected an integer"),
-        ("[2, 1, 0, 1]", "[0, 1, 0, 1]", r"layer 1\]: expert 2 has no slot"),
-        ("  3: [0, 1, 2, 0]\n  4: [2, 1, 0, 1]\n", "", "initial_global_assignments is null"),
-        ("  3: [0, 1, 2, 0]\n  4: [2, 1, 0, 1]\n", "  {}\n", "is empty: expected a list of expert ids under each"),
-        ("initial_global_assignments:\n  3: [0, 1, 2, 0]\n  4: [2, 1, 0, 1]\n", "", "holds no placement"),
-        ("num_slots: 4", "--- !!python/object", "not YAML, line 1"),
-        ("num_slots: 4", "when: !!timestamp never\nnum_slots: 4", "not YAML"),
-        pytest.param("[2, 1, 0, 1]", "[" * 100_000, "nested more than 100 deep", id="deep flow"),
-        pytest.param("[2, 1, 0, 1]", "\n  " + "- " * 100_000, "nested more than 100 deep", id="deep block"),
-    ],
-)
-def test_broken_trtllm(old, new, message, tmp_path):
-    path = tmp_path / "plan.yaml"
-    assert old in GOOD_YAML
-    path.write_text(GOOD_YAML.replace(old, new))
-    refuse(path, "trtllm", message)
-
-
 @pytest.mark.parametrize(("rows", "message"), [case for case in BROKEN_ROWS if case[0] not in (3, [3])])
 def test_broken_vllm_rows(rows, message, tmp_path):
     path = tmp_path / "plan.json"

@@ -110,35 +110,6 @@ def test_trtllm_layer_ids_come_from_the_file(tmp_path):
         read_plan(path, hints=ReadHints(num_ranks=2, shape=ModelShape(2, 2, moe_layer_ids=(3, 4))))
 
 
-@pytest.mark.parametrize("flow", [None, True, False])
-@pytest.mark.parametrize("width", [20, 10**6])
-def test_trtllm_files_of_pyyaml_are_read(flow, width, tmp_path):
-    rows = {3: list(range(12)) * 2, 4: list(range(11, -1, -1)) * 2}
-    data = {"num_slots": 24, "layer_updates_per_iter": 1, "initial_global_assignments": rows}
-    path = write(tmp_path / "a.yaml", "# by hand\n" + yaml.dump(data, default_flow_style=flow, width=width))
-    assert read_plan(path, hints=TWO_RANKS).placement.physical_to_logical_map.tolist() == list(rows.values())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "---\nnum_slots: 2\ninitial_global_assignments:\n  3: [0, 1]\n  7: [1, 0]\n...\n",
-        "%YAML 1.1\n---\n{num_slots: 2, initial_global_assignments: {3: [0, 1], 7: [1, 0]}}",
-        '{"num_slots": 2, "initial_global_assignments": {"7": [1, 0], "3": [0, 1]}}',
-        "num_slots: 0x2\n? initial_global_assignments\n: 3:\n  - 0\n  - +1\n  7: &a [1, 0x0]\n",
-        "num_slots: 2\ninitial_global_assignments: !!map\n  3: &row [0, 1]\n  <<: {7: [1, 0], 3: *row}\n",
-        "\ufeffnum_slots: 2 # two\ninitial_global_assignments: {3: [0,\n\n 1 # last\n], 7: [1, 0]}\r\n",
-    ],
-)
-def test_trtllm_files_are_what_the_safe_loader_makes_of_them(text, tmp_path):
-    plan = read_plan(write(tmp_path / "a.yaml", text), hints=TWO_RANKS)
-    members = yaml.safe_load(text)["initial_global_assignments"]
-    by_id = {int(layer): row for layer, row in members.items()}
-    assert by_id == {3: [0, 1], 7: [1, 0]}
-    assert plan.shape.moe_layer_ids == tuple(sorted(by_id))
-    assert plan.placement.physical_to_logical_map.tolist() == [by_id[layer] for layer in sorted(by_id)]
-
-
 def test_ascend_ranks_are_its_devices(tmp_path):
     device_list = [{"device_id": i, "device_expert": [i, 1 - i]} for i in range(2)]
     layer = {"layer_id": 0, "device_count": 2, "device_list": device_list}

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that the recorder must know, and their routers recomputed from outside.
+"""Tiny random models of the families that the recorder must know, their routers recomputed, and a plain model.
 
 The oracle takes the hidden states that reach the MoE block and the router's weights, and nothing of what transformers
 computes from them: it calls this project's own gates, or spells the choice out.
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eplb.runtime.layer.gate import GroupLimit, sigmoid_group_top_k
+from eplb_traces import ModelShape
 
 SIZES = {
     "vocab_size": 64,
@@ -76,3 +77,33 @@ def recomputed(family: str, router, hidden: Tensor, top_k: int) -> Tensor:
         is_open = (best_of_group >= worst_open).repeat_interleave(2, dim=1)
         logits = logits.masked_fill(~is_open, -torch.inf)
     return logits.argsort(dim=1, descending=True)[:, :top_k].sort(dim=1).values
+
+
+class PlainRouter(torch.nn.Module):
+    """Logits, as routers before transformers 5 gave them; or what `output` makes of them."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 5, bias=False)
+        self.output = output
+
+    def forward(self, x):
+        return self.output(self.linear(x))
+
+
+class PlainModel(torch.nn.Module):
+    """Two layers whose routers the recorder would not find."""
+
+    def __init__(self, output=lambda logits: logits):
+        super().__init__()
+        self.routers = torch.nn.ModuleList([PlainRouter(output) for _ in range(2)])
+
+    def forward(self, hidden, attention_mask=None, skip=(), past_key_values=None):
+        for index, router in enumerate(self.routers):
+            if index not in skip:
+                router(hidden)
+        return hidden
+
+
+NAMES = {3: "routers.0", 7: "routers.1"}
+SHAPE = ModelShape(2, 5, 2)
