@@ -1,7 +1,7 @@
 """Parses YAML text as PyYAML's safe loader does; duplicate keys are refused, of which that loader keeps the last.
 
-libyaml, the fast parser of PyYAML, comes first where it is built in; what it refuses is tried with the parser in
-Python, which engines use and whose messages have lines and columns.
+libyaml, the fast parser of PyYAML, comes first where it is built in and the text is plain; everything else is read by
+the parser in Python, which engines use.
 """
 
 import re
@@ -15,6 +15,8 @@ from eplb.errors import FormatError
 # Both parsers take quadratic time or all of the stack for collections nested thousands deep.
 _MAX_DEPTH = 100
 _DEEP_BLOCK = re.compile(rf"(?:[-?] +){{{_MAX_DEPTH},}}")
+# With other characters, as tabs, tags and directives, libyaml accepts texts that the parser in Python refuses.
+_PLAIN = re.compile(r"[A-Za-z0-9_+.,:#'\"\[\]{}\n -]*")
 _BRACKET = re.compile(r"[\[\]{}]")
 
 
@@ -71,7 +73,7 @@ def parse_yaml(text: str, place: str) -> object:
     _check_depth(text, place)
     try:
         with suppress(yaml.YAMLError):
-            if "\t" not in text:  # libyaml allows tabs in more places
+            if _PLAIN.fullmatch(text):
                 return yaml.load(text, _FastLoader)
         return yaml.load(text, _PythonLoader)
     except yaml.MarkedYAMLError as error:

@@ -10,7 +10,6 @@ from eplb.formats import ReadHints, detect_format, read_plan
 from eplb_traces import ModelShape
 
 torch = pytest.importorskip("torch")
-yaml = pytest.importorskip("yaml")
 
 TWO_RANKS = ReadHints(num_ranks=2)
 

@@ -113,7 +113,7 @@ def test_texts_are_accepted_as_the_safe_loader_accepts_them():
         text = list(GOOD_YAML)
         for _ in range(rng.randrange(1, 4)):
             place = rng.randrange(len(text))
-            text[place : place + rng.randrange(2)] = rng.choice("[]{}:,-?&*!|>'\"%@#0x_ \n\t~<")
+            text[place : place + rng.randrange(2)] = rng.choice("[]{}:,-?&*!|>'\"%@#0x_ \n\t~<\r\ufeff\x85")
         text = "".join(text)
         expected, found = outcome(yaml.safe_load, text), outcome(lambda t: parse_yaml(t, "here"), text)
         if found is None and expected is not None:
