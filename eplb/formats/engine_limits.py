@@ -7,8 +7,8 @@ from typing import TypeAlias
 import numpy as np
 
 from eplb.core.placement import EMPTY_SLOT, Placement
-from eplb.errors import FormatError
-from eplb_traces import ModelShape
+from eplb.errors import FormatError, InputError
+from eplb_traces import ModelShape, model_shape
 
 
 class MapDefect(StrEnum):
@@ -72,9 +72,7 @@ def required_layer_ids(format_name: str, shape: ModelShape) -> tuple[int, ...]:
     FormatError
         If the shape does not have them.
     """
-    if shape.moe_layer_ids is None:
-        raise FormatError(
-            f"{format_name} files number layers by their index in the whole model, dense layers counted, and the plan "
-            "does not have it: give the ids of the MoE layers (--moe-layers)"
-        )
-    return shape.moe_layer_ids
+    try:
+        return model_shape.required_layer_ids(format_name, shape)
+    except InputError as error:
+        raise FormatError(str(error)) from error

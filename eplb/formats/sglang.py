@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.problem import Plan
-from eplb.errors import FormatError, MissingExtraError
+from eplb.errors import FormatError, InputError, MissingExtraError
 from eplb.formats.engine_file import EngineFile, FileFacts
 from eplb.formats.engine_limits import Consequences, MapDefect, check_equal_ranks, check_no_empty_slots
 from eplb.formats.json_fields import as_int_rows, as_object, emit_json
@@ -25,6 +25,7 @@ from eplb.formats.loader_map import LoaderMap, numbered_layers
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus, check_suffix
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
+from eplb_traces.model_shape import required_hidden_layers
 
 _KEY = "physical_to_logical_map"
 
@@ -149,20 +150,11 @@ def _moe_rows(num_rows: int, shape: ModelShape, place: str) -> NDArray[np.int64]
 
 def _all_rows(plan: Plan) -> NDArray[np.int64]:
     """[num_hidden_layers, P]: each MoE layer's row at its place; dense layers have the first MoE layer's row."""
-    shape, phy2log = plan.shape, plan.placement.physical_to_logical_map.astype(np.int64)
-    ids, num_hidden = shape.moe_layer_ids, shape.num_hidden_layers
-    if ids is None and num_hidden in (None, shape.num_layers):
-        return phy2log
-    if ids is None:
-        raise FormatError(
-            f"sglang files have a row for each of {num_hidden} layers and the plan does not hold which "
-            f"{shape.num_layers} are MoE layers: give --moe-layers"
-        )
-    if num_hidden is None:
-        raise FormatError(
-            "sglang files have a row for every layer, dense ones included, and the plan does not hold how many the "
-            "model has: give --hidden-layers"
-        )
+    phy2log = plan.placement.physical_to_logical_map.astype(np.int64)
+    try:
+        ids, num_hidden = required_hidden_layers(Sglang.name, plan.shape)
+    except InputError as error:
+        raise FormatError(str(error)) from error
     rows = np.repeat(phy2log[:1], num_hidden, axis=0)
     rows[list(ids)] = phy2log
     return rows

@@ -55,7 +55,7 @@ def write_inputs(folder: Path) -> Path:
     tokens = np.random.default_rng(1).lognormal(4, 1, (2, 4, 3, 16)).round() + 1
     write_load(ExpertLoad(tokens[0], shape=SHAPE), folder / "load.npz")
     write_load(ExpertLoad(tokens[1], shape=SHAPE), folder / "later.npz")
-    shape = ModelShape(2, 16, 2)
+    shape = ModelShape(2, 16, 2, moe_layer_ids=(0, 1), num_hidden_layers=2)
     write_trace(synthesize_trace("v3-prefill", shape=shape, num_steps=4, tokens_per_step=64), folder / "trace.parquet")
     return folder
 

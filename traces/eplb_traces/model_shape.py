@@ -138,6 +138,45 @@ def merge_shapes(shape: ModelShape, other: ModelShape) -> ModelShape:
     )
 
 
+def required_layer_ids(format_name: str, shape: ModelShape) -> tuple[int, ...]:
+    """Absolute ids of the MoE layers, for files that number layers by their index in the whole model.
+
+    Raises
+    ------
+    InputError
+        If they are unknown, and the model may have dense layers.
+    """
+    if shape.moe_layer_ids is not None:
+        return shape.moe_layer_ids
+    if shape.num_hidden_layers == shape.num_layers:
+        return tuple(range(shape.num_layers))
+    raise InputError(
+        f"{format_name} files number layers by their index in the whole model, dense layers counted, and the ids of "
+        f"the {shape.num_layers} MoE layers are unknown: give moe_layer_ids (--moe-layers)"
+    )
+
+
+def required_hidden_layers(format_name: str, shape: ModelShape) -> tuple[tuple[int, ...], int]:
+    """Ids of the MoE layers and number of all layers, for files that have a row for every layer of the model.
+
+    Raises
+    ------
+    InputError
+        If one of them is unknown.
+    """
+    unknown = []
+    if shape.moe_layer_ids is None and shape.num_hidden_layers != shape.num_layers:
+        unknown.append("moe_layer_ids (--moe-layers)")
+    if shape.num_hidden_layers is None:
+        unknown.append("num_hidden_layers (--hidden-layers)")
+    if unknown or shape.num_hidden_layers is None:
+        raise InputError(
+            f"{format_name} files have a row for every layer of the model, dense ones included, and which of them the "
+            f"{shape.num_layers} MoE layers are is unknown: give {' and '.join(unknown)}"
+        )
+    return required_layer_ids(format_name, shape), shape.num_hidden_layers
+
+
 def id_runs(ids: Sequence[int]) -> list[range]:
     """Ascending ids as runs of neighbours: 3, 4, 5, 9 are range(3, 6) and range(9, 10)."""
     runs: list[range] = []

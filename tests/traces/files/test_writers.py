@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,13 +32,17 @@ def test_csv_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, load):
 @given(load=loads())
 def test_sglang_json_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, load):
     path = tmp_path_factory.mktemp("load") / "load.json"
-    if load.tokens.any(axis=(0, 2)).all() and load.tokens.any(axis=(1, 2)).all():
+    shape = load.shape
+    if shape.num_hidden_layers is None or (shape.moe_layer_ids is None and shape.num_hidden_layers != shape.num_layers):
+        with pytest.raises(InputError, match=r"a row for every layer of the model.*: give .*--(moe|hidden)-layers"):
+            write_load(load, path)
+    elif load.tokens.any(axis=(0, 2)).all() and load.tokens.any(axis=(1, 2)).all():
         write_load(load, path)
-        back = read_load(path)
+        ids = shape.moe_layer_ids or tuple(range(shape.num_layers))  # dense rows at odd places look like holes
+        back = read_load(path, moe_layer_ids=ids, num_hidden_layers=shape.num_hidden_layers)
         np.testing.assert_array_equal(back.tokens, load.tokens)
-        if load.shape.moe_layer_ids is not None:
-            assert back.shape.moe_layer_ids == load.shape.moe_layer_ids
-            assert back.shape.num_hidden_layers == load.shape.num_hidden_layers
+        assert back.shape.moe_layer_ids == ids
+        assert back.shape.num_hidden_layers == shape.num_hidden_layers
     else:
         with pytest.raises(InputError, match="has no tokens: SGLang's format would"):
             write_load(load, path)
@@ -60,8 +66,10 @@ def test_csv_is_the_wide_form(tmp_path):
 
 @pytest.mark.parametrize("suffix", LOAD_WRITERS)
 def test_the_same_load_gives_the_same_bytes(tmp_path, suffix):
+    load = random_load()
+    all_moe = replace(load.shape, moe_layer_ids=range(load.num_layers), num_hidden_layers=load.num_layers)
     for name in "ab":
-        write_load(random_load(), tmp_path / f"{name}{suffix}")
+        write_load(ExpertLoad(load.tokens, shape=all_moe), tmp_path / f"{name}{suffix}")
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eplb_traces.errors import InputError
+from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.atomic_file import atomic_write
 from eplb_traces.files.parquet_file import write_parquet_load, write_parquet_trace
 from eplb_traces.files.shape_json import shape_to_json
-from eplb_traces.readers.sglang_counts import with_dense_layers
+from eplb_traces.model_shape import required_hidden_layers
 from eplb_traces.routing_trace import RoutingTrace
 
 
@@ -50,7 +50,8 @@ def write_load(load: ExpertLoad, path: str | Path) -> None:
     """Write a load in the format of the suffix, a key of LOAD_WRITERS.
 
     .npz and .parquet lose nothing. .csv (wide form) and .json (SGLang's ``logical_count``, dense layers restored as
-    zero rows) store the tokens of each window, but not weights and labels.
+    zero rows) store the tokens of each window, but not weights and labels. .json needs the ids of the MoE layers and
+    the number of all layers.
 
     Raises
     ------
@@ -95,8 +96,11 @@ def _write_csv(load: ExpertLoad, path: Path) -> None:
 
 
 def _write_sglang(load: ExpertLoad, path: Path) -> None:
+    with naming_place(path):
+        ids, num_hidden_layers = required_hidden_layers("SGLang logical_count", load.shape)
     _check_sglang_can_represent(load, path)
-    counts = with_dense_layers(load)
+    counts = np.zeros((load.num_windows, num_hidden_layers, load.num_experts))
+    counts[:, list(ids)] = load.tokens
     matrices = [[[_shortest(tokens) for tokens in row] for row in matrix] for matrix in counts.tolist()]
     logical_count = matrices[0] if len(matrices) == 1 else matrices
     atomic_write(path, json.dumps({"logical_count": logical_count}, separators=(",", ":")).encode())

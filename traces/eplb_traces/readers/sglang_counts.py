@@ -62,14 +62,3 @@ def numbers(values: object, place: str) -> NDArray[Any]:
     if array.dtype.kind not in "iuf":
         raise InputError(f"{place} is a {type(values).__name__}: expected a tensor of numbers")
     return array
-
-
-def with_dense_layers(load: ExpertLoad) -> NDArray[np.float64]:
-    """Return [W, num_hidden_layers, E], a zero row for every dense layer; without layer ids there are none."""
-    shape = load.shape
-    if shape.moe_layer_ids is None:
-        return load.tokens
-    num_hidden_layers = shape.num_hidden_layers or shape.moe_layer_ids[-1] + 1
-    counts = np.zeros((load.num_windows, num_hidden_layers, load.num_experts))
-    counts[:, list(shape.moe_layer_ids)] = load.tokens
-    return counts
