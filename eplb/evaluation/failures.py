@@ -9,7 +9,7 @@ from eplb.core.arrays import Floats, Ints
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Survive
 from eplb.errors import InputError
-from eplb.evaluation.metrics import max_over_mean, rank_time
+from eplb.evaluation.metrics import max_over_mean, mean_of_known, rank_time, worst_of_known
 from eplb_traces import ExpertLoad
 
 
@@ -28,7 +28,7 @@ class LossReport:
 
     unit: Survive
     max_over_mean: Floats
-    """[L] busiest over mean of the surviving ranks, for the unit whose loss makes it largest.
+    """[L] busiest over mean of the surviving ranks, for the unit whose loss makes it largest; NaN without load.
 
     Tokens of lost experts are left out.
     """
@@ -54,11 +54,12 @@ class LossReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for the notes of a plan."""
-        layer = int(self.max_over_mean.argmax())
+        layer = int(np.nanargmax(self.max_over_mean))
+        mean, before = float(mean_of_known(self.max_over_mean)), float(mean_of_known(self.before))
         balance = (
-            f"after the loss of any one {self.unit}: max/mean of the survivors {self.max_over_mean.mean():.4f} as a "
+            f"after the loss of any one {self.unit}: max/mean of the survivors {mean:.4f} as a "
             f"mean over layers and {self.max_over_mean[layer]:.4f} at worst (layer {layer} without {self.unit} "
-            f"{self.worst_unit[layer]}), where it is {self.before.mean():.4f} and {self.before.max():.4f} with all"
+            f"{self.worst_unit[layer]}), where it is {before:.4f} and {worst_of_known(self.before):.4f} with all"
         )
         if self.lost_experts:
             first = self.lost_experts[0]
@@ -108,8 +109,10 @@ def after_loss(placement: Placement, load: ExpertLoad, unit: str = Survive.RANK)
         phy2log_left = np.where(survives[topology.rank_of_slot], phy2log, EMPTY_SLOT)
         left = replica_counts(phy2log_left, placement.num_experts)
         reached = max_over_mean(rank_time(load.total, phy2log_left, topology)[:, survives])
+        reached[np.isnan(reached)] = 1.0  # only tokens of lost experts
         worst_unit[reached > worst] = lost
         worst = np.maximum(worst, reached)
         growth = np.maximum(growth, np.divide(count, left, out=np.ones_like(load.total), where=left > 0).max(axis=1))
         lost_experts += [LostExpert(int(layer), lost, int(expert)) for layer, expert in np.argwhere(left == 0)]
+    worst[load.empty_layers] = np.nan
     return LossReport(kind, worst, worst_unit, before, growth, tuple(sorted(lost_experts)))

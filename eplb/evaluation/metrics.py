@@ -5,6 +5,7 @@ Every number is computed from the map itself. No strategy is imported.
 
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import final
 
 import numpy as np
@@ -21,14 +22,22 @@ from eplb.errors import InputError
 from eplb.evaluation.token_spread import TokenSpread, token_spread
 from eplb_traces import ExpertLoad, RoutingTrace
 
+EMPTY_IN_ENGINES = MappingProxyType({
+    "vLLM": "0 for a window, nothing for a layer",
+    "SGLang": "1",
+    "TensorRT-LLM": "left out (its own script: nan)",
+})  # fmt: skip
+"""What a window or layer without tokens counts as in the metric of each engine."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Rank loads of every window and layer, and every engine's metric by its own name.
 
-    A layer without load in a window counts as perfectly balanced there. Where ranks differ in speed, max_over_mean
-    compares times: load over relative speed.
+    A layer without load in a window has no balance there: its value is NaN, and every mean, percentile and worst value
+    leaves it out. The engines' own metrics treat it as the engine does; see `EMPTY_IN_ENGINES`. Where ranks differ in
+    speed, max_over_mean compares times: load over relative speed.
     """
 
     placement: Placement
@@ -45,6 +54,16 @@ class Evaluation:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Evaluation, (self.placement, self.load, self.rank_load, self.dispatch, self.spread)
+
+    @property
+    def num_empty_windows(self) -> int:
+        """Windows without a token; every mean, percentile and worst value leaves them out."""
+        return int(self.load.empty_windows.sum())
+
+    @property
+    def num_empty_layers(self) -> int:
+        """Layers without a token in any window; left out likewise."""
+        return int(self.load.empty_layers.sum())
 
     @property
     def rank_time(self) -> Floats:
@@ -65,17 +84,17 @@ class Evaluation:
 
     @cached_property
     def max_over_mean_by_window(self) -> Floats:
-        """[W, L] busiest over mean rank; 1 is perfect."""
+        """[W, L] busiest over mean rank; 1 is perfect; NaN for a layer without load in the window."""
         return max_over_mean(self.rank_time)
 
     @cached_property
     def max_over_mean(self) -> Floats:
-        """[L] mean over windows, by their weights, of `max_over_mean_by_window`."""
-        return np.average(self.max_over_mean_by_window, axis=0, weights=self.load.weights)
+        """[L] mean over windows, by their weights, of `max_over_mean_by_window`; NaN for a layer without load."""
+        return mean_of_known(self.max_over_mean_by_window, self.load.weights)
 
     @cached_property
     def max_over_mean_of_total(self) -> Floats:
-        """[L] of the load summed over windows, taken as one window."""
+        """[L] of the load summed over windows, taken as one window; NaN for a layer without load."""
         return max_over_mean(self.total_rank_time)
 
     @cached_property
@@ -97,39 +116,50 @@ class Evaluation:
 
     @cached_property
     def gap(self) -> Floats:
-        """[L] relative distance of the summed load's busiest rank from the proven lower bound."""
+        """[L] relative distance of the summed load's busiest rank from the proven lower bound; NaN without load."""
         busiest, bound = self.total_rank_time.max(axis=1), self.bound.value
-        return np.divide(busiest, bound, out=np.ones_like(bound), where=bound > 0) - 1
+        return np.divide(busiest, bound, out=np.full_like(bound, np.nan), where=bound > 0) - 1
 
     @property
     def balancedness_vllm(self) -> float:
-        """vLLM's: sum over layers of the mean rank load over the sum of the busiest rank's, mean over windows."""
+        """vLLM's: sum over layers of the mean rank load over the sum of the busiest rank's, mean over windows.
+
+        As in vLLM, a layer without load adds nothing to either sum, and a window without load counts as 0.
+        """
         busiest = self.rank_load.max(axis=2).sum(axis=1)
         loaded = busiest > 0
         mean = self.rank_load.mean(axis=2).sum(axis=1)
-        return self._window_mean(np.where(loaded, mean / np.where(loaded, busiest, 1.0), 1.0))
+        return self._window_mean(np.where(loaded, mean / np.where(loaded, busiest, 1.0), 0.0))
 
     @property
     def balancedness_sglang(self) -> float:
-        """SGLang's: mean over layers of mean / busiest rank load, mean over windows."""
-        return self._window_mean((1 / max_over_mean(self.rank_load)).mean(axis=1))
+        """SGLang's: mean over layers of mean / busiest rank load, mean over windows.
+
+        As in SGLang, a layer without load in a window counts as 1.
+        """
+        ratio = max_over_mean(self.rank_load)
+        return self._window_mean((1 / np.where(np.isnan(ratio), 1.0, ratio)).mean(axis=1))
 
     @property
     def imbalance_ratio_trtllm(self) -> float:
-        """TensorRT-LLM's: max / mean - 1, mean over layers and windows."""
-        return self._window_mean(max_over_mean(self.rank_load).mean(axis=1)) - 1
+        """TensorRT-LLM's: max / mean - 1, mean over layers and windows; a layer without load in a window is left out.
+
+        TensorRT-LLM's own statistics are nan for a layer with such a window.
+        """
+        by_window = mean_of_known(max_over_mean(self.rank_load).T)
+        return float(mean_of_known(by_window, self.load.weights)) - 1
 
     @property
     def par_ascend(self) -> float:
-        """vllm-ascend's peak-to-average ratio: max / mean, mean over layers and windows."""
+        """vllm-ascend's peak-to-average ratio: max / mean, mean over layers and windows; empty ones are left out."""
         return self.imbalance_ratio_trtllm + 1
 
     @property
     def balance(self) -> dict[str, float]:
         """The balance metrics of single windows by name, without what needs a lower bound."""
         return {
-            "max_over_mean_mean": float(self.max_over_mean.mean()),
-            "max_over_mean_worst": float(self.max_over_mean_by_window.max()),
+            "max_over_mean_mean": float(mean_of_known(self.max_over_mean)),
+            "max_over_mean_worst": worst_of_known(self.max_over_mean_by_window),
             "balancedness_vllm": self.balancedness_vllm,
             "balancedness_sglang": self.balancedness_sglang,
             "imbalance_ratio_trtllm": self.imbalance_ratio_trtllm,
@@ -153,15 +183,17 @@ class Evaluation:
         return {
             "max_over_mean_mean": balance["max_over_mean_mean"],
             "max_over_mean_worst": balance["max_over_mean_worst"],
-            "max_over_mean_p95": float(np.percentile(self.max_over_mean_by_window, 95)),
-            "max_over_mean_mean_of_total": float(self.max_over_mean_of_total.mean()),
-            "max_over_mean_worst_of_total": float(self.max_over_mean_of_total.max()),
+            "max_over_mean_p95": p95_of_known(self.max_over_mean_by_window),
+            "max_over_mean_mean_of_total": float(mean_of_known(self.max_over_mean_of_total)),
+            "max_over_mean_worst_of_total": worst_of_known(self.max_over_mean_of_total),
             **balance,
-            "gap_mean": float(self.gap.mean()),
-            "gap_worst": float(self.gap.max()),
+            "gap_mean": float(mean_of_known(self.gap)),
+            "gap_worst": worst_of_known(self.gap),
             "duplicate_slots": int(placement.duplicate_slots.sum()),
             "num_windows": self.load.num_windows,
+            "num_empty_windows": self.num_empty_windows,
             "num_layers": placement.num_layers,
+            "num_empty_layers": self.num_empty_layers,
             "num_ranks": placement.topology.num_ranks,
             "num_slots": placement.num_slots,
             **spread,
@@ -281,7 +313,29 @@ def busiest_rank_time(load: Floats, physical_to_logical_map: Map, topology: Topo
 
 
 def max_over_mean(rank_time: Floats) -> Floats:
-    """Busiest over mean along the last axis; 1 where there is no load."""
+    """Busiest over mean along the last axis; NaN where there is no load."""
     mean = rank_time.mean(axis=-1)
     loaded = mean > 0
-    return np.where(loaded, rank_time.max(axis=-1) / np.where(loaded, mean, 1.0), 1.0)
+    return np.where(loaded, rank_time.max(axis=-1) / np.where(loaded, mean, 1.0), np.nan)
+
+
+def mean_of_known(values: Floats, weights: Floats | None = None) -> Floats:
+    """Weighted mean over the first axis of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    weight = np.ones(len(values)) if weights is None else weights
+    weight = np.where(known, weight.reshape(-1, *(1 for _ in values.shape[1:])), 0.0)
+    total = weight.sum(axis=0)
+    found = (np.where(known, values, 0.0) * weight).sum(axis=0)
+    return np.divide(found, total, out=np.full_like(total, np.nan), where=total > 0)
+
+
+def worst_of_known(values: Floats) -> float:
+    """Largest value that is not NaN; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.max()) if known.size else float("nan")
+
+
+def p95_of_known(values: Floats) -> float:
+    """95th percentile of the values that are not NaN; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(np.percentile(known, 95)) if known.size else float("nan")

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.errors import InputError
-from eplb.evaluation.metrics import evaluate
+from eplb.evaluation.metrics import evaluate, mean_of_known
 from eplb.online.counts import CountsOf, logical_counts
 from eplb.online.decision import Decision, Observer, Outcome
 from eplb.online.replan import Replan, replan
@@ -209,7 +209,7 @@ class Rebalancer:
             return replace(seen, outcome=Outcome.UNCOMMITTED)
         if self._step < self._no_plan_before:
             return replace(seen, outcome=Outcome.COOLDOWN)
-        if seen.measured is not None and float(seen.measured.max_over_mean.mean()) <= self.settings.target:
+        if seen.measured is not None and not mean_of_known(seen.measured.max_over_mean) > self.settings.target:
             return replace(seen, outcome=Outcome.BALANCED)
         if self._planned_for is None or self.settings.change == 0:
             return seen

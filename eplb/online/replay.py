@@ -19,7 +19,7 @@ from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Topology
 from eplb.errors import InputError, UnknownNameError
-from eplb.evaluation.metrics import evaluate
+from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known, worst_of_known
 from eplb.online import OnlineSettings, Rebalancer
 from eplb.strategies.baselines.deepseek import DeepSeek
 from eplb.strategies.greedy.greedy import Greedy
@@ -37,7 +37,7 @@ class Replay:
     Parameters
     ----------
     load
-        The history, one window a step, in order of time.
+        The history, one window a step, in order of time. Steps without a token are left out.
     topology
         Ranks, nodes and slots.
     interval
@@ -62,13 +62,20 @@ class Replay:
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
     seed: int = 0
 
+    num_empty_steps: int = field(init=False)
+    """Steps without a token, which are left out of `load`."""
+
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise InputError(f"interval = {self.interval}: expected >= 1")
+        given = self.load.num_windows
+        object.__setattr__(self, "load", self.load.without_empty_windows())
+        object.__setattr__(self, "num_empty_steps", given - self.load.num_windows)
         if self.load.num_windows < LEAST_INTERVALS * self.interval:
+            left_out = f" ({self.num_empty_steps} without a token left out)" if self.num_empty_steps else ""
             raise InputError(
-                f"a history of {self.load.num_windows} steps: expected at least {LEAST_INTERVALS} intervals of "
-                f"{self.interval}, one to plan for and one to score"
+                f"a history of {self.load.num_windows} steps{left_out}: expected at least {LEAST_INTERVALS} intervals "
+                f"of {self.interval}, one to plan for and one to score"
             )
 
     def steps(self, first: int, last: int) -> ExpertLoad:
@@ -170,7 +177,7 @@ class Served:
 
     policy: str
     max_over_mean: Floats
-    """[W', L] of every step after the first interval."""
+    """[W', L] of every step with tokens after the first interval; NaN for a layer without load in a step."""
     migrations: tuple[Migration, ...]
     """Those that change a slot, in order of time."""
     plan_s: float
@@ -178,13 +185,13 @@ class Served:
 
     @property
     def mean(self) -> float:
-        """Mean over steps and layers."""
-        return float(self.max_over_mean.mean())
+        """Mean over the steps and layers with tokens."""
+        return float(mean_of_known(self.max_over_mean.reshape(-1)))
 
     @property
     def p95(self) -> float:
-        """Over steps and layers."""
-        return float(np.percentile(self.max_over_mean, 95))
+        """Over the steps and layers with tokens."""
+        return p95_of_known(self.max_over_mean)
 
     @property
     def moved_copies(self) -> int:
@@ -203,7 +210,7 @@ class Served:
 
     def phases(self, num_phases: int) -> Floats:
         """[num_phases or fewer] mean over layers and over steps of equally long parts of the history."""
-        parts = np.array_split(self.max_over_mean.mean(axis=1), min(num_phases, self.max_over_mean.shape[0]))
+        parts = np.array_split(mean_of_known(self.max_over_mean.T), min(num_phases, self.max_over_mean.shape[0]))
         return np.array([part.mean() for part in parts])
 
     def summary(self) -> dict[str, object]:
@@ -212,13 +219,13 @@ class Served:
             "policy": self.policy,
             "max_over_mean_mean": self.mean,
             "max_over_mean_p95": self.p95,
-            "max_over_mean_worst": float(self.max_over_mean.max()),
+            "max_over_mean_worst": worst_of_known(self.max_over_mean),
             "num_migrations": len(self.migrations),
             "moved_copies": self.moved_copies,
             "moved_bytes": self.moved_bytes,
             "stall_s": self.stall_s,
             "plan_s": self.plan_s,
-            "max_over_mean_by_step": self.max_over_mean.mean(axis=1).tolist(),
+            "max_over_mean_by_step": mean_of_known(self.max_over_mean.T).tolist(),
         }
 
 

@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-import numpy as np
-
+from eplb.core.arrays import Floats
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.problem import Problem, Strategy
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
-from eplb.evaluation.metrics import evaluate
+from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known
 from eplb_traces import ExpertLoad
 
 LEAST_WINDOWS = 8  # below this the held-out end is too short to tell candidates apart
@@ -61,7 +60,8 @@ def backtest(
     Parameters
     ----------
     problem
-        Its load is the history, windows in order of time, at least `LEAST_WINDOWS` of them.
+        Its load is the history, windows in order of time, at least `LEAST_WINDOWS` of them with tokens. Windows without
+        tokens are left out.
     candidates
         The strategies to score.
     held_out
@@ -74,13 +74,18 @@ def backtest(
     InputError
         If the history is too short to hold windows out.
     """
-    windows = problem.load.num_windows
+    history = problem.load.without_empty_windows()
+    windows = history.num_windows
     if windows < LEAST_WINDOWS:
-        raise InputError(f"a history of {windows} windows: expected at least {LEAST_WINDOWS} to hold some out")
+        empty = problem.load.num_windows - windows
+        left_out = f" ({empty} without a token left out)" if empty else ""
+        raise InputError(
+            f"a history of {windows} windows{left_out}: expected at least {LEAST_WINDOWS} to hold some out"
+        )
     if not 0 < held_out < 1:
         raise InputError(f"held_out = {held_out}: expected a share between 0 and 1")
     split = min(windows - 1, max(1, round(windows * (1 - held_out))))
-    past, future = problem.load.select(slice(None, split)), problem.load.select(slice(split, None))
+    past, future = history.select(slice(None, split)), history.select(slice(split, None))
     scores = []
     for candidate in candidates:
         asked = replace(problem, load=candidate.history(past))
@@ -89,5 +94,10 @@ def backtest(
             placement = weighted_placement(placement, asked.load)
         later = evaluate(placement, future, problem.dispatch).max_over_mean_by_window
         planned = evaluate(placement, past, problem.dispatch).max_over_mean_by_window
-        scores.append(Score(candidate, float(later.mean()), float(np.percentile(later, 95)), float(planned.mean())))
+        scores.append(Score(candidate, _mean(later), p95_of_known(later), _mean(planned)))
     return tuple(sorted(scores, key=lambda score: score.mean))
+
+
+def _mean(by_window: Floats) -> float:
+    """Mean over the windows and layers with tokens."""
+    return float(mean_of_known(by_window.reshape(-1)))

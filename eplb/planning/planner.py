@@ -129,6 +129,15 @@ def _choose(strategy: str | Strategy, problem: Problem, seed: int) -> tuple[Stra
         return STRATEGIES["greedy"], problem, (f"auto: greedy, which plans for the loss of a {problem.survive}",)
     if problem.group_mode is GroupMode.PRICED:
         return STRATEGIES["greedy"], problem, ("auto: greedy, which supports the locality penalty",)
+    load = problem.load
+    chosen, problem, notes = _by_history(replace(problem, load=load.without_empty_windows()), seed)
+    if load.empty_windows.any():
+        notes += (f"{int(load.empty_windows.sum())} of {load.num_windows} windows have no token and were left out",)
+    return chosen, problem, notes
+
+
+def _by_history(problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
+    """Choose by the number of windows, and by a backtest where there are enough."""
     num_windows = problem.load.num_windows
     if num_windows == 1:
         return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)

@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterable
 from typing import final
 
+import numpy as np
+
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.problem import Problem
 from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.evaluation.metrics import evaluate
+from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.strategies.greedy.greedy import Greedy
 from eplb_traces import ExpertLoad
 
@@ -26,7 +28,7 @@ class SweepPoint:
     slots_per_rank: int
     num_slots: int
     max_over_mean_mean: float
-    """Mean over layers and windows, by the windows' weights."""
+    """Mean over the layers and windows with tokens, by the windows' weights."""
     max_over_mean_worst: float
     """Largest of a layer and window."""
     gap_mean: float
@@ -95,9 +97,9 @@ def _point(load: ExpertLoad, topology: Topology, num_redundant: int, expert_byte
         num_redundant,
         slots,
         slots * topology.num_ranks,
-        float(judged.max_over_mean.mean()),
-        float(judged.max_over_mean_by_window.max()),
-        made.gap_mean,
+        float(mean_of_known(judged.max_over_mean)),
+        worst_of_known(judged.max_over_mean_by_window),
+        float(np.mean([layer.gap for layer in made.layers if layer.lower_bound > 0])),
         load.num_layers * slots * expert_bytes,
         seconds,
     )

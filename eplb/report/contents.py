@@ -49,7 +49,7 @@ class ReportContents:
     @property
     def worst_layer(self) -> int:
         """The layer with the largest max/mean under the first plan, for the summed load."""
-        return int(self.plans[0].evaluation.max_over_mean_of_total.argmax())
+        return int(np.nanargmax(self.plans[0].evaluation.max_over_mean_of_total))
 
 
 def gather(  # noqa: PLR0913  # the public call: everything a report depends on
@@ -87,11 +87,13 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     Raises
     ------
     InputError
-        If there are neither plans nor a topology, a plan is for another model, plans differ in ranks or nodes, or
-        `greedy` has nothing to plan for.
+        If no expert has a token, there are neither plans nor a topology, a plan is for another model, plans differ in
+        ranks or nodes, or `greedy` has nothing to plan for.
     """
     trace = source if isinstance(source, RoutingTrace) else None
     load = load_by_window(source, window)
+    if not load.tokens.any():
+        raise InputError("load: every count is zero, nothing to show")
     windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
     shown = _plans_to_show(load, dict(plans or {}), topology)
     views: list[PlanView] = []

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from eplb.evaluation.metrics import mean_of_known, worst_of_known
 from eplb.report.plan_view import PlanView
 from eplb_traces import ExpertLoad, ModelShape
 
@@ -39,9 +42,7 @@ def over_all(title: str, load: ExpertLoad, views: Sequence[PlanView]) -> str:
     topology = before.placement.topology
     ranks = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
     model = f"{counted(load.num_layers, 'layer')} of {load.num_experts} experts"
-    if not load.total.any():
-        return f"{title}: {model} on {ranks}, no tokens."
-    sentences = [f"{title}: {model} on {ranks}.", _balance(before, load), *(_balance(view, load) for view in rest)]
+    sentences = [f"{title}: {model} on {ranks}.", *_left_out(before), *(_balance(view, load) for view in views)]
     if load.num_windows > 1:
         sentences += [_window_by_window(view, load) for view in views]
     for view in rest:
@@ -49,10 +50,18 @@ def over_all(title: str, load: ExpertLoad, views: Sequence[PlanView]) -> str:
     return "\n".join(sentences)
 
 
+def _left_out(view: PlanView) -> list[str]:
+    """Windows and layers without tokens, which no mean or worst value counts."""
+    windows, layers = view.evaluation.num_empty_windows, view.evaluation.num_empty_layers
+    parts = [counted(windows, "window")] * (windows > 0) + [counted(layers, "layer")] * (layers > 0)
+    return [f"{' and '.join(parts)} without tokens left out."] if parts else []
+
+
 def _balance(view: PlanView, load: ExpertLoad) -> str:
     of_total, summary = view.evaluation.max_over_mean_of_total, view.evaluation.summary()
-    worst = int(of_total.argmax())
-    found = f"With {view.name} the busiest rank of a layer {_carries(view)} {_times(float(of_total.mean()))} the mean"
+    worst = int(np.nanargmax(of_total))
+    mean = _times(float(mean_of_known(of_total)))
+    found = f"With {view.name} the busiest rank of a layer {_carries(view)} {mean} the mean"
     gap = f"{100 * summary['gap_mean']:.2f} % above the proven bound"
     if load.num_layers == 1:
         return f"{found}, {gap}."
@@ -63,12 +72,13 @@ def _balance(view: PlanView, load: ExpertLoad) -> str:
 
 def _window_by_window(view: PlanView, load: ExpertLoad) -> str:
     by_window = view.evaluation.max_over_mean_by_window
-    window, layer = divmod(int(by_window.argmax()), load.num_layers)
+    window, layer = divmod(int(np.nanargmax(by_window)), load.num_layers)
     name = load.labels[window] if load.labels else f"window {window}"
+    num_windows = load.num_windows - view.evaluation.num_empty_windows
+    mean, worst = float(mean_of_known(view.evaluation.max_over_mean)), worst_of_known(by_window)
     return (
-        f"Window by window ({load.num_windows} windows) {view.name} has "
-        f"{_times(float(view.evaluation.max_over_mean.mean()))} on average, {_times(float(by_window.max()))} at worst, "
-        f"in {name}, {layer_name(load.shape, layer)}."
+        f"Window by window ({num_windows} windows) {view.name} has {_times(mean)} on average, {_times(worst)} at "
+        f"worst, in {name}, {layer_name(load.shape, layer)}."
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplb.core.placement import EMPTY_SLOT
+from eplb.evaluation.metrics import mean_of_known, worst_of_known
 from eplb.evaluation.pair_locality import share_inside_nodes, share_inside_ranks
 from eplb.planning.redundancy_sweep import SweepPoint
 from eplb.report.contents import ReportContents
@@ -105,7 +106,7 @@ def windows(contents: ReportContents) -> "pd.DataFrame":
     for view in contents.plans:
         for window, by_layer in enumerate(() if view.balance_by_window is None else view.balance_by_window):
             label = labels[window] if labels else f"window {window}"
-            rows.append((view.name, window, label, float(by_layer.mean()), float(by_layer.max())))
+            rows.append((view.name, window, label, float(mean_of_known(by_layer)), worst_of_known(by_layer)))
     return pd.DataFrame(rows, columns=["plan", "window", "label", "max_over_mean_mean", "max_over_mean_worst"])
 
 

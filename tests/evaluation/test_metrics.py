@@ -22,17 +22,17 @@ LOAD = ExpertLoad([[[6, 2, 4], [8, 0, 0]], [[2, 9, 1], [0, 0, 0]]], weights=[1, 
 # Layer 0 has expert 0 on both ranks: window 0: 6/2 + 2 = 5 and 6/2 + 4 = 7; window 1: 2/2 + 9 = 10 and 2/2 + 1 = 2.
 # Layer 1 has expert 0 on rank 1: window 0: 0 and 8; window 1: nothing.
 RANK_LOAD = [[[5, 7], [0, 8]], [[10, 2], [0, 0]]]
-# Means: 6 and 4; 6 and 0. Largest over mean: 7/6 and 2; 10/6 and, idle, 1.
-RATIO = [[7 / 6, 2], [5 / 3, 1]]
+# Means: 6 and 4; 6 and 0. Largest over mean: 7/6 and 2; 10/6 and, idle, none.
+RATIO = [[7 / 6, 2], [5 / 3, np.nan]]
 
 
 def test_rank_loads_and_ratios_of_every_window():
     evaluation = evaluate(PLACEMENT, LOAD)
     assert evaluation.rank_load.tolist() == RANK_LOAD
     assert evaluation.rank_load.sum(axis=2).tolist() == LOAD.tokens.sum(axis=2).tolist()
-    assert evaluation.max_over_mean_by_window == pytest.approx(np.array(RATIO))
-    # By weight: (7/6 + 3 * 5/3) / 4 and (2 + 3 * 1) / 4.
-    assert evaluation.max_over_mean == pytest.approx([(7 / 6 + 5) / 4, 5 / 4])
+    assert evaluation.max_over_mean_by_window == pytest.approx(np.array(RATIO), nan_ok=True)
+    # By weight: (7/6 + 3 * 5/3) / 4; layer 1 has one window.
+    assert evaluation.max_over_mean == pytest.approx([(7 / 6 + 5) / 4, 2])
     # Summed: layer 0: 5 + 3 * 10 = 35 and 7 + 3 * 2 = 13, mean 24; layer 1: 0 and 8, mean 4.
     assert evaluation.max_over_mean_of_total == pytest.approx([35 / 24, 2])
 
@@ -43,14 +43,14 @@ def test_every_metric_under_its_own_name():
     assert summary["balancedness_vllm"] == pytest.approx((2 / 3 + 3 * 3 / 5) / 4)
     # SGLang: mean over layers of mean / max: (6/7 + 4/8) / 2 and (6/10 + 1) / 2.
     assert summary["balancedness_sglang"] == pytest.approx(((6 / 7 + 1 / 2) / 2 + 3 * 0.8) / 4)
-    # TensorRT-LLM and Ascend: mean over layers of max / mean: (7/6 + 2) / 2 and (5/3 + 1) / 2.
-    ratio = ((7 / 6 + 2) / 2 + 3 * (5 / 3 + 1) / 2) / 4
+    # TensorRT-LLM and Ascend: mean over the layers with load of max / mean: (7/6 + 2) / 2 and 5/3.
+    ratio = ((7 / 6 + 2) / 2 + 3 * 5 / 3) / 4
     assert summary["imbalance_ratio_trtllm"] == pytest.approx(ratio - 1)
     assert summary["par_ascend"] == pytest.approx(ratio)
-    assert summary["max_over_mean_mean"] == pytest.approx(((7 / 6 + 5) / 4 + 5 / 4) / 2)
+    assert summary["max_over_mean_mean"] == pytest.approx(((7 / 6 + 5) / 4 + 2) / 2)
     assert summary["max_over_mean_worst"] == pytest.approx(2)
-    # The four ratios are 1, 7/6, 5/3, 2; the 95 % place is 0.95 * 3 = 2.85, 0.85 of the way from 5/3 to 2.
-    assert summary["max_over_mean_p95"] == pytest.approx(5 / 3 + 0.85 / 3)
+    # The three ratios are 7/6, 5/3, 2; the 95 % place is 0.95 * 2 = 1.9, 0.9 of the way from 5/3 to 2.
+    assert summary["max_over_mean_p95"] == pytest.approx(5 / 3 + 0.9 / 3)
     assert summary["max_over_mean_mean_of_total"] == pytest.approx((35 / 24 + 2) / 2)
     assert summary["max_over_mean_worst_of_total"] == pytest.approx(2)
     # Summed load of layer 1: 8, 0, 0: a copy of the 8 on each rank reaches the mean 4, and so does every good bound.
@@ -59,18 +59,31 @@ def test_every_metric_under_its_own_name():
     assert summary["gap_mean"] == pytest.approx(((35 / bound[0] - 1) + (8 / 4 - 1)) / 2)
     assert summary["gap_worst"] == pytest.approx(1)
     assert summary["duplicate_slots"] == 0
-    sizes = ("num_windows", "num_layers", "num_ranks", "num_slots")
-    assert [summary[name] for name in sizes] == [2, 2, 2, 4]
+    sizes = ("num_windows", "num_empty_windows", "num_layers", "num_empty_layers", "num_ranks", "num_slots")
+    assert [summary[name] for name in sizes] == [2, 0, 2, 0, 2, 4]
 
 
-def test_a_window_without_any_load_is_perfectly_balanced():
-    evaluation = evaluate(PLACEMENT, ExpertLoad([np.zeros((2, 3)), np.ones((2, 3))]))
-    assert evaluation.max_over_mean_by_window[0].tolist() == [1, 1]
+def test_what_has_no_load_is_left_out_of_every_mean_and_counted():
+    tokens = np.zeros((11, 2, 3))
+    tokens[3, 0] = [6, 2, 4]  # ranks 5 and 7, ratio 7/6; the other ten windows, and layer 1, have no token
+    evaluation = evaluate(PLACEMENT, ExpertLoad(tokens))
+    summary = evaluation.summary()
+    for name in ("max_over_mean_mean", "max_over_mean_worst", "max_over_mean_p95", "max_over_mean_mean_of_total"):
+        assert summary[name] == pytest.approx(7 / 6), name
+    assert (summary["num_empty_windows"], summary["num_empty_layers"]) == (10, 1)
+    assert summary["gap_mean"] == summary["gap_worst"] == pytest.approx(7 / 6 - 1)
+    assert np.isnan(evaluation.max_over_mean[1])
+    assert np.isnan(evaluation.gap[1])
+    # vLLM logs 0 for a step without tokens, SGLang (0 + 1e-5) / (0 + 1e-5) = 1; TensorRT-LLM's nan is left out.
+    assert summary["balancedness_vllm"] == pytest.approx(6 / 7 / 11)
+    assert summary["balancedness_sglang"] == pytest.approx((6 / 7 + 21) / 22)
+    assert summary["imbalance_ratio_trtllm"] == pytest.approx(1 / 6)
+
+
+def test_a_load_without_a_token_has_no_balance():
     nothing = evaluate(PLACEMENT, ExpertLoad(np.zeros((2, 3))))
-    assert nothing.balancedness_vllm == 1
-    assert nothing.balancedness_sglang == 1
-    assert nothing.imbalance_ratio_trtllm == 0
-    assert nothing.gap.tolist() == [0, 0]
+    assert np.isnan(nothing.summary()["max_over_mean_mean"])
+    assert np.isnan(nothing.gap).all()
 
 
 def test_weighted_dispatch_follows_the_weights_of_the_placement():

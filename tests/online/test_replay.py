@@ -133,3 +133,20 @@ def test_on_real_drift_incremental_beats_full_replans_with_a_tenth_of_their_move
     full, incremental = simulate(Replay(load=load, topology=machine, interval=10), ["full", "incremental"])
     assert incremental.mean < full.mean - 0.05
     assert incremental.moved_copies < 0.1 * full.moved_copies
+
+
+def test_steps_without_tokens_are_left_out():
+    tokens = np.random.default_rng(0).lognormal(0, 1, (12, 2, 8))
+    tokens[4, 1] = 0  # a layer without load in one step
+    idle = np.insert(tokens, [2, 7, 7, 12], 0, axis=0)
+    topology = Topology(1, 4, 2)
+    dense = simulate(Replay(load=ExpertLoad(tokens), topology=topology, interval=4), ["never", "full"])
+    with_idle = Replay(load=ExpertLoad(idle), topology=topology, interval=4)
+    assert with_idle.num_empty_steps == 4
+    for one, other in zip(dense, simulate(with_idle, ["never", "full"]), strict=True):
+        np.testing.assert_array_equal(one.max_over_mean, other.max_over_mean)
+        assert np.isnan(one.max_over_mean).sum() == 1
+        assert (one.mean, one.p95) == (other.mean, other.p95)
+        assert one.mean == pytest.approx(np.nanmean(one.max_over_mean))
+    with pytest.raises(InputError, match=r"a history of 6 steps .30 without a token left out"):
+        Replay(load=ExpertLoad(np.concatenate([tokens[:6], np.zeros((30, 2, 8))])), topology=topology, interval=4)

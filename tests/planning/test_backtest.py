@@ -74,3 +74,25 @@ def test_auto_takes_greedy_for_one_window_scenario_for_a_few_and_backtests_a_his
     assert plans[0].notes[0].startswith("auto: greedy")
     assert sum(note.startswith("backtest: ") for note in plans[2].notes) == 5
     assert plans[2].notes[0].startswith("auto: ")
+
+
+def test_windows_without_tokens_are_no_part_of_the_history():
+    # As above with idle windows between, and an idle tail on which every candidate would look perfect.
+    idle, first, last = [0.0] * 4, [5.0, 4.0, 1.0, 0.5], [0.0, 0.0, 3.0, 3.0]
+    load = history(*[idle, first] * 6, *[last] * 2, *[idle] * 20)
+    candidates = [Candidate(name, STRATEGIES[name], whole) for name in ("linear", "greedy")]
+    scores = backtest(Problem(load, MACHINE), candidates)
+    assert [(score.candidate.name, score.mean) for score in scores] == [("greedy", 1.0), ("linear", 2.0)]
+    with pytest.raises(InputError, match=r"a history of 2 windows .7 without a token left out"):
+        backtest(Problem(history(*[idle] * 7, first, last), MACHINE), candidates)
+
+
+def test_auto_plans_a_load_with_an_idle_tail_and_says_what_was_left_out():
+    rng = np.random.default_rng(0)
+    tokens = rng.lognormal(0, 1, (12, 2, 8))
+    busy = eplb.plan(ExpertLoad(tokens), eplb.Topology(1, 4, 3))
+    idle = eplb.plan(ExpertLoad(np.concatenate([tokens, np.zeros((30, 2, 8))])), eplb.Topology(1, 4, 3))
+    assert idle.placement == busy.placement
+    assert "30 of 42 windows have no token and were left out" in idle.notes
+    with pytest.raises(InputError, match="every count is zero"):
+        eplb.plan(ExpertLoad(np.zeros((12, 2, 8))), eplb.Topology(1, 4, 3))

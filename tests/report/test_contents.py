@@ -9,6 +9,7 @@ from eplb.errors import InputError
 from eplb.evaluation.token_spread import token_spread
 from eplb.report import gather
 from eplb.report.contents import BEFORE, MOST_WINDOWS, in_order
+from eplb.report.tables import windows
 from eplb_traces import RoutingTrace, TokenBatch, synthesize_trace
 from tests.report.examples import SHAPE, TOPOLOGY, contents_of_trace, placement, skewed, some_trace
 
@@ -159,9 +160,9 @@ def test_summary_text_states_the_evaluation():
     assert second == "layer 1: no tokens"
     assert overall.splitlines() == [
         "load.csv: 2 layers of 4 experts on 2 ranks of 1 node.",
-        # Layer 1 counts as 1: (1.5 + 1) / 2.
-        "With experts in order the busiest rank of a layer carries 1.25x the mean on average and 1.50x in layer 0, "
-        "25.00 % above the proven bound on average.",
+        "1 layer without tokens left out.",
+        "With experts in order the busiest rank of a layer carries 1.50x the mean on average and 1.50x in layer 0, "
+        "50.00 % above the proven bound on average.",
         "With better the busiest rank of a layer carries 1.000x the mean on average and 1.000x in layer 0, "
         "0.00 % above the proven bound on average.",
         # 4 instead of 6.
@@ -181,14 +182,23 @@ def test_summary_text_names_model_layers_windows_and_losses():
     assert f"({contents.plans[0].name}: " in overall  # ranks and nodes per token
 
 
-def test_an_empty_load_has_a_summary():
-    contents = gather(
-        eplb.ExpertLoad(np.zeros((1, 4))), {"p": eplb.Placement([[0, 1, 2, 3]], 4, eplb.Topology(1, 2, 2))}
-    )
-    assert contents.summary_text == (
-        "load: 1 layer of 4 experts on 2 ranks of 1 node, no tokens.",
-        "layer 0: no tokens",
-    )
+def test_an_empty_load_is_refused():
+    placed = {"p": eplb.Placement([[0, 1, 2, 3]], 4, eplb.Topology(1, 2, 2))}
+    with pytest.raises(InputError, match="every count is zero, nothing to show"):
+        gather(eplb.ExpertLoad(np.zeros((1, 4))), placed)
+
+
+def test_windows_without_tokens_are_left_out_and_counted():
+    # Two windows of 6 and 2 tokens on the two ranks, nine without any: 1.5, not (2 * 1.5 + 9) / 11.
+    tokens = np.zeros((11, 1, 4))
+    tokens[[0, 5]] = [3, 3, 1, 1]
+    contents = gather(eplb.ExpertLoad(tokens), {"p": eplb.Placement([[0, 2, 1, 3]], 4, eplb.Topology(1, 2, 2))})
+    sentences = contents.summary_text[0].splitlines()
+    assert sentences[1] == "9 windows without tokens left out."
+    assert "experts in order has 1.50x on average, 1.50x at worst, in window 0" in sentences[4]
+    assert contents.plans[0].metrics()["num_empty_windows"] == 9
+    shown = windows(contents)
+    assert shown["max_over_mean_mean"].isna().sum() == 18  # both plans
 
 
 def test_a_faster_rank_may_carry_more_tokens():

@@ -88,6 +88,16 @@ class ExpertLoad:
         return total
 
     @cached_property
+    def empty_windows(self) -> NDArray[np.bool_]:
+        """[W] windows without a token."""
+        return np.asarray(~self.tokens.any(axis=(1, 2)))
+
+    @cached_property
+    def empty_layers(self) -> NDArray[np.bool_]:
+        """[L] layers without a token in any window."""
+        return np.asarray(~self.tokens.any(axis=(0, 2)))
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over shape, tokens and weights: equal loads have equal digests on every machine."""
         sha = hashlib.sha256(repr(self.tokens.shape).encode())
@@ -98,6 +108,14 @@ class ExpertLoad:
     def select(self, windows: slice) -> "ExpertLoad":
         """Return the load of some windows, in order, with their weights and labels."""
         return ExpertLoad(self.tokens[windows], self.weights[windows], self.labels[windows] or None, self.shape)
+
+    def without_empty_windows(self) -> "ExpertLoad":
+        """Return the load of the windows that have tokens; the load itself where all have, or none."""
+        kept = ~self.empty_windows
+        if kept.all() or not kept.any():
+            return self
+        labels = [label for label, keep in zip(self.labels, kept, strict=True) if keep] if self.labels else None
+        return ExpertLoad(self.tokens[kept], self.weights[kept], labels, self.shape)
 
     def merged(self, windows_per_merge: int) -> "ExpertLoad":
         """Return the same load in coarser windows: sums of `windows_per_merge` neighbours, the last of fewer."""

@@ -83,12 +83,15 @@ function drawLayerBalance() {
   }, `Lines of max/mean rank load by layer for ${page.plans.length} plans; the worst is ${times(top)}.`);
 }
 
-// One number per window: of the selected layer, or the mean or the maximum over layers.
+// One number per window: of the selected layer, or the mean or the maximum over the layers with tokens; NaN, a gap in the
+// line, without tokens.
 function byWindow(balance) {
   return Array.from({ length: balance.shape[0] }, (_, window) => {
     const layers = at(balance, window);
     if (state.windowsOf === "layer") return layers[state.layer];
-    return state.windowsOf === "worst" ? largest(layers) : total(layers) / layers.length;
+    const known = layers.filter((ratio) => !Number.isNaN(ratio));
+    if (known.length === 0) return NaN;
+    return state.windowsOf === "worst" ? largest(known) : total(known) / known.length;
   });
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eplb.errors import InputError
+from eplb.evaluation.metrics import mean_of_known
 from eplb.report.plan_view import PlanView
 from eplb.report.style import axes_or_new, figure_text, legend_above, plan_style
 
@@ -27,7 +28,7 @@ def draw_balance_and_token_spread(views: Sequence[PlanView], *, ax: "Axes | None
         colour, marker = plan_style(index)
         ranks, balance = view.spread.ranks_per_token, view.evaluation.max_over_mean_of_total
         axes.plot(ranks, balance, linestyle="", marker=marker, markersize=4, color=colour, alpha=0.35)
-        points.append((float(ranks.mean()), float(balance.mean())))
+        points.append((float(ranks.mean()), float(mean_of_known(balance))))
         nodes = f", {view.spread.nodes_per_token.mean():.2f} nodes" if view.placement.topology.num_nodes > 1 else ""
         axes.plot(
             *points[-1], linestyle="", marker=marker, markersize=11, color=colour, markeredgecolor="black",

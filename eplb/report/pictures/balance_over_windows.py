@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eplb.errors import InputError
+from eplb.evaluation.metrics import mean_of_known
 from eplb.report.plan_view import PlanView
 from eplb.report.style import axes_or_new, figure_text, legend_above, plan_style, whole_ticks
 from eplb_traces import ExpertLoad
@@ -29,11 +30,16 @@ def draw_balance_over_windows(views: Sequence[PlanView], windows: ExpertLoad, *,
         if by_window is None:
             raise InputError(f"plan {view.name}: expected its balance in {windows.num_windows} windows")
         colour, _ = plan_style(index)
-        mean = by_window.mean(axis=1)
+        mean = mean_of_known(by_window.T)
+        layers = np.ma.masked_invalid(by_window)
         axes.plot(
-            number, mean, color=colour, linewidth=1.8, label=f"{figure_text(view.name)}: {mean.mean():.3f}x on average"
+            number,
+            mean,
+            color=colour,
+            linewidth=1.8,
+            label=f"{figure_text(view.name)}: {mean_of_known(mean):.3f}x on average",
         )
-        axes.fill_between(number, by_window.min(axis=1), by_window.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(number, layers.min(axis=1), layers.max(axis=1), color=colour, alpha=0.15, linewidth=0)
     axes.set_xlim(0, max(1, windows.num_windows - 1))
     whole_ticks(axes.xaxis, windows.num_windows)
     axes.set_ylim(bottom=0.95)

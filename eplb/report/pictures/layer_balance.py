@@ -28,10 +28,10 @@ def draw_layer_balance(views: Sequence[PlanView], *, ax: "Axes | None" = None) -
             label=figure_text(view.name),
         )
     mean = views[-1].total_rank_load.mean(axis=1)
-    bound = np.divide(views[-1].bound.value, mean, out=np.ones(num_layers), where=mean > 0)
+    bound = np.divide(views[-1].bound.value, mean, out=np.full(num_layers, np.nan), where=mean > 0)
     axes.plot(layers, bound, color=BOUND_COLOUR, linestyle=":", label="proven lower bound")
     whole_ticks(axes.xaxis, num_layers)
-    axes.set_ylim(bottom=min(0.95, float(bound.min()) - 0.05))
+    axes.set_ylim(bottom=min(0.95, float(np.nanmin(bound)) - 0.05))
     axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("layer")
     axes.set_ylabel("max/mean rank load")
