@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from eplb_cli.main import app
-from eplb_traces import jit
+from eplb_traces import ExpertLoad, jit, write_load
 
 Run = Callable[..., Result]
 
@@ -38,7 +38,7 @@ def counts() -> np.ndarray:
 @pytest.fixture
 def load_path(tmp_path: Path, counts: np.ndarray) -> Path:
     path = tmp_path / "load.npz"
-    np.savez(path, tokens=counts)
+    write_load(ExpertLoad(counts), path)
     return path
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import eplb_traces
+
 PLAN = ("plan", "{load}", "--ranks", 4, "-o", "{out}")
 
 
@@ -53,7 +55,7 @@ def test_a_wrong_expert_id(refused, tmp_path):
 
 
 def test_a_load_of_zeros(refused, tmp_path):
-    np.savez(tmp_path / "load.npz", tokens=np.zeros((3, 16)))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.zeros((3, 16))), tmp_path / "load.npz")
     refused(*PLAN)
     refused("compare", "{load}", "--ranks", 4)
 
@@ -128,7 +130,7 @@ def test_json_with_extra_keys(refused, tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 8), (2, 16)])
 def test_a_plan_for_another_model(refused, plan_path, tmp_path, shape):
-    np.savez(tmp_path / "other.npz", tokens=np.ones(shape))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.ones(shape)), tmp_path / "other.npz")
     sentence = refused("evaluate", plan_path, tmp_path / "other.npz")
     assert "3 layers x 16 experts" in sentence
     assert f"{shape[0]} layers x {shape[1]} experts" in sentence

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import eplb
+import eplb_traces
 from eplb.formats import FORMATS, read_plan
 from eplb.formats.engine_check import check_file
 from eplb.strategies import STRATEGIES
@@ -75,7 +76,7 @@ def test_plan_overwrites_an_existing_file(run, load_path, tmp_path):
 def test_several_windows_are_shown_one_by_one_and_many_by_the_worst(run, tmp_path, counts, num_windows, shown):
     path = tmp_path / "windows.npz"
     tokens = np.stack([np.roll(counts, shift, axis=1) for shift in range(num_windows)])
-    np.savez(path, tokens=tokens)
+    eplb_traces.write_load(eplb_traces.ExpertLoad(tokens), path)
     result = run("plan", path, *MACHINE)
     assert result.stdout.count("\nwindow ") == shown + 1  # and the heading
     found = _json(run("plan", path, *MACHINE, "--json"))
@@ -235,8 +236,8 @@ def test_a_synthetic_trace_is_made_looked_at_counted_and_planned(run, tmp_path):
 
 
 def test_a_load_converts_to_every_kind_of_file(run, load_path, tmp_path, counts):
-    for name in ("load.csv", "load.json"):
-        assert run("trace", "convert", load_path, tmp_path / name).exit_code == 0
+    for name, words in (("load.csv", ()), ("load.json", ("--moe-layers", "0-2", "--hidden-layers", 3))):
+        assert run("trace", "convert", load_path, tmp_path / name, *words).exit_code == 0
         assert np.array_equal(read_load(tmp_path / name).total, counts)
 
 

@@ -24,6 +24,10 @@ from eplb_cli.exit_codes import ExitCode, exit_code_of, sentence_of
 from eplb_cli.main import app
 
 _READ_HINTS = {"--from", "--ranks", "-r", "--nodes", "-n"}
+_READING = {
+    *("--num-experts", "--top-k", "--moe-layers", "--hidden-layers", "--window", "--from", "--ignore-ids"),
+    *("--ignore-columns", "--recorded-under", "--combine"),
+}
 _PROBLEM = {
     "--ranks",
     "-r",
@@ -34,35 +38,36 @@ _PROBLEM = {
     "--groups",
     "-g",
     "--seed",
-    "--num-experts",
     "--json",
+    *_READING,
 }
 # Every word that a script may rely on. A change here changes the public command line: it belongs in the changelog.
 _COMMANDS = {
     "plan": {
-        *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f", "--window"),
+        *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f"),
         *("--group-price", "--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
         *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes"),
         *_PROBLEM,
     },
-    "compare": {"load_path", "--strategies", "--window", *_PROBLEM},
-    "backtest": {"load_path", "--held-out", "--window", "--group-mode", "--dispatch", *_PROBLEM},
+    "compare": {"load_paths", "--strategies", *_PROBLEM},
+    "backtest": {"load_paths", "--held-out", "--group-mode", "--dispatch", *_PROBLEM},
     "sweep": {
-        *("load_path", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
-        *("--window", "--num-experts", "--json"),
+        *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
+        *("--json", *_READING),
     },
     "report": {
-        *("load_path", "--output", "-o", "--plan", "--from", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k"),
-        *("--dispatch", "--layer", "--image-format", "--expert-bytes", "--window", "--num-experts", "--json"),
+        *("load_paths", "--output", "-o", "--plan", "--format", "-f", "--ranks", "-r", "--nodes", "-n"),
+        *("--redundant", "-k", *_READING),
+        *("--dispatch", "--layer", "--image-format", "--expert-bytes", "--json"),
     },
     "simulate": {
-        *("load_path", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--interval", "-i", "--policy"),
-        *("--max-moves", "--price", "--memory", "--bandwidth", "--expert-bytes", "--window", "--seed"),
-        *("--num-experts", "--json"),
+        *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--interval", "-i", "--policy"),
+        *("--max-moves", "--price", "--memory", "--bandwidth", "--expert-bytes", "--seed"),
+        *("--json", *_READING),
     },
     "evaluate": {
-        *("plan_path", "load_path", "--format", "-f", "--dispatch", "--window", "--trace", "--num-experts", "--json"),
-        *_READ_HINTS,
+        *("plan_path", "load_paths", "--format", "-f", "--dispatch", "--trace", "--json"),
+        *(*_READ_HINTS, *_READING),
     },
     "diff": {
         *("old_path", "new_path", "--ranks", "-r", "--nodes", "-n", "--experts", "--expert-bytes", "--json"),
@@ -78,10 +83,12 @@ _COMMANDS = {
     },
     "formats": {"--json"},
     "strategies": {"--json"},
-    "trace info": {"path", "--num-experts", "--window", "--json"},
+    "trace info": {"paths", "--json", *_READING},
     "trace convert": {
-        *("path", "out", "--from", "--num-experts", "--top-k", "--moe-layers", "--hidden-layers", "--load", "--window"),
+        *("path", "out", "--load", *_READING),
     },
+    "trace merge": {"paths", "--output", "-o", "--load", *_READING},
+    "trace dialects": {"--json"},
     "trace record": {
         *("model_dir", "prompts_path", "--output", "-o", "--max-new-tokens", "--batch-size", "--device"),
     },

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eplb
+import eplb_traces
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.formats import read_plan
 from eplb.planning.planner import CANDIDATES
@@ -23,7 +24,9 @@ def _json(result):
 @pytest.fixture
 def windows_path(tmp_path, counts):
     path = tmp_path / "windows.npz"
-    np.savez(path, tokens=np.stack([np.roll(counts, shift, axis=1) for shift in range(12)]))
+    eplb_traces.write_load(
+        eplb_traces.ExpertLoad(np.stack([np.roll(counts, shift, axis=1) for shift in range(12)])), path
+    )
     return path
 
 
@@ -69,7 +72,9 @@ def test_window_cuts_a_trace_and_sums_the_windows_of_a_load(run, plan_path, wind
     trace = tmp_path / "tokens.npz"
     topk_ids = np.arange(6 * 2 * 2, dtype=np.uint8).reshape(6, 2, 2) % 16  # without steps: one batch, one step
     np.savez(trace, topk_ids=topk_ids)
-    found = _json(run("plan", trace, "--ranks", 4, "--num-experts", 16, "--window", 1, "--json"))
+    result = run("plan", trace, "--ranks", 4, "--num-experts", 16, "--window", 1, "--json")
+    assert result.stderr.startswith("read as ids [tokens, layers, top-k]: token-level trace, 2 layers (ids unknown)")
+    found = json.loads(result.stdout)
     assert found["windows"][0]["window"] == read_load(trace, num_experts=16, window=1).labels[0]
     for path in (trace, windows_path):
         result = run("plan", path, "--ranks", 4, "--num-experts", 16, "--window", 0)
@@ -92,14 +97,17 @@ def test_several_loads_are_windows_of_one_plan(run, load_path, windows_path, cou
 def test_several_loads_of_one_name_are_told_apart_by_their_paths(run, load_path, counts, tmp_path):
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "load.npz"
-    np.savez(other, tokens=counts)
+    eplb_traces.write_load(eplb_traces.ExpertLoad(counts), other)
     found = _json(run("plan", load_path, other, *MACHINE, "--json"))
     assert [of["window"] for of in found["windows"]] == [str(load_path), str(other)]
 
 
-@pytest.mark.parametrize(("shape", "fragment"), [((3, 8), "experts = 16, but 8"), ((2, 16), "layers = 3, but 2")])
+@pytest.mark.parametrize(
+    ("shape", "fragment"),
+    [((3, 8), "experts = 8, and 16 in load.npz"), ((2, 16), "other.npz: layers = 2, and 3 in load.npz")],
+)
 def test_loads_of_different_models_are_not_planned_together(run, load_path, tmp_path, shape, fragment):
-    np.savez(tmp_path / "other.npz", tokens=np.ones(shape))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.ones(shape)), tmp_path / "other.npz")
     result = run("plan", load_path, tmp_path / "other.npz", *MACHINE)
     assert (result.exit_code, result.stdout) == (3, "")
     assert fragment in result.stderr

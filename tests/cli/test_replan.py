@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eplb
+import eplb_traces
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
 from eplb.formats import read_plan
 from eplb.planning.rebalance import rebalance
@@ -19,7 +20,7 @@ SUMMARY = {"moved_copies", "moved_fraction", "moved_bytes", "moved_between_nodes
 def later_path(tmp_path, counts):
     """The same experts, but in another order of heat: the live plan is far from its target."""
     path = tmp_path / "later.npz"
-    np.savez(path, tokens=np.roll(counts, 5, axis=1))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.roll(counts, 5, axis=1)), path)
     return path
 
 
@@ -106,7 +107,7 @@ def test_a_replan_that_cannot_be_is_bad_input(run, plan_path, later_path, words,
 
 
 def test_a_replan_for_another_model_is_bad_input(run, plan_path, tmp_path):
-    np.savez(tmp_path / "other.npz", tokens=np.ones((3, 8)))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.ones((3, 8))), tmp_path / "other.npz")
     result = run("plan", tmp_path / "other.npz", "--previous", plan_path)
     assert result.exit_code == 3
     assert "3 layers x 16 experts" in result.stderr
@@ -182,7 +183,7 @@ def test_diff_refuses_other_machines_and_models(run, plan_path, load_path, tmp_p
         result = run("diff", plan_path, other)
         assert (result.exit_code, result.stdout) == (3, "")
         assert fragment in result.stderr
-    np.savez(tmp_path / "model.npz", tokens=np.ones((2, 16)))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.ones((2, 16))), tmp_path / "model.npz")
     assert run("plan", tmp_path / "model.npz", "--ranks", 4, "--nodes", 2, "--redundant", 4, "-o", other).exit_code == 0
     assert "layers = 2 after 3" in run("diff", plan_path, other).stderr
     assert run("diff", plan_path, tmp_path / "missing.json").exit_code == 3

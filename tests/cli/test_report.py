@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import eplb
+import eplb_traces
 from eplb.report import gather
 from eplb_traces import ModelShape, synthesize_trace, write_trace
 
@@ -59,10 +60,10 @@ def test_several_plans_are_set_against_the_first(run, quick, load_path, plan_pat
 
 def test_files_that_do_not_say_the_machine_take_it_from_the_words(run, quick, load_path, plan_path, tmp_path):
     flat = tmp_path / "flat.json"
-    assert run("convert", plan_path, flat, "--to", "sglang").exit_code == 0
+    assert run("convert", plan_path, flat, "--to", "sglang", "--moe-layers", "0-2", "--hidden-layers", 3).exit_code == 0
     flat.with_name("flat.json.eplb.json").unlink()
     words = ("report", load_path, "--plan", flat, "-o", tmp_path / "out", "--json")
-    found = json.loads(run(*words, "--ranks", 4, "--nodes", 2, "--from", "sglang").stdout)
+    found = json.loads(run(*words, "--ranks", 4, "--nodes", 2, "--format", "sglang").stdout)
     assert found["plans"]["flat.json"]["num_ranks"] == 4
 
 
@@ -106,8 +107,8 @@ def test_words_that_do_not_fit_are_usage_errors(run, load_path, tmp_path, words)
 
 
 def test_bad_input_has_its_exit_code(run, load_path, plan_path, tmp_path):
-    np.savez(tmp_path / "zeros.npz", tokens=np.zeros((3, 16)))
-    np.savez(tmp_path / "other.npz", tokens=np.ones((3, 32)))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.zeros((3, 16))), tmp_path / "zeros.npz")
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.ones((3, 32))), tmp_path / "other.npz")
     for words in (
         (tmp_path / "zeros.npz", *ASKED),
         (tmp_path / "other.npz", "--plan", plan_path),

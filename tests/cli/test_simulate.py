@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import eplb
+import eplb_traces
 from eplb.core.topology import Topology
 from eplb.online.replay import POLICIES, Replay, simulate
 
@@ -18,7 +19,7 @@ def history_path(tmp_path):
     rate = rng.lognormal(0, 1, (2, 16))
     tokens = np.stack([rng.poisson(500 * np.roll(rate, step // 8, axis=1)) for step in range(24)])
     path = tmp_path / "history.npz"
-    np.savez(path, tokens=tokens)
+    eplb_traces.write_load(eplb_traces.ExpertLoad(tokens), path)
     return path
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eplb
+import eplb_traces
 from eplb.planning.redundancy_sweep import sweep
 
 ASKED = ("--ranks", 4, "--nodes", 2, "--redundant", "0:8:4")
@@ -56,7 +57,7 @@ def test_a_drawing_of_no_known_kind_is_a_usage_error(run, load_path, tmp_path):
 
 def test_bad_input_has_its_exit_code(run, load_path, tmp_path):
     pytest.importorskip("matplotlib")
-    np.savez(tmp_path / "zeros.npz", tokens=np.zeros((3, 16)))
+    eplb_traces.write_load(eplb_traces.ExpertLoad(np.zeros((3, 16))), tmp_path / "zeros.npz")
     for words in (
         ("sweep", load_path, "--ranks", 4, "--redundant", "1:3:1"),
         ("sweep", load_path, *ASKED, "--expert-bytes", 0),

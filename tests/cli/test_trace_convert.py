@@ -97,10 +97,10 @@ def test_routed_experts_of_every_engine(run, tmp_path, write):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--num-experts", 8), ExitCode.BAD_INPUT, "give the model's shape with top_k"),
-        (("--num-experts", 8, "--hidden-layers", 3), ExitCode.BAD_INPUT, "give the model's shape with top_k"),
-        (("--num-experts", 8, "--top-k", 3), ExitCode.USAGE, "needs --hidden-layers or --moe-layers too"),
-        (("--hidden-layers", 3, "--top-k", 3), ExitCode.USAGE, "needs --num-experts too"),
+        (("--num-experts", 8), ExitCode.BAD_INPUT, "top_k (--top-k)"),
+        (("--num-experts", 8, "--hidden-layers", 3), ExitCode.BAD_INPUT, "top_k (--top-k)"),
+        (("--num-experts", 8, "--top-k", 3), ExitCode.BAD_INPUT, "give num_hidden_layers (--hidden-layers)"),
+        (("--hidden-layers", 3, "--top-k", 3), ExitCode.BAD_INPUT, "give num_experts (--num-experts)"),
         (("--moe-layers", "1-x", "--num-experts", 8), ExitCode.USAGE, "expected ids as in 3-60"),
         (("--num-experts", 8, "--hidden-layers", 7, "--top-k", 3), ExitCode.BAD_INPUT, "expected a multiple of 84"),
     ],

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
+from pathlib import Path
 from typing import final
 
 import numpy as np
 
-from eplb_traces.errors import InputError, naming_place
+from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.model_shape import ModelShape, id_ranges, merge_shapes
+from eplb_traces.model_shape import ModelShape, ShapeConflictError, id_ranges, merge_shapes
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 
 
@@ -70,16 +71,25 @@ def combine_traces(traces: Sequence[RoutingTrace], names: Sequence[str], how: Co
 def _common_shape(shapes: Sequence[ModelShape], names: Sequence[str]) -> ModelShape:
     shape = shapes[0]
     for other, name in zip(shapes[1:], names[1:], strict=True):
-        with naming_place(f"{name}, beside {names[0]}"):
+        try:
             shape = merge_shapes(shape, other)
+        except ShapeConflictError as error:
+            raise InputError(f"{name}: {error.name} = {error.second}, and {error.first} in {names[0]}") from error
     return shape
 
 
 def _workloads(loads: Sequence[ExpertLoad], names: Sequence[str]) -> ExpertLoad:
     shape = _common_shape([load.shape for load in loads], names)
-    labels = [label for load, name in zip(loads, names, strict=True) for label in _labels(load, name)]
+    shown = _shown(names)
+    labels = [label for load, name in zip(loads, shown, strict=True) for label in _labels(load, name)]
     weights = np.concatenate([load.weights for load in loads])
     return ExpertLoad(np.concatenate([load.tokens for load in loads]), weights, labels, shape)
+
+
+def _shown(names: Sequence[str]) -> Sequence[str]:
+    """The names without folder and suffix, where that tells them apart."""
+    stems = [Path(name).stem for name in names]
+    return stems if len(set(stems)) == len(stems) else names
 
 
 def _labels(load: ExpertLoad, name: str) -> list[str]:

@@ -1,69 +1,119 @@
 """Reads the input files of commands, of any dialect, with a progress bar."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from eplb_cli import output
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
     from eplb.formats import ReadHints
+    from eplb_cli.arguments.reading import Reading
     from eplb_traces import ExpertLoad, RoutingTrace
 
 
-def read_load(path: Path, num_experts: int | None, window: int | None = None) -> "ExpertLoad":
-    """The load in a file of any dialect; the tokens of a token-level trace are counted, `window` steps a window."""
-    import eplb_traces
+@final
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What the files LOAD of a command hold together."""
 
-    if window is not None:
-        from eplb_traces.statistics import load_by_window
+    content: "ExpertLoad | RoutingTrace"
+    """Loads with their windows summed as the user said; a trace as it is."""
+    read_as: tuple[str, ...]
+    """How each file was understood; files of our own formats, which say so themselves, are left out."""
+    window: int | None = None
+    """Steps of a window in which a trace is to be counted."""
+    num_counted_traces: int = 0
+    """Token-level traces that had to be counted to be put together."""
 
-        return load_by_window(read_load_or_trace(path, num_experts), window)
-    with output.progress(f"reading {path.name}"):
-        return eplb_traces.read_load(path, num_experts=num_experts)
+    def load(self) -> "ExpertLoad":
+        """The load; a trace is counted.
 
+        Raises
+        ------
+        InputError
+            If no expert has a token.
+        """
+        from eplb_traces import ExpertLoad, InputError
 
-def read_load_or_trace(path: Path, num_experts: int | None) -> "ExpertLoad | RoutingTrace":
-    """What a file of any dialect holds: a token-level trace where it can be read as one, else a load."""
-    import eplb_traces
-
-    try:
-        return eplb_traces.read_trace(path, num_experts)
-    except eplb_traces.InputError:
-        return read_load(path, num_experts)
-
-
-def read_loads(paths: Sequence[Path], num_experts: int | None, window: int | None) -> "ExpertLoad":
-    """The loads of several files as windows of one, in order, labelled by file; their tokens are left as they are."""
-    loads = [read_load(path, num_experts, window) for path in paths]
-    return loads[0] if len(loads) == 1 else _side_by_side(loads, paths)
-
-
-def _side_by_side(loads: "Sequence[ExpertLoad]", paths: Sequence[Path]) -> "ExpertLoad":
-    import numpy as np
-
-    import eplb_traces
-    from eplb_traces.errors import naming_place
-    from eplb_traces.model_shape import merge_shapes
-
-    shape = loads[0].shape
-    for load, path in zip(loads, paths, strict=True):
-        with naming_place(f"{path}, beside {paths[0]}"):
-            shape = merge_shapes(shape, load.shape)
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    labels = [label for load, name in zip(loads, names, strict=True) for label in _labels(load, name)]
-    tokens = np.concatenate([load.tokens for load in loads])
-    return eplb_traces.ExpertLoad(tokens, np.concatenate([load.weights for load in loads]), labels, shape)
+        load = self.content if isinstance(self.content, ExpertLoad) else self.content.load(self.window)
+        if not load.tokens.any():
+            raise InputError(f"every count is zero: an empty recording ({load.num_layers} layers)")
+        return load
 
 
-def _labels(load: "ExpertLoad", name: str) -> list[str]:
-    if load.num_windows == 1:
-        return [name]
-    return [f"{name}, {window_name(load, window)}" for window in range(load.num_windows)]
+def read_source(paths: Sequence[Path], reading: "Reading") -> Source:
+    """What the files hold: a token-level trace where all are traces and can be joined as such, else a load.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, contradicts an option, or does not fit the others.
+    """
+    from eplb_traces import RoutingTrace
+    from eplb_traces.combine import Combine, combine_loads, combine_traces
+    from eplb_traces.readers import read
+
+    how, options = reading.how(len(paths)), reading.options()
+    readings = []
+    for path in paths:
+        with output.progress(f"reading {path.name}"):
+            readings.append(read(path, options, format=reading.dialect))
+    several = len(paths) > 1
+    read_as = tuple(
+        f"{path.name}: {one.summary}" if several else one.summary
+        for path, one in zip(paths, readings, strict=True)
+        if not one.is_own
+    )
+    names = names_of(paths)
+    traces = [one.content for one in readings if isinstance(one.content, RoutingTrace)]
+    if len(traces) == len(paths) and (not several or how in (Combine.SUM, Combine.TIME)):
+        return Source(combine_traces(traces, names, how) if several else traces[0], read_as, reading.window)
+    with output.progress("counting"):
+        loads = [_windowed(one.content, reading.window, path) for path, one in zip(paths, readings, strict=True)]
+    return Source(combine_loads(loads, names, how), read_as, num_counted_traces=len(traces))
+
+
+def _windowed(content: "ExpertLoad | RoutingTrace", window: int | None, path: Path) -> "ExpertLoad":
+    from eplb_traces import ExpertLoad, InputError
+    from eplb_traces.statistics import load_by_window
+
+    if window is not None and isinstance(content, ExpertLoad) and content.num_windows == 1:
+        raise InputError(f"{path}: window = {window} (--window) has no effect: the load has one window")
+    return load_by_window(content, window)
+
+
+def read_load(paths: Sequence[Path], reading: "Reading") -> "ExpertLoad":
+    """The load of the files, of any dialect; how they were understood is printed as notes."""
+    source = read_source(paths, reading)
+    note_reading(source)
+    with output.progress("counting"):
+        return source.load()
+
+
+def note_reading(source: Source) -> None:
+    """Tell the user how the files were understood."""
+    for sentence in source.read_as:
+        output.note(f"read as {sentence}")
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: without its folder, or the whole path where that would name two alike."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """The whole paths."""
+    return ", ".join(str(path) for path in paths)
+
+
+def title_of(paths: Sequence[Path]) -> str:
+    """The names of the files, the first three of many."""
+    shown = ", ".join(path.name for path in paths[:3])
+    return shown if len(paths) <= 3 else f"{shown} and {len(paths) - 3} more"
 
 
 def window_name(load: "ExpertLoad", window: int) -> str:

@@ -27,21 +27,3 @@ def from_flags(
     if num_layers is None or experts is None:
         return None
     return ModelShape(num_layers, experts, moe_layer_ids=ids, num_hidden_layers=hidden_layers)
-
-
-def of_rows(
-    experts: int | None, top_k: int | None, moe_layers: str | None, hidden_layers: int | None
-) -> "ModelShape | None":
-    """The model behind ids with one row a hidden layer; None where the options do not give the layers."""
-    from eplb_traces import ModelShape
-
-    if moe_layers is None and hidden_layers is None:
-        if top_k is not None:
-            raise typer.BadParameter("needs --hidden-layers or --moe-layers too", param_hint="--top-k")
-        return None
-    if experts is None:
-        flag = "--hidden-layers" if moe_layers is None else "--moe-layers"
-        raise typer.BadParameter("needs --num-experts too", param_hint=flag)
-    ids = None if moe_layers is None else layer_ids(moe_layers)
-    num_layers = hidden_layers if ids is None else len(ids)
-    return ModelShape(num_layers or 0, experts, top_k, moe_layer_ids=ids, num_hidden_layers=hidden_layers)

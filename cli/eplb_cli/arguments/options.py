@@ -25,28 +25,17 @@ def complete_format(incomplete: str) -> list[str]:
     return [name for name in FORMATS if name.startswith(incomplete)]
 
 
-LoadArg = Annotated[
-    Path,
-    typer.Argument(
-        metavar="LOAD",
-        help="What the router did: a load or a token-level trace, in any dialect of `eplb trace`.",
-        show_default=False,
-    ),
-]
 LoadsArg = Annotated[
     list[Path],
     typer.Argument(
         metavar="LOAD",
-        help="What the router did: a load or a token-level trace, in any dialect of `eplb trace`; several loads of one "
-        "model are planned for together.",
+        help="What the router did: a load or a token-level trace, in any dialect of `eplb trace dialects`; several "
+        "files are put together, see --combine.",
         show_default=False,
     ),
 ]
 PlanArg = Annotated[
     Path, typer.Argument(metavar="PLAN", help="A placement file, in any dialect of `eplb formats`.", show_default=False)
-]
-TraceArg = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A load or a token-level trace of any dialect.", show_default=False)
 ]
 
 RanksOpt = Annotated[
@@ -72,15 +61,6 @@ SeedOpt = Annotated[int, typer.Option("--seed", metavar="I", help="Seed of rando
 NumExpertsOpt = Annotated[
     int | None,
     typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not hold it (.npz)."),
-]
-WindowOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--window",
-        metavar="STEPS",
-        help="Steps of a window of a trace; of a load, windows to sum into one.",
-        show_default="a trace is one window, a load keeps its own",
-    ),
 ]
 DispatchOpt = Annotated[
     str,
@@ -149,20 +129,32 @@ PlanFormatOpt = Annotated[
         autocompletion=complete_format,
     ),
 ]
+PlanDialectOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="F",
+        help="Dialect of the plans, see `eplb formats`.",
+        show_default="by their content",
+        autocompletion=complete_format,
+    ),
+]
 HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if not in the file.")]
 HintNodesOpt = Annotated[int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes, if not in the file.")]
 
 # Traces and loads that are rewritten.
+TracesArg = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE",
+        help="A load or a token-level trace of any dialect; several are put together, see --combine.",
+        show_default=False,
+    ),
+]
 TraceOutArg = Annotated[
     Path,
     typer.Argument(
         metavar="OUT", help="A trace as .parquet; a load as .parquet, .npz, .csv or .json.", show_default=False
     ),
-]
-TraceFromOpt = Annotated[
-    str | None,
-    typer.Option("--from", metavar="F", help="Dialect of FILE.", show_default="by suffix and content"),
-]
-TraceTopKOpt = Annotated[
-    int | None, typer.Option("--top-k", metavar="K", help="Experts a token selects, for raw ids (sglang_routed).")
 ]

@@ -6,6 +6,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
@@ -17,20 +18,21 @@ max/mean, mean over windows and layers: planned, on the windows the plan was mad
 held out, on the end of the history, p95 over its windows and layers; loss: the difference"""
 
 
+@reads_loads
 def backtest(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: options.LoadArg,
+    load_paths: options.LoadsArg,
     ranks: options.RanksOpt,
     nodes: options.NodesOpt = 1,
     redundant: options.RedundantOpt = 0,
     held_out: Annotated[
         float, typer.Option("--held-out", metavar="X", help="Share of the windows, at the end, that no plan sees.")
     ] = 0.25,
-    window: options.WindowOpt = None,
     groups: options.GroupsOpt = None,
     group_mode: options.GroupModeOpt = "free",
     dispatch: options.DispatchOpt = "even",
     seed: options.SeedOpt = 0,
-    num_experts: options.NumExpertsOpt = None,
+    *,
+    reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
@@ -39,7 +41,7 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.planning.backtest import backtest as run
     from eplb.planning.planner import CANDIDATES
 
-    load = files.read_load(load_path, num_experts, window)
+    load = files.read_load(load_paths, reading)
     problem = Problem(
         load,
         topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant),
@@ -50,9 +52,9 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     with output.progress("planning and scoring"):
         scores = run(problem, CANDIDATES, held_out=held_out, seed=seed)
     if as_json:
-        output.json_object({"load": str(load_path), "candidates": [_as_object(score) for score in scores]})
+        output.json_object({"load": files.listed(load_paths), "candidates": [_as_object(score) for score in scores]})
         return
-    title = f"{load_path.name}: {load.num_windows} windows, {problem.dispatch} dispatch"
+    title = f"{files.title_of(load_paths)}: {load.num_windows} windows, {problem.dispatch} dispatch"
     output.table(title, _HEADINGS, [_row(score) for score in scores])
     output.note(_LEGEND)
 

@@ -6,6 +6,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ gap: above the proven lower bound; vLLM, SGLang: what they call balancedness
 duplicates: slots with an expert that its rank holds already; ms: to plan"""
 
 
+@reads_loads
 def compare(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: options.LoadArg,
+    load_paths: options.LoadsArg,
     ranks: options.RanksOpt,
     nodes: options.NodesOpt = 1,
     redundant: options.RedundantOpt = 0,
@@ -34,16 +36,16 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         ),
     ] = None,
     groups: options.GroupsOpt = None,
-    window: options.WindowOpt = None,
     seed: options.SeedOpt = 0,
-    num_experts: options.NumExpertsOpt = None,
+    *,
+    reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with every strategy and evaluate the plans by the same metrics."""
     import eplb
     from eplb.strategies import STRATEGIES
 
-    load = files.read_load(load_path, num_experts, window)
+    load = files.read_load(load_paths, reading)
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
     quick = [name for name in STRATEGIES if name != _ONLY_WHEN_NAMED]
     names = quick if strategies is None else strategies.split(",")
@@ -53,12 +55,12 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             results += eplb.compare(load, topology, [name], groups=groups, seed=seed)
             step()
     if as_json:
-        output.json_object({"load": str(load_path), "strategies": [_as_object(result) for result in results]})
+        output.json_object({"load": files.listed(load_paths), "strategies": [_as_object(result) for result in results]})
         return
     shape = f"{output.counted(ranks, 'rank')}, {output.counted(nodes, 'node')}, {topology.num_slots} slots"
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
-    output.table(f"{load_path.name}: {model} on {shape}", _HEADINGS, [_row(result) for result in results])
+    output.table(f"{files.title_of(load_paths)}: {model} on {shape}", _HEADINGS, [_row(result) for result in results])
     output.note(_LEGEND)
 
 

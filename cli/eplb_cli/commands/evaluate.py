@@ -1,13 +1,17 @@
 """`eplb evaluate`: the balance of a placement under a load."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.views.metric_rows import metric_facts, window_objects, window_table
+
+if TYPE_CHECKING:
+    from eplb_traces import RoutingTrace
 
 TraceOpt = Annotated[
     Path | None,
@@ -15,31 +19,46 @@ TraceOpt = Annotated[
 ]
 
 
+@reads_loads
 def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     plan_path: options.PlanArg,
-    load_path: options.LoadArg,
-    format: options.PlanFormatOpt = None,
+    load_paths: options.LoadsArg,
+    format: options.PlanDialectOpt = None,
     ranks: options.HintRanksOpt = None,
     nodes: options.HintNodesOpt = None,
     dispatch: options.DispatchOpt = "even",
-    window: options.WindowOpt = None,
     trace_path: TraceOpt = None,
-    num_experts: options.NumExpertsOpt = None,
+    *,
+    reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Evaluate the placement in PLAN under LOAD, which need not be the load it was planned for."""
     import eplb
     from eplb.formats import ReadHints
 
-    load = files.read_load(load_path, num_experts, window)
+    load = files.read_load(load_paths, reading)
     plan = files.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
-    trace = None if trace_path is None else eplb.read_trace(trace_path, num_experts)
+    trace = None if trace_path is None else _read_trace(trace_path, reading)
     with output.progress("evaluating"):
         evaluation = eplb.evaluate(plan.placement, load, dispatch, trace=trace)
     if as_json:
         head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value}
         output.json_object({**head, **evaluation.summary(), "windows": window_objects(evaluation)})
         return
-    title = f"{plan_path.name} ({plan.strategy}) under {load_path.name}, {evaluation.dispatch} dispatch"
+    title = f"{plan_path.name} ({plan.strategy}) under {files.title_of(load_paths)}, {evaluation.dispatch} dispatch"
     output.facts(title, metric_facts(evaluation.summary()))
     window_table(evaluation)
+
+
+def _read_trace(path: Path, reading: Reading) -> "RoutingTrace":
+    """The trace, of the model that the options describe; the other options are about LOAD."""
+    import eplb
+
+    of_model = reading.options()
+    return eplb.read_trace(
+        path,
+        of_model.num_experts,
+        top_k=of_model.top_k,
+        moe_layer_ids=of_model.moe_layer_ids,
+        num_hidden_layers=of_model.num_hidden_layers,
+    )

@@ -10,6 +10,7 @@ from eplb_cli import output
 from eplb_cli.arguments import files, options, plan_options
 from eplb_cli.arguments.constraints_file import read_constraints
 from eplb_cli.arguments.parse import id_list
+from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.commands.replan import Replan, replan
 from eplb_cli.views import plan_rows
@@ -23,6 +24,7 @@ _SEVERAL_LOADS = (
 )
 
 
+@reads_loads
 def plan(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     load_paths: options.LoadsArg,
@@ -44,20 +46,21 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     max_moves: plan_options.MaxMovesOpt = None,
     lost_ranks: plan_options.LostRanksOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
-    window: options.WindowOpt = None,
     format: options.WriteFormatOpt = "native",
     seed: options.SeedOpt = 0,
-    num_experts: options.NumExpertsOpt = None,
+    *,
+    reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Place the experts of LOAD on ranks, show the metrics of the placement, and write it for an engine."""
     import eplb
     from eplb.core.constraints import Constraints
     from eplb.formats import ReadHints
+    from eplb_traces.combine import Combine
 
     plan_options.check_options(context, previous, strategy)
-    load = files.read_loads(load_paths, num_experts, window)
-    several = len(load_paths) > 1
+    several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
+    load = files.read_load(load_paths, reading)
     if previous is None:
         topology = topology_from_options(
             load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config

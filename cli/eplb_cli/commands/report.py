@@ -10,6 +10,7 @@ from eplb_cli import output
 from eplb_cli.arguments import files, options
 from eplb_cli.arguments.parse import id_list, refuse_typed
 from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt, RedundantOpt
+from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
@@ -39,16 +40,6 @@ PlansOpt = Annotated[
         show_default="greedy, on --ranks",
     ),
 ]
-PlanDialectOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="F",
-        help="Dialect of the plans.",
-        show_default="by their content",
-        autocompletion=options.complete_format,
-    ),
-]
 LayersOpt = Annotated[
     str | None,
     typer.Option(
@@ -58,12 +49,13 @@ LayersOpt = Annotated[
 ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help="png, svg or pdf.")]
 
 
+@reads_loads
 def report(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
-    load_path: options.LoadArg,
+    load_paths: options.LoadsArg,
     out: OutOpt,
     plan_paths: PlansOpt = None,
-    dialect: PlanDialectOpt = None,
+    format: options.PlanDialectOpt = None,
     ranks: RanksOpt = None,
     nodes: NodesOpt = None,
     redundant: RedundantOpt = None,
@@ -71,8 +63,8 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     layers: LayersOpt = None,
     image_format: ImageFormatOpt = "png",
     expert_bytes: options.ExpertBytesOpt = None,
-    window: options.WindowOpt = None,
-    num_experts: options.NumExpertsOpt = None,
+    *,
+    reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Show LOAD, what plans make of it, and how far they are from what is possible.
@@ -96,15 +88,23 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
         refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which holds the slots")
     elif ranks is None:
         raise typer.BadParameter("needed, unless --plan gives it", param_hint="--ranks")
-    source = files.read_load_or_trace(load_path, num_experts)
+    read = files.read_source(load_paths, reading)
+    files.note_reading(read)
+    source = read.content
     with output.progress("evaluating"):
-        plans = _read_plans(source, plan_paths or [], dialect, ranks, nodes)
+        plans = _read_plans(source, plan_paths or [], format, ranks, nodes)
         asked = None if plans else topology_from_options(
             source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant
         )  # fmt: skip
         size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
         contents = gather(
-            source, plans, asked, window=window, dispatch=dispatch, title=load_path.name, expert_bytes=size
+            source,
+            plans,
+            asked,
+            window=read.window,
+            dispatch=dispatch,
+            title=files.title_of(load_paths),
+            expert_bytes=size,
         )
     with output.progress(f"writing {out.name}"):
         written = _write_page(contents, out) if is_page else write_folder(contents, out, options)

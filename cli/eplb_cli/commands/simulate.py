@@ -7,6 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 _NUM_PHASES = 48
 
 
+@reads_loads
 def simulate(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: options.LoadArg,
+    load_paths: options.LoadsArg,
     ranks: options.RanksOpt,
     nodes: options.NodesOpt = 1,
     redundant: options.RedundantOpt = 0,
@@ -57,16 +59,16 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
                      show_default="370 inside, 45 between"),
     ] = None,
     expert_bytes: options.ExpertBytesOpt = None,
-    window: options.WindowOpt = None,
     seed: options.SeedOpt = 0,
-    num_experts: options.NumExpertsOpt = None,
+    *,
+    reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
     """Replay LOAD, one window a step, and replan every interval: balance and moves of each policy."""
     from eplb.online.replay import POLICIES
     from eplb.online.replay import simulate as run
 
-    load = files.read_load(load_path, num_experts, window)
+    load = files.read_load(load_paths, reading)
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
     replay = _replay(load, _with_bandwidth(topology, bandwidth), interval, expert_bytes, seed)
     replay = _with_online(replay, max_moves, price, memory)
@@ -74,12 +76,18 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
     if as_json:
         output.json_object(
-            {"load": str(load_path), "interval": interval, "policies": [one.summary() for one in served]}
+            {
+                "load": files.listed(load_paths),
+                "interval": interval,
+                "policies": [one.summary() for one in served],
+            }
         )
         return
     steps = load.num_windows - interval
     output.table(
-        f"{load_path.name}: {steps} steps, a replan every {interval}", _HEADINGS, [_row(one) for one in served]
+        f"{files.title_of(load_paths)}: {steps} steps, a replan every {interval}",
+        _HEADINGS,
+        [_row(one) for one in served],
     )
     _draw(served)
     output.note(_LEGEND)

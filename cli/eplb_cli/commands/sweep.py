@@ -10,6 +10,7 @@ import typer
 from eplb_cli import output
 from eplb_cli.arguments import files, options
 from eplb_cli.arguments.parse import number_range
+from eplb_cli.arguments.reading import Reading, reads_loads
 
 if TYPE_CHECKING:
     from eplb.planning.redundancy_sweep import SweepPoint
@@ -21,8 +22,9 @@ gap: above the proven lower bound; GB: expert weights of all layers; ms: to plan
 _DRAWINGS: Final = (".png", ".svg", ".pdf")
 
 
+@reads_loads
 def sweep(  # noqa: PLR0913  # one parameter a word of the command line
-    load_path: options.LoadArg,
+    load_paths: options.LoadsArg,
     ranks: options.RanksOpt,
     redundant: Annotated[
         str, typer.Option("--redundant", "-k", metavar="A:B:STEP", help="Redundant experts to try, B included: 0:64:8.")
@@ -32,8 +34,8 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Drawing to write: .png, .svg or .pdf.")
     ] = None,
     expert_bytes: options.ExpertBytesOpt = None,
-    window: options.WindowOpt = None,
-    num_experts: options.NumExpertsOpt = None,
+    *,
+    reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with several numbers of redundant experts: balance against memory."""
@@ -43,16 +45,19 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     numbers = number_range(redundant, "--redundant")
     if out is not None and out.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{out}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
-    load = files.read_load(load_path, num_experts, window)
+    load = files.read_load(load_paths, reading)
     with output.progress("planning"):
         points = run(load, ranks, nodes, numbers, DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes)
     if out is not None:
         _draw(points, out)
     if as_json:
         written = None if out is None else {"path": str(out)}
-        output.json_object({"load": str(load_path), "points": [asdict(p) for p in points], "written": written})
+        output.json_object(
+            {"load": files.listed(load_paths), "points": [asdict(p) for p in points], "written": written}
+        )
         return
-    output.table(f"{load_path.name} on {output.counted(ranks, 'rank')}", _HEADINGS, [_row(point) for point in points])
+    title = f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}"
+    output.table(title, _HEADINGS, [_row(point) for point in points])
     output.note(_LEGEND)
     if out is not None:
         output.line(f"wrote {out}")

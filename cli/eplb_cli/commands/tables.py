@@ -1,4 +1,4 @@
-"""`eplb formats` and `eplb strategies`: the tables of the library, printed."""
+"""`eplb formats`, `eplb strategies` and `eplb trace dialects`: the tables of the library, printed."""
 
 from eplb_cli import output
 from eplb_cli.arguments.options import JsonOpt
@@ -13,6 +13,34 @@ def formats(as_json: JsonOpt = False) -> None:
         return
     rows = [(name, " ".join(f.suffixes), f.summary) for name, f in FORMATS.items()]
     output.table("Formats, to read and to write", ("name", "files", "what"), rows)
+
+
+def dialects(as_json: JsonOpt = False) -> None:
+    """List the dialects of loads and traces: what shows each, what it becomes and what is refused."""
+    from eplb_traces import READERS
+
+    if as_json:
+        output.json_object(
+            {
+                name: {
+                    "suffixes": list(dialect.SUFFIXES),
+                    "recognised_by": dialect.RECOGNISED_BY,
+                    "becomes": dialect.BECOMES,
+                    "refuses": dialect.REFUSES,
+                }
+                for name, dialect in READERS.items()
+            }
+        )
+        return
+    for name, dialect in READERS.items():
+        output.facts(
+            f"{name} ({' '.join(dialect.SUFFIXES) or 'folder'})",
+            [
+                ("recognised by", dialect.RECOGNISED_BY),
+                ("becomes", dialect.BECOMES),
+                ("refuses", dialect.REFUSES),
+            ],
+        )
 
 
 def strategies(as_json: JsonOpt = False) -> None:

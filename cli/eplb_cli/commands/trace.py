@@ -1,4 +1,4 @@
-"""`eplb trace info|convert|record|synth`: shows, rewrites, records and synthesizes traces and loads."""
+"""`eplb trace info|convert|merge|dialects|record|synth`: shows, rewrites, joins, records, makes traces and loads."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments.options import SeedOpt, TraceOutArg
-from eplb_cli.commands import trace_convert, trace_info, trace_record
+from eplb_cli.commands import tables, trace_convert, trace_info, trace_record
 
 if TYPE_CHECKING:
     from eplb_traces import ModelShape
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at traces and loads, rewrite them, make synthetic ones.")
 app.command()(trace_info.info)
 app.command()(trace_convert.convert)
+app.command()(trace_convert.merge)
+app.command()(tables.dialects)
 app.command()(trace_record.record)
 
 
@@ -69,12 +71,13 @@ def _synthetic_shape(preset: str, numbers: dict[str, int | None], groups: int | 
     base = eplb_traces.PRESETS[preset].shape
     if groups is None:  # groups that no longer fit are no groups
         groups = base.num_expert_groups if given.get("num_experts", base.num_experts) == base.num_experts else 1
-    keeps_layers = given.get("num_layers", base.num_layers) == base.num_layers
+    layers = given.get("num_layers", base.num_layers)
+    keeps_layers = layers == base.num_layers
     return replace(
         base,
         **given,
         num_expert_groups=groups,
         top_k_groups=base.top_k_groups if groups == base.num_expert_groups else None,
-        moe_layer_ids=base.moe_layer_ids if keeps_layers else None,
-        num_hidden_layers=base.num_hidden_layers if keeps_layers else None,
+        moe_layer_ids=base.moe_layer_ids if keeps_layers else tuple(range(layers)),  # a model of MoE layers alone
+        num_hidden_layers=base.num_hidden_layers if keeps_layers else layers,
     )

@@ -1,57 +1,76 @@
-"""`eplb trace convert`: a trace or load of any dialect, rewritten."""
+"""`eplb trace convert` and `eplb trace merge`: traces and loads of any dialect, rewritten and put together."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import model_shape, options
+from eplb_cli.arguments import files, options
+from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.reading import Reading, reads_loads
 
-if TYPE_CHECKING:
-    from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
+AsLoadOpt = Annotated[bool, typer.Option("--load", help="Write tokens per expert, not the choices of each token.")]
 
 
-def convert(  # noqa: PLR0913  # one parameter a word of the command line
-    path: options.TraceArg,
+@reads_loads
+def convert(
+    context: typer.Context,
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A load or a token-level trace of any dialect.", show_default=False)
+    ],
     out: options.TraceOutArg,
-    from_format: options.TraceFromOpt = None,
-    num_experts: options.NumExpertsOpt = None,
-    top_k: options.TraceTopKOpt = None,
-    moe_layers: options.MoeLayersOpt = None,
-    hidden_layers: options.HiddenLayersOpt = None,
-    as_load: Annotated[
-        bool, typer.Option("--load", help="Write tokens per expert, not the choices of each token.")
-    ] = False,
-    window: options.WindowOpt = None,
+    as_load: AsLoadOpt = False,
+    *,
+    reading: Reading,
 ) -> None:
     """Rewrite a trace or load in another format; a trace stays a trace where OUT is .parquet.
 
     Routed-expert ids may contain rows for dense layers or omit the model's size; give --hidden-layers, --moe-layers and
-    --top-k then.
+    --top-k then. The ids of the layers are kept; a format that cannot hold them, or that needs ids which are unknown,
+    is refused.
     """
-    import eplb_traces
-    from eplb_traces.statistics import load_by_window
+    refuse_typed(context, ("--combine",), "has no effect on a single file: see eplb trace merge")
+    _rewrite([path], out, reading, as_load=as_load)
 
-    shape = model_shape.of_rows(num_experts, top_k, moe_layers, hidden_layers)
-    source = _read(path, from_format, num_experts, shape)
-    counted = as_load or window is not None or out.suffix.lower() != ".parquet"
+
+@reads_loads
+def merge(
+    paths: options.TracesArg,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="A trace as .parquet; a load as .parquet, .npz, .csv or .json.",
+            show_default=False,
+        ),
+    ],
+    as_load: AsLoadOpt = False,
+    *,
+    reading: Reading,
+) -> None:  # fmt: skip
+    """Put the loads, or the traces, of several files together in one: workloads, ranks, parts in time, or layers.
+
+    Traces stay a trace with --combine sum or time where OUT is .parquet; otherwise give --load.
+    """
+    if len(paths) == 1:
+        raise typer.BadParameter("expected at least two files", param_hint="FILE")
+    _rewrite(paths, out, reading, as_load=as_load)
+
+
+def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -> None:
+    import eplb_traces
+
+    source = files.read_source(paths, reading)
+    files.note_reading(source)
+    counted = as_load or reading.window is not None or out.suffix.lower() != ".parquet"
+    if source.num_counted_traces and not counted:
+        raise eplb_traces.InputError(
+            f"{output.counted(source.num_counted_traces, 'token-level trace')} of {len(paths)} files: give --combine "
+            "time or sum to keep every token, or --load for tokens per expert"
+        )
     with output.progress(f"writing {out.name}"):
-        if isinstance(source, eplb_traces.RoutingTrace) and not counted:
-            eplb_traces.write_trace(source, out)
+        if isinstance(source.content, eplb_traces.RoutingTrace) and not counted:
+            eplb_traces.write_trace(source.content, out)
         else:
-            eplb_traces.write_load(load_by_window(source, window), out)
+            eplb_traces.write_load(source.load(), out)
     output.line(f"wrote {out}")
-
-
-def _read(
-    path: Path, from_format: str | None, num_experts: int | None, shape: "ModelShape | None"
-) -> "ExpertLoad | RoutingTrace":
-    """What a file holds: a token-level trace where it can be read as one, else a load."""
-    import eplb_traces
-
-    try:
-        return eplb_traces.read_trace(path, num_experts, format=from_format, shape=shape)
-    except eplb_traces.InputError:
-        with output.progress(f"reading {path.name}"):
-            return eplb_traces.read_load(path, num_experts=num_experts, format=from_format, shape=shape)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, final
 
 from eplb_cli import output
 from eplb_cli.arguments import files
-from eplb_cli.arguments.options import JsonOpt, NumExpertsOpt, TraceArg, WindowOpt
+from eplb_cli.arguments.options import JsonOpt, TracesArg
+from eplb_cli.arguments.reading import Reading, reads_loads
 
 if TYPE_CHECKING:
     from eplb.evaluation.metrics import Evaluation
@@ -28,7 +29,7 @@ class _Layer:
 
     layer: int
     load_profile: list[float] | None
-    max_over_mean: dict[int, float]
+    max_over_mean: dict[int, float | None]
     drift: float | None
     drift_by_chance: float | None
     pairs_inside_group: float | None
@@ -36,28 +37,31 @@ class _Layer:
     group_affinity: float | None
 
 
-def info(path: TraceArg, num_experts: NumExpertsOpt = None, window: WindowOpt = None, as_json: JsonOpt = False) -> None:
+@reads_loads
+def info(paths: TracesArg, *, reading: Reading, as_json: JsonOpt = False) -> None:
     """Show what FILE holds and how uneven it is with experts in order and without redundancy.
 
     Then a line for each layer: the load over the experts, busiest over mean rank, how far the load of a window lies
     from the whole (drift), and how much more often than by chance a token's experts are of one expert group.
     """
-    from eplb_traces.statistics import drift, load_by_window
+    from eplb_traces.statistics import drift
 
-    source = files.read_load_or_trace(path, num_experts)
-    with output.progress(f"counting {path.name}"):
-        load = load_by_window(source, window)
+    read = files.read_source(paths, reading)
+    source, window = read.content, read.window
+    with output.progress("counting"):
+        load = read.load()
         evaluations = _linear(load)
         over_time = _over_time(source, load, window)
         drifted, pairs = drift(over_time), _pairs_inside_group(source)
     num_blocks = min(load.num_experts, _NUM_BLOCKS if as_json or output.width() >= _WIDTH else _NUM_BLOCKS // 2)
     layers = _layers(load, num_blocks, evaluations, drifted, pairs)
-    fields, imbalance = _fields(source, load), [_imbalance(ranks, of) for ranks, of in evaluations.items()]
+    fields = ({"read_as": list(read.read_as)} if read.read_as else {}) | _fields(source, load)
+    imbalance = [_imbalance(ranks, of) for ranks, of in evaluations.items()]
     if as_json:
         by_layer = {"drift_windows": drifted.num_windows, "by_layer": [asdict(of) for of in layers]}
         output.json_object({**fields, "linear_max_over_mean": imbalance, **by_layer})
         return
-    output.facts(str(path), [(name.replace("_", " "), _shown(value)) for name, value in fields.items()])
+    output.facts(files.listed(paths), [(name.replace("_", " "), _shown(value)) for name, value in fields.items()])
     rows = [(of["num_ranks"], of["mean"], of["worst"]) for of in imbalance]
     output.table("Busiest over mean rank, experts in order", ("ranks", "mean of layers", "worst layer"), rows)
     _show(layers)
@@ -106,7 +110,7 @@ def _layers(
         _Layer(
             layer,
             None if isnan(profile[layer][0]) else profile[layer],
-            {ranks: float(of.max_over_mean[layer]) for ranks, of in evaluations.items()},
+            {ranks: _known(of.max_over_mean[layer]) for ranks, of in evaluations.items()},
             _known(drifted.distance[layer]) if has_drift else None,
             _known(drifted.by_chance[layer]) if has_drift else None,
             _known(pairs[layer].observed) if pairs else None,
@@ -205,5 +209,5 @@ def _shown(value: object) -> str:
     if value is None:
         return "not recorded"
     if isinstance(value, list):
-        return id_ranges(value)
+        return "; ".join(value) if isinstance(value[0], str) else id_ranges(value)
     return f"{value:.0f}" if isinstance(value, float) else str(value)

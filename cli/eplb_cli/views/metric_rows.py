@@ -26,6 +26,8 @@ def metric_facts(summary: Summary) -> list[tuple[str, output.Cell]]:
         of_total = f"{summary['max_over_mean_mean_of_total']:.4f} / {summary['max_over_mean_worst_of_total']:.4f}"
         rows.append(("busiest / mean rank, p95 of windows and layers", summary["max_over_mean_p95"]))
         rows.append((f"mean / worst, {summary['num_windows']} windows summed", of_total))
+    if summary["num_empty_windows"] or summary["num_empty_layers"]:
+        rows += _left_out(summary)
     spread: list[tuple[str, output.Cell]] = []
     if "ranks_per_token" in summary:
         visited = f"{summary['ranks_per_token']:.4f} / {summary['nodes_per_token']:.4f}"
@@ -40,13 +42,29 @@ def metric_facts(summary: Summary) -> list[tuple[str, output.Cell]]:
     ]
 
 
+def _left_out(summary: Summary) -> list[tuple[str, output.Cell]]:
+    """How many windows and layers have no token, and what they count as in the metrics of engines."""
+    from eplb.evaluation.metrics import EMPTY_IN_ENGINES
+
+    counts = f"{summary['num_empty_windows']} / {summary['num_empty_layers']}"
+    return [
+        ("windows / layers without tokens, left out", counts),
+        *((f"  in the metric of {engine} they count", how) for engine, how in EMPTY_IN_ENGINES.items()),
+    ]
+
+
 def window_table(evaluation: "Evaluation") -> None:
     """Print the metrics of each window, the worst ones where there are many; nothing for a single window."""
+    from eplb.evaluation.metrics import mean_of_known, worst_of_known
+
     load = evaluation.load
     if load.num_windows == 1:
         return
     by_window = evaluation.max_over_mean_by_window
-    rows = [(window_name(load, w), float(of.mean()), float(of.max())) for w, of in enumerate(by_window)]
+    with_tokens = [w for w in range(load.num_windows) if not load.empty_windows[w]]
+    rows = [
+        (window_name(load, w), float(mean_of_known(by_window[w])), worst_of_known(by_window[w])) for w in with_tokens
+    ]
     title = "Windows"
     if len(rows) > _MOST_WINDOWS:
         title = f"Windows, the worst {_MOST_WINDOWS} of {len(rows)}"
@@ -55,12 +73,15 @@ def window_table(evaluation: "Evaluation") -> None:
 
 
 def window_objects(evaluation: "Evaluation") -> list[dict[str, object]]:
-    """The metrics of each window, for `--json`."""
+    """The metrics of each window, for `--json`; null for a window without tokens."""
+    from eplb.evaluation.metrics import mean_of_known, worst_of_known
+
+    empty = evaluation.load.empty_windows
     return [
         {
             "window": window_name(evaluation.load, w),
-            "max_over_mean_mean": float(of.mean()),
-            "max_over_mean_worst": float(of.max()),
+            "max_over_mean_mean": None if empty[w] else float(mean_of_known(of)),
+            "max_over_mean_worst": None if empty[w] else worst_of_known(of),
         }
         for w, of in enumerate(evaluation.max_over_mean_by_window)
     ]
