@@ -1,6 +1,7 @@
 """The manual: every marked block of every page is run, and the pages cover every command, strategy, format, dialect."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,6 +105,16 @@ def test_the_command_line_page_has_every_command_with_its_options():
     assert "| `--ranks, -r R` | GPUs of the expert-parallel group. | required |" in text
     assert re.search(r"\| `--redundant, -k K` \| .* \| 0 \|", text)
     assert re.search(r"\| `--json` \| .* \|  \|", text)
+
+
+def test_the_page_of_dialects_gets_a_row_for_every_reader():
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="reference/dialects.md"))
+    shown = docs_hooks.on_page_markdown(_page("reference/dialects.md"), page)
+    assert _table_names(shown, "dialect") == list(READERS)
+    for name, dialect in READERS.items():
+        (row,) = [line for line in shown.splitlines() if line.startswith(f"| `{name}` |")]
+        for text in (dialect.RECOGNISED_BY, dialect.BECOMES, dialect.REFUSES):
+            assert text.replace("|", "\\|") in row
 
 
 def test_every_command_is_used_on_some_page_by_hand():

@@ -1,4 +1,4 @@
-"""Fills the pages of the manual that are generated: the command line from typer; checks that the API is documented."""
+"""Fills the pages of the manual that are generated: command line and dialects; checks that the API is documented."""
 
 import importlib
 import inspect
@@ -15,6 +15,8 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     """The hook of mkdocs: called with the source of each page."""
     if page.file.src_uri == "reference/cli.md":
         return markdown.replace("<!-- commands -->", "\n".join(command_lines()))
+    if page.file.src_uri == "reference/dialects.md":
+        return markdown.replace("<!-- dialects -->", "\n".join(dialect_lines()))
     if page.file.src_uri.startswith("reference/api"):
         for name in undocumented(markdown):
             _log.warning("%s: no docstring", name)
@@ -28,6 +30,16 @@ def command_lines() -> Iterator[str]:
     from eplb_cli.main import app
 
     yield from _command("eplb", typer.main.get_command(app))
+
+
+def dialect_lines() -> Iterator[str]:
+    """The table of dialects of loads and traces, as Markdown."""
+    from eplb_traces import READERS
+
+    yield "| dialect | files | recognised by | becomes | refuses |\n|---|---|---|---|---|"
+    for name, of in READERS.items():
+        suffixes = " ".join(f"`{suffix}`" for suffix in of.SUFFIXES) or "folder"
+        yield f"| `{name}` | {suffixes} | {_cell(of.RECOGNISED_BY)} | {_cell(of.BECOMES)} | {_cell(of.REFUSES)} |"
 
 
 def _command(path: str, command) -> Iterator[str]:
