@@ -195,7 +195,7 @@ def test_duplicates_are_refused_where_the_engine_loses_one(name, tmp_path):
 def test_duplicates_are_kept_where_the_engine_loads_them(name, tmp_path):
     placement = Placement([[0, 1, 0, 0]], 2, Topology(1, 2, 2))
     path = tmp_path / f"plan{FORMATS[name].suffixes[0]}"
-    write_placement(placement, path, name)
+    write_placement(placement, path, name, ModelShape(1, 2, moe_layer_ids=(0,), num_hidden_layers=1))
     assert read_placement(path) == placement
 
 
@@ -255,7 +255,8 @@ def test_stale_sidecar_is_not_used(small_plan, tmp_path):
 
 def test_sidecar_of_another_format_is_not_used(tmp_path):
     path, rows = tmp_path / "plan.json", [[0, 1, 2, 3, 0, 1]]
-    write_placement(Placement(rows, 4, Topology(1, 2, 3)), path, "sglang")
+    shape = ModelShape(1, 4, moe_layer_ids=(0,), num_hidden_layers=1)
+    write_placement(Placement(rows, 4, Topology(1, 2, 3)), path, "sglang", shape)
     assert parse_file(path).record_status is RecordStatus.IN_SIDECAR
     path.write_text(json.dumps(rows))  # the same integers, as vLLM has them
     assert parse_file(path).record_status is RecordStatus.STALE
