@@ -201,11 +201,16 @@ def test_choices_without_pairs_have_no_figures_of_pairs(tmp_path):
     assert "balance-and-token-spread.png" in names(tmp_path)
 
 
-def test_a_load_without_tokens_is_written_for_a_plan(tmp_path):
-    empty = ExpertLoad(np.zeros((1, 4)))
-    write_folder(gather(empty, {"p": eplb.Placement([[0, 1, 2, 3]], 4, eplb.Topology(1, 2, 2))}), tmp_path)
-    assert "redundancy.png" not in names(tmp_path)
-    assert "no tokens" in (tmp_path / PAGE).read_text()
+def test_a_layer_and_windows_without_tokens_are_drawn_and_written(tmp_path):
+    tokens = np.zeros((4, 2, 4))
+    tokens[[0, 2], 0] = [3, 3, 1, 1]
+    plan = eplb.Placement([[0, 2, 1, 3]] * 2, 4, eplb.Topology(1, 2, 2))
+    write_folder(gather(ExpertLoad(tokens), {"p": plan}), tmp_path)
+    assert {"balance-over-windows.png", "layer-balance.png"} < names(tmp_path)
+    page = (tmp_path / PAGE).read_text()
+    assert "2 windows and 1 layer without tokens left out." in page
+    assert "| `num_empty_windows` | 2 | 2 |" in page
+    assert "nan" not in page
 
 
 def test_a_plan_that_changes_nothing_moves_nothing():
