@@ -54,7 +54,7 @@ class LossReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for the notes of a plan."""
-        layer = int(np.nanargmax(self.max_over_mean))
+        layer = int(np.nan_to_num(self.max_over_mean).argmax())
         mean, before = float(mean_of_known(self.max_over_mean)), float(mean_of_known(self.before))
         balance = (
             f"after the loss of any one {self.unit}: max/mean of the survivors {mean:.4f} as a "
