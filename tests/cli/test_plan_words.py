@@ -73,7 +73,9 @@ def test_window_cuts_a_trace_and_sums_the_windows_of_a_load(run, plan_path, wind
     topk_ids = np.arange(6 * 2 * 2, dtype=np.uint8).reshape(6, 2, 2) % 16  # without steps: one batch, one step
     np.savez(trace, topk_ids=topk_ids)
     result = run("plan", trace, "--ranks", 4, "--num-experts", 16, "--window", 1, "--json")
-    assert result.stderr.startswith("read as ids [tokens, layers, top-k]: token-level trace, 2 layers (ids unknown)")
+    assert result.stderr.startswith(
+        "read as topk_ids, expert ids [tokens, layers, top-k]: token-level trace, 2 layers (ids unknown)"
+    )
     found = json.loads(result.stdout)
     assert found["windows"][0]["window"] == read_load(trace, num_experts=16, window=1).labels[0]
     for path in (trace, windows_path):

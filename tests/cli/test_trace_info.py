@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 import eplb
-import eplb_traces
 from eplb_cli.main import app
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch, read_trace, write_load, write_trace
 from eplb_traces.coactivation.layer_coactivation import coactivation

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from eplb_traces.expert_load import ExpertLoad
     from eplb_traces.files.writers import LOAD_WRITERS, write_load, write_trace
     from eplb_traces.model_shape import ModelShape
-    from eplb_traces.readers import READERS, read_load, read_trace
+    from eplb_traces.readers import READERS, read, read_load, read_trace
+    from eplb_traces.readers.dialect import Reading, ReadOptions
     from eplb_traces.routing_trace import RoutingTrace, TokenBatch
     from eplb_traces.synthetic.presets import PRESETS
     from eplb_traces.synthetic.synthetic import synthesize_load, synthesize_trace
@@ -26,8 +27,11 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "ModelShape",
+    "ReadOptions",
+    "Reading",
     "RoutingTrace",
     "TokenBatch",
+    "read",
     "read_load",
     "read_trace",
     "synthesize_load",
@@ -46,8 +50,11 @@ _HOME_OF = {
     "InputError": "eplb_traces.errors",
     "MissingExtraError": "eplb_traces.errors",
     "ModelShape": "eplb_traces.model_shape",
+    "ReadOptions": "eplb_traces.readers.dialect",
+    "Reading": "eplb_traces.readers.dialect",
     "RoutingTrace": "eplb_traces.routing_trace",
     "TokenBatch": "eplb_traces.routing_trace",
+    "read": "eplb_traces.readers",
     "read_load": "eplb_traces.readers",
     "read_trace": "eplb_traces.readers",
     "synthesize_load": "eplb_traces.synthetic.synthetic",

@@ -1,13 +1,23 @@
 import numpy as np
 import pytest
 
-from eplb_traces import READERS, InputError, read_load, read_trace, write_load, write_trace
+from eplb_traces import READERS, ExpertLoad, InputError, ModelShape, read_load, read_trace, write_load, write_trace
 from tests.traces.examples import SMALL, random_load, small_trace
+
+
+def numbered_load():
+    """A load whose layers have ids, which SGLang's format needs."""
+    tokens = random_load().tokens
+    num_layers, num_experts = tokens.shape[1:]
+    ids = tuple(range(num_layers))
+    return ExpertLoad(
+        tokens, shape=ModelShape(num_layers, num_experts, moe_layer_ids=ids, num_hidden_layers=num_layers)
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".json", ".parquet"])
 def test_content_tells_the_dialect_where_the_suffix_does_not(tmp_path, suffix):
-    load = random_load()
+    load = numbered_load()
     write_load(load, tmp_path / f"load{suffix}")
     (tmp_path / f"load{suffix}").rename(tmp_path / "load.dump")
     np.testing.assert_array_equal(read_load(tmp_path / "load.dump").tokens, load.tokens)
@@ -51,6 +61,6 @@ def test_a_token_trace_is_counted_when_a_load_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".json", ".parquet"])
 def test_a_load_is_no_trace(tmp_path, suffix):
-    write_load(random_load(), tmp_path / f"load{suffix}")
+    write_load(numbered_load(), tmp_path / f"load{suffix}")
     with pytest.raises(InputError, match="holds tokens per expert, not the choices of single tokens"):
         read_trace(tmp_path / f"load{suffix}")

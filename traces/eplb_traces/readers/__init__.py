@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,29 +36,28 @@ from eplb_traces.readers.recognition import find_dialect
 from eplb_traces.readers.told import with_told
 from eplb_traces.routing_trace import RoutingTrace
 
-READERS: MappingProxyType[str, Dialect] = MappingProxyType(
-    {
-        "parquet": parquet,
-        "npz": npz,
-        "npy": npy,
-        "csv": csv,
-        "sglang": sglang,
-        "sglang_recorder": sglang_recorder,
-        "torch": torch_tensors,
-        "safetensors": safetensors,
-        "vllm_stats": vllm_stats,
-        "vllm": vllm,
-        "routed_lists": routed_lists,
-        "sglang_routed": sglang_routed,
-        "load_history": load_history,
-        "expert_profiles": expert_profiles,
-        "token_records": token_records,
-        "json_lists": json_lists,
-        "trtllm": trtllm,
-        "mindie": mindie,
-        "omni": omni,
-    }
-)
+READERS: dict[str, Dialect] = {
+    "parquet": parquet,
+    "npz": npz,
+    "npy": npy,
+    "csv": csv,
+    "sglang": sglang,
+    "sglang_recorder": sglang_recorder,
+    "torch": torch_tensors,
+    "safetensors": safetensors,
+    "vllm_stats": vllm_stats,
+    "vllm": vllm,
+    "routed_lists": routed_lists,
+    "sglang_routed": sglang_routed,
+    "load_history": load_history,
+    "expert_profiles": expert_profiles,
+    "token_records": token_records,
+    "json_lists": json_lists,
+    "trtllm": trtllm,
+    "mindie": mindie,
+    "omni": omni,
+}
+"""Every dialect by name, in the order in which files are tried."""
 
 __all__ = ["READERS", "ReadOptions", "Reading", "read", "read_load", "read_trace"]
 
