@@ -128,11 +128,11 @@ def _dense_pattern(silent: NDArray[np.bool_]) -> str | None:
     num_silent = int(silent.sum())
     if active[0] == num_silent and num_silent <= active.size:
         return "the first layers of the model"
-    if active.size > 1 and _is_regular(active, silent.size):
-        return f"every layer but one in {active[1] - active[0]}"
+    if min(active.size, num_silent) > 1 and _is_regular(active, silent.size):
+        return f"one layer in {active[1] - active[0]} has experts"
     gaps = np.flatnonzero(silent)
     if num_silent >= _FEWEST_REGULAR and _is_regular(gaps, silent.size):
-        return f"one layer in {gaps[1] - gaps[0]}"
+        return f"one layer in {gaps[1] - gaps[0]} is dense"
     return None
 
 
