@@ -38,7 +38,8 @@ def imports_for_type_checkers(package) -> dict[str, str]:
 @every_package
 def test_importing_a_package_loads_a_handful_of_modules(package):
     name = package.__name__
-    code = f"import numpy; before = set(sys.modules); import {name}; print(*sorted(set(sys.modules) - before))"
+    code = f"before = set(sys.modules); import {name}; print(*sorted(set(sys.modules) - before))"
+    code = f"import importlib, numpy; {code}"
     assert set(fresh(code).split()) == FIRST_LOADED[name]
 
 
