@@ -16,7 +16,6 @@ LANES = 4  # loads over windows are summed in so many lanes: numbers of windows 
 READ_INTS = "Array(int64, 1, 'C', readonly=True)"
 READ_FLOATS = "Array(float64, 1, 'C', readonly=True)"
 READ_FLOATS_2D = "Array(float64, 2, 'C', readonly=True)"
-READ_MAP = "Array(int32, 1, 'C', readonly=True)"
 READ_MAPS = "Array(int32, 2, 'C', readonly=True)"
 
 

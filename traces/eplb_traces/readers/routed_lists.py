@@ -3,13 +3,12 @@
 Every such list is a request, wherever in a JSON document or line it lies. Rows are the hidden layers of the model.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from eplb_traces.errors import InputError
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.json_fields import json_records, nested_array
-from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, reading_of_requests
+from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, reading_of_requests, under_key
 
 SUFFIXES: tuple[str, ...] = (".jsonl", ".json")
 RECOGNISED_BY = "the key routed_experts with lists"
@@ -28,20 +27,8 @@ def read(path: Path, options: ReadOptions) -> Reading:
     """Read the choices; every list is a request."""
     requests = []
     for place, value in json_records(path):
-        for inner, ids in _under_key(value, place):
+        for inner, ids in under_key(value, place, list):
             requests.append((inner, nested_array(ids, inner)))
     if not requests:
         raise InputError(f"no list under a key {KEY!r}")
     return reading_of_requests(requests, options, "routed_experts [tokens, layers, top-k] as lists")
-
-
-def _under_key(value: object, place: str) -> Iterator[tuple[str, list[object]]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key == KEY and isinstance(inner, list):
-                yield f"{place}.{key}", inner
-            else:
-                yield from _under_key(inner, f"{place}.{key}")
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _under_key(inner, f"{place}[{i}]")

@@ -9,7 +9,7 @@ import binascii
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from eplb_traces.errors import InputError, naming_place
 from eplb_traces.readers.choices import Choices, reading_of_choices
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.layers import hidden_layer_rows
+
+_Value = TypeVar("_Value")
 
 KEY = "routed_experts"
 HEAD_BYTES = 1 << 20
@@ -90,7 +92,7 @@ def _strings(text: str) -> Iterator[tuple[str, str]]:
     except ValueError:
         documents = [(f"line {number}", _parsed(line, number)) for number, line in enumerate(text.split("\n"), 1)]
     for place, document in documents:
-        yield from _under_key(document, place)
+        yield from under_key(document, place, str)
 
 
 def _parsed(line: str, number: int) -> object:
@@ -100,16 +102,17 @@ def _parsed(line: str, number: int) -> object:
         raise InputError(f"line {number}: not JSON: {error}") from error
 
 
-def _under_key(document: object, place: str) -> Iterator[tuple[str, str]]:
+def under_key(document: object, place: str, kind: type[_Value]) -> Iterator[tuple[str, _Value]]:
+    """Every (place, value) of a kind under the key ``routed_experts``, wherever it lies in a JSON document."""
     if isinstance(document, dict):
         for key, value in document.items():
-            if key == KEY and isinstance(value, str):
+            if key == KEY and isinstance(value, kind):
                 yield f"{place}.{key}", value
             else:
-                yield from _under_key(value, f"{place}.{key}")
+                yield from under_key(value, f"{place}.{key}", kind)
     elif isinstance(document, list):
         for index, value in enumerate(document):
-            yield from _under_key(value, f"{place}[{index}]")
+            yield from under_key(value, f"{place}[{index}]", kind)
 
 
 def _check(ids: NDArray[Any], first: NDArray[Any]) -> None:
