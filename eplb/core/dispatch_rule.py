@@ -22,17 +22,22 @@ class DispatchRule(NamedEnum):
     VLLM = "vllm"
     """vLLM: Knuth's hash of the token's index modulo the count."""
     SGLANG_STATIC = "sglang_static"
-    """SGLang static: one replica per rank and expert: on the rank, else on the node, else a seeded fair draw."""
+    """SGLang static: one replica per rank and expert: the nearest one, else by a seeded draw."""
     SGLANG_DYNAMIC = "sglang_dynamic"
-    """SGLang dynamic: uniformly random for every token and choice."""
+    """SGLang dynamic with an all-to-all backend: the nearest replica, else uniformly random over all of them."""
+    SGLANG_BY_ROW = "sglang_by_row"
+    """SGLang dynamic without an all-to-all backend: the token's row in the batch modulo the count."""
     ASCEND = "ascend"
     """vllm-ascend: the rank's number modulo the count."""
     TRTLLM = "trtllm"
     """TensorRT-LLM: round robin by arrival, the start shifted by rank."""
 
 
-EVEN_RULES = (DispatchRule.EVEN, DispatchRule.VLLM, DispatchRule.SGLANG_DYNAMIC, DispatchRule.TRTLLM)
+EVEN_RULES = (DispatchRule.EVEN, DispatchRule.VLLM, DispatchRule.SGLANG_BY_ROW, DispatchRule.TRTLLM)
 """Rules under which the replicas of an expert expect the same share."""
+
+FIXED_SLOT_RULES = (DispatchRule.SGLANG_STATIC, DispatchRule.ASCEND)
+"""Rules under which a rank sends all its tokens for an expert to one slot."""
 
 
 def slot_shares(placement: Placement, dispatch: DispatchRule) -> NDArray[np.float64]:

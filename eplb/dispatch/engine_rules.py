@@ -4,21 +4,65 @@ The runtime executes the same rules token by token (`eplb.runtime.layer.replica_
 evaluate a map under the rule of the engine that will run it.
 """
 
-import random
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule, slot_shares
+from eplb.core.dispatch_rule import EVEN_RULES, FIXED_SLOT_RULES, DispatchRule, slot_shares
 from eplb.core.placement import Placement
 from eplb.dispatch.batch_split import split_counts
+from eplb.dispatch.sglang_static import nearest_slots, static_slot_map
 from eplb.errors import InputError
+from eplb_traces import ModelShape
 
-_SGLANG_SEED = 42
+
+def expected_slot_shares(
+    placement: Placement, rule: DispatchRule, sources: ArrayLike | None = None, shape: ModelShape | None = None
+) -> NDArray[np.float64]:
+    """Share of its expert's tokens that every slot receives, in expectation over the hash where the rule has one.
+
+    Parameters
+    ----------
+    placement, rule
+        The placement and the rule; any rule but `online`, whose shares depend on the batch.
+    sources
+        [R] share of the tokens that each rank sends; None: every rank sends the same.
+    shape
+        The model, for `sglang_static`: see `rank_slot_map`.
+
+    Returns
+    -------
+    NDArray
+        [L, P]; the slots of an expert sum to 1, empty slots have 0.
+
+    Raises
+    ------
+    InputError
+        If `sources` is not one share a rank, summing to 1, or the rule has no shares for this placement.
+    """
+    num_ranks = placement.topology.num_ranks
+    weights = np.full(num_ranks, 1 / num_ranks) if sources is None else np.asarray(sources, dtype=np.float64)
+    if weights.shape != (num_ranks,) or not (weights >= 0).all() or not abs(weights.sum() - 1) <= 1e-6:
+        raise InputError(f"sources = {weights}: expected one share >= 0 for each of {num_ranks} ranks, summing to 1")
+    if rule in EVEN_RULES or rule is DispatchRule.WEIGHTED:
+        return slot_shares(placement, rule)
+    if rule is DispatchRule.ONLINE:
+        raise InputError(f"dispatch = {rule}: its shares depend on the batch")
+    shares = np.zeros((placement.num_layers, placement.num_slots))
+    if rule in FIXED_SLOT_RULES:
+        for layer, slots in enumerate(rank_slot_map(placement, rule, shape)):
+            np.add.at(shares[layer], slots, weights[:, None])
+        return shares
+    for layer in range(placement.num_layers):
+        _add_shares(shares[layer], placement, layer, np.repeat(weights[:, None], placement.num_experts, axis=1), rule)
+    return shares
 
 
 def expected_slot_load(
-    placement: Placement, layer: int, source_tokens: ArrayLike, rule: DispatchRule
+    placement: Placement,
+    layer: int,
+    source_tokens: ArrayLike,
+    rule: DispatchRule,
+    shape: ModelShape | None = None,
 ) -> NDArray[np.float64]:
     """Load of every slot of a layer, in expectation over the hash where the rule has one.
 
@@ -32,6 +76,8 @@ def expected_slot_load(
         [R, E] tokens that each rank sends to each logical expert.
     rule
         The rule of the engine.
+    shape
+        The model, for `sglang_static`: see `rank_slot_map`.
 
     Returns
     -------
@@ -57,11 +103,10 @@ def expected_slot_load(
     if rule is DispatchRule.ONLINE:
         split = split_counts(tokens.sum(axis=0).round().astype(np.int64), log2phy, topology.rank_of_slot)
         slot_load[log2phy[log2phy >= 0]] = split[log2phy >= 0]
-    elif rule is DispatchRule.LOCAL_FIRST:
-        share = _local_first_shares(placement, layer)
-        np.add.at(slot_load, log2phy, np.einsum("re,rex->ex", tokens, share) * (log2phy >= 0))
+    elif rule in FIXED_SLOT_RULES:
+        np.add.at(slot_load, rank_slot_map(placement, rule, shape)[layer], tokens)
     else:
-        np.add.at(slot_load, rank_slot_map(placement, layer, rule), tokens)
+        _add_shares(slot_load, placement, layer, tokens, rule)
     return slot_load
 
 
@@ -113,78 +158,64 @@ def expected_rank_load(
     return rank_load
 
 
-def rank_slot_map(
-    placement: Placement, layer: int, rule: DispatchRule, *, seed_layer: int | None = None
-) -> NDArray[np.int32]:
+def rank_slot_map(placement: Placement, rule: DispatchRule, shape: ModelShape | None = None) -> NDArray[np.int32]:
     """The one slot to which each rank sends each expert's tokens, under `ascend` or `sglang_static`.
-
-    SGLang draws once for the whole model from one generator; here each layer has its own, seeded by its number, so
-    that a layer can be published alone. Shares are SGLang's, single draws need not be.
 
     Parameters
     ----------
-    placement, layer, rule
-        The layer of the placement, and the rule.
-    seed_layer
-        The layer's number in the model where `placement` holds only a part of it; None: `layer`.
+    placement
+        The whole placement: under `sglang_static` a layer's draws depend on the layers before it.
+    rule
+        The rule.
+    shape
+        The model, for `sglang_static`: with the ids of the MoE layers and the number of all layers, the draws are those
+        of a server whose expert location file has rows for dense layers; otherwise of one without dense layers.
 
     Returns
     -------
     NDArray
-        [R, E] slots.
+        [L, R, E] slots.
 
     Raises
     ------
     InputError
         For a rule that does not fix the slot by rank and expert.
     """
-    log2phy = placement.logical_to_physical_map[layer]
-    count = placement.logical_replica_count[layer]
-    ranks = np.arange(placement.topology.num_ranks)
-    slots = log2phy[np.arange(placement.num_experts), ranks[:, None] % count]
-    if rule is DispatchRule.ASCEND:
-        return slots
-    if rule is not DispatchRule.SGLANG_STATIC:
+    if rule is DispatchRule.SGLANG_STATIC:
+        return static_slot_map(placement, shape)
+    if rule is not DispatchRule.ASCEND:
         raise InputError(f"{rule}: the slot is not fixed by rank and expert")
-    draw = random.Random(f"{_SGLANG_SEED}/{layer if seed_layer is None else seed_layer}")
-    for expert in np.flatnonzero(count > 1):
-        candidates = log2phy[expert, : count[expert]]
-        nearest = _nearest(placement, candidates)
-        far = np.flatnonzero(nearest < 0)
-        nearest[far] = _fair_draw(candidates.tolist(), far.size, draw)
-        slots[:, expert] = nearest
-    return slots
+    ranks = np.arange(placement.topology.num_ranks)[None, :, None]
+    replica = ranks % placement.logical_replica_count[:, None, :]
+    return np.take_along_axis(placement.logical_to_physical_map[:, None], replica[..., None], axis=3)[..., 0]
 
 
-def _nearest(placement: Placement, candidates: NDArray[np.int32]) -> NDArray[np.int32]:
-    """[R] first candidate on each rank, else first on its node if the expert has others elsewhere, else -1."""
-    topology = placement.topology
-    slot_rank = topology.rank_of_slot[candidates]
-    on_rank = slot_rank == np.arange(topology.num_ranks)[:, None]
-    on_node = topology.node_of_rank[slot_rank] == topology.node_of_rank[:, None]
-    on_node &= ~on_node.all(axis=1, keepdims=True)
-    nearest = np.where(on_node.any(axis=1), candidates[on_node.argmax(axis=1)], -1)
-    return np.where(on_rank.any(axis=1), candidates[on_rank.argmax(axis=1)], nearest)
+def _add_shares(
+    slot_load: NDArray[np.float64],
+    placement: Placement,
+    layer: int,
+    tokens: NDArray[np.float64],
+    rule: DispatchRule,
+) -> None:
+    """Add [R, E] tokens to the [P] slots to which `local_first` or `sglang_dynamic` sends them, in expectation."""
+    log2phy = placement.logical_to_physical_map[layer]
+    candidates = _candidates(placement, layer, rule)
+    share = candidates / candidates.sum(axis=2, keepdims=True)
+    np.add.at(slot_load, log2phy, np.einsum("re,rex->ex", tokens, share) * (log2phy >= 0))
 
 
-def _fair_draw(candidates: list[int], num_draws: int, draw: random.Random) -> list[int]:
-    """Draws in random order in which the numbers of any two candidates differ by at most one."""
-    rounds, rest = divmod(num_draws, len(candidates))
-    drawn = [*candidates * rounds, *draw.sample(candidates, rest)]
-    draw.shuffle(drawn)
-    return drawn
-
-
-def _local_first_shares(placement: Placement, layer: int) -> NDArray[np.float64]:
-    """[R, E, X] share of each rank's tokens of an expert that each replica gets under `local_first`."""
-    topology = placement.topology
+def _candidates(placement: Placement, layer: int, rule: DispatchRule) -> NDArray[np.bool_]:
+    """[R, E, X] the replicas among which a rank's tokens of an expert are split evenly."""
     log2phy = placement.logical_to_physical_map[layer]
     exists = log2phy >= 0
+    if rule is DispatchRule.SGLANG_DYNAMIC:
+        nearest = nearest_slots(placement, layer)[..., None]
+        return exists & ((nearest < 0) | (log2phy == nearest))
+    topology = placement.topology
     slot_rank = topology.rank_of_slot[log2phy]
     ranks = np.arange(topology.num_ranks)[:, None, None]
     on_rank = exists & (slot_rank == ranks)
     on_node = exists & (topology.node_of_rank[slot_rank] == topology.node_of_rank[ranks])
     first_local = on_rank & (np.cumsum(on_rank, axis=2) == 1)
     near = np.where(on_node.any(axis=2, keepdims=True), on_node, exists)
-    candidates = np.where(on_rank.any(axis=2, keepdims=True), first_local, near)
-    return candidates / candidates.sum(axis=2, keepdims=True)
+    return np.where(on_rank.any(axis=2, keepdims=True), first_local, near)

@@ -139,11 +139,9 @@ def _ascend(of_rank: PlacementOfRank) -> _Arrays:
     if placement.duplicate_slots.any():
         layer, slot = (int(i) for i in np.argwhere(placement.duplicate_slots)[0])
         raise InputError(f"layer {layer}, slot {slot} duplicates an expert of its rank: vllm-ascend would not use it")
-    one_replica = [
-        rank_slot_map(placement, layer, DispatchRule.ASCEND)[of_rank.ep_rank] for layer in range(placement.num_layers)
-    ]
+    one_replica = rank_slot_map(placement, DispatchRule.ASCEND)[:, of_rank.ep_rank]
     return _Arrays(
-        placement.physical_to_logical_map, np.stack(one_replica), placement.logical_replica_count, of_rank.expert_map, 0
+        placement.physical_to_logical_map, one_replica, placement.logical_replica_count, of_rank.expert_map, 0
     )
 
 

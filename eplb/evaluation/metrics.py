@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike
 
 from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.arrays import Floats, Ints, Map
-from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule, slot_shares
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.topology import Topology
-from eplb.dispatch.engine_rules import expected_slot_load
+from eplb.dispatch.engine_rules import expected_slot_shares
 from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
 from eplb.evaluation.token_spread import TokenSpread, token_spread
-from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
 
 EMPTY_IN_ENGINES = MappingProxyType({
     "vLLM": "0 for a window, nothing for a layer",
@@ -252,7 +252,7 @@ def evaluate(
     """
     placement.check_model(load.shape)
     rule = DispatchRule.named(dispatch)
-    shares = _shares(placement, rule, source_share)
+    shares = _shares(placement, rule, source_share, load.shape)
     first_slot = placement.topology.rank_first_slot[:-1]
     expert_of_slot = np.maximum(placement.physical_to_logical_map, 0)
     rank_load = np.empty((load.num_windows, placement.num_layers, placement.topology.num_ranks))
@@ -265,21 +265,11 @@ def evaluate(
     return Evaluation(placement, load, rank_load, rule, None if trace is None else token_spread(placement, trace))
 
 
-def _shares(placement: Placement, rule: DispatchRule, source_share: ArrayLike | None) -> Floats | None:
+def _shares(
+    placement: Placement, rule: DispatchRule, source_share: ArrayLike | None, shape: ModelShape
+) -> Floats | None:
     """[L, P] share of its expert's tokens that each slot gets; None where every window is split anew."""
-    if rule is DispatchRule.ONLINE:
-        return None
-    if rule in EVEN_RULES or rule is DispatchRule.WEIGHTED:
-        return slot_shares(placement, rule)
-    num_ranks = placement.topology.num_ranks
-    source = np.full(num_ranks, 1 / num_ranks) if source_share is None else np.asarray(source_share, dtype=np.float64)
-    if source.shape != (num_ranks,) or not (source >= 0).all() or abs(source.sum() - 1) > 1e-6:
-        raise InputError(
-            f"source_share = {source}: expected one share >= 0 for each of {num_ranks} ranks, summing to 1"
-        )
-    one_token_each = np.outer(source, np.ones(placement.num_experts))
-    layers = range(placement.num_layers)
-    return np.stack([expected_slot_load(placement, layer, one_token_each, rule) for layer in layers])
+    return None if rule is DispatchRule.ONLINE else expected_slot_shares(placement, rule, source_share, shape)
 
 
 def rank_time(load: Floats, physical_to_logical_map: Map, topology: Topology) -> Floats:

@@ -83,7 +83,7 @@ def test_every_rank_gets_the_maps_that_we_have(rank, plan, path):
         np.testing.assert_array_equal(every, [plan.placement.local_expert_map(r)[layer] for r in range(NUM_RANKS)])
         assert torch.equal(ours.expert_map[layer], local)
         assert torch.equal(ours.logical_to_physical_map[layer], log2phy)
-        np.testing.assert_array_equal(rank_slot_map(plan.placement, layer, DispatchRule.ASCEND)[rank], log2phy)
+        np.testing.assert_array_equal(rank_slot_map(plan.placement, DispatchRule.ASCEND)[layer, rank], log2phy)
 
 
 def test_the_file_that_the_engine_records_is_read(plan, tmp_path):
@@ -241,7 +241,7 @@ def test_the_worker_takes_every_layer_of_ours(seed, a_worker, plan, caplog):
     for layer, (_, receive, local, log2phy, layer_id) in enumerate(update):
         assert layer_id == layer
         np.testing.assert_array_equal(local, found.local_expert_map(0)[layer])
-        np.testing.assert_array_equal(log2phy, rank_slot_map(found, layer, DispatchRule.ASCEND)[0])
+        np.testing.assert_array_equal(log2phy, rank_slot_map(found, DispatchRule.ASCEND)[layer, 0])
         before, after = (set(p.physical_to_logical_map[layer, :SLOTS].tolist()) for p in (plan.placement, found))
         assert {expert for _, expert in receive} == after - before
 

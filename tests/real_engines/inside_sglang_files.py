@@ -74,23 +74,79 @@ def test_for_engine_gives_the_tensors_that_sglang_makes(plan, tmp_path):
     assert torch.equal(ours.logical_replica_count, found.logical_to_all_physical_map_num_valid)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("num_nodes", [1, 2])
-def test_static_dispatch_is_the_one_that_we_judge(num_nodes, seed, tmp_path):
-    """Single draws differ by design (each layer has a generator of its own here); near copies and shares do not."""
-    plan = a_plan(NUM_RANKS, slots_per_rank=6, num_nodes=num_nodes, seed=seed)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("num_ranks", "num_nodes"), [(4, 1), (4, 2), (8, 4), (8, 1)])
+def test_static_dispatch_is_the_one_that_we_judge(num_ranks, num_nodes, seed, tmp_path):
+    """Draw by draw, on every rank and in every layer."""
+    slots_per_rank = (NUM_EXPERTS + REDUNDANT) // num_ranks
+    plan = a_plan(num_ranks, slots_per_rank=slots_per_rank, num_nodes=num_nodes, seed=seed)
     path = tmp_path / "plan.json"
     eplb.write_placement(plan, path, format="sglang")
-    server = {**SERVER, "nnodes": num_nodes, "moe_a2a_backend": "none"}
-    theirs = [read_location(path, rank=r, **server).logical_to_rank_dispatch_physical_map for r in range(NUM_RANKS)]
-    theirs = moe(torch.stack(theirs, dim=1))  # [L, R, E]
-    for layer in range(NUM_LAYERS):
-        ours = rank_slot_map(plan.placement, layer, DispatchRule.SGLANG_STATIC)
-        own = plan.placement.topology.rank_of_slot[theirs[layer]] == np.arange(NUM_RANKS)[:, None]
-        np.testing.assert_array_equal(ours[own], theirs[layer][own])
-        for expert in range(NUM_EXPERTS):
-            shares = [sorted(np.unique(m[:, expert], return_counts=True)[1].tolist()) for m in (ours, theirs[layer])]
-            assert shares[0] == shares[1], (layer, expert, ours[:, expert], theirs[layer][:, expert])
+    server = {"num_ranks": num_ranks, "redundant": REDUNDANT, "nnodes": num_nodes, "moe_a2a_backend": "deepep"}
+    theirs = [read_location(path, rank=r, **server).logical_to_rank_dispatch_physical_map for r in range(num_ranks)]
+    ours = rank_slot_map(plan.placement, DispatchRule.SGLANG_STATIC, SHAPE)
+    np.testing.assert_array_equal(ours, moe(torch.stack(theirs, dim=1)))  # [L, R, E]
+
+
+def slot_counts(path, topk, *, rank, **server):
+    """[L, P] tokens that a rank sends to each slot, in SGLang's own dispatch."""
+    model = put_model_in()
+    with serve(init_expert_location=str(path), **server):
+        metadata = expert_location.compute_initial_expert_location_metadata(model, rank)
+        expert_location.set_global_expert_location_metadata(metadata, allow_overwrite=True)
+        infos = [ExpertLocationDispatchInfo.init_new(layer + DENSE_LAYERS) for layer in range(NUM_LAYERS)]
+        slots = [topk_ids_logical_to_physical(topk, info).flatten() for info in infos]
+    return np.stack([torch.bincount(of_layer, minlength=NUM_EXPERTS + REDUNDANT).numpy() for of_layer in slots])
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2])
+@pytest.mark.parametrize(
+    ("backend", "algorithm", "rule"),
+    [
+        ("deepep", "static", DispatchRule.SGLANG_STATIC),
+        ("deepep", "dynamic", DispatchRule.SGLANG_DYNAMIC),
+        ("none", "dynamic", DispatchRule.SGLANG_BY_ROW),
+    ],
+)
+def test_ranks_get_the_load_that_evaluate_predicts(backend, algorithm, rule, num_nodes, tmp_path):
+    """The same tokens on every rank; static exactly, the others within five standard deviations."""
+    plan = a_plan(NUM_RANKS, slots_per_rank=6, num_nodes=num_nodes)
+    path = tmp_path / "plan.json"
+    eplb.write_placement(plan, path, format="sglang")
+    torch.manual_seed(0)
+    skewed = torch.distributions.Dirichlet(torch.full((NUM_EXPERTS,), 0.5)).sample()
+    topk = torch.multinomial(skewed.expand(5000, -1) + 1e-3, 4)
+    server = {**SERVER, "nnodes": num_nodes, "moe_a2a_backend": backend, "ep_dispatch_algorithm": algorithm}
+    found = sum(slot_counts(path, topk, rank=rank, **server) for rank in range(NUM_RANKS))
+    tokens = np.bincount(topk.flatten().numpy(), minlength=NUM_EXPERTS) * NUM_RANKS
+    judged = eplb.evaluate(plan.placement, eplb.ExpertLoad(np.tile(tokens, (1, NUM_LAYERS, 1)), shape=SHAPE), rule)
+    by_rank = found.reshape(NUM_LAYERS, NUM_RANKS, -1).sum(axis=2)
+    if rule is DispatchRule.SGLANG_STATIC:
+        np.testing.assert_allclose(by_rank, judged.rank_load[0], rtol=1e-12)
+    else:
+        # Without a backend all ranks make the same choice, so their noise adds up.
+        independent = NUM_RANKS if backend == "none" else 1
+        noise = 5 * np.sqrt(tokens.sum() / 4 * independent)
+        assert np.abs(by_rank - judged.rank_load[0]).max() <= noise
+    if (backend, num_nodes) == ("deepep", 2):  # near replicas get more than an even split gives them
+        even = eplb.evaluate(plan.placement, judged.load).rank_load[0]
+        assert np.abs(by_rank - even).max() > 0.05 * even.mean()
+
+
+def a_rebalanced_map(plan, rank, **server):
+    """What SGLang holds after an online rebalance that chose our placement: `init_by_eplb` gives no rank away."""
+    of_layer = [0] * DENSE_LAYERS + list(range(NUM_LAYERS))
+    phy2log, log2phy, _ = (torch.from_numpy(of_moe[of_layer]) for of_moe in plan.placement.maps())
+    with serve(**server):
+        return expert_location.ExpertLocationMetadata._init_raw(NUM_RANKS, phy2log, log2phy, rank)
+
+
+def test_after_an_online_rebalance_nothing_is_narrowed(plan):
+    """`init_by_eplb` keeps all candidates on every rank: dynamic draws from all replicas, with any backend."""
+    server = {**SERVER, "nnodes": 2, "moe_a2a_backend": "deepep", "ep_dispatch_algorithm": "dynamic"}
+    for rank in range(NUM_RANKS):
+        count = moe(a_rebalanced_map(plan, rank, **server).logical_to_all_physical_map_num_valid)
+        np.testing.assert_array_equal(count, plan.placement.logical_replica_count)
 
 
 @pytest.mark.parametrize("algorithm", ["static", "dynamic"])

@@ -68,7 +68,7 @@ DispatchOpt = Annotated[
         "--dispatch",
         metavar="RULE",
         help="How the runtime splits an expert's tokens over its replicas: even, weighted, online, local_first, or an "
-        "engine's own rule: vllm, sglang_static, sglang_dynamic, ascend, trtllm.",
+        "engine's own rule: vllm, sglang_static, sglang_dynamic, sglang_by_row, ascend, trtllm.",
         autocompletion=_complete_dispatch,
     ),
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.dispatch_rule import FIXED_SLOT_RULES, DispatchRule
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.dispatch.engine_rules import rank_slot_map
@@ -18,8 +18,6 @@ from eplb.errors import InputError
 
 WEIGHT_ONE = 1 << 32
 """A share of 1 in `weight_bound_LEX`; every 32-bit hash is smaller."""
-
-_TABLE_RULES = (DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC)
 
 
 @final
@@ -74,7 +72,7 @@ class PlacementTables:
         num_layers, num_experts = placement.num_layers, placement.num_experts
         most = topology.num_slots - num_experts + 1 if max_replicas is None else max_replicas
         self.topology, self.num_experts, self.rule = topology, num_experts, rule
-        num_table_ranks = topology.num_ranks if rule in _TABLE_RULES else 0
+        num_table_ranks = topology.num_ranks if rule in FIXED_SLOT_RULES else 0
 
         def table(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
@@ -90,6 +88,8 @@ class PlacementTables:
         self._check_fits(placement)
         for layer in range(num_layers):
             self._write(layer, placement, layer)
+        if rule in FIXED_SLOT_RULES:
+            self.rank_slot_LRE.copy_(_tensor(rank_slot_map(placement, rule)))
 
     @property
     def num_layers(self) -> int:
@@ -103,6 +103,9 @@ class PlacementTables:
 
     def publish(self, layer: int, physical_to_logical_map: ArrayLike, replica_weights: ArrayLike | None = None) -> None:
         """Replace one layer's maps in place, then increment its epoch.
+
+        Under `sglang_static` the layer gets the draws of the whole map that is then in force; the other layers keep
+        theirs, as in SGLang, which replaces the rows of the layers that it updates.
 
         Parameters
         ----------
@@ -126,6 +129,9 @@ class PlacementTables:
         one_layer = Placement(np.asarray(physical_to_logical_map)[None], self.num_experts, self.topology, weights)
         self._check_fits(one_layer)
         self._write(layer, one_layer, 0)
+        if self.rule in FIXED_SLOT_RULES:
+            whole = Placement(self.phy2log_LP.cpu().numpy(), self.num_experts, self.topology)
+            self.rank_slot_LRE[layer].copy_(_tensor(rank_slot_map(whole, self.rule)[layer]))
         self.epoch_L[layer] += 1
 
     def _check_fits(self, placement: Placement) -> None:
@@ -149,11 +155,6 @@ class PlacementTables:
         self.log2phy_LEX[layer].copy_(_tensor(padded))
         self.logcnt_LE[layer].copy_(_tensor(placement.logical_replica_count[placed_layer]))
         self.weight_bound_LEX[layer].copy_(_tensor(bounds))
-        if self.rule in _TABLE_RULES:
-            # The random choice is seeded by the layer's number in the tables, not in the one-layer placement.
-            self.rank_slot_LRE[layer].copy_(
-                _tensor(rank_slot_map(placement, placed_layer, self.rule, seed_layer=layer))
-            )
 
 
 def _tensor(array: NDArray[np.int32] | NDArray[np.int64]) -> torch.Tensor:

@@ -19,8 +19,8 @@ from eplb.errors import InputError
 from eplb.runtime.layer.placement_tables import PlacementTables
 
 _MASK = 0xFFFFFFFF
-_KNUTH = 2654435761
-"""2**32 over the golden ratio, the multiplier of vLLM's hash."""
+_KNUTH = 2654435769
+"""2**32 over the golden ratio, rounded down: the multiplier of vLLM's hash."""
 _TRTLLM_BLOCK = 1024
 """Selections per block of TensorRT-LLM's kernel; the next block starts one replica later."""
 
@@ -82,8 +82,8 @@ def choose_slots(
         raise InputError(f"layer {layer}, expert {expert}: selected, but the tables hold no replica of it")
     if tables.rank_slot_LRE.shape[1]:  # ascend and sglang_static
         slot_TK = tables.rank_slot_LRE[layer][source.rank_T[:, None], expert_TK]
-    elif tables.rule is DispatchRule.LOCAL_FIRST:
-        slot_TK = _nearest_slot(expert_TK, source, tables, layer)
+    elif tables.rule in (DispatchRule.LOCAL_FIRST, DispatchRule.SGLANG_DYNAMIC):
+        slot_TK = _slot_by_place(expert_TK, source, tables, layer)
     else:
         replica_TK = _replica(expert_TK, valid_TK, count_TK, source, tables, layer, quota_REX)
         slot_TK = tables.log2phy_LEX[layer][expert_TK, replica_TK]
@@ -101,12 +101,14 @@ def _replica(  # noqa: PLR0913  # one argument for each input of a rule
 ) -> Tensor:
     """[T, K] index of the replica of each selection, under the rules that number an expert's replicas."""
     match tables.rule:
-        case DispatchRule.EVEN | DispatchRule.SGLANG_DYNAMIC:
+        case DispatchRule.EVEN:
             hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
             return (hash_TK * count_TK) >> 32
         case DispatchRule.WEIGHTED:
             hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
             return (hash_TK[..., None] >= tables.weight_bound_LEX[layer][expert_TK]).sum(dim=2)
+        case DispatchRule.SGLANG_BY_ROW:
+            return source.index_T[:, None] % count_TK
         case DispatchRule.VLLM:
             return ((source.index_T * _KNUTH) & _MASK)[:, None] % count_TK
         case DispatchRule.TRTLLM:
@@ -160,18 +162,25 @@ def _round_robin(expert_TK: Tensor, valid_TK: Tensor, source: TokenSource, num_e
     return place.reshape(expert_TK.shape) + block_TK + source.rank_T[:, None]
 
 
-def _nearest_slot(expert_TK: Tensor, source: TokenSource, tables: PlacementTables, layer: int) -> Tensor:
-    """[T, K] the first replica on the token's rank, otherwise by hash among those on its node, otherwise among all."""
+def _slot_by_place(expert_TK: Tensor, source: TokenSource, tables: PlacementTables, layer: int) -> Tensor:
+    """[T, K] the first replica on the token's rank, otherwise the rule's choice among those near it or all.
+
+    `local_first`: by hash among the replicas on the token's node, if there are any, otherwise among all.
+    `sglang_dynamic`: the first replica on the token's node, if there are others elsewhere, otherwise by hash among all.
+    """
     slot_TKX = tables.log2phy_LEX[layer][expert_TK]
     exists_TKX = slot_TKX >= 0
     rank_TKX = tables.rank_of_slot_P[slot_TKX.clamp(min=0)]
     rank_T11 = source.rank_T[:, None, None]
     on_rank_TKX = exists_TKX & (rank_TKX == rank_T11)
     on_node_TKX = exists_TKX & (tables.node_of_rank_R[rank_TKX] == tables.node_of_rank_R[rank_T11])
+    takes_first_TK = on_rank_TKX.any(dim=2)
+    if tables.rule is DispatchRule.SGLANG_DYNAMIC:
+        on_node_TKX = on_node_TKX & (exists_TKX & ~on_node_TKX).any(dim=2, keepdim=True)
+        takes_first_TK = takes_first_TK | on_node_TKX.any(dim=2)
     near_TKX = torch.where(on_node_TKX.any(dim=2, keepdim=True), on_node_TKX, exists_TKX)
     hash_TK = selection_hash(source, expert_TK.shape[1], tables.epoch_L[layer])
-    wanted_TK = (hash_TK * near_TKX.sum(dim=2)) >> 32
-    wanted_TK = torch.where(on_rank_TKX.any(dim=2), 0, wanted_TK)
+    wanted_TK = torch.where(takes_first_TK, 0, (hash_TK * near_TKX.sum(dim=2)) >> 32)
     candidate_TKX = torch.where(on_rank_TKX.any(dim=2, keepdim=True), on_rank_TKX, near_TKX)
     # The candidate number `wanted` is the first whose running count exceeds `wanted`.
     replica_TK = ((candidate_TKX.cumsum(dim=2) > wanted_TK[..., None]).to(torch.int8)).argmax(dim=2)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.dispatch_rule import FIXED_SLOT_RULES, DispatchRule
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import choose_slots, no_quotas, online_quotas
 from eplb.runtime.verification.observations import LayerCase, Refused, modes_seen
@@ -239,12 +239,12 @@ def _keys(rows_M3: Tensor) -> Tensor:
 def _noise(case: LayerCase) -> NDArray[np.float64]:
     """[R] largest difference that chance explains: six standard deviations of the hash, 0 for deterministic rules.
 
-    vLLM's hash depends only on the token index, so tokens of equal index on all ranks choose equally and their noise
-    adds up. Round robin differs by less than one for each source rank and replica.
+    vLLM's hash and SGLang's row depend only on the token index, so tokens of equal index on all ranks choose equally
+    and their noise adds up. Round robin differs by less than one for each source rank and replica.
     """
     placement, topology = case.placement, case.placement.topology
     num_ranks = topology.num_ranks
-    if case.rule in (DispatchRule.ONLINE, DispatchRule.ASCEND, DispatchRule.SGLANG_STATIC):
+    if case.rule is DispatchRule.ONLINE or case.rule in FIXED_SLOT_RULES:
         return np.zeros(num_ranks)
     count = placement.logical_replica_count[case.layer]
     expert_P = placement.physical_to_logical_map[case.layer]
@@ -256,5 +256,5 @@ def _noise(case: LayerCase) -> NDArray[np.float64]:
     if case.rule is DispatchRule.TRTLLM:
         blocks = -(-case.expert_ids_TK.numel() // 1024)
         return replicas * (num_ranks + blocks)
-    correlated = num_ranks if case.rule is DispatchRule.VLLM else 1
+    correlated = num_ranks if case.rule in (DispatchRule.VLLM, DispatchRule.SGLANG_BY_ROW) else 1
     return 6 * np.sqrt(per_rank * correlated) + replicas

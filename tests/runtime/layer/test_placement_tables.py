@@ -43,7 +43,7 @@ def test_a_layer_published_alone_keeps_its_random_choice():
     placement = Placement([[0, 0, 1, 0]] * 3, 2, Topology(4, 1, 1))
     tables = PlacementTables(placement, DispatchRule.SGLANG_STATIC)
     tables.publish(2, placement.physical_to_logical_map[2])
-    assert tables.rank_slot_LRE[2].tolist() == rank_slot_map(placement, 2, DispatchRule.SGLANG_STATIC).tolist()
+    assert tables.rank_slot_LRE[2].tolist() == rank_slot_map(placement, DispatchRule.SGLANG_STATIC)[2].tolist()
 
 
 def test_cumulative_weights_end_at_one_and_skip_replicas_without_share():

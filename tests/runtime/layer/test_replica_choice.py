@@ -46,7 +46,7 @@ def _loop(case, epoch):  # noqa: C901  # one branch a rule
                 slots = [s for s in placement.logical_to_physical_map[0, expert].tolist() if s >= 0]
                 number = _hash(index, rank, epoch, k)
                 match case.rule:
-                    case DispatchRule.EVEN | DispatchRule.SGLANG_DYNAMIC:
+                    case DispatchRule.EVEN:
                         slot = slots[number * len(slots) >> 32]
                     case DispatchRule.WEIGHTED:
                         bounds = np.floor(np.cumsum(placement.replica_weights[0, slots]) * 2**32)
@@ -58,12 +58,20 @@ def _loop(case, epoch):  # noqa: C901  # one branch a rule
                         near = [s for s in slots if node[topology.rank_of_slot[s]] == node[rank]]
                         among = own or near or slots
                         slot = among[number * len(among) >> 32]
+                    case DispatchRule.SGLANG_DYNAMIC:
+                        own = [s for s in slots if topology.rank_of_slot[s] == rank]
+                        node = topology.node_of_rank
+                        near = [s for s in slots if node[topology.rank_of_slot[s]] == node[rank]]
+                        among = own[:1] or (near[:1] if len(near) < len(slots) else []) or slots
+                        slot = among[number * len(among) >> 32]
+                    case DispatchRule.SGLANG_BY_ROW:
+                        slot = slots[index % len(slots)]
                     case DispatchRule.VLLM:
-                        slot = slots[(index * 2654435761 & _M32) % len(slots)]
+                        slot = slots[(index * 2654435769 & _M32) % len(slots)]
                     case DispatchRule.ASCEND:
                         slot = slots[rank % len(slots)]
                     case DispatchRule.SGLANG_STATIC:
-                        slot = rank_slot_map(placement, 0, case.rule)[rank, expert]
+                        slot = rank_slot_map(placement, case.rule)[0, rank, expert]
                     case DispatchRule.TRTLLM:
                         block = (index * case.ids_TK.shape[1] + k) // 1024
                         place = arrived.get((rank, block, expert), 0)
