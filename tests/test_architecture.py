@@ -29,6 +29,7 @@ HEAVY = {"torch", "ortools", "matplotlib", "plotly", "pandas", "ray", "pyarrow",
 MAY_LOAD_AT_IMPORT = {("eplb", "runtime"): {"torch"}, ("eplb", "report"): {"matplotlib", "plotly", "pandas"}}
 MOST_LINES = 400
 SHARED_KERNELS = "eplb.core.kernel_helpers"
+SHARED_BY_KERNELS = {"eplb.dispatch.replica_shares_kernel"}  # other kernels call its helper
 
 
 def _python_files(room: str) -> list[Path]:
@@ -194,7 +195,8 @@ def _kernels_of_other_folders(module: str, source: str) -> list[str]:
     folder = module.rpartition(".")[0]
     names = [name for node in ast.walk(ast.parse(source)) for name in _imported(node)]
     kernels = [name for name in names if name.split(".")[-1].endswith("kernel") or name.split(".")[-1] == "kernels"]
-    return [name for name in kernels if name.rpartition(".")[0] != folder]
+    shared = SHARED_BY_KERNELS if module.endswith("kernel") else set()
+    return [name for name in kernels if name.rpartition(".")[0] != folder and name not in shared]
 
 
 def test_kernels_are_imported_only_inside_their_folder():
@@ -217,6 +219,9 @@ def test_the_check_for_kernels_can_fail():
     source = "from eplb.core.migration_kernel import schedule_layers\nfrom eplb.core.kernel_helpers import holds\n"
     assert _kernels_of_other_folders("eplb.core.migration", source) == []
     assert _kernels_of_other_folders("eplb.engines.policy", source) == ["eplb.core.migration_kernel"]
+    source = "from eplb.dispatch.replica_shares_kernel import replica_shares\n"
+    assert _kernels_of_other_folders("eplb.strategies.under_rule.descent_kernel", source) == []
+    assert _kernels_of_other_folders("eplb.strategies.certify", source) == ["eplb.dispatch.replica_shares_kernel"]
 
 
 def test_torch_files_are_never_unpickled():

@@ -1,17 +1,19 @@
 """Computes lower bounds on the busiest rank of a layer, each with a proof. Depends on no solver and no placement.
 
-All bounds are in tokens on the busiest rank, divided by its relative speed where ranks differ. T is the busiest rank's
-load, w_e an expert's load, c_e its replicas, W the layer's load, R ranks, P slots, s the fewest slots a rank has. A
-layer without load has the bound 0.
+A bound is used only under the dispatch rules that it is proven for: see `PROVEN_FOR`. All bounds are in tokens on the
+busiest rank, divided by its relative speed where ranks differ. T is the busiest rank's load, w_e an expert's load, c_e
+its replicas, W the layer's load, R ranks, P slots, s the fewest slots a rank has. A layer without load has the bound 0.
 """
 
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
 from typing import final
 
 import numpy as np
 
 from eplb.core.arrays import Floats
+from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import BindingBound
 from eplb.core.topology import Topology
@@ -26,6 +28,16 @@ MOST_GROUPS_TO_PARTITION = 8
 PAIR_MIXTURE_TOLERANCE = 2e-3
 """Relative gap that is small enough not to look for a better mixture of thresholds."""
 
+PROVEN_FOR: MappingProxyType[BindingBound, tuple[DispatchRule, ...]] = MappingProxyType({
+    BindingBound.MEAN: tuple(DispatchRule),
+    BindingBound.REPLICATION: tuple(DispatchRule),
+    BindingBound.FULL_SLOT: EVEN_RULES,
+    BindingBound.CO_RESIDENCY: EVEN_RULES,
+    BindingBound.PAIR_MIXTURE: EVEN_RULES,
+})  # fmt: skip
+"""The dispatch rules that each bound is proven for. Bounds for even rules alone need every replica of an expert with c
+of them to carry w_e / c: elsewhere a replica may carry less, so that little lies beside a large one."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -39,9 +51,14 @@ class LowerBounds:
 
 
 def lower_bounds(
-    load: Floats, topology: Topology, *, full_and_distinct: bool = True, reached: Floats | None = None
+    load: Floats,
+    topology: Topology,
+    *,
+    rule: DispatchRule = DispatchRule.EVEN,
+    full_and_distinct: bool = True,
+    reached: Floats | None = None,
 ) -> LowerBounds:
-    """Bound every layer under even dispatch.
+    """Bound every layer under a dispatch rule by the bounds that are proven for it.
 
     Parameters
     ----------
@@ -49,6 +66,8 @@ def lower_bounds(
         [L, E] tokens.
     topology
         Ranks, slots and speeds.
+    rule
+        How the tokens of an expert are split over its replicas.
     full_and_distinct
         Whether to bound only placements that fill every slot and hold no expert twice on a rank, as our solvers make
         and engines require. Other placements can beat the bounds that count what shares a rank; these are left out.
@@ -57,11 +76,12 @@ def lower_bounds(
         and the slow `pair_mixture_bound` is tried on layers still further from their bound than
         `PAIR_MIXTURE_TOLERANCE`.
     """
+    even = full_and_distinct and rule in PROVEN_FOR[BindingBound.FULL_SLOT]
     found: list[tuple[BindingBound, Floats]] = [
         (BindingBound.MEAN, mean_bound(load, topology)),
-        (BindingBound.REPLICATION, replication_bound(load, topology, distinct=full_and_distinct)),
+        (BindingBound.REPLICATION, replication_bound(load, topology, distinct=even)),
     ]
-    if full_and_distinct:
+    if even:
         found.append((BindingBound.FULL_SLOT, full_slot_bound(load, topology, found[1][1])))
         best = np.maximum(found[0][1], found[2][1])
         found.append((BindingBound.CO_RESIDENCY, co_residency_bound(load, topology, best, reached)))
@@ -117,10 +137,10 @@ def full_slot_bound(load: Floats, topology: Topology, replication: Floats) -> Fl
     """[L] the largest replica plus the least that can share its rank, for full ranks without an expert twice.
 
     Proof. The rank with the largest replica, which `replication` bounds, holds at least s - 1 replicas of other,
-    different experts. A replica of e carries at least w_e / c with c = min(R, P - E + 1), the most replicas an expert
-    can have when every other expert keeps one. So T is at least the largest replica plus the sum of the s - 1 smallest
-    w_e / c over experts; the expert of the largest replica may be among these s - 1, so the s - 1 smallest of all bound
-    them below.
+    different experts. Under an even rule a replica of e carries at least w_e / c with c = min(R, P - E + 1), the most
+    replicas an expert can have when every other expert keeps one. So T is at least the largest replica plus the sum of
+    the s - 1 smallest w_e / c over experts; the expert of the largest replica may be among these s - 1, so the s - 1
+    smallest of all bound them below.
     """
     num_experts = load.shape[1]
     most_copies = min(topology.num_ranks, topology.num_slots - num_experts + 1)
@@ -137,10 +157,11 @@ def co_residency_bound(load: Floats, topology: Topology, known: Floats, reached:
     At least `known`, at most what is `reached`. For equally fast ranks whose slots, s at most, are all taken; elsewhere
     `known` is returned.
 
-    Proof. A rank with fewer slots gets empty slots up to s: replicas of size 0, which change no load. Suppose T is
-    kept. Then c_e >= ceil(w_e / T), and P less the sum of these is the number of free replicas. Give every replica of
-    size x, empty slots among them, a potential u(x), such that no s replicas with sum <= T have a positive sum of
-    potentials: then all potentials sum to at most 0, and T is refuted if every choice of counts makes the sum positive.
+    Proof, for even rules. A rank with fewer slots gets empty slots up to s: replicas of size 0, which change no load.
+    Suppose T is kept. Then c_e >= ceil(w_e / T), and P less the sum of these is the number of free replicas. Give every
+    replica of size x, empty slots among them, a potential u(x), such that no s replicas with sum <= T have a positive
+    sum of potentials: then all potentials sum to at most 0, and T is refuted if every choice of counts makes the sum
+    positive.
     Two families, for a threshold t > T / 2, so that a rank holds at most one large replica (x >= t):
 
     - counting, s = 2: u = 1 from t on, -1 up to T - t, else 0. The replica beside a large one is at most T - t.
@@ -171,10 +192,10 @@ def co_residency_bound(load: Floats, topology: Topology, known: Floats, reached:
 def pair_mixture_bound(load: Floats, topology: Topology, known: Floats, reached: Floats) -> Floats:
     """[L] as `co_residency_bound`, refuting with many thresholds at once; for equally fast ranks with two slots or one.
 
-    Proof. The potentials of the counting family for several thresholds t, added with weights >= 0, again have no
-    positive sum on any pair with sum <= T: each of them has none. Strong duality says that the best weights and price
-    give the linear relaxation of choosing counts with a fractional mixture for each expert; multiplicative weights
-    come near to it in a few dozen steps.
+    Proof, for even rules. The potentials of the counting family for several thresholds t, added with weights >= 0,
+    again have no positive sum on any pair with sum <= T: each of them has none. Strong duality says that the best
+    weights and price give the linear relaxation of choosing counts with a fractional mixture for each expert;
+    multiplicative weights come near to it in a few dozen steps.
 
     Parameters
     ----------
@@ -202,7 +223,13 @@ def pair_mixture_bound(load: Floats, topology: Topology, known: Floats, reached:
     return bound
 
 
-def scenario_bound(load: ExpertLoad, topology: Topology, *, full_and_distinct: bool = True) -> Floats:
+def scenario_bound(
+    load: ExpertLoad,
+    topology: Topology,
+    *,
+    rule: DispatchRule = DispatchRule.EVEN,
+    full_and_distinct: bool = True,
+) -> Floats:
     """[L] the least mean over windows, by their weights, of busiest over mean rank that one plan can have.
 
     Mean here is the load over the number of ranks; a window without load counts as 1.
@@ -211,7 +238,7 @@ def scenario_bound(load: ExpertLoad, topology: Topology, *, full_and_distinct: b
     """
     num_windows, num_layers, _ = load.tokens.shape
     rows = load.tokens.reshape(num_windows * num_layers, -1)
-    bound = lower_bounds(rows, topology, full_and_distinct=full_and_distinct).value
+    bound = lower_bounds(rows, topology, rule=rule, full_and_distinct=full_and_distinct).value
     mean = rows.sum(axis=1) / topology.num_ranks
     ratio = np.where(mean > 0, bound / np.where(mean > 0, mean, 1.0), 1.0)
     return np.average(ratio.reshape(num_windows, num_layers), axis=0, weights=load.weights)
@@ -233,7 +260,9 @@ class PinnedBounds:
         return np.where(self.free > 0, self.value / np.where(self.free > 0, self.free, 1.0) - 1, 0.0)
 
 
-def pinned_bounds(load: Floats, topology: Topology, num_groups: int) -> PinnedBounds:
+def pinned_bounds(
+    load: Floats, topology: Topology, num_groups: int, *, rule: DispatchRule = DispatchRule.EVEN
+) -> PinnedBounds:
     """Bound every layer when each group is on one node and each node has equally many.
 
     Proof. A node with a set of groups is a topology of its own: `lower_bounds` holds with the experts of these groups,
@@ -244,7 +273,7 @@ def pinned_bounds(load: Floats, topology: Topology, num_groups: int) -> PinnedBo
 
     Parameters
     ----------
-    load, topology
+    load, topology, rule
         As in `lower_bounds`.
     num_groups
         Groups of equally many experts in order of their ids; a multiple of the nodes.
@@ -252,20 +281,23 @@ def pinned_bounds(load: Floats, topology: Topology, num_groups: int) -> PinnedBo
     num_layers, num_experts = load.shape
     num_nodes = topology.num_nodes
     per_node = num_groups // num_nodes
-    free = lower_bounds(load, topology).value
+    free = lower_bounds(load, topology, rule=rule).value
     group_load = np.sort(load.reshape(num_layers, num_groups, -1).sum(axis=2), axis=1)
-    node_speed = topology.relative_speed.reshape(num_nodes, -1).sum(axis=1)
+    node_speed = np.bincount(topology.node_of_rank, weights=topology.relative_speed)
     heaviest = (group_load[:, -1] + group_load[:, : per_node - 1].sum(axis=1)) / node_speed.max()
     value = np.maximum(free, heaviest)
-    slots = topology.rank_num_slots.reshape(num_nodes, -1)
-    speeds = topology.relative_speed.reshape(num_nodes, -1)
-    alike = bool((slots == slots[0]).all() and (speeds == speeds[0]).all())
-    if num_groups > MOST_GROUPS_TO_PARTITION or not alike:
+    ranks = [np.flatnonzero(topology.node_of_rank == node) for node in range(num_nodes)]
+    nodes = {
+        (tuple(topology.rank_num_slots[own].tolist()), tuple(topology.relative_speed[own].tolist())) for own in ranks
+    }
+    if num_groups > MOST_GROUPS_TO_PARTITION or len(nodes) > 1:
         return PinnedBounds(value, free)
-    node = Topology(1, topology.ranks_per_node, tuple(slots[0].tolist()), tuple(speeds[0].tolist()))
+    node = Topology(1, len(ranks[0]), *nodes.pop())
     by_group = load.reshape(num_layers, num_groups, num_experts // num_groups)
     bound_of = {
-        sum(1 << group for group in chosen): lower_bounds(by_group[:, chosen].reshape(num_layers, -1), node).value
+        sum(1 << group for group in chosen): lower_bounds(
+            by_group[:, chosen].reshape(num_layers, -1), node, rule=rule
+        ).value
         for chosen in combinations(range(num_groups), per_node)
     }
     return PinnedBounds(np.maximum(value, _least_worst_node(bound_of, num_groups)), free)

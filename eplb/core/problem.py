@@ -1,8 +1,11 @@
 """Defines what a strategy is given (`Problem`) and what it returns (`Plan`, with a certificate for each layer)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, final
+
+import numpy as np
 
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
@@ -14,6 +17,7 @@ from eplb.errors import InfeasibleError, InputError
 from eplb_traces import ExpertLoad, ModelShape
 
 NO_CONSTRAINTS = Constraints()
+SOURCES_SUM_TOLERANCE = 1e-6
 
 
 class SolveStatus(StrEnum):
@@ -64,6 +68,26 @@ class Survive(NamedEnum):
     """Any one node: every expert has replicas on two nodes."""
 
 
+def checked_sources(sources: Sequence[float], topology: Topology) -> tuple[float, ...]:
+    """The share of the tokens that each rank sends.
+
+    Raises
+    ------
+    InputError
+        Unless there is one share >= 0 for each rank and they sum to 1.
+    """
+    shares = tuple(float(share) for share in sources)
+    if len(shares) != topology.num_ranks:
+        raise InputError(f"sources has {len(shares)} shares: expected one for each of {topology.num_ranks} ranks")
+    for rank, share in enumerate(shares):
+        if not 0 <= share < float("inf"):
+            raise InputError(f"sources[rank {rank}] = {share}: expected a share >= 0")
+    total = sum(shares)
+    if abs(total - 1) > SOURCES_SUM_TOLERANCE:
+        raise InputError(f"sources sum to {total}: expected 1")
+    return tuple(share / total for share in shares)
+
+
 @final
 @dataclass(frozen=True)
 class Problem:
@@ -90,12 +114,16 @@ class Problem:
         Wall time for all layers together, for strategies that search until they have a proof; None for their default.
     survive
         What may be lost without losing an expert; only `greedy` plans for that.
+    sources
+        [R] share of the tokens that each rank sends, summing to 1; None: all alike. It matters under rules by which
+        the rank of a token decides its replica.
 
     Raises
     ------
     InputError
         For an all-zero load, too few slots, groups that do not divide the experts, pinned groups that do not divide by
-        the nodes, constraints that do not fit the problem, or a time limit that is not above 0.
+        the nodes, constraints that do not fit the problem, a time limit that is not above 0, or sources that are not
+        one share a rank.
     InfeasibleError
         For constraints that contradict each other or the number of slots, pinned groups with more experts than their
         node has slots, or too few slots to survive a loss.
@@ -110,6 +138,7 @@ class Problem:
     constraints: Constraints = NO_CONSTRAINTS
     time_limit_s: float | None = None
     survive: Survive = Survive.NOTHING
+    sources: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         num_experts = self.load.num_experts
@@ -141,11 +170,16 @@ class Problem:
                 f"groups = {self.num_groups}: pinned groups need a multiple of {self.topology.num_nodes} nodes"
             )
         self._check_nodes()
+        self._check_sources()
 
     @property
     def least_replicas(self) -> int:
         """Replicas that every expert must have."""
         return 1 if self.survive is Survive.NOTHING else 2
+
+    def _check_sources(self) -> None:
+        if self.sources is not None:
+            object.__setattr__(self, "sources", checked_sources(self.sources, self.topology))
 
     def _check_nodes(self) -> None:
         """Check that the replicas that every expert must have fit the topology, or the node its group is pinned to."""
@@ -155,7 +189,7 @@ class Problem:
                 f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 replicas of each of "
                 f"{num_experts} experts, {num_replicas} slots ({num_replicas - num_experts} redundant ones)"
             )
-        node_slots = self.topology.rank_num_slots.reshape(self.topology.num_nodes, -1).sum(axis=1)
+        node_slots = np.bincount(self.topology.node_of_rank, weights=self.topology.rank_num_slots).astype(np.int64)
         if self.survive is Survive.NODE:
             if self.group_mode is GroupMode.PINNED or self.topology.num_nodes == 1:
                 raise InfeasibleError("surviving the loss of a node takes two nodes for each expert, not pinned to one")

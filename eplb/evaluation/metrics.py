@@ -3,24 +3,25 @@
 Every number is computed from the map itself. No strategy is imported.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import final
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
+from eplb.core.problem import checked_sources
 from eplb.core.topology import Topology
 from eplb.dispatch.engine_rules import expected_slot_shares
 from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
 from eplb.evaluation.token_spread import TokenSpread, token_spread
-from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
+from eplb_traces import ExpertLoad, RoutingTrace
 
 EMPTY_IN_ENGINES = MappingProxyType({
     "vLLM": "0 for a window, nothing for a layer",
@@ -101,8 +102,8 @@ class Evaluation:
     def bound(self) -> LowerBounds:
         """Proven lower bounds on the busiest rank's tokens over relative speed, for the load summed over windows.
 
-        Bounds that assume full slots of distinct experts are used only where the placement has such slots and the
-        dispatch is even: other rules may leave a replica without tokens.
+        Only bounds that are proven for the dispatch rule are used, and those that assume full slots of distinct experts
+        only where the placement has such slots.
         """
         placement = self.placement
         empty = bool((placement.physical_to_logical_map == EMPTY_SLOT).any())
@@ -110,7 +111,8 @@ class Evaluation:
         return lower_bounds(
             self.load.total,
             placement.topology,
-            full_and_distinct=distinct and self.dispatch is DispatchRule.EVEN,
+            rule=self.dispatch,
+            full_and_distinct=distinct,
             reached=self.total_rank_time.max(axis=1),
         )
 
@@ -226,7 +228,7 @@ def evaluate(
     load: ExpertLoad,
     dispatch: DispatchRule | str = DispatchRule.EVEN,
     *,
-    source_share: ArrayLike | None = None,
+    sources: Sequence[float] | None = None,
     trace: RoutingTrace | None = None,
 ) -> Evaluation:
     """Compute the load of every rank in every window.
@@ -239,8 +241,9 @@ def evaluate(
         Tokens of each expert; it need not be the load that was planned for.
     dispatch
         How the runtime splits an expert's tokens over its replicas; for `online` every window is split at its best.
-    source_share
-        [R] share of the tokens that each rank sends, for rules that prefer near replicas; even by default.
+    sources
+        [R] share of the tokens that each rank sends, for rules by which the rank of a token decides its replica; None:
+        all alike.
     trace
         Token-level choices of the same model, to count the ranks and nodes that a token visits at an even split.
 
@@ -248,11 +251,12 @@ def evaluate(
     ------
     InputError
         If placement and load or trace are of different models, the placement lacks what the dispatch rule needs, or
-        `source_share` is not one share a rank, summing to 1.
+        `sources` is not one share a rank, summing to 1.
     """
     placement.check_model(load.shape)
     rule = DispatchRule.named(dispatch)
-    shares = _shares(placement, rule, source_share, load.shape)
+    rates = None if sources is None else checked_sources(sources, placement.topology)
+    shares = None if rule is DispatchRule.ONLINE else expected_slot_shares(placement, rule, rates, load.shape)
     first_slot = placement.topology.rank_first_slot[:-1]
     expert_of_slot = np.maximum(placement.physical_to_logical_map, 0)
     rank_load = np.empty((load.num_windows, placement.num_layers, placement.topology.num_ranks))
@@ -263,13 +267,6 @@ def evaluate(
             slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
         np.add.reduceat(slot_load, first_slot, axis=1, out=rank_load[window])
     return Evaluation(placement, load, rank_load, rule, None if trace is None else token_spread(placement, trace))
-
-
-def _shares(
-    placement: Placement, rule: DispatchRule, source_share: ArrayLike | None, shape: ModelShape
-) -> Floats | None:
-    """[L, P] share of its expert's tokens that each slot gets; None where every window is split anew."""
-    return None if rule is DispatchRule.ONLINE else expected_slot_shares(placement, rule, source_share, shape)
 
 
 def rank_time(load: Floats, physical_to_logical_map: Map, topology: Topology) -> Floats:
