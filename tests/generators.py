@@ -1,5 +1,7 @@
 """Hypothesis strategies for topologies, placements, plans, loads and problems: small, valid, odd in every legal way."""
 
+import dataclasses
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -150,6 +152,17 @@ def layer_loads(draw, num_experts):
     if kind == "single":
         load *= np.arange(num_experts) == rng.integers(num_experts)
     return load * 0 if kind == "idle" else load
+
+
+@st.composite
+def ruled_problems(draw, rule, **kinds):
+    """Problems under a dispatch rule, some with uneven sources; loads and topologies as `problems(**kinds)` makes."""
+    problem, sources = draw(problems(**kinds)), None
+    if draw(st.booleans()):
+        weight = np.array(draw(st.lists(st.integers(0, 4), min_size=1, max_size=problem.topology.num_ranks)))
+        weight = np.resize(weight + (weight.sum() == 0), problem.topology.num_ranks)
+        sources = tuple((weight / weight.sum()).tolist())
+    return dataclasses.replace(problem, dispatch=rule, sources=sources)
 
 
 @st.composite

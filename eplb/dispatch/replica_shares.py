@@ -16,7 +16,7 @@ from eplb.errors import InputError
 
 NEAREST_RULES = (DispatchRule.LOCAL_FIRST, DispatchRule.SGLANG_STATIC, DispatchRule.SGLANG_DYNAMIC)
 """Rules whose shares depend on the ranks of the replicas."""
-FIXED_SHARE_RULES = tuple(dict.fromkeys((*EVEN_RULES, *NEAREST_RULES, DispatchRule.ASCEND)))
+FIXED_SHARE_RULES = (*EVEN_RULES, *NEAREST_RULES, DispatchRule.ASCEND)
 """Rules under which a placement alone decides the share of each replica."""
 
 
@@ -51,7 +51,7 @@ class ReplicaShares:
     @property
     def is_even(self) -> bool:
         """Whether the replicas of an expert get the same share wherever they are."""
-        return self.rule in EVEN_RULES and self.rule not in NEAREST_RULES
+        return self.rule in EVEN_RULES
 
     def fields(self, most_replicas: int) -> tuple[int, Floats, Floats, Floats, Ints]:
         """The fields of the kernel's `ShareRule`, for experts with up to so many replicas."""

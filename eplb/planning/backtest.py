@@ -92,8 +92,8 @@ def backtest(
         placement = candidate.strategy(asked, seed=seed).placement
         if problem.dispatch is DispatchRule.WEIGHTED:
             placement = weighted_placement(placement, asked.load)
-        later = evaluate(placement, future, problem.dispatch).max_over_mean_by_window
-        planned = evaluate(placement, past, problem.dispatch).max_over_mean_by_window
+        later = evaluate(placement, future, problem.dispatch, sources=problem.sources).max_over_mean_by_window
+        planned = evaluate(placement, past, problem.dispatch, sources=problem.sources).max_over_mean_by_window
         scores.append(Score(candidate, _mean(later), p95_of_known(later), _mean(planned)))
     return tuple(sorted(scores, key=lambda score: score.mean))
 

@@ -7,6 +7,7 @@ from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.placement import Placement
 from eplb.core.problem import GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 from eplb.errors import InputError
+from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
 
 MET = 1e-9  # relative distance at which an objective has met its bound: rounding of sums over a rank's slots
 
@@ -33,7 +34,8 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     strategy
         Name of the strategy.
     objective
-        [L] tokens on the busiest rank that the strategy claims; computed from the map when it keeps no such count.
+        [L] tokens on the busiest rank that the strategy claims under even dispatch; computed from the map when it
+        keeps no such count, and always under other rules.
     seed, notes
         Go into the plan as they are.
     keeps
@@ -57,14 +59,16 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
 
     load, topology = problem.load.total, problem.topology
     placement = Placement(physical_to_logical_map, problem.load.num_experts, topology)
-    if objective is None:
+    if not is_even(problem.dispatch):
+        objective = busiest_under_rule(problem, placement)
+    elif objective is None:
         unit = load / placement.logical_replica_count
         rank_load = np.add.reduceat(
             np.take_along_axis(unit, placement.physical_to_logical_map, axis=1), topology.rank_first_slot[:-1], axis=1
         )
         objective = (rank_load / topology.relative_speed).max(axis=1)
     distinct = not has_duplicates(placement.physical_to_logical_map, topology.rank_first_slot, placement.num_experts)
-    bounds = lower_bounds(load, topology, full_and_distinct=distinct, reached=objective)
+    bounds = lower_bounds(load, topology, rule=problem.dispatch, full_and_distinct=distinct, reached=objective)
     layers = tuple(
         LayerCertificate(
             claim, bound, name, SolveStatus.OPTIMAL if claim <= bound * (1 + MET) else SolveStatus.HEURISTIC

@@ -18,13 +18,24 @@ from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import GroupMode, Plan, Problem, Survive
 from eplb.core.topology import Topology
-from eplb.errors import EplbError, InfeasibleError
+from eplb.errors import EplbError, InfeasibleError, InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.group_locality import LocalitySearch
-from eplb.strategies.greedy.local_search import Layers, LayerState, Ranks, first_offset, place, search, try_harder
+from eplb.strategies.greedy.local_search import (
+    OTHER_OFFSETS,
+    Layers,
+    LayerState,
+    Ranks,
+    first_offset,
+    place,
+    search,
+    try_harder,
+)
 from eplb.strategies.greedy.node_failure import busy_load, put_on_two_nodes
 from eplb.strategies.greedy.pinned import place_pinned
 from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improve_layers
+from eplb.strategies.under_rule.fit import fitted_map
+from eplb.strategies.under_rule.objective import FREE_RULES, is_even
 
 
 @final
@@ -52,7 +63,34 @@ class Greedy:
     iterations: int = 1000
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
-        """Plan for the summed load; the seed changes nothing but the search of group mode "priced"."""
+        """Plan for the summed load; the seed changes nothing but the search of group mode "priced".
+
+        Under a rule that is not even, the map for even dispatch is where the search under the rule starts.
+
+        Raises
+        ------
+        InputError
+            For group mode "priced" under a rule that is not even.
+        """
+        if problem.group_mode is GroupMode.PRICED and not is_even(problem.dispatch):
+            raise InputError(
+                f"group mode priced, dispatch = {problem.dispatch}: the penalty is weighed under even dispatch only"
+            )
+        phy2log, objective = self._even_map(problem, seed=seed)
+        if not is_even(problem.dispatch):
+            phy2log = fitted_map(problem, phy2log, self._other_counts(problem))
+        return certified_plan(
+            problem,
+            phy2log,
+            strategy=self.name,
+            objective=objective,
+            seed=seed,
+            keeps=problem.survive,
+            weighs_groups=True,
+        )
+
+    def _even_map(self, problem: Problem, *, seed: int) -> tuple[Map, Floats | None]:
+        """The map for even dispatch [L, P], and the time of the busiest rank [L] if it is known."""
         load, topology, survive = problem.load.total, problem.topology, problem.survive
         if problem.group_mode is GroupMode.PINNED:
             # Groups on nodes have one slot each; the experts of a node have the replicas that are asked.
@@ -60,11 +98,9 @@ class Greedy:
                 twice = survive is Survive.RANK and first[-1] >= 2 * part.shape[1]
                 return self.pack(part, first, speed, unit_of_rank=np.arange(speed.size) if twice else None)[0]
 
-            phy2log = place_pinned(load, problem, place_part)
-            return certified_plan(problem, phy2log, strategy=self.name, seed=seed, keeps=survive)
+            return place_pinned(load, problem, place_part), None
         if problem.group_mode is GroupMode.PRICED:
-            phy2log = self._weigh_groups(load, problem, seed=seed)
-            return certified_plan(problem, phy2log, strategy=self.name, seed=seed, weighs_groups=True)
+            return self._weigh_groups(load, problem, seed=seed), None
         units = {
             Survive.NOTHING: None,
             Survive.RANK: np.arange(topology.num_ranks),
@@ -75,16 +111,25 @@ class Greedy:
         )
         if survive is Survive.NODE:
             phy2log, rank_time = put_on_two_nodes(load, phy2log, topology, tolerance=self.tolerance)
-        objective = rank_time.max(axis=1)
-        return certified_plan(problem, phy2log, strategy=self.name, objective=objective, seed=seed, keeps=survive)
+        return phy2log, rank_time.max(axis=1)
+
+    def _other_counts(self, problem: Problem) -> list[Map]:
+        """Maps with other replica counts, for rules under which the best split of a map decides."""
+        free = problem.group_mode is GroupMode.FREE and problem.survive is Survive.NOTHING
+        if problem.dispatch not in FREE_RULES or not free:
+            return []
+        topology = problem.topology
+        return [
+            self.pack(problem.load.total, topology.rank_first_slot, topology.relative_speed, offset=offset)[0]
+            for offset in OTHER_OFFSETS
+        ]
 
     def _weigh_groups(self, load: Floats, problem: Problem, *, seed: int) -> Map:
         """Search between pinned and free groups; from free ones alone where the groups do not fit the nodes."""
         starts = []
         for mode in (GroupMode.PINNED, GroupMode.FREE):
             with suppress(EplbError):
-                made = self(replace(problem, group_mode=mode, group_price=0.0))
-                starts.append(made.placement.physical_to_logical_map)
+                starts.append(self._even_map(replace(problem, group_mode=mode, group_price=0.0), seed=seed)[0])
         return LocalitySearch()(load, problem, starts, seed=seed)
 
     def pack(
@@ -94,6 +139,7 @@ class Greedy:
         speed: Floats | None = None,
         *,
         unit_of_rank: NDArray[np.int64] | None = None,
+        offset: float | None = None,
     ) -> tuple[Map, Floats]:
         """Place experts on ranks; a layer without load gets an even layout: counts differ by at most one.
 
@@ -108,6 +154,8 @@ class Greedy:
         unit_of_rank
             [R] units, ranks or nodes, of which any one may be lost: each expert gets two replicas or more, spread so
             that no rank inherits much of a lost unit's load. None when losses need not be survived.
+        offset
+            Of the replica counts to start with, see `local_search.place`; None for the usual one.
 
         Returns
         -------
@@ -139,7 +187,7 @@ class Greedy:
         def work(chunk: slice) -> None:
             part, own = np.ascontiguousarray(load[chunk]), state.at(chunk)
             layers = Layers(load=part, order=descending_order(part), mean=mean[chunk])
-            if not place(layers, ranks, own, offset=first_offset(layers, ranks)):
+            if not place(layers, ranks, own, offset=first_offset(layers, ranks) if offset is None else offset):
                 raise InfeasibleError(
                     "the replicas of an expert cannot be kept on different ranks: slots are too unequal"
                 )

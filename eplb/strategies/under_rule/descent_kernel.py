@@ -191,7 +191,7 @@ def descend_layers(
     load
         [L, E + 1] tokens; id E, an empty slot, has none.
     rule, ranks, freedom
-        The fields of `ShareRule`, `Ranks` and `Freedom`.
+        The fields of `ShareRule`, `Ranks` and `Freedom`, whose `allowed` is [L, E + 1, R] or the same for all layers.
     fixed, given
         [L, P] slots that keep their expert; [L, P] shares that stand in for the rule's, -1 for those of the rule. All
         replicas of an expert with given shares are fixed.
@@ -202,12 +202,13 @@ def descend_layers(
     phy2log, rank_time
         [L, P] in and out; [L, R] out.
     """
-    state = blank_state(
-        share_rule(rule), Ranks(ranks[0], ranks[1], ranks[2], ranks[3]),
-        Freedom(freedom[0], freedom[1], freedom[2], freedom[3]), limits[0],
-    )  # fmt: skip
     capacity = (1 / ranks[2]).sum()
     for layer in range(load.shape[0]):
+        allowed = freedom[0][layer % freedom[0].shape[0]]
+        state = blank_state(
+            share_rule(rule), Ranks(ranks[0], ranks[1], ranks[2], ranks[3]),
+            Freedom(allowed, freedom[1], freedom[2], freedom[3]), limits[0],
+        )  # fmt: skip
         start(state, load[layer], fixed[layer], phy2log[layer], given[layer])
         mean, kicks, random = load[layer].sum() / capacity, limits[2], first_random(0, 0)
         for _ in range(limits[1]):

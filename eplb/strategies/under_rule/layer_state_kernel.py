@@ -18,8 +18,8 @@ Flags = NDArray[np.bool_]
 
 RANKS = f"Tuple(({READ_INTS}, {READ_INTS}, {READ_FLOATS}, {READ_INTS}))"
 """numba type of the fields of `Ranks`."""
-FREEDOM = f"Tuple((Array(boolean, 2, 'C', readonly=True), {READ_INTS}, {READ_INTS}, int64))"
-"""numba type of the fields of `Freedom`."""
+FREEDOM = f"Tuple((Array(boolean, 3, 'C', readonly=True), {READ_INTS}, {READ_INTS}, int64))"
+"""numba type of the fields of `Freedom`; `allowed` [L, E + 1, R], or [1, E + 1, R] for all layers alike."""
 NONE = -1
 
 

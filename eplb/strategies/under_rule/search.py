@@ -27,7 +27,7 @@ class Limits:
     Parameters
     ----------
     allowed
-        [E, R] whether a rank may hold an expert; None: all.
+        [L, E, R], or [1, E, R] for all layers alike, whether a rank may hold an expert; None: all.
     fixed
         [L, P] slots that keep their expert; None: none.
     least_replicas, most_replicas
@@ -114,15 +114,16 @@ class RuleSearch:
             target = load.sum(axis=1) / topology.relative_speed.sum() * (1 + self.tolerance)
         padded = np.concatenate([load, np.zeros((num_layers, 1))], axis=1)
         rule, ranks = shares.fields(most_replicas), rank_fields(topology, limits)
-        freedom = freedom_fields(limits, num_experts, topology)
+        allowed, *others = freedom_fields(limits, num_experts, topology)
         fixed = np.zeros(ids.shape, dtype=np.bool_) if limits.fixed is None else np.ascontiguousarray(limits.fixed)
         given = np.full(ids.shape, -1.0) if given is None else given
         rank_time = np.empty((num_layers, topology.num_ranks))
         sizes = most_replicas, self.steps_per_rank * topology.num_ranks, self.kicks
 
         def work(rows: slice) -> None:
+            own = allowed if allowed.shape[0] == 1 else allowed[rows]
             descend_layers(
-                padded[rows], rule, ranks, freedom, fixed[rows], given[rows], target[rows], sizes, ids[rows],
+                padded[rows], rule, ranks, (own, *others), fixed[rows], given[rows], target[rows], sizes, ids[rows],
                 rank_time[rows],
             )  # fmt: skip
 
@@ -151,9 +152,10 @@ def rank_fields(topology: Topology, limits: Limits) -> tuple[Ints, Ints, Floats,
 def freedom_fields(limits: Limits, num_experts: int, topology: Topology) -> tuple[Flags, Ints, Ints, int]:
     """The fields of the kernels' `Freedom`; an empty slot, id E, may be anywhere and any number of times."""
     num_ranks = topology.num_ranks
-    allowed = np.ones((num_experts + 1, num_ranks), dtype=np.bool_)
+    num_masks = 1 if limits.allowed is None else limits.allowed.shape[0]
+    allowed = np.ones((num_masks, num_experts + 1, num_ranks), dtype=np.bool_)
     if limits.allowed is not None:
-        allowed[:num_experts] = limits.allowed
+        allowed[:, :num_experts] = limits.allowed
     least, most = np.zeros(num_experts + 1, dtype=np.int64), np.full(num_experts + 1, num_ranks)
     least[:num_experts] = limits.least_replicas
     if limits.most_replicas is not None:
