@@ -42,6 +42,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     constraints: Constraints = NO_CONSTRAINTS,
     time_limit_s: float | None = None,
     survive: str | None = None,
+    sources: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Plan:
     """Decide where every expert lives.
@@ -73,6 +74,9 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     survive
         "rank" or "node": every expert has a replica left after the loss of any one of them, and the notes give the
         growth of the busiest rank; only `greedy` plans for that. None: losses need not be survived.
+    sources
+        [R] share of the tokens that each rank sends, for rules by which the rank of a token decides its replica; None:
+        all alike.
     seed
         For randomised strategies; the same inputs and seed give the same plan.
 
@@ -95,6 +99,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         constraints=constraints,
         time_limit_s=time_limit_s,
         survive=Survive.NOTHING if survive is None else Survive.named(survive),
+        sources=None if sources is None else tuple(sources),
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
     made = chosen(problem, seed=seed)
@@ -150,7 +155,11 @@ def _by_history(problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[s
         for score in scores
     )
     best = scores[0]
-    chosen = f"auto: {best.candidate.name}, the best of {len(scores)}; held-out loss {best.predicted_loss:+.3f}"
+    change = "worse" if best.predicted_loss >= 0 else "better"
+    chosen = (
+        f"auto: {best.candidate.name}, the best of {len(scores)}; on the held-out end its busiest / mean rank is "
+        f"{abs(best.predicted_loss):.3f} {change} than as planned"
+    )
     history = best.candidate.history(problem.load)
     return best.candidate.strategy, replace(problem, load=history), (chosen, *notes)
 
@@ -171,6 +180,8 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
     *,
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
+    dispatch: str = DispatchRule.EVEN,
+    sources: Sequence[float] | None = None,
     seed: int = 0,
 ) -> tuple[Comparison, ...]:
     """Plan with several strategies, by default all that plan in milliseconds, and evaluate each on the same load.
@@ -180,6 +191,15 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
     results = []
     for name in strategies if strategies is not None else [name for name in STRATEGIES if name != "ilp"]:
         for _ in range(2):
-            made = plan(load, topology, name, groups=groups, group_mode=group_mode, seed=seed)
-        results.append(Comparison(made, evaluate(made.placement, load)))
+            made = plan(
+                load,
+                topology,
+                name,
+                groups=groups,
+                group_mode=group_mode,
+                dispatch=dispatch,
+                sources=sources,
+                seed=seed,
+            )
+        results.append(Comparison(made, evaluate(made.placement, load, dispatch, sources=sources)))
     return tuple(results)
