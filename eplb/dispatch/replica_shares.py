@@ -20,6 +20,12 @@ FIXED_SHARE_RULES = (*EVEN_RULES, *NEAREST_RULES, DispatchRule.ASCEND)
 """Rules under which a placement alone decides the share of each replica."""
 
 
+def source_shares(topology: Topology, sources: Sequence[float] | None) -> Floats:
+    """[R] share of the tokens that each rank sends; all alike for None."""
+    num_ranks = topology.num_ranks
+    return np.full(num_ranks, 1 / num_ranks) if sources is None else np.array(sources, dtype=np.float64)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class ReplicaShares:
@@ -58,7 +64,7 @@ class ReplicaShares:
         from eplb.dispatch.replica_shares_kernel import BY_COUNT, NODE_EVENLY, NODE_FIRST
 
         topology = self.topology
-        source = np.full(topology.num_ranks, 1 / topology.num_ranks) if self.sources is None else np.array(self.sources)
+        source = source_shares(topology, self.sources)
         node_source = np.bincount(topology.node_of_rank, weights=source, minlength=topology.num_nodes)
         by_count = np.zeros((1, 1))
         kind = NODE_EVENLY if self.rule is DispatchRule.LOCAL_FIRST else NODE_FIRST

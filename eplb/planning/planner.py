@@ -65,8 +65,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         With "priced", by how much an off-node replica (not on its group's home node) must lower a layer's busiest over
         mean rank.
     dispatch
-        How the runtime splits an expert's tokens over its replicas. With "weighted" the plan carries the shares that
-        are best for the load.
+        How the runtime splits an expert's tokens over its replicas: the plan balances the load that this rule gives
+        each replica. With "weighted" the plan carries the shares that are best for the load.
     constraints
         Hard constraints on every layer; only `ilp` supports them.
     time_limit_s

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
-from eplb.dispatch.engine_rules import expected_slot_load
+from eplb.dispatch.drawn_shares import drawn_shares
+from eplb.dispatch.engine_rules import expected_slot_load, expected_slot_shares
 from eplb.dispatch.replica_shares import FIXED_SHARE_RULES, ReplicaShares
 from eplb.errors import InputError
+from eplb_traces import ModelShape
 from tests.generators import placements
 
 DRAWN = (DispatchRule.SGLANG_STATIC, DispatchRule.SGLANG_DYNAMIC)
@@ -104,3 +106,30 @@ def test_the_judge_and_the_solver_differ_where_one_of_them_is_changed():
     shares = ReplicaShares(DispatchRule.LOCAL_FIRST, placement.topology).of_slots(placement.physical_to_logical_map, 2)
     judged = expected_slot_load(placement, 0, np.full((4, 2), 0.25), DispatchRule.EVEN)
     assert not np.allclose(shares[0], judged)
+
+
+@given(placement=placements(holes=True), seed=st.integers(0, 2**32 - 1), dense=st.integers(0, 2))
+def test_drawn_shares_are_those_of_the_draw_by_pythons_own_generator(placement, seed, dense):
+    sources = sources_of(seed, placement.topology.num_ranks)
+    num_layers = placement.num_layers
+    ids = tuple(range(dense, dense + num_layers))
+    shape = ModelShape(num_layers, placement.num_experts, moe_layer_ids=ids, num_hidden_layers=num_layers + dense)
+    expected = expected_slot_shares(placement, DispatchRule.SGLANG_STATIC, sources, shape)
+    np.testing.assert_allclose(drawn_shares(placement, shape, sources), expected, atol=1e-12)
+
+
+def test_drawn_shares_of_many_replicas_on_many_ranks():
+    # 48 ranks on 6 nodes: experts with 2 to 40 replicas, so that samples are drawn from pools and from sets.
+    rng = np.random.default_rng(3)
+    topology, num_experts = Topology(6, 8, 4), 8
+    rows = []
+    for _ in range(5):
+        counts = rng.permutation([40, 36, 30, 27, 24, 22, 8, 5])
+        rows.append(np.concatenate([np.full(count, expert) for expert, count in enumerate(counts)]))
+        rng.shuffle(rows[-1])
+    placement = Placement(np.stack(rows), num_experts, topology)
+    shape = ModelShape(5, num_experts)
+    drawn = drawn_shares(placement, shape, None)
+    np.testing.assert_allclose(drawn, expected_slot_shares(placement, DispatchRule.SGLANG_STATIC, None, shape))
+    expectation = ReplicaShares(DispatchRule.SGLANG_STATIC, topology).of_slots(placement.physical_to_logical_map, 8)
+    assert not np.allclose(drawn, expectation)

@@ -6,9 +6,9 @@ from eplb.core.arrays import Floats
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem
+from eplb.dispatch.drawn_shares import drawn_shares
 from eplb.dispatch.optimal_shares import best_split
 from eplb.dispatch.replica_shares import ReplicaShares
-from eplb.dispatch.sglang_static import static_slot_map
 
 FREE_RULES = (DispatchRule.WEIGHTED, DispatchRule.ONLINE)
 """Rules under which the shares are chosen for the load: the objective is the best that the map allows."""
@@ -33,17 +33,6 @@ def busiest_under_rule(problem: Problem, placement: Placement) -> Floats:
 def slot_shares_under_rule(problem: Problem, placement: Placement) -> Floats:
     """[L, P] share of its expert's tokens that each slot gets: as SGLang draws them under `sglang_static`."""
     if problem.dispatch is DispatchRule.SGLANG_STATIC:
-        return _drawn_shares(problem, placement)
+        return drawn_shares(placement, problem.load.shape, problem.sources)
     shares = ReplicaShares(problem.dispatch, placement.topology, problem.sources)
     return shares.of_slots(placement.physical_to_logical_map, placement.num_experts)
-
-
-def _drawn_shares(problem: Problem, placement: Placement) -> Floats:
-    """[L, P] shares of the source ranks that draw each slot."""
-    num_ranks = placement.topology.num_ranks
-    sources = np.full(num_ranks, 1 / num_ranks) if problem.sources is None else np.array(problem.sources)
-    slots = static_slot_map(placement, problem.load.shape)
-    shares = np.zeros(placement.physical_to_logical_map.shape)
-    layer = np.arange(placement.num_layers)[:, None, None]
-    np.add.at(shares, (np.broadcast_to(layer, slots.shape), slots), sources[:, None])
-    return shares
