@@ -56,6 +56,7 @@ def _exchange_singles(state: LayerState, rank: int, partner: int, level: float) 
             if moved == 0 or not least <= moved <= most or count[other] != 1 or state.fixed[other_slot]:
                 continue
             if allowed[other, rank]:
+                state.num_examined[0] += 1
                 exchange(state, slot, other_slot)
                 return True
     return False
@@ -173,13 +174,13 @@ def _kick(state: LayerState, busiest: int, random: np.uint64) -> np.uint64:
 
 
 @njit(
-    f"void({READ_FLOATS_2D}, {SHARE_RULE}, {RANKS}, {FREEDOM}, boolean[:, ::1], {READ_FLOATS_2D}, float64[::1],"
+    f"void({READ_FLOATS_2D}, {SHARE_RULE}, {RANKS}, {FREEDOM}, boolean[:, ::1], float64[::1],"
     " UniTuple(int64, 3), int32[:, ::1], float64[:, ::1])"
 )
 def descend_layers(
     load: Floats, rule: tuple[int, Floats, Floats, Floats, Ints], ranks: tuple[Ints, Ints, Floats, Ints],
-    freedom: tuple[Flags, Ints, Ints, int], fixed: Flags, given: Floats, target: Floats, limits: tuple[int, int, int],
-    phy2log: Map, rank_time: Floats,
+    freedom: tuple[Flags, Ints, Ints, int], fixed: Flags, target: Floats, limits: tuple[int, int, int], phy2log: Map,
+    rank_time: Floats,
 ) -> None:  # fmt: skip
     """Lower the busiest rank of each layer to its target, or until nothing helps; it never gets busier.
 
@@ -192,13 +193,12 @@ def descend_layers(
         [L, E + 1] tokens; id E, an empty slot, has none.
     rule, ranks, freedom
         The fields of `ShareRule`, `Ranks` and `Freedom`, whose `allowed` is [L, E + 1, R] or the same for all layers.
-    fixed, given
-        [L, P] slots that keep their expert; [L, P] shares that stand in for the rule's, -1 for those of the rule. All
-        replicas of an expert with given shares are fixed.
+    fixed
+        [L, P] slots that keep their expert.
     target
         [L] rank time at which a layer is good enough.
     limits
-        Most replicas of an expert, most steps of a layer, most kicks of a layer.
+        Most replicas of an expert; of a layer, most kicks and most examinations, after which no further step is begun.
     phy2log, rank_time
         [L, P] in and out; [L, R] out.
     """
@@ -209,9 +209,9 @@ def descend_layers(
             share_rule(rule), Ranks(ranks[0], ranks[1], ranks[2], ranks[3]),
             Freedom(allowed, freedom[1], freedom[2], freedom[3]), limits[0],
         )  # fmt: skip
-        start(state, load[layer], fixed[layer], phy2log[layer], given[layer])
-        mean, kicks, random = load[layer].sum() / capacity, limits[2], first_random(0, 0)
-        for _ in range(limits[1]):
+        start(state, load[layer], fixed[layer], phy2log[layer])
+        mean, kicks, random = load[layer].sum() / capacity, limits[1], first_random(0, 0)
+        while state.num_examined[0] < limits[2]:
             by_time = np.argsort(state.rank_time, kind="mergesort")
             busiest = by_time[by_time.size - 1]
             if state.rank_time[busiest] <= target[layer]:
@@ -227,5 +227,5 @@ def descend_layers(
             random = _kick(state, busiest, random)
             kicks -= 1
         phy2log[layer] = state.phy2log
-        start(state, load[layer], fixed[layer], phy2log[layer], given[layer])
+        start(state, load[layer], fixed[layer], phy2log[layer])
         rank_time[layer] = state.rank_time

@@ -1,20 +1,18 @@
 """Fits a map that was made for even dispatch to the dispatch rule of a problem."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eplb.core.arrays import Floats, Map
+from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.placement import Placement
+from eplb.core.placement import Placement, replica_counts
 from eplb.core.problem import GroupMode, Problem, Survive
 from eplb.dispatch.optimal_shares import best_split
 from eplb.dispatch.replica_shares import ReplicaShares
 from eplb.strategies.under_rule.objective import FREE_RULES, slot_shares_under_rule
 from eplb.strategies.under_rule.search import Limits, RuleSearch
-
-SINGLE = 1
 
 
 def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> Map:
@@ -22,7 +20,7 @@ def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> Ma
 
     Under rules by which shares are chosen for the load, each layer takes the map with the lowest optimum. Otherwise
     `RuleSearch` starts from the first map. Under `sglang_static` it searches for the expectation of the draw; then
-    experts with one replica are exchanged, which changes no draw, until the draw itself is balanced.
+    exchanges that change no draw balance the draw itself.
 
     Parameters
     ----------
@@ -38,17 +36,49 @@ def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> Ma
     load, limits = problem.load.total, limits_of(problem, phy2log)
     shares = ReplicaShares(problem.dispatch, problem.topology, problem.sources)
     found = RuleSearch()(load, phy2log, shares, limits=limits).phy2log
-    return found if problem.dispatch is not DispatchRule.SGLANG_STATIC else settled(problem, found, shares, limits)
+    return found if problem.dispatch is not DispatchRule.SGLANG_STATIC else settled(problem, found, limits)
 
 
-def settled(problem: Problem, phy2log: Map, shares: ReplicaShares, limits: Limits) -> Map:
-    """Balance the shares that SGLang draws: experts with one replica change places, all others stay."""
-    placement = Placement(phy2log, problem.load.num_experts, problem.topology)
-    count = np.take_along_axis(placement.logical_replica_count, np.maximum(phy2log, 0), axis=1)
-    several = (count > SINGLE) & (phy2log >= 0)
-    given = np.where(several, slot_shares_under_rule(problem, placement), -1.0)
-    only_singles = replace(limits, fixed=several, most_replicas=SINGLE)
-    return RuleSearch()(problem.load.total, phy2log, shares, limits=only_singles, given=given).phy2log
+def settled(problem: Problem, phy2log: Map, limits: Limits) -> Map:
+    """Balance the shares that SGLang draws by exchanges that change no draw.
+
+    An expert with one replica may go to any rank. So may the only replica on a node of an expert that is on several
+    nodes, to any rank of this node: all ranks of the node use it, whichever holds it. For the search each replica is an
+    expert of its own, with the load that is drawn for it.
+    """
+    load, topology = problem.load.total, problem.topology
+    placement = Placement(phy2log, load.shape[1], topology)
+    slot_load = np.take_along_axis(load, np.maximum(phy2log, 0), axis=1) * slot_shares_under_rule(problem, placement)
+    on_node, count = _replicas_on_node(placement), _of_slots(placement.logical_replica_count, phy2log)
+    may_leave_node, may_move = (count == 1) | (phy2log < 0), (on_node == 1) | (phy2log < 0)
+    node_of_slot = topology.node_of_rank[topology.rank_of_slot]
+    allowed = may_leave_node[:, :, None] | (node_of_slot[:, None] == topology.node_of_rank)
+    if limits.allowed is not None:
+        allowed &= np.take_along_axis(limits.allowed, np.maximum(phy2log, 0)[:, :, None], axis=1)
+    own_ids = np.broadcast_to(np.arange(topology.num_slots, dtype=np.int32), phy2log.shape)
+    found = RuleSearch()(
+        slot_load,
+        own_ids,
+        ReplicaShares(DispatchRule.EVEN, topology),
+        limits=Limits(allowed=allowed, fixed=~may_move, most_replicas=1),
+    )
+    return np.take_along_axis(phy2log, found.phy2log, axis=1)
+
+
+def _replicas_on_node(placement: Placement) -> Ints:
+    """[L, P] replicas of a slot's expert on the slot's node."""
+    topology, phy2log = placement.topology, placement.physical_to_logical_map
+    node_of_slot = topology.node_of_rank[topology.rank_of_slot]
+    on_node = np.zeros(phy2log.shape, dtype=np.int64)
+    for node in range(topology.num_nodes):
+        own = node_of_slot == node
+        on_node[:, own] = _of_slots(replica_counts(phy2log[:, own], placement.num_experts), phy2log[:, own])
+    return on_node
+
+
+def _of_slots(of_expert: NDArray[np.integer], phy2log: Map) -> Ints:
+    """[L, P] the number [L, E] of each slot's expert."""
+    return np.take_along_axis(of_expert.astype(np.int64), np.maximum(phy2log, 0), axis=1)
 
 
 def limits_of(problem: Problem, phy2log: Map) -> Limits:

@@ -59,6 +59,7 @@ class LayerState(NamedTuple):
     is_touched: Flags  # [R]
     touched: Ints  # [R] the first `num_touched`
     num_touched: Ints  # [1]
+    num_examined: Ints  # [1] experts examined so far
     new_slots: Map  # [C] replicas of one expert after a step
     new_ranks: Ints  # [C]
     new_share: Floats  # [C]
@@ -72,14 +73,14 @@ def blank_state(rule: ShareRule, ranks: Ranks, freedom: Freedom, most_replicas: 
         rule, ranks, freedom, np.zeros(num_ids), np.zeros(num_slots, np.bool_), np.empty(num_slots, np.int32),
         np.zeros(num_ids, np.int64), np.empty((num_ids, most_replicas), np.int32), np.zeros(num_slots),
         np.zeros((num_ids, num_ranks), np.int16), np.zeros(num_ranks), np.zeros(num_ranks),
-        np.zeros(num_ranks, np.bool_), np.empty(num_ranks, np.int64), np.zeros(1, np.int64),
+        np.zeros(num_ranks, np.bool_), np.empty(num_ranks, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64),
         np.empty(most_replicas, np.int32), np.empty(most_replicas, np.int64), np.empty(most_replicas),
     )  # fmt: skip
 
 
 @helper
-def start(state: LayerState, load: Floats, fixed: Flags, phy2log: Map, given: Floats) -> None:
-    """Derive the state from a map; shares `given` [P] that are not negative stand in for those of the rule."""
+def start(state: LayerState, load: Floats, fixed: Flags, phy2log: Map) -> None:
+    """Derive the state from a map."""
     empty, rank_of_slot = state.load.size - 1, state.ranks.rank_of_slot
     state.load[:], state.fixed[:], state.phy2log[:] = load, fixed, phy2log
     state.count[:], state.held[:], state.rank_time[:] = 0, 0, 0.0
@@ -98,7 +99,7 @@ def start(state: LayerState, load: Floats, fixed: Flags, phy2log: Map, given: Fl
         for i in range(num):
             slot = state.slots[expert, i]
             rank = rank_of_slot[slot]
-            state.share[slot] = given[slot] if given[slot] >= 0 else state.new_share[i]
+            state.share[slot] = state.new_share[i]
             state.rank_time[rank] += state.share[slot] * load[expert] * state.ranks.scale[rank]
 
 
@@ -166,6 +167,7 @@ def examine(state: LayerState, expert: int, leaving: int, coming: int) -> None:
 
     `highest_after` ends the examination.
     """
+    state.num_examined[0] += 1
     if expert == state.load.size - 1:
         return
     load = state.load[expert]

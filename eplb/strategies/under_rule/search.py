@@ -68,17 +68,17 @@ class RuleSearch:
     ----------
     tolerance
         Relative distance from the mean rank time at which a layer is good enough.
-    steps_per_rank
-        Most steps of a layer, over its ranks.
+    examinations_per_slot
+        After so many examined changes of an expert, over its slots, a layer is left as it is.
     kicks
-        Random exchanges of other ranks, in groups, before a layer that is stuck above its target is left.
+        Groups of random exchanges between other ranks before a layer that is stuck above its target is left.
     """
 
     tolerance: float = 1e-3
-    steps_per_rank: int = 30
+    examinations_per_slot: int = 200
     kicks: int = 30
 
-    def __call__(  # noqa: PLR0913  # a map, its rule and limits
+    def __call__(  # a map, its rule and limits
         self,
         load: Floats,
         phy2log: Map,
@@ -86,7 +86,6 @@ class RuleSearch:
         *,
         limits: Limits,
         target: Floats | None = None,
-        given: Floats | None = None,
     ) -> Found:
         """Search from a map; no layer's busiest rank gets busier.
 
@@ -102,8 +101,6 @@ class RuleSearch:
             What the search may do.
         target
             [L] rank time that is good enough; by default the mean and the tolerance.
-        given
-            [L, P] shares of slots whose expert is fixed in all its slots, -1 elsewhere; None: the rule decides.
         """
         from eplb.strategies.under_rule.descent_kernel import descend_layers
 
@@ -116,14 +113,13 @@ class RuleSearch:
         rule, ranks = shares.fields(most_replicas), rank_fields(topology, limits)
         allowed, *others = freedom_fields(limits, num_experts, topology)
         fixed = np.zeros(ids.shape, dtype=np.bool_) if limits.fixed is None else np.ascontiguousarray(limits.fixed)
-        given = np.full(ids.shape, -1.0) if given is None else given
         rank_time = np.empty((num_layers, topology.num_ranks))
-        sizes = most_replicas, self.steps_per_rank * topology.num_ranks, self.kicks
+        sizes = most_replicas, self.kicks, self.examinations_per_slot * topology.num_slots
 
         def work(rows: slice) -> None:
             own = allowed if allowed.shape[0] == 1 else allowed[rows]
             descend_layers(
-                padded[rows], rule, ranks, (own, *others), fixed[rows], given[rows], target[rows], sizes, ids[rows],
+                padded[rows], rule, ranks, (own, *others), fixed[rows], target[rows], sizes, ids[rows],
                 rank_time[rows],
             )  # fmt: skip
 
