@@ -9,11 +9,14 @@ from typing import Final
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints
+from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.placement import Placement
 from eplb.dispatch.replica_shares import source_shares
 from eplb_traces import ModelShape
 
 _SEED: Final = 42
+RANK_PARTS: Final = 4
+"""Parts of the ranks that are drawn for at the same time; the shares do not depend on the number of threads."""
 
 
 def drawn_shares(placement: Placement, shape: ModelShape, sources: tuple[float, ...] | None) -> Floats:
@@ -33,13 +36,20 @@ def drawn_shares(placement: Placement, shape: ModelShape, sources: tuple[float, 
     topology = placement.topology
     *words, position = random.Random(_SEED).getstate()[1]
     layer_of_row, is_own = _file_rows(placement.num_layers, shape)
-    shares = np.empty(placement.physical_to_logical_map.shape)
-    draw_shares(
-        placement.physical_to_logical_map, topology.rank_of_slot, topology.node_of_rank,
-        source_shares(topology, sources), layer_of_row, is_own, np.array(words, dtype=np.uint32), position,
-        placement.num_experts, shares,
-    )  # fmt: skip
-    return shares
+    source, seeded = source_shares(topology, sources), np.array(words, dtype=np.uint32)
+    num_parts = min(RANK_PARTS, topology.num_ranks)
+    edges = [topology.num_ranks * part // num_parts for part in range(num_parts + 1)]
+    shares = np.zeros((num_parts, *placement.physical_to_logical_map.shape))
+
+    def work(parts: slice) -> None:
+        for part in range(parts.start, parts.stop):
+            draw_shares(
+                placement.physical_to_logical_map, topology.rank_of_slot, topology.node_of_rank, source, layer_of_row,
+                is_own, seeded, position, (placement.num_experts, edges[part], edges[part + 1]), shares[part],
+            )  # fmt: skip
+
+    for_layer_chunks(work, num_parts)
+    return np.asarray(shares.sum(axis=0))
 
 
 def _file_rows(num_layers: int, shape: ModelShape) -> tuple[Ints, np.ndarray[tuple[int], np.dtype[np.bool_]]]:

@@ -19,15 +19,21 @@ NONE = -1
 
 
 @helper
+def _twist(words: Words) -> None:
+    """Compute the next 624 words."""
+    for i in range(SIZE):
+        following = i + 1 if i + 1 < SIZE else 0
+        other = i + MIDDLE if i + MIDDLE < SIZE else i + MIDDLE - SIZE
+        mixed = (np.int64(words[i]) & UPPER) | (np.int64(words[following]) & LOWER)
+        value = np.int64(words[other]) ^ (mixed >> 1)
+        words[i] = np.uint32(value ^ MATRIX if mixed & 1 else value)
+
+
+@helper
 def _next_word(words: Words, at: Ints) -> int:
     """The next 32 bits; `words` [624] is the state, `at` [1] the position in it."""
     if at[0] == SIZE:
-        for i in range(SIZE):
-            following = i + 1 if i + 1 < SIZE else 0
-            other = i + MIDDLE if i + MIDDLE < SIZE else i + MIDDLE - SIZE
-            mixed = (np.int64(words[i]) & UPPER) | (np.int64(words[following]) & LOWER)
-            value = np.int64(words[other]) ^ (mixed >> 1)
-            words[i] = np.uint32(value ^ MATRIX if mixed & 1 else value)
+        _twist(words)
         at[0] = 0
     word = np.int64(words[at[0]])
     at[0] += 1
@@ -38,14 +44,21 @@ def _next_word(words: Words, at: Ints) -> int:
 
 
 @helper
-def _index_below(words: Words, at: Ints, bound: int) -> int:
-    """Draw an index below the bound."""
-    num_bits = 0
-    while bound >> num_bits > 0:
-        num_bits += 1
-    index = _next_word(words, at) >> (32 - num_bits)
+def _shift(bound: int) -> int:
+    """32 less the bit length of a bound."""
+    shift = 32
+    while bound > 0:
+        bound >>= 1
+        shift -= 1
+    return shift
+
+
+@helper
+def _index_below(words: Words, at: Ints, bound: int, shift: int) -> int:
+    """Draw an index below the bound, whose `_shift` is given."""
+    index = _next_word(words, at) >> shift
     while index >= bound:
-        index = _next_word(words, at) >> (32 - num_bits)
+        index = _next_word(words, at) >> shift
     return index
 
 
@@ -61,13 +74,13 @@ def _sample(words: Words, at: Ints, count: int, drawn: Ints) -> None:
     pool = np.arange(count)
     for i in range(num):
         if count <= pool_size:
-            index = _index_below(words, at, count - i)
+            index = _index_below(words, at, count - i, _shift(count - i))
             drawn[i] = pool[index]
             pool[index] = pool[count - i - 1]
             continue
-        index = _index_below(words, at, count)
+        index = _index_below(words, at, count, _shift(count))
         while pool[index] < 0:
-            index = _index_below(words, at, count)
+            index = _index_below(words, at, count, _shift(count))
         drawn[i] = index
         pool[index] = NONE
 
@@ -79,8 +92,11 @@ def _fair_draw(words: Words, at: Ints, count: int, drawn: Ints) -> None:
     for i in range(whole):
         drawn[i] = i % count
     _sample(words, at, count, drawn[whole:])
+    shift = _shift(drawn.size)
     for i in range(drawn.size - 1, 0, -1):
-        index = _index_below(words, at, i + 1)
+        if (i + 1) >> (31 - shift) == 0:
+            shift += 1
+        index = _index_below(words, at, i + 1, shift)
         drawn[i], drawn[index] = drawn[index], drawn[i]
 
 
@@ -104,7 +120,8 @@ def _nearest(slots: Ints, rank_of_slot: Ints, node_of_rank: Ints, near: Ints) ->
 def _draw_far(near: Ints, count: int, walk_of_rank: Ints, words: Words, at: Ints, num_walks: int) -> int:
     """Draw for the ranks without a nearest replica and write it to `near`; returns the number of walks.
 
-    Ranks with one generator state between them are a walk. One of whose ranks only some draw is split.
+    Ranks with one generator state between them are a walk. One of whose ranks only some draw is split. Ranks in no walk
+    are left out.
     """
     is_far = near < 0
     num_far = is_far.sum()
@@ -133,14 +150,14 @@ def _draw_far(near: Ints, count: int, walk_of_rank: Ints, words: Words, at: Ints
 
 
 @njit(
-    f"void({READ_MAPS}, {READ_INTS}, {READ_INTS}, {READ_FLOATS}, {READ_INTS}, boolean[::1], uint32[::1], int64, int64,"
-    " float64[:, ::1])"
+    f"void({READ_MAPS}, {READ_INTS}, {READ_INTS}, {READ_FLOATS}, {READ_INTS}, boolean[::1], uint32[::1], int64,"
+    " UniTuple(int64, 3), float64[:, ::1])"
 )
 def draw_shares(
     phy2log: Map, rank_of_slot: Ints, node_of_rank: Ints, source: Floats, layer_of_row: Ints,
-    row_counts: NDArray[np.bool_], seeded: Words, seeded_at: int, num_experts: int, shares: Floats,
+    row_counts: NDArray[np.bool_], seeded: Words, seeded_at: int, sizes: tuple[int, int, int], shares: Floats,
 ) -> None:  # fmt: skip
-    """Compute the share of its expert's tokens that every slot gets.
+    """Compute the share of its expert's tokens that every slot gets from some of the ranks.
 
     Parameters
     ----------
@@ -151,15 +168,17 @@ def draw_shares(
         of a dense layer.
     seeded, seeded_at
         [624] state of the generator that every rank starts with, and the position in it.
-    num_experts
-        E.
+    sizes
+        E; the ranks first..last-1 that count. An expert with one replica counts for the first rank.
     shares
         [L, P] out; 0 in empty slots.
     """
+    num_experts, first_rank, last_rank = sizes
     num_slots, num_ranks = phy2log.shape[1], node_of_rank.size
     words, at = np.empty((num_ranks, SIZE), dtype=np.uint32), np.empty((num_ranks, 1), dtype=np.int64)
     words[0], at[0, 0] = seeded, seeded_at
-    walk_of_rank, num_walks = np.zeros(num_ranks, dtype=np.int64), 1
+    walk_of_rank, num_walks = np.full(num_ranks, NONE), 1
+    walk_of_rank[first_rank:last_rank] = 0
     first, slots = np.empty(num_experts + 1, dtype=np.int64), np.empty(num_slots, dtype=np.int64)
     near = np.empty(num_ranks, dtype=np.int64)
     shares[:] = 0.0
@@ -178,11 +197,11 @@ def draw_shares(
                 end[phy2log[layer, slot]] += 1
         for expert in range(num_experts):
             own = slots[first[expert] : first[expert + 1]]
-            if own.size == 1 and row_counts[row]:
+            if own.size == 1 and row_counts[row] and first_rank == 0:
                 shares[layer, own[0]] = 1.0
             if own.size < 2:
                 continue
             _nearest(own, rank_of_slot, node_of_rank, near)
             num_walks = _draw_far(near, own.size, walk_of_rank, words, at, num_walks)
-            for rank in range(num_ranks if row_counts[row] else 0):
+            for rank in range(first_rank, last_rank if row_counts[row] else first_rank):
                 shares[layer, own[near[rank]]] += source[rank]

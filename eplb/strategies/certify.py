@@ -34,8 +34,8 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     strategy
         Name of the strategy.
     objective
-        [L] tokens on the busiest rank that the strategy claims under even dispatch; computed from the map when it
-        keeps no such count, and always under other rules.
+        [L] tokens on the busiest rank that the strategy claims under the problem's dispatch rule; computed from the map
+        when it keeps no such count.
     seed, notes
         Go into the plan as they are.
     keeps
@@ -59,7 +59,7 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
 
     load, topology = problem.load.total, problem.topology
     placement = Placement(physical_to_logical_map, problem.load.num_experts, topology)
-    if not is_even(problem.dispatch):
+    if objective is None and not is_even(problem.dispatch):
         objective = busiest_under_rule(problem, placement)
     elif objective is None:
         unit = load / placement.logical_replica_count

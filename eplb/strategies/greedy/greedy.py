@@ -78,7 +78,7 @@ class Greedy:
             )
         phy2log, objective = self._even_map(problem, seed=seed)
         if not is_even(problem.dispatch):
-            phy2log = fitted_map(problem, phy2log, self._other_counts(problem))
+            phy2log, objective = fitted_map(problem, phy2log, self._other_counts(problem))
         return certified_plan(
             problem,
             phy2log,

@@ -15,7 +15,7 @@ from eplb.strategies.under_rule.objective import FREE_RULES, slot_shares_under_r
 from eplb.strategies.under_rule.search import Limits, RuleSearch
 
 
-def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> Map:
+def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> tuple[Map, Floats]:
     """Lower the busiest rank of every layer under the rule of the problem, for its total load.
 
     Under rules by which shares are chosen for the load, each layer takes the map with the lowest optimum. Otherwise
@@ -30,16 +30,23 @@ def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> Ma
         [L, P] the map to start from. Where groups are pinned it decides their nodes.
     others
         Maps [L, P] to choose from where shares are chosen for the load.
+
+    Returns
+    -------
+    tuple
+        The map [L, P] and the time of the busiest rank [L].
     """
     if problem.dispatch in FREE_RULES:
         return _best_of(problem, [phy2log, *others])
     load, limits = problem.load.total, limits_of(problem, phy2log)
     shares = ReplicaShares(problem.dispatch, problem.topology, problem.sources)
-    found = RuleSearch()(load, phy2log, shares, limits=limits).phy2log
-    return found if problem.dispatch is not DispatchRule.SGLANG_STATIC else settled(problem, found, limits)
+    found = RuleSearch()(load, phy2log, shares, limits=limits)
+    if problem.dispatch is DispatchRule.SGLANG_STATIC:
+        return settled(problem, found.phy2log, limits)
+    return found.phy2log, found.busiest
 
 
-def settled(problem: Problem, phy2log: Map, limits: Limits) -> Map:
+def settled(problem: Problem, phy2log: Map, limits: Limits) -> tuple[Map, Floats]:
     """Balance the shares that SGLang draws by exchanges that change no draw.
 
     An expert with one replica may go to any rank. So may the only replica on a node of an expert that is on several
@@ -62,7 +69,7 @@ def settled(problem: Problem, phy2log: Map, limits: Limits) -> Map:
         ReplicaShares(DispatchRule.EVEN, topology),
         limits=Limits(allowed=allowed, fixed=~may_move, most_replicas=1),
     )
-    return np.take_along_axis(phy2log, found.phy2log, axis=1)
+    return np.take_along_axis(phy2log, found.phy2log, axis=1), found.busiest
 
 
 def _replicas_on_node(placement: Placement) -> Ints:
@@ -97,9 +104,9 @@ def limits_of(problem: Problem, phy2log: Map) -> Limits:
     )
 
 
-def _best_of(problem: Problem, maps: Sequence[Map]) -> Map:
-    """Each layer's map with the lowest busiest rank at the best split; ties to the first."""
+def _best_of(problem: Problem, maps: Sequence[Map]) -> tuple[Map, Floats]:
+    """Each layer's map with the lowest busiest rank at the best split, and that; ties to the first."""
     load, topology = problem.load.total, problem.topology
-    busiest: list[Floats] = [best_split(Placement(phy2log, load.shape[1], topology), load).busiest for phy2log in maps]
-    best = np.stack(busiest).argmin(axis=0)
-    return np.take_along_axis(np.stack(maps), best[None, :, None], axis=0)[0]
+    busiest = np.stack([best_split(Placement(phy2log, load.shape[1], topology), load).busiest for phy2log in maps])
+    best = busiest.argmin(axis=0)[None]
+    return np.take_along_axis(np.stack(maps), best[:, :, None], axis=0)[0], np.take_along_axis(busiest, best, axis=0)[0]
