@@ -15,9 +15,12 @@ from eplb.core.arrays import Floats
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import GroupMode, Plan, Problem
+from eplb.dispatch.replica_shares import FIXED_SHARE_RULES
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.greedy import Greedy, descending_order
 from eplb.strategies.greedy.pinned import place_pinned
+from eplb.strategies.under_rule.fit import fitted_to_windows
+from eplb.strategies.under_rule.objective import is_even
 from eplb_traces import ExpertLoad
 
 
@@ -60,6 +63,8 @@ class Scenario:
             phy2log = place_pinned(scenarios, problem, place)
         else:
             phy2log = place(scenarios, problem.topology.rank_first_slot, problem.topology.relative_speed)
+        if problem.dispatch in FIXED_SHARE_RULES and not is_even(problem.dispatch):
+            phy2log = fitted_to_windows(problem, scenarios, phy2log, seed=seed)
         return certified_plan(problem, phy2log, strategy=self.name, seed=seed)
 
     def _place(

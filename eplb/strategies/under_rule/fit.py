@@ -1,18 +1,21 @@
 """Fits a map that was made for even dispatch to the dispatch rule of a problem."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.placement import Placement, replica_counts
+from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import GroupMode, Problem, Survive
 from eplb.dispatch.optimal_shares import best_split
 from eplb.dispatch.replica_shares import ReplicaShares
 from eplb.strategies.under_rule.objective import FREE_RULES, slot_shares_under_rule
 from eplb.strategies.under_rule.search import Limits, RuleSearch
+from eplb.strategies.under_rule.window_search import WindowSearch
 
 
 def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> tuple[Map, Floats]:
@@ -46,30 +49,72 @@ def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> tu
     return found.phy2log, found.busiest
 
 
+def fitted_to_windows(problem: Problem, windows: Floats, phy2log: Map, *, seed: int) -> Map:
+    """Lower the busiest moments of many windows under the rule of the problem, which has fixed shares.
+
+    Parameters
+    ----------
+    problem
+        Topology, rule and what may be lost.
+    windows
+        [L, E, W] as `WindowSearch` takes them.
+    phy2log
+        [L, P] the map to start from.
+    seed
+        Of the random steps.
+    """
+    limits, search = limits_of(problem, phy2log), WindowSearch()
+    shares = ReplicaShares(problem.dispatch, problem.topology, problem.sources)
+    found = search(windows, phy2log, shares, limits=limits, seed=seed)
+    if problem.dispatch is not DispatchRule.SGLANG_STATIC:
+        return found
+    drawn = Drawn.of(problem, found, limits)
+    slot_load = np.take_along_axis(windows, np.maximum(found, 0)[:, :, None], axis=1) * drawn.shares[:, :, None]
+    own_ids = search(slot_load, drawn.own_ids, drawn.rule, limits=drawn.limits, seed=seed)
+    return np.take_along_axis(found, own_ids, axis=1)
+
+
 def settled(problem: Problem, phy2log: Map, limits: Limits) -> tuple[Map, Floats]:
-    """Balance the shares that SGLang draws by exchanges that change no draw.
+    """Balance the shares that SGLang draws, for the total load, by exchanges that change no draw."""
+    drawn = Drawn.of(problem, phy2log, limits)
+    slot_load = np.take_along_axis(problem.load.total, np.maximum(phy2log, 0), axis=1) * drawn.shares
+    found = RuleSearch()(slot_load, drawn.own_ids, drawn.rule, limits=drawn.limits)
+    return np.take_along_axis(phy2log, found.phy2log, axis=1), found.busiest
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The exchanges that change no draw of SGLang, with each replica as an expert of its own.
 
     An expert with one replica may go to any rank. So may the only replica on a node of an expert that is on several
-    nodes, to any rank of this node: all ranks of the node use it, whichever holds it. For the search each replica is an
-    expert of its own, with the load that is drawn for it.
+    nodes, to any rank of this node: all ranks of the node use it, whichever holds it.
     """
-    load, topology = problem.load.total, problem.topology
-    placement = Placement(phy2log, load.shape[1], topology)
-    slot_load = np.take_along_axis(load, np.maximum(phy2log, 0), axis=1) * slot_shares_under_rule(problem, placement)
-    on_node, count = _replicas_on_node(placement), _of_slots(placement.logical_replica_count, phy2log)
-    may_leave_node, may_move = (count == 1) | (phy2log < 0), (on_node == 1) | (phy2log < 0)
-    node_of_slot = topology.node_of_rank[topology.rank_of_slot]
-    allowed = may_leave_node[:, :, None] | (node_of_slot[:, None] == topology.node_of_rank)
-    if limits.allowed is not None:
-        allowed &= np.take_along_axis(limits.allowed, np.maximum(phy2log, 0)[:, :, None], axis=1)
-    own_ids = np.broadcast_to(np.arange(topology.num_slots, dtype=np.int32), phy2log.shape)
-    found = RuleSearch()(
-        slot_load,
-        own_ids,
-        ReplicaShares(DispatchRule.EVEN, topology),
-        limits=Limits(allowed=allowed, fixed=~may_move, most_replicas=1),
-    )
-    return np.take_along_axis(phy2log, found.phy2log, axis=1), found.busiest
+
+    shares: Floats
+    """[L, P] share of its expert's tokens that is drawn for each replica."""
+    own_ids: Map
+    """[L, P] 0 to P - 1."""
+    rule: ReplicaShares
+    """An even rule: each of these experts has one replica."""
+    limits: Limits
+
+    @classmethod
+    def of(cls, problem: Problem, phy2log: Map, limits: Limits) -> "Drawn":
+        """The exchanges that a map [L, P] allows within other limits."""
+        topology = problem.topology
+        placement = Placement(phy2log, problem.load.num_experts, topology)
+        on_node, count = _replicas_on_node(placement), _of_slots(placement.logical_replica_count, phy2log)
+        is_empty, node_of_slot = phy2log == EMPTY_SLOT, topology.node_of_rank[topology.rank_of_slot]
+        allowed = ((count == 1) | is_empty)[:, :, None] | (node_of_slot[:, None] == topology.node_of_rank)
+        if limits.allowed is not None:
+            allowed &= np.take_along_axis(limits.allowed, np.maximum(phy2log, 0)[:, :, None], axis=1)
+        return cls(
+            slot_shares_under_rule(problem, placement),
+            np.tile(np.arange(topology.num_slots, dtype=np.int32), (phy2log.shape[0], 1)),
+            ReplicaShares(DispatchRule.EVEN, topology),
+            Limits(allowed=allowed, fixed=~((on_node == 1) | is_empty), most_replicas=1),
+        )
 
 
 def _replicas_on_node(placement: Placement) -> Ints:

@@ -15,6 +15,7 @@ from eplb.dispatch.replica_shares_kernel import ShareRule, replica_shares
 from eplb_traces.jit import helper
 
 Flags = NDArray[np.bool_]
+Counts = NDArray[np.int16]
 
 RANKS = f"Tuple(({READ_INTS}, {READ_INTS}, {READ_FLOATS}, {READ_INTS}))"
 """numba type of the fields of `Ranks`."""
@@ -53,7 +54,7 @@ class LayerState(NamedTuple):
     count: Ints  # [E + 1] replicas
     slots: Map  # [E + 1, C] slots of each expert, ascending
     share: Floats  # [P] share of its expert's tokens
-    held: NDArray[np.int16]  # [E + 1, R] replicas of an expert on a rank
+    held: Counts  # [E + 1, R] replicas of an expert on a rank
     rank_time: Floats  # [R]
     change: Floats  # [R] what the step under examination adds to the time of the ranks that it touches
     is_touched: Flags  # [R]
@@ -130,7 +131,7 @@ def may_move(state: LayerState, expert: int, leaving: int, coming: int) -> bool:
 
 
 @helper
-def _replicas_after(state: LayerState, expert: int, leaving: int, coming: int) -> int:
+def shares_after(state: LayerState, expert: int, leaving: int, coming: int) -> int:
     """Write an expert's slots, ranks and shares after a step into the scratch arrays; returns how many there are."""
     num, is_placed = 0, coming < 0
     for i in range(state.count[expert]):
@@ -178,7 +179,7 @@ def examine(state: LayerState, expert: int, leaving: int, coming: int) -> None:
     for i in range(state.count[expert]):
         slot = state.slots[expert, i]
         _touch(state, state.ranks.rank_of_slot[slot], -load * state.share[slot])
-    num = _replicas_after(state, expert, leaving, coming)
+    num = shares_after(state, expert, leaving, coming)
     for i in range(num):
         _touch(state, state.new_ranks[i], load * state.new_share[i])
 
@@ -216,7 +217,7 @@ def _relocate(state: LayerState, expert: int, leaving: int, coming: int) -> None
         if coming >= 0:
             state.share[coming] = 0.0
         return
-    num = _replicas_after(state, expert, leaving, coming)
+    num = shares_after(state, expert, leaving, coming)
     for i in range(num):
         state.slots[expert, i] = state.new_slots[i]
         state.share[state.new_slots[i]] = state.new_share[i]
