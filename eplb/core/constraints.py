@@ -12,10 +12,20 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.named_enum import NamedEnum
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 
 Pair = tuple[int, int]
+
+
+class ReplicatedSlot(NamedEnum):
+    """Which local slots of every rank hold the experts that are replicated everywhere."""
+
+    LAST = "last"
+    """The last ones, as vllm-ascend wants its shared experts (pulls 4915, 5338); other engines accept any slot."""
+    FIRST = "first"
+    """The first ones."""
 
 
 @final
@@ -35,6 +45,10 @@ class Constraints:
         Sets of experts of which a rank holds all or none; they have equally many replicas.
     replica_counts
         [E] replicas of each expert, or None where they are free.
+    replicate_everywhere
+        Experts with a replica on every rank, such as a shared expert.
+    replicated_slot
+        Which local slots hold these replicas, by ascending expert id.
     expert_bytes
         [E] bytes of one replica of each expert; one number for all alike.
     rank_bytes
@@ -44,7 +58,7 @@ class Constraints:
     ------
     InputError
         For a negative id, a count below one, negative bytes, a set of fewer than two experts or with an expert twice,
-        or bytes of only one kind.
+        an expert that is replicated everywhere twice, or bytes of only one kind.
     """
 
     pin: Sequence[Pair] = ()
@@ -52,6 +66,8 @@ class Constraints:
     apart: Sequence[Sequence[int]] = ()
     together: Sequence[Sequence[int]] = ()
     replica_counts: Sequence[int] | None = None
+    replicate_everywhere: Sequence[int] = ()
+    replicated_slot: ReplicatedSlot = ReplicatedSlot.LAST
     expert_bytes: float | Sequence[float] | None = None
     rank_bytes: float | Sequence[float] | None = None
 
@@ -67,6 +83,10 @@ class Constraints:
                 if count < 1:
                     raise InputError(f"replica_counts[{expert}] = {count}: expected >= 1")
             set_field(self, "replica_counts", counts)
+        everywhere = tuple(sorted(int(expert) for expert in self.replicate_everywhere))
+        if len(set(everywhere)) < len(everywhere) or min(everywhere, default=0) < 0:
+            raise InputError(f"replicate_everywhere: {everywhere}: expected different ids >= 0")
+        set_field(self, "replicate_everywhere", everywhere)
         for name in ("expert_bytes", "rank_bytes"):
             set_field(self, name, _bytes(name, getattr(self, name)))
         if (self.expert_bytes is None) != (self.rank_bytes is None):
@@ -75,12 +95,24 @@ class Constraints:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is asked."""
-        return self == Constraints()
+        return self == Constraints(replicated_slot=self.replicated_slot)
 
     @property
     def tells_ranks_apart(self) -> bool:
         """Whether exchanging two equal ranks may break a constraint."""
         return bool(self.pin or self.forbid) or isinstance(self.rank_bytes, tuple)
+
+    def pinned_pairs(self, num_ranks: int) -> frozenset[Pair]:
+        """(expert, rank) pairs that must hold a replica: `pin`, and every rank for `replicate_everywhere`."""
+        everywhere = ((expert, rank) for expert in self.replicate_everywhere for rank in range(num_ranks))
+        return frozenset((*self.pin, *everywhere))
+
+    def in_slot_order(self, held: Iterable[int]) -> list[int]:
+        """The experts of a rank in the order of its slots: ascending, those replicated everywhere last (or first)."""
+        experts, everywhere = sorted(held), set(self.replicate_everywhere)
+        behind = [expert for expert in experts if expert in everywhere]
+        others = [expert for expert in experts if expert not in everywhere]
+        return others + behind if self.replicated_slot is ReplicatedSlot.LAST else behind + others
 
     def check(self, num_experts: int, topology: Topology) -> None:
         """Refuse ids, lengths and counts that do not fit the problem.
@@ -100,6 +132,8 @@ class Constraints:
             for members in sets:
                 for expert in members:
                     _check_id(f"{name}: expert", expert, num_experts)
+        for expert in self.replicate_everywhere:
+            _check_id("replicate_everywhere: expert", expert, num_experts)
         _check_length("replica_counts", self.replica_counts, num_experts, "expert")
         _check_length("expert_bytes", self.expert_bytes, num_experts, "expert")
         _check_length("rank_bytes", self.rank_bytes, topology.num_ranks, "rank")
@@ -109,6 +143,9 @@ class Constraints:
         self._refuse_bytes(num_experts, topology)
 
     def _refuse_pins(self, topology: Topology) -> None:
+        everywhere = sorted(set(self.replicate_everywhere) & {expert for expert, _ in self.forbid})
+        if everywhere:
+            raise InfeasibleError(f"expert {everywhere[0]} is replicated everywhere and forbidden on some ranks")
         both = sorted(set(self.pin) & set(self.forbid))
         if both:
             raise InfeasibleError(f"expert {both[0][0]} is pinned to rank {both[0][1]} and forbidden there")
@@ -116,7 +153,7 @@ class Constraints:
             if count == topology.num_ranks:
                 raise InfeasibleError(f"forbid: expert {expert} may lie on none of {count} ranks")
         pinned: dict[int, set[int]] = {}
-        for expert, rank in self.pin:
+        for expert, rank in self.pinned_pairs(topology.num_ranks):
             pinned.setdefault(rank, set()).add(expert)
         for rank, experts in sorted(pinned.items()):
             slots = int(topology.rank_num_slots[rank])
@@ -147,7 +184,7 @@ class Constraints:
         if total != topology.num_slots:
             raise InfeasibleError(f"replica_counts sum to {total}: expected the {topology.num_slots} slots")
         forbidden = Counter(expert for expert, _ in set(self.forbid))
-        pins = Counter(expert for expert, _ in set(self.pin))
+        pins = Counter(expert for expert, _ in self.pinned_pairs(topology.num_ranks))
         for expert, count in enumerate(self.replica_counts):
             open_ranks = topology.num_ranks - forbidden[expert]
             if count > open_ranks:
@@ -182,11 +219,11 @@ class Constraints:
         Parameters
         ----------
         rank_experts
-            [R] experts that each rank holds.
+            [R] experts that each rank holds, in the order of its slots.
         num_experts
             E.
         """
-        for expert, rank in self.pin:
+        for expert, rank in sorted(self.pinned_pairs(len(rank_experts))):
             if expert not in rank_experts[rank]:
                 yield f"expert {expert} is not on rank {rank}, where it is pinned"
         for expert, rank in self.forbid:
@@ -202,6 +239,15 @@ class Constraints:
             if taken > room[rank]:
                 yield f"rank {rank} holds {taken:.6g} of {room[rank]:.6g} bytes"
             yield from self._set_breaches(rank, set(held))
+            if set(self.replicate_everywhere) <= set(held):
+                yield from self._slot_breaches(rank, list(held))
+
+    def _slot_breaches(self, rank: int, held: list[int]) -> Iterator[str]:
+        wanted = list(self.replicate_everywhere)
+        at_end = self.replicated_slot is ReplicatedSlot.LAST
+        found = held[len(held) - len(wanted) :] if at_end else held[: len(wanted)]
+        if found != wanted:
+            yield f"rank {rank} holds {found} in its {self.replicated_slot} slots, not {wanted}"
 
     def _set_breaches(self, rank: int, held: set[int]) -> Iterator[str]:
         for members in self.apart:

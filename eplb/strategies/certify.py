@@ -22,6 +22,7 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     notes: tuple[str, ...] = (),
     keeps: Survive = Survive.NOTHING,
     weighs_groups: bool = False,
+    meets_constraints: bool = False,
 ) -> Plan:
     """Make a Plan of a map.
 
@@ -42,19 +43,20 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         Loss that the strategy plans for.
     weighs_groups
         Whether the strategy supports the group mode "priced".
+    meets_constraints
+        Whether the strategy made the map under the problem's hard constraints.
 
     Raises
     ------
     InputError
-        If the problem has hard side constraints: only `ilp`, which makes its own plans, supports them; or if it is to
-        survive a loss that the strategy does not plan for.
+        If the problem has hard constraints, a loss to survive or priced groups that the strategy does not support.
     """
     if problem.survive is not keeps:
         raise InputError(f"survive = {problem.survive}: {strategy} plans for no loss, expected strategy greedy")
     if problem.group_mode is GroupMode.PRICED and not weighs_groups:
         raise InputError(f"group mode priced: {strategy} does not support it, expected strategy greedy")
-    if not problem.constraints.is_empty:
-        raise InputError(f"constraints: {strategy} supports none, expected strategy ilp")
+    if not (problem.constraints.is_empty or meets_constraints):
+        raise InputError(f"constraints: {strategy} supports none, expected strategy greedy, scenario or ilp")
     from eplb.strategies.certify_kernel import has_duplicates
 
     load, topology = problem.load.total, problem.topology

@@ -20,6 +20,7 @@ from eplb.core.problem import GroupMode, Plan, Problem, Survive
 from eplb.core.topology import Topology
 from eplb.errors import EplbError, InfeasibleError, InputError
 from eplb.strategies.certify import certified_plan
+from eplb.strategies.constrained.constrained import ConstrainedSearch
 from eplb.strategies.greedy.group_locality import LocalitySearch
 from eplb.strategies.greedy.local_search import (
     OTHER_OFFSETS,
@@ -92,6 +93,12 @@ class Greedy:
     def _even_map(self, problem: Problem, *, seed: int) -> tuple[Map, Floats | None]:
         """The map for even dispatch [L, P], and the time of the busiest rank [L] if it is known."""
         load, topology, survive = problem.load.total, problem.topology, problem.survive
+        if not problem.constraints.is_empty:
+            search = ConstrainedSearch(tolerance=self.tolerance)
+            phy2log = search(load[:, :, None], load, problem, seed=seed)
+            return certified_plan(
+                problem, phy2log, strategy=self.name, seed=seed, keeps=survive, meets_constraints=True
+            )
         if problem.group_mode is GroupMode.PINNED:
             # Groups on nodes have one slot each; the experts of a node have the replicas that are asked.
             def place_part(part: Floats, first: NDArray[np.int64], speed: Floats) -> Map:

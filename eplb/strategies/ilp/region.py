@@ -97,7 +97,7 @@ def whole_layer(  # noqa: PLR0913  # a layer has these parts
     """
     num_ranks, num_slots = len(slots), sum(slots)
     forbidden = Counter(expert for expert, _ in set(constraints.forbid))
-    pinned = Counter(expert for expert, _ in set(constraints.pin))
+    pinned = Counter(expert for expert, _ in constraints.pinned_pairs(num_ranks))
     least = []
     for expert, tokens in enumerate(load.tolist()):
         needed = math.ceil(tokens / (upper * max(speed)) * (1 - 1e-9)) if even and upper > 0 else 1

@@ -34,11 +34,7 @@ def add_side_constraints(
         For pinned groups the variable of each (group, node): whether the group lives there; empty otherwise.
     """
     asked = region.constraints
-    place_of = {rank: place for place, rank in enumerate(region.ranks)}
-    for pairs, wanted in ((asked.pin, 1), (asked.forbid, 0)):
-        for expert, rank in pairs:
-            if rank in place_of and expert in region.choices:
-                model.add(holds(expert, place_of[rank]) == wanted)
+    _add_fixed(model, region, holds)
     for place in range(len(region.ranks)):
         for members in asked.apart:
             model.add(sum(holds(expert, place) for expert in members if expert in region.choices) <= 1)
@@ -51,6 +47,19 @@ def add_side_constraints(
     if region.group_of_expert is None:
         return {}
     return _add_homes(model, region, holds)
+
+
+def _add_fixed(model: Variable, region: Region, holds: Callable[[int, int], Variable]) -> None:
+    """What is pinned to a rank, replicated everywhere or forbidden on a rank."""
+    asked = region.constraints
+    place_of = {rank: place for place, rank in enumerate(region.ranks)}
+    for pairs, wanted in ((asked.pin, 1), (asked.forbid, 0)):
+        for expert, rank in pairs:
+            if rank in place_of and expert in region.choices:
+                model.add(holds(expert, place_of[rank]) == wanted)
+    for expert in set(asked.replicate_everywhere) & region.choices.keys():
+        for place in place_of.values():
+            model.add(holds(expert, place) == 1)
 
 
 def _add_memory(model: Variable, region: Region, holds: Callable[[int, int], Variable]) -> None:

@@ -1,0 +1,342 @@
+"""Lowers the busiest ranks of layers under hard constraints: random moves between two ranks, kept if they help.
+
+A move exchanges a block of one rank for a block, or several, of as many slots on another rank, or replaces a replica by
+one more of another block. Every move keeps the constraints. The cost is the sum over ranks and windows of time to the
+power 2 ** d, a soft maximum; shares of replicas are those of the dispatch rule and are computed anew for the blocks of
+a move.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from eplb.core.arrays import Floats, Ints
+from eplb.core.kernel_helpers import MIN_RELATIVE_GAIN, READ_FLOATS, first_random, next_random, power
+from eplb.dispatch.replica_shares_kernel import SHARE_RULE, ShareRule, replica_shares, share_rule
+from eplb.strategies.constrained.layer_state_kernel import (
+    BLOCKS,
+    RANKS,
+    Blocks,
+    Flags,
+    LayerState,
+    empty_state,
+    may_enter,
+    name_blocks,
+    put,
+    take,
+)
+from eplb_traces.jit import helper, njit
+
+REPLACE_EVERY = 8  # one try in so many replaces a replica, the others exchange
+
+
+class Times(NamedTuple):
+    """What the ranks take, and how a move would change it."""
+
+    load: Floats
+    """[B, W] tokens of each block."""
+    scale: Floats
+    """[R] time of one token."""
+    share: Floats
+    """[B, R] share of the block's tokens that the rank gets."""
+    time: Floats
+    """[R, W]"""
+    cost: Floats
+    """[R] sum of powers of `time`."""
+    change: Floats
+    """[R, W] of the move; 0 for ranks that it does not touch."""
+    new_cost: Floats
+    """[R] of the ranks that the move touches."""
+    touched: Ints
+    """[R] the first entries: ranks that the move touches."""
+    is_touched: Flags
+    """[R]"""
+    shares: Floats
+    """[R] a buffer."""
+
+
+@helper
+def _cost(row: Floats, change: Floats, doublings: int) -> float:
+    total = 0.0
+    for w in range(row.size):
+        total += power(max(row[w] + change[w], 0.0), doublings)
+    return total
+
+
+@helper
+def _touch(times: Times, num_touched: int, block: int, rank: int, share: float) -> int:
+    """Add to a rank's change what another share of the block brings; the number of touched ranks."""
+    if not times.is_touched[rank]:
+        times.is_touched[rank] = True
+        times.touched[num_touched] = rank
+        num_touched += 1
+    factor = (share - times.share[block, rank]) * times.scale[rank]
+    for w in range(times.change.shape[1]):
+        times.change[rank, w] += factor * times.load[block, w]
+    return num_touched
+
+
+@helper
+def _change_block(times: Times, state: LayerState, rule: ShareRule, block: int, lost: int, num_touched: int) -> int:
+    """Add the changes that the block's present ranks bring; it has lost the replica on rank `lost`, -1 for none."""
+    count = state.count[block]
+    replica_shares(rule, state.ranks[block, :count], times.shares[:count])
+    for i in range(count):
+        rank = state.ranks[block, i]
+        if times.shares[i] != times.share[block, rank]:
+            num_touched = _touch(times, num_touched, block, rank, times.shares[i])
+    if lost >= 0:
+        num_touched = _touch(times, num_touched, block, lost, 0.0)
+    return num_touched
+
+
+@helper
+def _is_better(times: Times, num_touched: int, doublings: int) -> bool:
+    """Whether the touched ranks cost less after the move; fills `new_cost`."""
+    before, after = 0.0, 0.0
+    for i in range(num_touched):
+        rank = times.touched[i]
+        times.new_cost[rank] = _cost(times.time[rank], times.change[rank], doublings)
+        before += times.cost[rank]
+        after += times.new_cost[rank]
+    return after < before * (1 - MIN_RELATIVE_GAIN)
+
+
+@helper
+def _settle(times: Times, num_touched: int, accept: bool) -> None:
+    """Apply or drop the changes of the touched ranks."""
+    for i in range(num_touched):
+        rank = times.touched[i]
+        for w in range(times.change.shape[1]):
+            if accept:
+                times.time[rank, w] = max(times.time[rank, w] + times.change[rank, w], 0.0)
+            times.change[rank, w] = 0.0
+        if accept:
+            times.cost[rank] = times.new_cost[rank]
+        times.is_touched[rank] = False
+
+
+@helper
+def _set_shares(times: Times, state: LayerState, rule: ShareRule, block: int, lost: int) -> None:
+    """Store the shares of the block's present ranks."""
+    count = state.count[block]
+    replica_shares(rule, state.ranks[block, :count], times.shares[:count])
+    for i in range(count):
+        times.share[block, state.ranks[block, i]] = times.shares[i]
+    if lost >= 0:
+        times.share[block, lost] = 0.0
+
+
+@helper
+def _put_all(blocks: Blocks, state: LayerState, group: Ints, size: int, target: int) -> int:
+    """Put blocks on a rank, up to the first that may not enter; how many were put."""
+    for i in range(size):
+        if not may_enter(blocks, state, group[i], target, -1):
+            return i
+        put(blocks, state, group[i], target)
+    return size
+
+
+@helper
+def _exchange(
+    blocks: Blocks, state: LayerState, times: Times, rule: ShareRule, doublings: int, rank: int, block: int,
+    partner: int, group: Ints, size: int,
+) -> bool:  # fmt: skip
+    """Exchange a block of a rank for blocks of the partner if that helps; False, and nothing changed, if not."""
+    take(blocks, state, block, rank)
+    for i in range(size):
+        take(blocks, state, group[i], partner)
+    entered = may_enter(blocks, state, block, partner, -1)
+    moved = 0
+    if entered:
+        put(blocks, state, block, partner)
+        moved = _put_all(blocks, state, group, size, rank)
+    better = False
+    if entered and moved == size:
+        touched = _change_block(times, state, rule, block, rank, 0)
+        for i in range(size):
+            touched = _change_block(times, state, rule, group[i], partner, touched)
+        better = _is_better(times, touched, doublings)
+        _settle(times, touched, better)
+    if better:
+        _set_shares(times, state, rule, block, rank)
+        for i in range(size):
+            _set_shares(times, state, rule, group[i], partner)
+        return True
+    for i in range(moved):
+        take(blocks, state, group[i], rank)
+    if entered:
+        take(blocks, state, block, partner)
+    for i in range(size):
+        put(blocks, state, group[i], partner)
+    put(blocks, state, block, rank)
+    return False
+
+
+@helper
+def _replace(
+    blocks: Blocks, state: LayerState, times: Times, rule: ShareRule, doublings: int, rank: int, block: int,
+    other: int,
+) -> bool:  # fmt: skip
+    """Replace the block's replica on the rank by one more of another block if that helps."""
+    if (
+        blocks.pinned[block, rank]
+        or state.count[block] <= blocks.least[block]
+        or state.count[other] >= blocks.most[other]
+        or blocks.size[block] != blocks.size[other]
+        or not may_enter(blocks, state, other, rank, block)
+    ):
+        return False
+    take(blocks, state, block, rank)
+    put(blocks, state, other, rank)
+    touched = _change_block(times, state, rule, block, rank, 0)
+    touched = _change_block(times, state, rule, other, -1, touched)
+    better = _is_better(times, touched, doublings)
+    _settle(times, touched, better)
+    if better:
+        _set_shares(times, state, rule, block, rank)
+        _set_shares(times, state, rule, other, -1)
+        return True
+    take(blocks, state, other, rank)
+    put(blocks, state, block, rank)
+    return False
+
+
+@helper
+def _draw(random: np.uint64, size: int) -> int:
+    return np.int64((random >> np.uint64(20)) % np.uint64(size))
+
+
+@helper
+def _partners(blocks: Blocks, state: LayerState, block: int, partner: int, start: int, group: Ints) -> int:
+    """Choose blocks of the partner that take as many slots as the block, from the one at `start` on; 0 if none do."""
+    size, wanted = 0, blocks.size[block]
+    for i in range(state.num_held[partner]):
+        other = state.held[partner, (start + i) % state.num_held[partner]]
+        if blocks.pinned[other, partner] or blocks.size[other] > wanted:
+            if i == 0:
+                return 0
+            continue
+        group[size] = other
+        size += 1
+        wanted -= blocks.size[other]
+        if wanted == 0:
+            return size
+    return 0
+
+
+@helper
+def _search(
+    blocks: Blocks, state: LayerState, times: Times, rule: ShareRule, doublings: int, num_tries: int, target: float,
+    random: np.uint64,
+) -> np.uint64:  # fmt: skip
+    """Try moves, every second one at the costliest rank; the random numbers' state after them."""
+    num_ranks, num_blocks = times.scale.size, blocks.size.size
+    for rank in range(num_ranks):
+        times.cost[rank] = _cost(times.time[rank], times.change[rank], doublings)
+    costliest, group = np.argmax(times.cost), np.empty(state.held.shape[1], dtype=np.int64)
+    for turn in range(num_tries):
+        if times.time[costliest].max() <= target:
+            break
+        random = next_random(random)
+        rank = costliest if turn & 1 == 0 else _draw(random, num_ranks)
+        random = next_random(random)
+        block = state.held[rank, _draw(random, state.num_held[rank])]
+        random = next_random(random)
+        if turn % REPLACE_EVERY < 2:
+            if turn & (2 * REPLACE_EVERY) == 0:
+                done = _replace(blocks, state, times, rule, doublings, rank, block, _draw(random, num_blocks))
+            else:
+                partner = _draw(random, num_ranks)
+                random = next_random(random)
+                given = state.held[partner, _draw(random, state.num_held[partner])]
+                done = _replace(blocks, state, times, rule, doublings, partner, given, block)
+        else:
+            partner = _draw(random, num_ranks)
+            if (
+                partner == rank
+                or blocks.pinned[block, rank]
+                or not blocks.allowed[block, partner]
+                or state.on[block, partner]
+            ):
+                continue
+            random = next_random(random)
+            start = _draw(random, state.num_held[partner])
+            size = _partners(blocks, state, block, partner, start, group)
+            if size == 0:
+                continue
+            done = _exchange(blocks, state, times, rule, doublings, rank, block, partner, group, size)
+        if done:
+            costliest = np.argmax(times.cost)
+    return random
+
+
+@helper
+def _first_times(state: LayerState, load: Floats, rank_scale: Floats, rule: ShareRule) -> Times:
+    num_blocks, num_ranks, num_windows = load.shape[0], rank_scale.size, load.shape[1]
+    times = Times(
+        load, rank_scale, np.zeros((num_blocks, num_ranks)), np.zeros((num_ranks, num_windows)), np.zeros(num_ranks),
+        np.zeros((num_ranks, num_windows)), np.zeros(num_ranks), np.zeros(num_ranks, dtype=np.int64),
+        np.zeros(num_ranks, dtype=np.bool_), np.zeros(num_ranks),
+    )  # fmt: skip
+    for block in range(num_blocks):
+        _set_shares(times, state, rule, block, -1)
+        for rank in state.ranks[block, : state.count[block]]:
+            for w in range(num_windows):
+                times.time[rank, w] += times.share[block, rank] * load[block, w] * rank_scale[rank]
+    return times
+
+
+@njit(
+    f"void(float64[:, :, ::1], {BLOCKS}, {RANKS}, {READ_FLOATS}, {SHARE_RULE}, UniTuple(int64, 2), int64, float64,"
+    " uint64, int64, boolean[:, :, ::1])"
+)
+def search_layers(
+    load: Floats,
+    block_fields: tuple[Ints, Flags, Flags, Ints, Ints, Flags, Ints],
+    ranks: tuple[Ints, Ints],
+    rank_scale: Floats,
+    rule_fields: tuple[int, Floats, Floats, Floats, Ints],
+    descents: tuple[int, int],
+    num_tries: int,
+    target: float,
+    seed: int,
+    first_layer: int,
+    on: Flags,
+) -> None:
+    """Improve a feasible placement of each layer.
+
+    Parameters
+    ----------
+    load
+        [L, B, W] tokens, scaled so that the mean rank time of a window is 1.
+    block_fields, ranks
+        The fields of `Blocks`; [R] slots and [R] units of memory.
+    rank_scale
+        [R] time of one token.
+    rule_fields
+        The fields of `ShareRule`.
+    descents
+        Doublings of the powers of the two descents.
+    num_tries
+        Moves tried in each descent.
+    target
+        Time of the busiest rank in any window at which a layer is good enough.
+    seed, first_layer
+        Layer l of this call draws its random numbers from seed and first_layer + l.
+    on
+        [L, B, R] in and out: which ranks hold the block.
+    """
+    blocks, rule = name_blocks(block_fields), share_rule(rule_fields)
+    slots, room = ranks
+    for layer in range(load.shape[0]):
+        state = empty_state(blocks.size.size, slots, room)
+        for block in range(blocks.size.size):
+            for rank in range(slots.size):
+                if on[layer, block, rank]:
+                    put(blocks, state, block, rank)
+        times = _first_times(state, load[layer], rank_scale, rule)
+        random = first_random(seed, first_layer + layer)
+        for doublings in descents:
+            random = _search(blocks, state, times, rule, doublings, num_tries, target, random)
+        on[layer] = state.on
