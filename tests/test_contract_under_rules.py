@@ -12,11 +12,11 @@ from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.problem import BindingBound, Problem
 from eplb.dispatch.optimal_shares import weighted_placement
-from eplb.errors import InfeasibleError
+from eplb.errors import InfeasibleError, InputError
 from eplb.strategies import STRATEGIES
 from eplb_traces import ExpertLoad
 from tests.generators import ruled_problems
-from tests.oracles import hands_of, has_doubles
+from tests.oracles import every_layout, hands_of, has_doubles
 
 MAY_DOUBLE = NEEDS_EQUAL_SLOTS = {"deepseek"}
 EVEN_BOUNDS = (BindingBound.FULL_SLOT, BindingBound.CO_RESIDENCY, BindingBound.PAIR_MIXTURE)
@@ -85,3 +85,33 @@ def test_the_bounds_for_even_rules_are_false_under_the_best_split_and_not_used_t
     busiest = STRATEGIES["greedy"](Problem(ExpertLoad(load[None]), topology, dispatch=DispatchRule.WEIGHTED))
     reached = busiest.layers[0].objective
     assert bound <= reached < even
+
+
+# --- ilp --------------------------------------------------------------------------------------------------------------
+
+MODELLED = (*EVEN_RULES, DispatchRule.WEIGHTED, DispatchRule.ONLINE)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in DispatchRule if rule not in MODELLED])
+def test_ilp_refuses_rules_that_it_does_not_model_by_name(rule):
+    with pytest.raises(InputError, match=f"dispatch = {rule}: ilp"):
+        STRATEGIES["ilp"](dataclasses.replace(PROBLEM, dispatch=rule))
+
+
+@pytest.mark.parametrize("rule", MODELLED)
+@settings(max_examples=4)
+@given(data=st.data())
+def test_ilp_finds_the_optimum_of_brute_force_under_each_rule_that_it_models(rule, data):
+    problem = data.draw(ruled_problems(rule, tiny=True, equal=True))
+    topology, load = problem.topology, problem.load.total
+    made = STRATEGIES["ilp"](problem)
+    check(made, problem)
+    best = np.inf
+    for hands in every_layout(load.shape[1], topology.rank_num_slots.tolist(), alike=True):
+        row = [expert for hand in hands for expert in hand]
+        placement = eplb.Placement([row], load.shape[1], topology)
+        best = min(best, judged_busiest(placement, problem)[0])
+    assert made.layers[0].objective == pytest.approx(best, rel=3e-9)
+    others = [name for name in STRATEGIES if name not in ("ilp", "deepseek")]
+    for name in others:
+        assert STRATEGIES[name](problem).layers[0].objective >= best * (1 - 3e-9)

@@ -283,16 +283,15 @@ def pinned_bounds(
     per_node = num_groups // num_nodes
     free = lower_bounds(load, topology, rule=rule).value
     group_load = np.sort(load.reshape(num_layers, num_groups, -1).sum(axis=2), axis=1)
-    node_speed = np.bincount(topology.node_of_rank, weights=topology.relative_speed)
+    node_speed = topology.relative_speed.reshape(num_nodes, -1).sum(axis=1)
     heaviest = (group_load[:, -1] + group_load[:, : per_node - 1].sum(axis=1)) / node_speed.max()
     value = np.maximum(free, heaviest)
-    ranks = [np.flatnonzero(topology.node_of_rank == node) for node in range(num_nodes)]
-    nodes = {
-        (tuple(topology.rank_num_slots[own].tolist()), tuple(topology.relative_speed[own].tolist())) for own in ranks
-    }
-    if num_groups > MOST_GROUPS_TO_PARTITION or len(nodes) > 1:
+    slots = topology.rank_num_slots.reshape(num_nodes, -1)
+    speeds = topology.relative_speed.reshape(num_nodes, -1)
+    alike = bool((slots == slots[0]).all() and (speeds == speeds[0]).all())
+    if num_groups > MOST_GROUPS_TO_PARTITION or not alike:
         return PinnedBounds(value, free)
-    node = Topology(1, len(ranks[0]), *nodes.pop())
+    node = Topology(1, topology.ranks_per_node, tuple(slots[0].tolist()), tuple(speeds[0].tolist()))
     by_group = load.reshape(num_layers, num_groups, num_experts // num_groups)
     bound_of = {
         sum(1 << group for group in chosen): lower_bounds(

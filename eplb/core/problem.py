@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, final
 
-import numpy as np
-
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import Migration
@@ -189,7 +187,7 @@ class Problem:
                 f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 replicas of each of "
                 f"{num_experts} experts, {num_replicas} slots ({num_replicas - num_experts} redundant ones)"
             )
-        node_slots = np.bincount(self.topology.node_of_rank, weights=self.topology.rank_num_slots).astype(np.int64)
+        node_slots = self.topology.rank_num_slots.reshape(self.topology.num_nodes, -1).sum(axis=1)
         if self.survive is Survive.NODE:
             if self.group_mode is GroupMode.PINNED or self.topology.num_nodes == 1:
                 raise InfeasibleError("surviving the loss of a node takes two nodes for each expert, not pinned to one")

@@ -65,7 +65,7 @@ class Rebalancer:
         self, placement: Placement, settings: OnlineSettings = _DEFAULTS, *, observer: Observer = unobserved
     ) -> None:
         if placement.replica_weights is not None:
-            raise InputError("replica_weights: expected none, the online rebalancer plans for even dispatch")
+            raise InputError("replica_weights: expected none, a migration carries no shares")
         self.placement, self.settings, self._observer = placement, settings, observer
         self._window = LoadWindow(settings.window, settings.half_life)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eplb-plan")
@@ -188,7 +188,9 @@ class Rebalancer:
             self._observer(Decision(self._step, Outcome.NO_TRAFFIC))
             return
         recent = self._window.recent(num_recent)
-        decision = Decision(self._step, Outcome.PLANNING, evaluate(self.placement, ExpertLoad(recent)))
+        settings = self.settings
+        measured = evaluate(self.placement, ExpertLoad(recent), settings.dispatch, sources=settings.sources)
+        decision = Decision(self._step, Outcome.PLANNING, measured)
         decision = self._decided(decision, recent)
         if decision.outcome is Outcome.PLANNING:
             load = self._window.load()

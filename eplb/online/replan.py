@@ -34,25 +34,27 @@ def replan(placement: Placement, load: ExpertLoad, settings: OnlineSettings) -> 
     start = time.perf_counter()
     load = discounted(load, settings.interval)
     strategy = IncrementalScenario(previous=placement, price=settings.price, max_moves=settings.max_moves)
-    after = strategy(Problem(load, placement.topology)).placement
+    problem = Problem(load, placement.topology, dispatch=settings.dispatch, sources=settings.sources)
+    after = strategy(problem).placement
     migration = Migration.between(placement, after, settings.expert_bytes)
     is_whole = settings.max_moves is None or migration.moved_copies < settings.max_moves
     if settings.horizon is not None and migration.moved_copies:
-        migration = _put_back(migration, load, settings.horizon)
+        migration = _put_back(migration, problem, settings.horizon)
     return Replan(migration, is_whole, time.perf_counter() - start)
 
 
-def _put_back(migration: Migration, load: ExpertLoad, horizon: Horizon) -> Migration:
+def _put_back(migration: Migration, problem: Problem, horizon: Horizon) -> Migration:
     """Put layers back that do not move or do not pay; see `Horizon.pays`."""
-    fall = _busiest(migration.before, load) - _busiest(migration.after, load)
+    fall = _busiest(migration.before, problem) - _busiest(migration.after, problem)
     pays = horizon.pays(migration, fall)
     old, new = migration.before.physical_to_logical_map, migration.after.physical_to_logical_map
     kept = Placement(np.where(pays[:, None], new, old), migration.after.num_experts, migration.topology)
     return Migration.between(migration.before, kept, migration.expert_bytes)
 
 
-def _busiest(placement: Placement, load: ExpertLoad) -> NDArray[np.float64]:
+def _busiest(placement: Placement, problem: Problem) -> NDArray[np.float64]:
     """[L] tokens on the busiest rank of a step, mean over steps by their weights, over its relative speed."""
-    rank_load = evaluate(placement, load).rank_load / placement.topology.relative_speed
-    mean: NDArray[np.float64] = np.average(rank_load.max(axis=2), axis=0, weights=load.weights)
+    evaluation = evaluate(placement, problem.load, problem.dispatch, sources=problem.sources)
+    busiest = evaluation.rank_time.max(axis=2)
+    mean: NDArray[np.float64] = np.average(busiest, axis=0, weights=problem.load.weights)
     return mean

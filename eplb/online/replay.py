@@ -84,7 +84,13 @@ class Replay:
 
     def first_placement(self) -> Placement:
         """What every policy starts with: the scenario strategy's plan for the first interval."""
-        return Scenario()(Problem(self.steps(0, self.interval), self.topology), seed=self.seed).placement
+        return Scenario()(self.problem(0, self.interval), seed=self.seed).placement
+
+    def problem(self, first: int, last: int) -> Problem:
+        """To plan for the steps first .. last - 1 under the dispatch rule of the settings."""
+        return Problem(
+            self.steps(first, last), self.topology, dispatch=self.online.dispatch, sources=self.online.sources
+        )
 
 
 Replanner = Callable[[Placement, int], Placement]
@@ -99,7 +105,7 @@ def _full(replay: Replay, strategy: Strategy) -> Replanner:
     """Plan for the sum of the last interval, without regard to the live placement."""
 
     def next_placement(live: Placement, step: int) -> Placement:
-        problem = Problem(replay.steps(step - replay.interval, step), replay.topology)
+        problem = replay.problem(step - replay.interval, step)
         return strategy(problem, seed=replay.seed).placement
 
     return next_placement
@@ -119,7 +125,7 @@ def _full_scenario(replay: Replay) -> Replanner:
     """Plan for all steps that the incremental policy keeps, without regard to the live placement."""
 
     def next_placement(live: Placement, step: int) -> Placement:
-        problem = Problem(replay.steps(step - replay.online.window, step), replay.topology)
+        problem = replay.problem(step - replay.online.window, step)
         return Scenario(most_scenarios=replay.online.window)(problem, seed=replay.seed).placement
 
     return next_placement
@@ -129,7 +135,7 @@ def _oracle(replay: Replay) -> Replanner:
     """Plan for the coming steps, without regard to the live placement."""
 
     def next_placement(live: Placement, step: int) -> Placement:
-        problem = Problem(replay.steps(step, step + replay.interval), replay.topology)
+        problem = replay.problem(step, step + replay.interval)
         return Scenario(amplification=1.0)(problem, seed=replay.seed).placement
 
     return next_placement
@@ -259,5 +265,6 @@ def _serve(replay: Replay, policy: str, live: Placement) -> Served:
             if migration.layer.size:
                 migrations.append(migration)
             live = new
-        scored.append(evaluate(live, replay.steps(step, step + replay.interval)).max_over_mean_by_window)
+        coming, online = replay.steps(step, step + replay.interval), replay.online
+        scored.append(evaluate(live, coming, online.dispatch, sources=online.sources).max_over_mean_by_window)
     return Served(policy, np.concatenate(scored), tuple(migrations), plan_s)

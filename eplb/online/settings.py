@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.errors import InputError
 from eplb.planning.rebalance import Horizon
@@ -40,6 +41,12 @@ class OnlineSettings:
         steps.
     expert_bytes
         Bytes of one expert of one layer.
+    dispatch
+        How the runtime splits an expert's tokens over its replicas: load is measured and planned for under this rule.
+        Not "weighted": a migration carries no shares.
+    sources
+        [R] share of the tokens that each rank sends, for rules by which the rank of a token decides its replica; None:
+        all alike.
 
     Raises
     ------
@@ -58,6 +65,8 @@ class OnlineSettings:
     max_moves: int | None = None
     horizon: Horizon | None = None
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
+    dispatch: DispatchRule = DispatchRule.EVEN
+    sources: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("interval", 1), ("window", 1), ("cooldown", 0), ("plan_steps", 0)):
@@ -74,3 +83,5 @@ class OnlineSettings:
             raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
         if not 0 < self.expert_bytes < float("inf"):
             raise InputError(f"expert_bytes = {self.expert_bytes}: expected finite and > 0")
+        if self.dispatch is DispatchRule.WEIGHTED:
+            raise InputError("dispatch = weighted: a migration carries no shares, expected another rule")

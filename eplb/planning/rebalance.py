@@ -2,19 +2,23 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.core.arrays import Floats
+from eplb.core.arrays import Floats, Map
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
 from eplb.core.placement import Placement
-from eplb.core.problem import Plan, Problem
+from eplb.core.problem import Plan, Problem, checked_sources
 from eplb.core.topology import Topology
+from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.incremental.incremental import Incremental, busiest_rank
+from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
 from eplb_traces import ExpertLoad
 
 
@@ -73,6 +77,8 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     horizon: Horizon | None = None,
     topology: Topology | None = None,
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    dispatch: str = DispatchRule.EVEN,
+    sources: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Plan:
     """Improve a live placement while moving few replicas.
@@ -97,6 +103,8 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
         The topology, if bandwidths or speeds differ from those of `previous`; ranks and slots must not differ.
     expert_bytes
         Bytes of one expert of one layer.
+    dispatch, sources
+        As in `plan`. With "weighted" the plan carries the shares that are best for the load.
     seed
         Kept in the plan; the search is deterministic.
 
@@ -113,12 +121,15 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     """
     start = time.perf_counter()
     topology = previous.topology if topology is None else topology
-    problem = Problem(load, topology)
+    rates = None if sources is None else checked_sources(sources, topology)
+    problem = Problem(load, topology, dispatch=DispatchRule.named(dispatch), sources=rates)
     made = Incremental(previous=previous, target=target, max_moves=max_moves)(problem, seed=seed)
     before = Placement(previous.physical_to_logical_map, previous.num_experts, topology)
     made = dataclasses.replace(made, migration=Migration.between(before, made.placement, expert_bytes))
     if horizon is not None:
         made = _only_what_pays(made, problem, horizon)
+    if problem.dispatch is DispatchRule.WEIGHTED:
+        made = dataclasses.replace(made, placement=weighted_placement(made.placement, load))
     return dataclasses.replace(made, seconds=time.perf_counter() - start)
 
 
@@ -128,8 +139,7 @@ def _only_what_pays(made: Plan, problem: Problem, horizon: Horizon) -> Plan:
     if migration is None or not migration.moved_copies:
         return made
     old, new = migration.before.physical_to_logical_map, made.placement.physical_to_logical_map
-    load, topology = problem.load.total, problem.topology
-    fall = busiest_rank(load, old, topology) - busiest_rank(load, new, topology)
+    fall = _busiest(problem, old) - _busiest(problem, new)
     gain_s, price_s = horizon.gain_s(fall), horizon.price_s(migration)
     moves = migration.moved_copies_by_layer > 0
     back = moves & ~horizon.pays(migration, fall)
@@ -146,10 +156,18 @@ def _only_what_pays(made: Plan, problem: Problem, horizon: Horizon) -> Plan:
         problem,
         phy2log,
         strategy=made.strategy,
-        objective=busiest_rank(load, phy2log, topology),
+        objective=_busiest(problem, phy2log),
         seed=made.seed,
         notes=notes,
     )
     return dataclasses.replace(
         kept, migration=Migration.between(migration.before, kept.placement, migration.expert_bytes)
     )
+
+
+def _busiest(problem: Problem, phy2log: Map) -> Floats:
+    """[L] tokens on the busiest rank under the problem's dispatch rule, over its relative speed."""
+    load, topology = problem.load.total, problem.topology
+    if is_even(problem.dispatch):
+        return busiest_rank(load, phy2log, topology)
+    return busiest_under_rule(problem, Placement(phy2log, load.shape[1], topology))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Plan
@@ -79,6 +80,8 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     target: float = 1.05,
     max_moves: int | None = None,
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    dispatch: str = DispatchRule.EVEN,
+    sources: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Plan:
     """Replan for the ranks that are left, while moving few replicas.
@@ -97,6 +100,8 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         Ranks of `previous` that are gone.
     target, max_moves, expert_bytes, seed
         As in `rebalance`; `max_moves` does not count replicas loaded from the checkpoint.
+    dispatch, sources
+        As in `rebalance`; the sources are those of the ranks that are left, one share for each.
 
     Returns
     -------
@@ -128,7 +133,16 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         num_lost += lost_experts.size
         num_removed += _restore(load.total[layer], lost_experts, phy2log[layer], left.topology)
     seeded = Placement(phy2log, num_experts, left.topology)
-    made = rebalance(seeded, load, target=target, max_moves=max_moves, expert_bytes=expert_bytes, seed=seed)
+    made = rebalance(
+        seeded,
+        load,
+        target=target,
+        max_moves=max_moves,
+        expert_bytes=expert_bytes,
+        dispatch=dispatch,
+        sources=sources,
+        seed=seed,
+    )
     lost = sorted(int(rank) for rank in lost_ranks)
     loaded = (
         f"without ranks {lost}: {num_lost} lost experts loaded from the checkpoint "

@@ -26,6 +26,7 @@ from eplb.strategies.ilp.feasibility import nearest_feasible
 from eplb.strategies.ilp.layer_search import LayerSearch, LayerState, layout_of_row
 from eplb.strategies.ilp.region import Layout, whole_layer
 from eplb.strategies.ilp.solver import cp_sat
+from eplb.strategies.under_rule.objective import FREE_RULES, is_even
 
 NUM_THREADS = 2
 """Layers solved at the same time; the answers do not depend on it."""
@@ -66,7 +67,8 @@ class Ilp:
         Raises
         ------
         InputError
-            For group mode "priced".
+            For group mode "priced", and for dispatch rules other than even ones and those that choose the shares for
+            the load.
         MissingExtraError
             Without OR-tools.
         InfeasibleError
@@ -74,6 +76,8 @@ class Ilp:
         """
         if problem.group_mode is GroupMode.PRICED:
             raise InputError("group mode priced: ilp does not support it, expected strategy greedy")
+        if not is_even(problem.dispatch) and problem.dispatch not in FREE_RULES:
+            raise InputError(f"dispatch = {problem.dispatch}: ilp does not model its shares, expected strategy greedy")
         cp_sat()
         searches = self._searches(problem)
         states = _starts(problem, searches, seed)
@@ -82,7 +86,7 @@ class Ilp:
         bounds = lower_bounds(
             problem.load.total,
             problem.topology,
-            full_and_distinct=not weighted,
+            rule=problem.dispatch,
             reached=None if weighted else reached,
         )
         limit = self.time_limit_s if problem.time_limit_s is None else problem.time_limit_s
@@ -135,7 +139,7 @@ class Ilp:
 
 
 def _is_weighted(problem: Problem) -> bool:
-    return problem.dispatch is not DispatchRule.EVEN
+    return problem.dispatch in FREE_RULES
 
 
 def _is_open(state: LayerState, bound: float) -> bool:

@@ -26,6 +26,9 @@ from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.greedy import Greedy
+from eplb.strategies.incremental.incremental_under_rule import replanned_under_rule
+from eplb.strategies.incremental.move_budget import choose_within
+from eplb.strategies.under_rule.objective import is_even
 
 AT_LIMIT = 1e-9  # relative distance at which a rank still counts as under its limit: rounding of sums over its slots
 FRESH_SHARE = 0.25  # of a layer's slots: a layer that moves more than this is planned afresh as well
@@ -96,6 +99,11 @@ class Incremental:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Move as little as reaches the target for the summed load; deterministic, so the seed changes nothing."""
         check_previous(self.previous, problem)
+        if not is_even(problem.dispatch):
+            phy2log, notes = replanned_under_rule(
+                problem, self.previous.physical_to_logical_map, target=self.target, max_moves=self.max_moves
+            )
+            return certified_plan(problem, phy2log, strategy=self.name, seed=seed, notes=notes)
         load, old = problem.load.total, self.previous.physical_to_logical_map
         busiest = busiest_rank(load, old, problem.topology)
         plain = not ((old == EMPTY_SLOT).any() or self.previous.duplicate_slots.any())
@@ -160,7 +168,7 @@ class Incremental:
             )
         fetched = np.stack([one.num_fetched for one in tries], axis=1)
         gain = busiest[rows, None] - np.stack([one.busiest for one in tries], axis=1)
-        chosen = _choose_within(fetched, gain, self.max_moves or 0)
+        chosen = choose_within(fetched, gain, self.max_moves or 0)
         spent = Candidates(
             self.previous.physical_to_logical_map.copy(), np.zeros_like(reached.num_fetched), busiest.copy()
         )
@@ -181,23 +189,6 @@ class Incremental:
         why = "none was found" if self.max_moves is None else f"the budget is {self.max_moves} moves"
         worst = float((moved.busiest[short] / limit[short]).max()) * self.target
         return (text, f"{short.sum()} layers stay over the target ({why}), the worst at {worst:.4f} of its bound")
-
-
-def _choose_within(fetched: Ints, gain: Floats, budget: int) -> Ints:
-    """[L] which of its tries [L, K] each layer takes, -1 for none."""
-    layers = np.arange(fetched.shape[0])
-    chosen = np.full(fetched.shape[0], -1)
-    have_fetched, have_gain = np.zeros_like(fetched[:, 0]), np.zeros_like(gain[:, 0])
-    while True:
-        extra, better = fetched - have_fetched[:, None], gain - have_gain[:, None]
-        fits = (extra <= budget) & (better > 0)
-        rate = np.where(fits, better / np.maximum(extra, 0.5), 0.0)
-        layer, one = np.unravel_index(int(np.argmax(rate)), rate.shape)
-        if rate[layer, one] <= 0:
-            return chosen
-        budget -= int(extra[layer, one])
-        chosen[layers[layer]] = one
-        have_fetched[layer], have_gain[layer] = fetched[layer, one], gain[layer, one]
 
 
 def reduce_overload(  # noqa: PLR0913  # the layers, and how to search

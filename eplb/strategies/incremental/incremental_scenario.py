@@ -14,18 +14,26 @@ from typing import ClassVar, NamedTuple, final
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
-from eplb.core.migration import keep_slots
+from eplb.core.migration import Migration, keep_slots
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
+from eplb.dispatch.optimal_shares import online_busiest
+from eplb.dispatch.replica_shares import ReplicaShares
 from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.incremental.incremental import busiest_rank, check_previous
 from eplb.strategies.incremental.window_noise import shrunk, signal_share
 from eplb.strategies.scenario.scenario import Scenario
+from eplb.strategies.under_rule.objective import FREE_RULES, is_even
+from eplb.strategies.under_rule.search import Flags, Limits
+from eplb.strategies.under_rule.window_search import WindowSearch
 from eplb_traces import ExpertLoad
 
+MOST_DOUBLINGS = 16  # of the price, until the moves fit the budget
+LEAST_PRICE = 1e-6  # where a budget makes a price of 0 rise
 MOST_STEPS_PER_SLOT = 4  # the log's room; a descent that fills it goes on with the next replan
 
 
@@ -80,6 +88,8 @@ class IncrementalScenario:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Improve the live placement for all windows of the load; deterministic, so the seed changes nothing."""
         check_previous(self.previous, problem)
+        if not is_even(problem.dispatch):
+            return self._under_rule(problem, seed=seed)
         old = self.previous.physical_to_logical_map
         descent = self._descend(problem.load, problem.topology)
         fetched = np.array([descent.steps[i, :n, 2].sum() for i, n in enumerate(descent.num_steps.tolist())])
@@ -97,6 +107,40 @@ class IncrementalScenario:
             seed=seed,
             notes=tuple(notes),
         )
+
+    def _under_rule(self, problem: Problem, *, seed: int) -> Plan:
+        """Random steps under the rule, each worth its price; with a budget the price doubles until they fit it."""
+        live, topology = self.previous.physical_to_logical_map, problem.topology
+        signal = signal_share(problem.load)
+        windows = self._scenarios(shrunk(problem.load, signal), topology.num_ranks)[:, :-1]
+        free = problem.dispatch in FREE_RULES
+        shares = ReplicaShares(DispatchRule.EVEN if free else problem.dispatch, topology, problem.sources)
+        before = Placement(live, problem.load.num_experts, topology)
+        price = self.price * (signal + self.noise_price * (1 - signal))
+        for doubling in range(MOST_DOUBLINGS):
+            phy2log = WindowSearch()(
+                windows, live, shares, limits=Limits(), seed=seed, price=np.maximum(price, LEAST_PRICE) * 2**doubling
+            )
+            phy2log[~problem.load.total.any(axis=1)] = live[~problem.load.total.any(axis=1)]  # idle layers stay
+            if free:
+                phy2log = np.where(self._splits_better(problem, phy2log)[:, None], phy2log, live)
+            keep_slots(live, phy2log, topology.rank_first_slot)
+            moved = Migration.between(before, Placement(phy2log, problem.load.num_experts, topology))
+            if self.max_moves is None or moved.moved_copies <= self.max_moves:
+                break
+        else:
+            phy2log, moved = live, Migration.between(before, before)
+        note = f"{self.name}: {moved.moved_copies} replicas moved, under {problem.dispatch} dispatch"
+        return certified_plan(problem, phy2log, strategy=self.name, seed=seed, notes=(note,))
+
+    def _splits_better(self, problem: Problem, phy2log: Map) -> Flags:
+        """[L] whether the best split of the windows has a lower busiest rank than that of the live map."""
+        load, topology = problem.load, problem.topology
+        before, after = (
+            np.average(online_busiest(Placement(one, load.num_experts, topology), load), axis=0, weights=load.weights)
+            for one in (self.previous.physical_to_logical_map, phy2log)
+        )
+        return np.asarray(after < before)
 
     def _descend(self, load: ExpertLoad, topology: Topology) -> _Descent:
         from eplb.strategies.incremental.incremental_scenario_kernel import improve_layers

@@ -74,11 +74,26 @@ def fitted_to_windows(problem: Problem, windows: Floats, phy2log: Map, *, seed: 
     return np.take_along_axis(found, own_ids, axis=1)
 
 
-def settled(problem: Problem, phy2log: Map, limits: Limits) -> tuple[Map, Floats]:
-    """Balance the shares that SGLang draws, for the total load, by exchanges that change no draw."""
+def settled(problem: Problem, phy2log: Map, limits: Limits, *, target: Floats | None = None) -> tuple[Map, Floats]:
+    """Balance the shares that SGLang draws, for the total load, by exchanges that change no draw.
+
+    Parameters
+    ----------
+    problem, phy2log
+        As in `fitted_map`.
+    limits
+        What the search may do.
+    target
+        [L] rank time that is good enough; None for the usual one.
+
+    Returns
+    -------
+    tuple
+        The map [L, P] and the time of the busiest rank [L].
+    """
     drawn = Drawn.of(problem, phy2log, limits)
     slot_load = np.take_along_axis(problem.load.total, np.maximum(phy2log, 0), axis=1) * drawn.shares
-    found = RuleSearch()(slot_load, drawn.own_ids, drawn.rule, limits=drawn.limits)
+    found = RuleSearch()(slot_load, drawn.own_ids, drawn.rule, limits=drawn.limits, target=target)
     return np.take_along_axis(phy2log, found.phy2log, axis=1), found.busiest
 
 
