@@ -39,8 +39,8 @@ class ConstrainedSearch:
     """
 
     descents: tuple[int, int] = (3, 5)
-    tries_per_slot: int = 600
-    tolerance: float = 2e-4
+    tries_per_slot: int = 200
+    tolerance: float = 5e-4
 
     def __call__(self, load: Floats, hotness: Floats, problem: Problem, *, seed: int) -> Map:
         """Place every layer.
@@ -81,7 +81,7 @@ class ConstrainedSearch:
 
         topology = problem.topology
         rule = problem.dispatch if problem.dispatch in FIXED_SHARE_RULES else DispatchRule.EVEN
-        shares = ReplicaShares(rule, topology).fields(int(table.most.max()))
+        shares = ReplicaShares(rule, topology, problem.sources).fields(int(table.most.max()))
         ranks, scale = (topology.rank_num_slots, table.room), 1 / topology.relative_speed
         num_tries, target = self.tries_per_slot * topology.num_slots, 1 + self.tolerance
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from eplb.core.arrays import Floats, Ints
 from eplb.core.kernel_helpers import MIN_RELATIVE_GAIN, READ_FLOATS, first_random, next_random, power
-from eplb.dispatch.replica_shares_kernel import SHARE_RULE, ShareRule, replica_shares, share_rule
+from eplb.dispatch.replica_shares_kernel import BY_COUNT, SHARE_RULE, ShareRule, replica_shares, share_rule
 from eplb.strategies.constrained.layer_state_kernel import (
     BLOCKS,
     RANKS,
@@ -138,6 +138,40 @@ def _put_all(blocks: Blocks, state: LayerState, group: Ints, size: int, target: 
 
 
 @helper
+def _cost_after(
+    load: Floats, time: Floats, change: tuple[int, float, int, float], rank: int, scale: float, doublings: int
+) -> float:
+    """Cost of a rank that gives a share of one block for a share of another; few arguments, since it is called most."""
+    block, share, other, other_share = change
+    total = 0.0
+    for w in range(time.shape[1]):
+        after = time[rank, w] + (other_share * load[other, w] - share * load[block, w]) * scale
+        total += power(max(after, 0.0), doublings)
+    return total
+
+
+@helper
+def _exchange_alone(
+    blocks: Blocks, state: LayerState, times: Times, rank: int, block: int, partner: int, other: int
+) -> bool:
+    """Exchange two blocks whose shares stay as they are, so that only the two ranks change; the costs are not kept."""
+    if not may_enter(blocks, state, block, partner, other) or not may_enter(blocks, state, other, rank, block):
+        return False
+    share, other_share = times.share[block, rank], times.share[other, partner]
+    for w in range(times.time.shape[1]):
+        moved = share * times.load[block, w] - other_share * times.load[other, w]
+        times.time[rank, w] = max(times.time[rank, w] - moved * times.scale[rank], 0.0)
+        times.time[partner, w] = max(times.time[partner, w] + moved * times.scale[partner], 0.0)
+    take(blocks, state, block, rank)
+    take(blocks, state, other, partner)
+    put(blocks, state, block, partner)
+    put(blocks, state, other, rank)
+    times.share[block, rank], times.share[block, partner] = 0.0, share
+    times.share[other, partner], times.share[other, rank] = 0.0, other_share
+    return True
+
+
+@helper
 def _exchange(
     blocks: Blocks, state: LayerState, times: Times, rule: ShareRule, doublings: int, rank: int, block: int,
     partner: int, group: Ints, size: int,
@@ -226,48 +260,78 @@ def _partners(blocks: Blocks, state: LayerState, block: int, partner: int, start
 
 
 @helper
+def _is_even(rule: ShareRule) -> bool:
+    """Whether all replicas of a block get the same share, wherever they are."""
+    if rule.kind != BY_COUNT:
+        return False
+    for count in range(1, rule.by_count.shape[0]):
+        for i in range(1, count):
+            if rule.by_count[count, i] != rule.by_count[count, 0]:
+                return False
+    return True
+
+
+@helper
+def _try_replace(
+    blocks: Blocks, state: LayerState, times: Times, rule: ShareRule, doublings: int, rank: int, block: int,
+    random: np.uint64,
+) -> bool:  # fmt: skip
+    """Replace the block's replica by any other block, or any replica elsewhere by the block, if that helps."""
+    if random & np.uint64(1) == np.uint64(0):
+        return _replace(blocks, state, times, rule, doublings, rank, block, _draw(random, blocks.size.size))
+    partner = _draw(random, times.scale.size)
+    given = state.held[partner, _draw(next_random(random), state.num_held[partner])]
+    return _replace(blocks, state, times, rule, doublings, partner, given, block)
+
+
+@helper
 def _search(
     blocks: Blocks, state: LayerState, times: Times, rule: ShareRule, doublings: int, num_tries: int, target: float,
     random: np.uint64,
 ) -> np.uint64:  # fmt: skip
     """Try moves, every second one at the costliest rank; the random numbers' state after them."""
-    num_ranks, num_blocks = times.scale.size, blocks.size.size
-    for rank in range(num_ranks):
-        times.cost[rank] = _cost(times.time[rank], times.change[rank], doublings)
-    costliest, group = np.argmax(times.cost), np.empty(state.held.shape[1], dtype=np.int64)
+    held, num_held, count, on = state.held, state.num_held, state.count, state.on
+    load, time, cost, scale, share = times.load, times.time, times.cost, times.scale, times.share
+    allowed, pinned, size, even = blocks.allowed, blocks.pinned, blocks.size, _is_even(rule)
+    for rank in range(scale.size):
+        cost[rank] = _cost_after(load, time, (0, 0.0, 0, 0.0), rank, scale[rank], doublings)
+    costliest, group = np.argmax(cost), np.empty(held.shape[1], dtype=np.int64)
+    if time[costliest].max() <= target:
+        return random
     for turn in range(num_tries):
-        if times.time[costliest].max() <= target:
-            break
         random = next_random(random)
-        rank = costliest if turn & 1 == 0 else _draw(random, num_ranks)
+        rank = costliest if turn & 1 == 0 else _draw(random, scale.size)
         random = next_random(random)
-        block = state.held[rank, _draw(random, state.num_held[rank])]
+        block = held[rank, _draw(random, num_held[rank])]
         random = next_random(random)
         if turn % REPLACE_EVERY < 2:
-            if turn & (2 * REPLACE_EVERY) == 0:
-                done = _replace(blocks, state, times, rule, doublings, rank, block, _draw(random, num_blocks))
-            else:
-                partner = _draw(random, num_ranks)
-                random = next_random(random)
-                given = state.held[partner, _draw(random, state.num_held[partner])]
-                done = _replace(blocks, state, times, rule, doublings, partner, given, block)
+            done = _try_replace(blocks, state, times, rule, doublings, rank, block, random)
         else:
-            partner = _draw(random, num_ranks)
-            if (
-                partner == rank
-                or blocks.pinned[block, rank]
-                or not blocks.allowed[block, partner]
-                or state.on[block, partner]
-            ):
+            partner = _draw(random, scale.size)
+            if partner == rank or pinned[block, rank] or not allowed[block, partner] or on[block, partner]:
                 continue
             random = next_random(random)
-            start = _draw(random, state.num_held[partner])
-            size = _partners(blocks, state, block, partner, start, group)
-            if size == 0:
-                continue
-            done = _exchange(blocks, state, times, rule, doublings, rank, block, partner, group, size)
+            start = _draw(random, num_held[partner])
+            other = held[partner, start]
+            if size[block] == size[other] and (even or count[block] == count[other] == 1):
+                if pinned[other, partner] or on[other, rank]:
+                    continue
+                change = block, share[block, rank], other, share[other, partner]
+                back = change[2], change[3], change[0], change[1]
+                after = _cost_after(load, time, change, rank, scale[rank], doublings)
+                partner_after = _cost_after(load, time, back, partner, scale[partner], doublings)
+                if after + partner_after >= (cost[rank] + cost[partner]) * (1 - MIN_RELATIVE_GAIN):
+                    continue
+                done = _exchange_alone(blocks, state, times, rank, block, partner, other)
+                if done:
+                    cost[rank], cost[partner] = after, partner_after
+            else:
+                num = _partners(blocks, state, block, partner, start, group)
+                done = num > 0 and _exchange(blocks, state, times, rule, doublings, rank, block, partner, group, num)
         if done:
-            costliest = np.argmax(times.cost)
+            costliest = np.argmax(cost)
+            if time[costliest].max() <= target:
+                break
     return random
 
 

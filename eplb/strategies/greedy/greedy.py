@@ -77,6 +77,8 @@ class Greedy:
             raise InputError(
                 f"group mode priced, dispatch = {problem.dispatch}: the penalty is weighed under even dispatch only"
             )
+        if not problem.constraints.is_empty:
+            return self._constrained(problem, seed=seed)
         phy2log, objective = self._even_map(problem, seed=seed)
         if not is_even(problem.dispatch):
             phy2log, objective = fitted_map(problem, phy2log, self._other_counts(problem))
@@ -90,15 +92,17 @@ class Greedy:
             weighs_groups=True,
         )
 
+    def _constrained(self, problem: Problem, *, seed: int) -> Plan:
+        """Plan for the summed load under hard constraints and the problem's rule."""
+        load = problem.load.total
+        phy2log = ConstrainedSearch()(load[:, :, None], load, problem, seed=seed)
+        return certified_plan(
+            problem, phy2log, strategy=self.name, seed=seed, keeps=problem.survive, meets_constraints=True
+        )
+
     def _even_map(self, problem: Problem, *, seed: int) -> tuple[Map, Floats | None]:
         """The map for even dispatch [L, P], and the time of the busiest rank [L] if it is known."""
         load, topology, survive = problem.load.total, problem.topology, problem.survive
-        if not problem.constraints.is_empty:
-            search = ConstrainedSearch(tolerance=self.tolerance)
-            phy2log = search(load[:, :, None], load, problem, seed=seed)
-            return certified_plan(
-                problem, phy2log, strategy=self.name, seed=seed, keeps=survive, meets_constraints=True
-            )
         if problem.group_mode is GroupMode.PINNED:
             # Groups on nodes have one slot each; the experts of a node have the replicas that are asked.
             def place_part(part: Floats, first: NDArray[np.int64], speed: Floats) -> Map:

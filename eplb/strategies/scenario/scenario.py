@@ -17,6 +17,7 @@ from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import GroupMode, Plan, Problem
 from eplb.dispatch.replica_shares import FIXED_SHARE_RULES
 from eplb.strategies.certify import certified_plan
+from eplb.strategies.constrained.constrained import ConstrainedSearch
 from eplb.strategies.greedy.greedy import Greedy, descending_order
 from eplb.strategies.greedy.pinned import place_pinned
 from eplb.strategies.under_rule.fit import fitted_to_windows
@@ -54,6 +55,8 @@ class Scenario:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for all windows of the load at once; the certificate is for their sum, as everywhere."""
         scenarios = self.scenarios(problem.load, num_ranks=problem.topology.num_ranks)
+        if not problem.constraints.is_empty:
+            return self._constrained(scenarios, problem, seed=seed)
         online = problem.dispatch is DispatchRule.ONLINE
 
         def place(part: Floats, first_slot: NDArray[np.int64], speed: Floats) -> NDArray[np.int32]:
@@ -67,6 +70,13 @@ class Scenario:
             phy2log = fitted_to_windows(problem, scenarios, phy2log, seed=seed)
         return certified_plan(problem, phy2log, strategy=self.name, seed=seed)
 
+    def _constrained(self, scenarios: Floats, problem: Problem, *, seed: int) -> Plan:
+        """Plan for the scenarios under hard constraints and the problem's rule."""
+        windows = np.ascontiguousarray(scenarios[:, :, scenarios.any(axis=(0, 1))])
+        search = ConstrainedSearch(descents=(3, 4))
+        phy2log = search(windows, _soft_maximum(windows), problem, seed=seed)
+        return certified_plan(problem, phy2log, strategy=self.name, seed=seed, meets_constraints=True)
+
     def _place(
         self, scenarios: Floats, first_slot: NDArray[np.int64], speed: Floats, *, online: bool, seed: int
     ) -> NDArray[np.int32]:
@@ -75,7 +85,7 @@ class Scenario:
 
         num_layers, num_slots = scenarios.shape[0], int(first_slot[-1])
         scenarios, rank_scale = np.ascontiguousarray(scenarios), 1 / speed
-        hotness = np.power(np.mean(scenarios**8, axis=2), 1 / 8)
+        hotness = _soft_maximum(scenarios)
         count, order = self._replica_counts(hotness, num_slots, speed.size)
         phy2log = np.empty((num_layers, num_slots), dtype=np.int32)
         num_tries = self.tries_per_slot * num_slots
@@ -131,3 +141,8 @@ class Scenario:
             count[layers, np.where(spread, second, hottest)] += 1
         rank_by = hotness / count
         return count, descending_order(np.where(count > 1, rank_by + 2 * rank_by.max(axis=1, keepdims=True), rank_by))
+
+
+def _soft_maximum(scenarios: Floats) -> Floats:
+    """[L, E] load of an expert when it is hot: the norm of order 8 over the windows."""
+    return np.asarray(np.power(np.mean(scenarios**8, axis=2), 1 / 8))
