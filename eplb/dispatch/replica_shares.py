@@ -65,8 +65,9 @@ class ReplicaShares:
 
         topology = self.topology
         source = source_shares(topology, self.sources)
-        node_source = np.bincount(topology.node_of_rank, weights=source, minlength=topology.num_nodes)
-        by_count = np.zeros((1, 1))
+        node_source = np.zeros(topology.num_nodes)
+        np.add.at(node_source, topology.node_of_rank, source)
+        by_count: Floats = np.zeros((1, 1))
         kind = NODE_EVENLY if self.rule is DispatchRule.LOCAL_FIRST else NODE_FIRST
         if self.rule not in NEAREST_RULES:
             kind, by_count = BY_COUNT, np.zeros((most_replicas + 1, most_replicas))

@@ -44,9 +44,8 @@ def table_of_rules() -> None:
                 made = eplb.plan(load, topology, "greedy", dispatch=rule)
                 seconds.append(made.seconds)
             before, after = (eplb.evaluate(plan.placement, load, rule).max_over_mean for plan in (even, made))
-            bound = np.mean([layer.lower_bound for layer in made.layers]) / (
-                load.total.sum(axis=1).mean() / topology.num_ranks
-            )
+            mean = load.total.sum(axis=1) / topology.num_ranks
+            bound = np.mean(np.array([layer.lower_bound for layer in made.layers]) / mean)
             print(
                 f"{rule:15s} {np.nanmean(before):12.4f} ({np.nanmax(before):.3f}) {np.nanmean(after):16.4f} "
                 f"({np.nanmax(after):.3f}) {bound:10.4f} {min(seconds) * 1e3:9.1f}    {name}"

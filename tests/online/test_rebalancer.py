@@ -249,7 +249,7 @@ def test_closing_ends_the_thread_even_with_a_plan_under_way():
 def test_a_placement_with_weights_is_refused():
     share = 1 / np.take_along_axis(LIVE.logical_replica_count, LIVE.physical_to_logical_map, axis=1)
     weighted = Placement(LIVE.physical_to_logical_map, EXPERTS, MACHINE, share)
-    with pytest.raises(InputError, match="expected none, the online rebalancer plans for even dispatch"):
+    with pytest.raises(InputError, match="expected none, a migration carries no shares"):
         Rebalancer(weighted)
 
 

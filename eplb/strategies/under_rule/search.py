@@ -111,7 +111,7 @@ class RuleSearch:
             target = load.sum(axis=1) / topology.relative_speed.sum() * (1 + self.tolerance)
         padded = np.concatenate([load, np.zeros((num_layers, 1))], axis=1)
         rule, ranks = shares.fields(most_replicas), rank_fields(topology, limits)
-        allowed, *others = freedom_fields(limits, num_experts, topology)
+        allowed, least, most, units = freedom_fields(limits, num_experts, topology)
         fixed = np.zeros(ids.shape, dtype=np.bool_) if limits.fixed is None else np.ascontiguousarray(limits.fixed)
         rank_time = np.empty((num_layers, topology.num_ranks))
         sizes = most_replicas, self.kicks, self.examinations_per_slot * topology.num_slots
@@ -119,7 +119,7 @@ class RuleSearch:
         def work(rows: slice) -> None:
             own = allowed if allowed.shape[0] == 1 else allowed[rows]
             descend_layers(
-                padded[rows], rule, ranks, (own, *others), fixed[rows], target[rows], sizes, ids[rows],
+                padded[rows], rule, ranks, (own, least, most, units), fixed[rows], target[rows], sizes, ids[rows],
                 rank_time[rows],
             )  # fmt: skip
 

@@ -70,15 +70,15 @@ class WindowSearch:
         sizes = most_replicas_of(ids, num_experts, topology), self.tries_per_slot * topology.num_slots
         padded = np.concatenate([windows, np.zeros((num_layers, 1, num_windows))], axis=1)
         rule, ranks = shares.fields(sizes[0]), rank_fields(topology, limits)
-        allowed, *others = freedom_fields(limits, num_experts, topology)
+        allowed, least, most, units = freedom_fields(limits, num_experts, topology)
         fixed = np.zeros(ids.shape, dtype=np.bool_) if limits.fixed is None else np.ascontiguousarray(limits.fixed)
         price = np.zeros(num_layers) if price is None else price
 
         def work(rows: slice) -> None:
             own = allowed if allowed.shape[0] == 1 else allowed[rows]
             descend_windows(
-                padded[rows], rule, ranks, (own, *others), fixed[rows], self.doublings, sizes, price[rows], seed,
-                rows.start, ids[rows],
+                padded[rows], rule, ranks, (own, least, most, units), fixed[rows], self.doublings, sizes, price[rows],
+                seed, rows.start, ids[rows],
             )  # fmt: skip
 
         for_layer_chunks(work, num_layers)
