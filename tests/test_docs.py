@@ -117,6 +117,17 @@ def test_the_page_of_dialects_gets_a_row_for_every_reader():
             assert text.replace("|", "\\|") in row
 
 
+def test_the_page_of_dispatch_rules_gets_a_row_for_every_case_of_an_engine():
+    from eplb.dispatch.engine_dispatch import ENGINE_DISPATCH
+
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="explanation/dispatch-rules.md"))
+    shown = docs_hooks.on_page_markdown(_page("explanation/dispatch-rules.md"), page)
+    assert _table_names(shown, "engine") == [row.engine for row in ENGINE_DISPATCH]
+    for row in ENGINE_DISPATCH:
+        assert row.source in shown
+        assert row.note in shown
+
+
 def test_every_command_is_used_on_some_page_by_hand():
     text = "\n".join(page.read_text() for page in PAGES)
     names = re.findall(r"^## (eplb .+)$", "\n".join(docs_hooks.command_lines()), re.MULTILINE)

@@ -27,10 +27,11 @@ from vllm_ascend.eplb.core.policy import policy_factory  # noqa: E402
 import eplb  # noqa: E402
 from eplb import Placement  # noqa: E402
 from eplb.core.dispatch_rule import DispatchRule  # noqa: E402
+from eplb.dispatch.engine_dispatch import engine_dispatch  # noqa: E402
 from eplb.dispatch.engine_rules import rank_slot_map  # noqa: E402
 from eplb.engines.ascend import AscendPolicy, register  # noqa: E402
 from eplb.engines.policy import PolicySettings  # noqa: E402
-from eplb.errors import FormatError  # noqa: E402
+from eplb.errors import FormatError, InputError  # noqa: E402
 from eplb.formats.engine_check import check_file  # noqa: E402
 from tests.real_engines.installed import put_on_path  # noqa: E402
 from tests.real_engines.our_plans import NUM_EXPERTS, NUM_LAYERS, a_load, a_plan, doubled  # noqa: E402
@@ -84,6 +85,29 @@ def test_every_rank_gets_the_maps_that_we_have(rank, plan, path):
         assert torch.equal(ours.expert_map[layer], local)
         assert torch.equal(ours.logical_to_physical_map[layer], log2phy)
         np.testing.assert_array_equal(rank_slot_map(plan.placement, DispatchRule.ASCEND)[layer, rank], log2phy)
+
+
+def test_ranks_get_the_load_that_evaluate_predicts(plan, path):
+    """Each rank looks its tokens up in its own table: rank % count, so no randomness is left."""
+    load = a_load(3)
+    found = np.zeros((NUM_LAYERS, NUM_RANKS))
+    for layer, tokens in enumerate(load.tokens[0]):
+        for rank in range(NUM_RANKS):
+            _, _, log2phy, _ = configure(path, layer, rank)
+            np.add.at(found[layer], log2phy.numpy() // SLOTS, tokens / NUM_RANKS)
+    judged = eplb.evaluate(plan.placement, load, DispatchRule.ASCEND)
+    np.testing.assert_allclose(found, judged.rank_load[0], rtol=1e-12)
+
+
+def test_with_tensor_parallelism_the_replica_is_another(plan):
+    """The case that the table of dispatch rules refuses: rotated by TP rank, DP rank and expert."""
+    maps = torch.from_numpy(np.stack([plan.placement.local_expert_map(rank)[0] for rank in range(NUM_RANKS)]))
+    with_tp = [eplb_utils.generate_log2phy_map(maps, rank, tp_size=2).numpy() for rank in range(NUM_RANKS)]
+    without = [eplb_utils.generate_log2phy_map(maps, rank, tp_size=1).numpy() for rank in range(NUM_RANKS)]
+    np.testing.assert_array_equal(without, rank_slot_map(plan.placement, DispatchRule.ASCEND)[0])
+    assert not np.array_equal(with_tp, without)
+    with pytest.raises(InputError, match="rotates the replica"):
+        engine_dispatch("ascend", {"tp": "2"})
 
 
 def test_the_file_that_the_engine_records_is_read(plan, tmp_path):

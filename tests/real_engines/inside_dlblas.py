@@ -18,6 +18,7 @@ prepare("dlblas")
 from dlblas.layers.moe import eplb as dlblas_eplb  # noqa: E402
 
 import eplb  # noqa: E402
+from eplb.dispatch.engine_dispatch import engine_dispatch  # noqa: E402
 from tests.real_engines.our_plans import NUM_EXPERTS, NUM_LAYERS, a_load  # noqa: E402
 
 NUM_RANKS = 4
@@ -95,6 +96,23 @@ def test_dlblas_plans_and_dispatches_with_our_algorithm(strategy, statistics, mo
             slots = dlblas_eplb.topk_ids_logical_to_physical(topk, info)
             assert torch.equal(dlblas_eplb.get_eplb_phy2log_metadata_by_layer(layer)[slots], topk)
     assert found.num_physical_experts() == NUM_EXPERTS + REDUNDANT
+
+
+def test_ranks_get_the_load_that_evaluate_predicts(statistics):
+    """Uniformly random over all replicas of an expert, near or far: an even split within five standard deviations."""
+    phy2log = start().physical_to_logical_map
+    machine = eplb.Topology(2, 2, (NUM_EXPERTS + REDUNDANT) // NUM_RANKS)
+    placement = eplb.Placement(phy2log.numpy().astype(np.int32), NUM_EXPERTS, machine)
+    rule = engine_dispatch("lmdeploy").rule
+    torch.manual_seed(0)
+    topk = torch.randint(0, NUM_EXPERTS, (5000, 4))
+    tokens = np.bincount(topk.flatten().numpy(), minlength=NUM_EXPERTS) * NUM_RANKS
+    judged = eplb.evaluate(placement, eplb.ExpertLoad(np.tile(tokens, (1, NUM_LAYERS, 1))), rule).rank_load[0]
+    for layer in range(NUM_LAYERS):
+        infos = [dlblas_eplb.EPLBDispatchInfo.init_new(rank, layer) for rank in range(NUM_RANKS)]
+        slots = torch.cat([dlblas_eplb.topk_ids_logical_to_physical(topk, info).flatten() for info in infos])
+        found = np.bincount(machine.rank_of_slot[slots.numpy()], minlength=NUM_RANKS)
+        assert np.abs(found - judged[layer]).max() <= 5 * np.sqrt(tokens.sum() / 4)
 
 
 def test_ours_is_better_where_theirs_leaves_the_copies_unpacked(statistics, monkeypatch):

@@ -16,16 +16,19 @@ from tests.real_engines.engine_import import prepare
 
 prepare("sglang")
 
+from sglang.srt.arg_groups import parallel_hook  # noqa: E402
 from sglang.srt.eplb import expert_location  # noqa: E402
 from sglang.srt.eplb.expert_location_dispatch import (  # noqa: E402
     ExpertLocationDispatchInfo,
     topk_ids_logical_to_physical,
 )
+from sglang.srt.server_args import ServerArgs  # noqa: E402
 
 import eplb  # noqa: E402
 from eplb.core.dispatch_rule import DispatchRule  # noqa: E402
+from eplb.dispatch.engine_dispatch import engine_dispatch, option_values  # noqa: E402
 from eplb.dispatch.engine_rules import rank_slot_map  # noqa: E402
-from eplb.errors import FormatError  # noqa: E402
+from eplb.errors import FormatError, InputError  # noqa: E402
 from eplb.formats.engine_check import check_file  # noqa: E402
 from tests.real_engines.our_plans import DENSE_LAYERS, NUM_EXPERTS, NUM_LAYERS, SHAPE, a_load, a_plan  # noqa: E402
 from tests.real_engines.sglang_server import forget_live_map, put_model_in, read_location, serve  # noqa: E402
@@ -131,6 +134,28 @@ def test_ranks_get_the_load_that_evaluate_predicts(backend, algorithm, rule, num
     if (backend, num_nodes) == ("deepep", 2):  # near replicas get more than an even split gives them
         even = eplb.evaluate(plan.placement, judged.load).rank_load[0]
         assert np.abs(by_rank - even).max() > 0.05 * even.mean()
+
+
+def resolved(a2a, algorithm):
+    """The dispatch algorithm of a server that loads a file, as SGLang resolves its flags."""
+    server = ServerArgs(model_path="dummy", init_expert_location="plan.json", moe_a2a_backend=a2a)
+    if algorithm is not None:
+        server.ep_dispatch_algorithm = algorithm
+    parallel_hook.handle_eplb_and_dispatch(server)
+    return parallel_hook.resolving_view(server).ep_dispatch_algorithm
+
+
+@pytest.mark.parametrize("a2a", option_values("sglang")["a2a"])
+def test_the_default_of_the_table_is_what_the_server_takes(a2a):
+    assert f"--ep-dispatch-algorithm {resolved(a2a, None)}" in engine_dispatch("sglang", {"a2a": a2a}).flags
+
+
+@pytest.mark.parametrize("algorithm", ["static", "lp"])
+def test_what_the_table_refuses_without_a_backend_the_server_refuses(algorithm):
+    with pytest.raises(ValueError, match="picks a different physical replica per rank"):
+        resolved("none", algorithm)
+    with pytest.raises(InputError, match="SGLang refuses"):
+        engine_dispatch("sglang", {"a2a": "none", "algorithm": algorithm})
 
 
 def a_rebalanced_map(plan, rank, **server):

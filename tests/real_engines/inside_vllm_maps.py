@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.real_engines.engine_import import prepare
+from tests.real_engines.engine_import import ENGINES, prepare
 
 prepare("vllm")
 
@@ -27,12 +27,21 @@ from eplb.engines.policy import PolicySettings  # noqa: E402
 from eplb.engines.vllm import VllmPolicy, register  # noqa: E402
 from eplb.errors import FormatError  # noqa: E402
 from eplb.formats.engine_check import check_file  # noqa: E402
+from eplb.runtime.layer.replica_choice import VLLM_MULTIPLIER  # noqa: E402
 from tests.real_engines.installed import put_on_path  # noqa: E402
 from tests.real_engines.our_plans import NUM_EXPERTS, NUM_LAYERS, a_load, a_machine, a_plan, doubled  # noqa: E402
 
 
 def a_map(placement):
     return torch.from_numpy(placement.physical_to_logical_map.astype(np.int64))
+
+
+def test_the_hash_of_the_token_index_is_that_of_vllm():
+    """The choice of a replica is a Triton kernel, which is not run here; its source is compared."""
+    source = (ENGINES / "vllm/vllm/model_executor/layers/fused_moe/router/base_router.py").read_text()
+    assert f"KNUTH_MULTIPLIER = {VLLM_MULTIPLIER}" in source
+    assert "token_idx = (offs // num_active_experts)" in source
+    assert "replica_idx = hashed % replica_count" in source
 
 
 @pytest.mark.parametrize("duplicates", [False, True])

@@ -1,4 +1,4 @@
-"""Fills the pages of the manual that are generated: command line and dialects; checks that the API is documented."""
+"""Fills the generated parts of the manual (commands, dialects, engines); checks that the API is documented."""
 
 import importlib
 import inspect
@@ -17,6 +17,8 @@ def on_page_markdown(markdown: str, page, **_) -> str:
         return markdown.replace("<!-- commands -->", "\n".join(command_lines()))
     if page.file.src_uri == "reference/dialects.md":
         return markdown.replace("<!-- dialects -->", "\n".join(dialect_lines()))
+    if page.file.src_uri == "explanation/dispatch-rules.md":
+        return markdown.replace("<!-- engines -->", "\n".join(engine_lines()))
     if page.file.src_uri.startswith("reference/api"):
         for name in undocumented(markdown):
             _log.warning("%s: no docstring", name)
@@ -40,6 +42,18 @@ def dialect_lines() -> Iterator[str]:
     for name, of in READERS.items():
         suffixes = " ".join(f"`{suffix}`" for suffix in of.SUFFIXES) or "folder"
         yield f"| `{name}` | {suffixes} | {_cell(of.RECOGNISED_BY)} | {_cell(of.BECOMES)} | {_cell(of.REFUSES)} |"
+
+
+def engine_lines() -> Iterator[str]:
+    """The table of engines' dispatch rules, as Markdown."""
+    from eplb.dispatch.engine_dispatch import ENGINE_DISPATCH
+
+    yield "| engine | version | options | rule | evidence | source | note |\n|---|---|---|---|---|---|---|"
+    for row in ENGINE_DISPATCH:
+        options = "; ".join(f"{name} = {', '.join(values)}" for name, values in row.options.items())
+        rule = "refused" if row.rule is None else f"`{row.rule}`"
+        head = f"| `{row.engine}` | {row.version} | {options} | {rule} | {row.evidence} "
+        yield f"{head}| {_cell(row.source)} | {_cell(row.note)} |"
 
 
 def _command(path: str, command) -> Iterator[str]:

@@ -19,7 +19,7 @@ from eplb.errors import InputError
 from eplb.runtime.layer.placement_tables import PlacementTables
 
 _MASK = 0xFFFFFFFF
-_KNUTH = 2654435769
+VLLM_MULTIPLIER = 2654435769
 """2**32 over the golden ratio, rounded down: the multiplier of vLLM's hash."""
 _TRTLLM_BLOCK = 1024
 """Selections per block of TensorRT-LLM's kernel; the next block starts one replica later."""
@@ -110,7 +110,7 @@ def _replica(  # noqa: PLR0913  # one argument for each input of a rule
         case DispatchRule.SGLANG_BY_ROW:
             return source.index_T[:, None] % count_TK
         case DispatchRule.VLLM:
-            return ((source.index_T * _KNUTH) & _MASK)[:, None] % count_TK
+            return ((source.index_T * VLLM_MULTIPLIER) & _MASK)[:, None] % count_TK
         case DispatchRule.TRTLLM:
             return _round_robin(expert_TK, valid_TK, source, tables.num_experts) % count_TK
         case DispatchRule.ONLINE:
