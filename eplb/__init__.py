@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eplb.formats.placement_files import read_placement, write_placement
     from eplb.online.rebalancer import Rebalancer
     from eplb.online.settings import OnlineSettings
+    from eplb.planning.engine_target import EngineTarget
     from eplb.planning.planner import compare, plan
     from eplb.planning.rebalance import Horizon, rebalance
     from eplb.version import __version__ as __version__
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DispatchRule",
+    "EngineTarget",
     "Evaluation",
     "ExpertLoad",
     "GroupMode",
@@ -58,6 +60,7 @@ __all__ = [
 # Public name -> the module that defines it, as in the imports above, which type checkers read.
 _HOME_OF = {
     "DispatchRule": "eplb.core.dispatch_rule",
+    "EngineTarget": "eplb.planning.engine_target",
     "Evaluation": "eplb.evaluation.metrics",
     "ExpertLoad": "eplb_traces.expert_load",
     "GroupMode": "eplb.core.problem",

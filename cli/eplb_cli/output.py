@@ -107,7 +107,8 @@ def counted(count: int, noun: str) -> str:
 
 def percentage(fraction: float) -> str:
     """A fraction in percent, without the sign: 0.0003 is "0.03"."""
-    return f"{100 * fraction:.2f}"
+    text = f"{100 * fraction:.2f}"
+    return "0.00" if text == "-0.00" else text
 
 
 def milliseconds(seconds: float) -> str:

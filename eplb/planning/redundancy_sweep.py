@@ -3,11 +3,12 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import numpy as np
 
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.problem import Problem
 from eplb.core.topology import Topology
@@ -39,12 +40,15 @@ class SweepPoint:
     """Wall time of planning; the first one may include compilation."""
 
 
-def sweep(
+def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule by keyword
     load: ExpertLoad,
     num_ranks: int,
     num_nodes: int,
     redundant: Iterable[int],
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    *,
+    dispatch: str = DispatchRule.EVEN,
+    sources: Sequence[float] | None = None,
 ) -> tuple[SweepPoint, ...]:
     """Plan with each number of redundant experts and evaluate the plans.
 
@@ -61,6 +65,9 @@ def sweep(
         Numbers of redundant experts to try, such as ``range(0, 65, 8)``.
     expert_bytes
         Bytes of one expert of one layer.
+    dispatch, sources
+        The rule by which an expert's tokens are split over its replicas, and the share of the tokens that each rank
+        sends, to plan for and to evaluate under.
 
     Raises
     ------
@@ -84,15 +91,23 @@ def sweep(
         raise InputError(f"redundant = {list(asked)}: none can be planned, expected {rule}")
     if left_out:
         _logger.warning("sweep: redundant = %s left out: expected %s", left_out, rule)
-    return tuple(_point(load, topology, number, expert_bytes) for number in fit)
+    first = Problem(
+        load,
+        topology,
+        dispatch=DispatchRule.named(dispatch),
+        sources=None if sources is None else tuple(sources),
+    )
+    return tuple(_point(first, number, expert_bytes) for number in fit)
 
 
-def _point(load: ExpertLoad, topology: Topology, num_redundant: int, expert_bytes: float) -> SweepPoint:
+def _point(like: Problem, num_redundant: int, expert_bytes: float) -> SweepPoint:
+    """The point of one number of redundant experts; all else as in `like`."""
+    load, topology = like.load, like.topology
     slots = (load.num_experts + num_redundant) // topology.num_ranks
     start = time.perf_counter()
-    made = Greedy()(Problem(load, dataclasses.replace(topology, slots_per_rank=slots)))
+    made = Greedy()(dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
     seconds = time.perf_counter() - start
-    judged = evaluate(made.placement, load)
+    judged = evaluate(made.placement, load, like.dispatch, sources=like.sources)
     return SweepPoint(
         num_redundant,
         slots,

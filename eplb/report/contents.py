@@ -1,6 +1,6 @@
 """Gathers everything that a report shows, as arrays and text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -59,6 +59,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     *,
     window: int | None = None,
     dispatch: str = DispatchRule.EVEN,
+    sources: Sequence[float] | None = None,
     title: str = "load",
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
 ) -> ReportContents:
@@ -78,7 +79,9 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     window
         For a trace: steps per window. For a load: number of windows to sum into one.
     dispatch
-        The rule by which an expert's tokens are split over its replicas.
+        The rule by which an expert's tokens are split over its replicas; the plan made for `topology` is for it.
+    sources
+        [R] share of the tokens that each rank sends; None: all alike.
     title
         Source of the load, shown in the report.
     expert_bytes
@@ -95,10 +98,14 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     if not load.tokens.any():
         raise InputError("load: every count is zero, nothing to show")
     windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
-    shown = _plans_to_show(load, dict(plans or {}), topology)
+    given = dict(plans or {})
+    if not given and topology is not None:
+        made = plan(load, topology, DEFAULT_STRATEGY, dispatch=dispatch, sources=sources)
+        given[DEFAULT_STRATEGY] = made.placement
+    shown = _plans_to_show(load, given)
     views: list[PlanView] = []
     for name, placement in shown.items():
-        evaluation = evaluate(placement, load, dispatch)
+        evaluation = evaluate(placement, load, dispatch, sources=sources)
         views.append(
             PlanView(
                 name,
@@ -107,7 +114,9 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 evaluation.bound,
                 _migration(views[0].placement, placement, expert_bytes) if views else None,
                 None if trace is None else token_spread(placement, trace),
-                None if windows is None else evaluate(placement, windows, dispatch).max_over_mean_by_window,
+                None
+                if windows is None
+                else evaluate(placement, windows, dispatch, sources=sources).max_over_mean_by_window,
             )
         )
     summary = (over_all(title, load, views), *(per_layer(layer, load, views) for layer in range(load.num_layers)))
@@ -120,15 +129,13 @@ def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:
     return windows if windows.num_windows > 1 else None
 
 
-def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement], topology: Topology | None) -> dict[str, Placement]:
+def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement]) -> dict[str, Placement]:
     for name, placement in plans.items():
         _check_fits(name, placement, load, next(iter(plans.values())).topology)
     if len(plans) > 1:
         return plans
     if not plans:
-        if topology is None:
-            raise InputError("topology = None: expected a topology to plan for, or plans to show")
-        plans = {DEFAULT_STRATEGY: plan(load, topology, DEFAULT_STRATEGY).placement}
+        raise InputError("topology = None: expected a topology to plan for, or plans to show")
     ((name, placement),) = plans.items()
     before = in_order(load, placement.topology)
     return {BEFORE: before, name: placement}

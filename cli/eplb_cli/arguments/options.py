@@ -63,12 +63,13 @@ NumExpertsOpt = Annotated[
     typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not hold it (.npz)."),
 ]
 DispatchOpt = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--dispatch",
         metavar="RULE",
         help="How the runtime splits an expert's tokens over its replicas: even, weighted, online, local_first, or an "
         "engine's own rule: vllm, sglang_static, sglang_dynamic, sglang_by_row, ascend, trtllm.",
+        show_default="even, or the engine's",
         autocompletion=_complete_dispatch,
     ),
 ]
@@ -88,9 +89,14 @@ StrategyOpt = Annotated[
     ),
 ]
 WriteFormatOpt = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--format", "-f", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=complete_format
+        "--format",
+        "-f",
+        metavar="F",
+        help="Dialect to write, see `eplb formats`.",
+        show_default="native, or the engine's",
+        autocompletion=complete_format,
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

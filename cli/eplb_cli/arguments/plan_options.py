@@ -76,6 +76,7 @@ SurviveOpt = Annotated[
 _ONLY_WITH_PREVIOUS: Final = ("--target", "--max-moves", "--lost-ranks", "--expert-bytes")
 _ONLY_WITHOUT_PREVIOUS: Final = (
     *("--redundant", "--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
+    *("--engine", "--engine-option", "--sources"),
     *("--constraints", "--time-limit", "--survive"),
 )
 _ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")

@@ -6,6 +6,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 
@@ -29,25 +30,29 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     ] = 0.25,
     groups: options.GroupsOpt = None,
     group_mode: options.GroupModeOpt = "free",
-    dispatch: options.DispatchOpt = "even",
+    dispatch: options.DispatchOpt = None,
+    engine: EngineOpt = None,
+    engine_options: EngineOptionsOpt = None,
+    sources: SourcesOpt = None,
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
-    from eplb.core.dispatch_rule import DispatchRule
     from eplb.core.problem import GroupMode, Problem
     from eplb.planning.backtest import backtest as run
     from eplb.planning.planner import CANDIDATES
 
+    by = dispatch_of(dispatch, engine, engine_options)
     load = files.read_load(load_paths, reading)
     problem = Problem(
         load,
         topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant),
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
-        dispatch=DispatchRule.named(dispatch),
+        dispatch=by.rule,
+        sources=source_shares(sources, ranks),
     )
     with output.progress("planning and scoring"):
         scores = run(problem, CANDIDATES, held_out=held_out, seed=seed)

@@ -1,13 +1,25 @@
-"""`eplb compare`: every strategy on one load."""
+"""`eplb compare`: every strategy on one load, or one load on every engine."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.engine import (
+    ALL,
+    Dispatch,
+    EngineOptionsOpt,
+    EngineOrAllOpt,
+    SourcesOpt,
+    dispatch_of,
+    source_shares,
+)
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
+from eplb_cli.views.engine_rows import show_engines
+from eplb_cli.views.metric_rows import layer_objects
 
 if TYPE_CHECKING:
     from eplb.planning.planner import Comparison
@@ -36,32 +48,59 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         ),
     ] = None,
     groups: options.GroupsOpt = None,
+    dispatch: options.DispatchOpt = None,
+    engine: EngineOrAllOpt = None,
+    engine_options: EngineOptionsOpt = None,
+    sources: SourcesOpt = None,
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Plan LOAD with every strategy and evaluate the plans by the same metrics."""
+    """Plan LOAD with every strategy and evaluate the plans by the same metrics.
+
+    With --engine all: for every engine, its own algorithm and eplb's plan, both under the engine's dispatch rule.
+    """
     import eplb
     from eplb.strategies import STRATEGIES
 
+    if engine == ALL:
+        _refuse_for_all({"--strategies": strategies, "--dispatch": dispatch, "--engine-option": engine_options})
+    by = None if engine == ALL else dispatch_of(dispatch, engine, engine_options)
     load = files.read_load(load_paths, reading)
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
+    shares = source_shares(sources, topology.num_ranks)
+    if by is None:
+        show_engines(
+            load, topology, files.title_of(load_paths), groups=groups, sources=shares, seed=seed, as_json=as_json
+        )
+        return
     quick = [name for name in STRATEGIES if name != _ONLY_WHEN_NAMED]
     names = quick if strategies is None else strategies.split(",")
     results: list[Comparison] = []
     with output.progress("comparing", len(names)) as step:
         for name in names:
-            results += eplb.compare(load, topology, [name], groups=groups, seed=seed)
+            results += eplb.compare(load, topology, [name], groups=groups, dispatch=by.rule, sources=shares, seed=seed)
             step()
     if as_json:
-        output.json_object({"load": files.listed(load_paths), "strategies": [_as_object(result) for result in results]})
+        head = {"load": files.listed(load_paths), "dispatch": by.rule.value}
+        output.json_object({**head, "strategies": [_as_object(result, by) for result in results]})
         return
     shape = f"{output.counted(ranks, 'rank')}, {output.counted(nodes, 'node')}, {topology.num_slots} slots"
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
-    output.table(f"{files.title_of(load_paths)}: {model} on {shape}", _HEADINGS, [_row(result) for result in results])
+    title = f"{files.title_of(load_paths)}: {model} on {shape}{by.in_title}"
+    output.table(title, _HEADINGS, [_row(result) for result in results])
     output.note(_LEGEND)
+    if by.target is not None:
+        of_engine = [(result.plan.strategy, by.target.metric(result.evaluation)[1]) for result in results]
+        output.table(by.target.metric(results[0].evaluation)[0], ("strategy", "value"), of_engine)
+
+
+def _refuse_for_all(given: Mapping[str, object]) -> None:
+    for option, value in given.items():
+        if value:
+            raise typer.BadParameter("has no effect with --engine all", param_hint=option)
 
 
 def _row(result: "Comparison") -> tuple[output.Cell, ...]:
@@ -79,7 +118,9 @@ def _row(result: "Comparison") -> tuple[output.Cell, ...]:
     )
 
 
-def _as_object(result: "Comparison") -> dict[str, object]:
+def _as_object(result: "Comparison", by: Dispatch) -> dict[str, object]:
     plan = result.plan
     head = {"strategy": plan.strategy, "status": plan.status.value, "seconds": plan.seconds, "seed": plan.seed}
-    return head | result.evaluation.summary() | {"notes": list(plan.notes)}
+    of_engine = by.metric_fields(result.evaluation)
+    by_layer = {"notes": list(plan.notes), "layers": layer_objects(result.evaluation)}
+    return head | of_engine | result.evaluation.summary() | by_layer

@@ -7,8 +7,9 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.reading import Reading, reads_loads
-from eplb_cli.views.metric_rows import metric_facts, window_objects, window_table
+from eplb_cli.views.metric_rows import layer_objects, metric_facts, window_objects, window_table
 
 if TYPE_CHECKING:
     from eplb_traces import RoutingTrace
@@ -26,7 +27,10 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     format: options.PlanDialectOpt = None,
     ranks: options.HintRanksOpt = None,
     nodes: options.HintNodesOpt = None,
-    dispatch: options.DispatchOpt = "even",
+    dispatch: options.DispatchOpt = None,
+    engine: EngineOpt = None,
+    engine_options: EngineOptionsOpt = None,
+    sources: SourcesOpt = None,
     trace_path: TraceOpt = None,
     *,
     reading: Reading,
@@ -36,17 +40,25 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     import eplb
     from eplb.formats import ReadHints
 
+    by = dispatch_of(dispatch, engine, engine_options)
     load = files.read_load(load_paths, reading)
     plan = files.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
     trace = None if trace_path is None else _read_trace(trace_path, reading)
+    shares = source_shares(sources, plan.placement.topology.num_ranks)
+    if by.target is not None:
+        by.target.check(plan.placement)
     with output.progress("evaluating"):
-        evaluation = eplb.evaluate(plan.placement, load, dispatch, trace=trace)
+        evaluation = eplb.evaluate(plan.placement, load, by.rule, sources=shares, trace=trace)
     if as_json:
-        head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value}
-        output.json_object({**head, **evaluation.summary(), "windows": window_objects(evaluation)})
+        head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value, **by.metric_fields(evaluation)}
+        by_window = {"windows": window_objects(evaluation), "layers": layer_objects(evaluation)}
+        output.json_object({**head, **evaluation.summary(), **by_window})
         return
     title = f"{plan_path.name} ({plan.strategy}) under {files.title_of(load_paths)}, {evaluation.dispatch} dispatch"
-    output.facts(title, metric_facts(evaluation.summary()))
+    output.facts(title, [*by.metric_fact(evaluation), *metric_facts(evaluation.summary())])
+    if by.target is not None:
+        for text in by.target.notes(load.shape):
+            output.line(f"note: {text}")
     window_table(evaluation)
 
 

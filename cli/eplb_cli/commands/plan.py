@@ -1,14 +1,22 @@
 """`eplb plan`: from a load, and for a replan the live placement, to a placement file."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options, plan_options
 from eplb_cli.arguments.constraints_file import read_constraints
+from eplb_cli.arguments.engine import (
+    Dispatch,
+    EngineOpt,
+    EngineOptionsOpt,
+    SourcesOpt,
+    dispatch_of,
+    source_shares,
+)
 from eplb_cli.arguments.parse import id_list
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
@@ -37,7 +45,10 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     groups: options.GroupsOpt = None,
     group_mode: options.GroupModeOpt = "free",
     group_price: plan_options.GroupPriceOpt = 0.0,
-    dispatch: options.DispatchOpt = "even",
+    dispatch: options.DispatchOpt = None,
+    engine: EngineOpt = None,
+    engine_options: EngineOptionsOpt = None,
+    sources: SourcesOpt = None,
     constraints: plan_options.ConstraintsOpt = None,
     time_limit: plan_options.TimeLimitOpt = None,
     survive: plan_options.SurviveOpt = None,
@@ -46,7 +57,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     max_moves: plan_options.MaxMovesOpt = None,
     lost_ranks: plan_options.LostRanksOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
-    format: options.WriteFormatOpt = "native",
+    format: options.WriteFormatOpt = None,
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,
@@ -59,12 +70,15 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb_traces.combine import Combine
 
     plan_options.check_options(context, previous, strategy)
+    by = dispatch_of(dispatch, engine, engine_options)
+    shares = None
     several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
     load = files.read_load(load_paths, reading)
     if previous is None:
         topology = topology_from_options(
             load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config
         )
+        shares = source_shares(sources, topology.num_ranks)
         with output.progress("planning"):
             made = eplb.plan(
                 load,
@@ -73,10 +87,11 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
                 groups=groups,
                 group_mode=group_mode,
                 group_price=group_price,
-                dispatch=dispatch,
+                dispatch=by.rule,
                 constraints=Constraints() if constraints is None else read_constraints(constraints),
                 time_limit_s=time_limit,
                 survive=survive,
+                sources=shares,
                 seed=seed,
             )
     else:
@@ -85,9 +100,12 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
         made = replan(load, Replan(previous, hints, lost, target, max_moves, expert_bytes), seed=seed)
     if several:
         made = replace(made, notes=(_SEVERAL_LOADS, *made.notes))
+    if by.target is not None:
+        by.target.check(made.placement)
+        made = replace(made, notes=(*by.target.notes(made.shape), *made.notes))
     with output.progress("evaluating"):
-        evaluation = eplb.evaluate(made.placement, load, dispatch)
-    _report(made, evaluation, out, format, as_json=as_json)
+        evaluation = eplb.evaluate(made.placement, load, by.rule, sources=shares)
+    _report(made, evaluation, _Output(out, by.format_to_write(format), by), as_json=as_json)
 
 
 def _strategy(name: str, *, several: bool, survive: str | None) -> str:
@@ -95,22 +113,33 @@ def _strategy(name: str, *, several: bool, survive: str | None) -> str:
     return "scenario" if name == "auto" and several and survive is None else name
 
 
-def _report(made: "Plan", evaluation: "Evaluation", out: Path | None, format: str, *, as_json: bool) -> None:
+@final
+@dataclass(frozen=True)
+class _Output:
+    """Where the plan is written, in which format, and for which engine."""
+
+    path: Path | None
+    format: str
+    by: Dispatch
+
+
+def _report(made: "Plan", evaluation: "Evaluation", to: _Output, *, as_json: bool) -> None:
     """Write the file, if one was requested, then print its contents."""
-    flags = "" if out is None else _write(made, out, format)
+    flags = "" if to.path is None else _write(made, to.path, to)
     if as_json:
-        written = None if out is None else {"path": str(out), "format": format, "server_flags": flags}
-        output.json_object(plan_rows.as_object(made, evaluation) | {"written": written})
+        written = None if to.path is None else {"path": str(to.path), "format": to.format, "server_flags": flags}
+        fields = plan_rows.as_object(made, evaluation) | to.by.metric_fields(evaluation)
+        output.json_object(fields | {"written": written})
         return
-    plan_rows.show(made, evaluation)
-    if out is not None:
-        output.written(out, format, flags)
+    plan_rows.show(made, evaluation, to.by.metric_fact(evaluation))
+    if to.path is not None:
+        output.written(to.path, to.format, flags)
 
 
-def _write(made: "Plan", out: Path, format: str) -> str:
+def _write(made: "Plan", out: Path, to: _Output) -> str:
     """Write the file and return the server flags that load it."""
     from eplb.formats import FORMATS, write_plan
 
     with output.progress(f"writing {out.name}"):
-        write_plan(made, out, format)
-    return FORMATS[format].server_flags(out, made)
+        write_plan(made, out, to.format)
+    return FORMATS[to.format].server_flags(out, made) if to.by.target is None else to.by.target.flags(out, made)

@@ -8,6 +8,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import id_list, refuse_typed
 from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt, RedundantOpt
 from eplb_cli.arguments.reading import Reading, reads_loads
@@ -15,6 +16,7 @@ from eplb_cli.arguments.topology import topology_from_options
 
 if TYPE_CHECKING:
     from eplb.core.placement import Placement
+    from eplb.core.topology import Topology
     from eplb.report import ReportContents
     from eplb_traces import ExpertLoad, RoutingTrace
 
@@ -59,7 +61,10 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     ranks: RanksOpt = None,
     nodes: NodesOpt = None,
     redundant: RedundantOpt = None,
-    dispatch: options.DispatchOpt = "even",
+    dispatch: options.DispatchOpt = None,
+    engine: EngineOpt = None,
+    engine_options: EngineOptionsOpt = None,
+    sources: SourcesOpt = None,
     layers: LayersOpt = None,
     image_format: ImageFormatOpt = "png",
     expert_bytes: options.ExpertBytesOpt = None,
@@ -77,6 +82,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.report.folder import FolderOptions, write_folder
     from eplb.report.style import ImageFormat
 
+    by = dispatch_of(dispatch, engine, engine_options)
     is_page = out.suffix.lower() in _PAGE_SUFFIXES
     if is_page:
         refuse_typed(context, _ONLY_FOR_FOLDERS, "has no effect for a page, which shows every layer")
@@ -102,13 +108,19 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
             plans,
             asked,
             window=read.window,
-            dispatch=dispatch,
+            dispatch=by.rule,
+            sources=source_shares(sources, _num_ranks(plans, asked)),
             title=files.title_of(load_paths),
             expert_bytes=size,
         )
     with output.progress(f"writing {out.name}"):
         written = _write_page(contents, out) if is_page else write_folder(contents, out, options)
     _print(contents, written, as_json=as_json)
+
+
+def _num_ranks(plans: "dict[str, Placement]", asked: "Topology | None") -> int:
+    """Ranks of the plans that are shown, or of the topology to plan for."""
+    return asked.num_ranks if asked is not None else next(iter(plans.values())).topology.num_ranks
 
 
 def _write_page(contents: "ReportContents", out: Path) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 
@@ -58,6 +59,10 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option("--bandwidth", metavar="GB/S", help="Of a rank, inside a node and between nodes alike.",
                      show_default="370 inside, 45 between"),
     ] = None,
+    dispatch: options.DispatchOpt = None,
+    engine: EngineOpt = None,
+    engine_options: EngineOptionsOpt = None,
+    sources: SourcesOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
     seed: options.SeedOpt = 0,
     *,
@@ -68,10 +73,13 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.online.replay import POLICIES
     from eplb.online.replay import simulate as run
 
+    by = dispatch_of(dispatch, engine, engine_options)
     load = files.read_load(load_paths, reading)
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
+    online = _online(max_moves, price, memory)
+    online = replace(online, dispatch=by.rule, sources=source_shares(sources, ranks))
     replay = _replay(load, _with_bandwidth(topology, bandwidth), interval, expert_bytes, seed)
-    replay = _with_online(replay, max_moves, price, memory)
+    replay = replace(replay, load=load, online=online)
     with output.progress("replaying"):
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
     if as_json:
@@ -79,13 +87,14 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
             {
                 "load": files.listed(load_paths),
                 "interval": interval,
+                "dispatch": by.rule.value,
                 "policies": [one.summary() for one in served],
             }
         )
         return
     steps = load.num_windows - interval
     output.table(
-        f"{files.title_of(load_paths)}: {steps} steps, a replan every {interval}",
+        f"{files.title_of(load_paths)}: {steps} steps, a replan every {interval}{by.in_title}",
         _HEADINGS,
         [_row(one) for one in served],
     )
@@ -107,14 +116,14 @@ def _replay(load: "ExpertLoad", topology: "Topology", interval: int, expert_byte
     return Replay(load=load, topology=topology, interval=interval, expert_bytes=size, seed=seed)
 
 
-def _with_online(replay: "Replay", max_moves: int | None, price: float | None, memory: int | None) -> "Replay":
+def _online(max_moves: int | None, price: float | None, memory: int | None) -> "OnlineSettings":
     """The settings of `incremental` that were given."""
-    online: OnlineSettings = replace(replay.online, max_moves=max_moves)
+    from eplb.online import OnlineSettings
+
+    online = OnlineSettings(max_moves=max_moves)
     if price is not None:
         online = replace(online, price=price)
-    if memory is not None:
-        online = replace(online, window=memory)
-    return replace(replay, online=online)
+    return online if memory is None else replace(online, window=memory)
 
 
 def _row(served: "Served") -> tuple[output.Cell, ...]:

@@ -9,6 +9,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import number_range
 from eplb_cli.arguments.reading import Reading, reads_loads
 
@@ -33,6 +34,10 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     out: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Drawing to write: .png, .svg or .pdf.")
     ] = None,
+    dispatch: options.DispatchOpt = None,
+    engine: EngineOpt = None,
+    engine_options: EngineOptionsOpt = None,
+    sources: SourcesOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
     *,
     reading: Reading,
@@ -43,20 +48,22 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.planning.redundancy_sweep import sweep as run
 
     numbers = number_range(redundant, "--redundant")
+    by = dispatch_of(dispatch, engine, engine_options)
+    shares = source_shares(sources, ranks)
     if out is not None and out.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{out}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     load = files.read_load(load_paths, reading)
     with output.progress("planning"):
-        points = run(load, ranks, nodes, numbers, DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes)
+        size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
+        points = run(load, ranks, nodes, numbers, size, dispatch=by.rule, sources=shares)
     if out is not None:
         _draw(points, out)
     if as_json:
         written = None if out is None else {"path": str(out)}
-        output.json_object(
-            {"load": files.listed(load_paths), "points": [asdict(p) for p in points], "written": written}
-        )
+        head = {"load": files.listed(load_paths), "dispatch": by.rule.value}
+        output.json_object({**head, "points": [asdict(p) for p in points], "written": written})
         return
-    title = f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}"
+    title = f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}{by.in_title}"
     output.table(title, _HEADINGS, [_row(point) for point in points])
     output.note(_LEGEND)
     if out is not None:

@@ -2,11 +2,14 @@
 
 from dataclasses import asdict, dataclass
 from math import isnan
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Annotated, final
+
+import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files
 from eplb_cli.arguments.options import JsonOpt, TracesArg
+from eplb_cli.arguments.parse import id_list
 from eplb_cli.arguments.reading import Reading, reads_loads
 
 if TYPE_CHECKING:
@@ -20,6 +23,17 @@ _NUM_BLOCKS = 32  # of neighbouring experts, each drawn as one character
 _NUM_WINDOWS = 8  # into which a trace is cut to measure drift
 _WIDTH = 80  # columns that a line with so many blocks needs
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"  # in quarters of the mean
+
+RanksOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--ranks",
+        "-r",
+        metavar="R,R",
+        help="Numbers of ranks to show: 3,6.",
+        show_default="8,16,32,64 where they divide the experts",
+    ),
+]
 
 
 @final
@@ -38,7 +52,7 @@ class _Layer:
 
 
 @reads_loads
-def info(paths: TracesArg, *, reading: Reading, as_json: JsonOpt = False) -> None:
+def info(paths: TracesArg, ranks: RanksOpt = None, *, reading: Reading, as_json: JsonOpt = False) -> None:
     """Show what FILE holds and how uneven it is with experts in order and without redundancy.
 
     Then a line for each layer: the load over the experts, busiest over mean rank, how far the load of a window lies
@@ -46,11 +60,12 @@ def info(paths: TracesArg, *, reading: Reading, as_json: JsonOpt = False) -> Non
     """
     from eplb_traces.statistics import drift
 
+    sizes = _EP_SIZES if ranks is None else id_list(ranks, "--ranks")
     read = files.read_source(paths, reading)
     source, window = read.content, read.window
     with output.progress("counting"):
         load = read.load()
-        evaluations = _linear(load)
+        evaluations = _linear(load, sizes)
         over_time = _over_time(source, load, window)
         drifted, pairs = drift(over_time), _pairs_inside_group(source)
     num_blocks = min(load.num_experts, _NUM_BLOCKS if as_json or output.width() >= _WIDTH else _NUM_BLOCKS // 2)
@@ -64,19 +79,25 @@ def info(paths: TracesArg, *, reading: Reading, as_json: JsonOpt = False) -> Non
     output.facts(files.listed(paths), [(name.replace("_", " "), _shown(value)) for name, value in fields.items()])
     rows = [(of["num_ranks"], of["mean"], of["worst"]) for of in imbalance]
     output.table("Busiest over mean rank, experts in order", ("ranks", "mean of layers", "worst layer"), rows)
-    _show(layers)
-    _explain(load, num_blocks, drifted, pairs)
+    _show(layers, sizes)
+    _explain(load, num_blocks, drifted, pairs, sizes)
 
 
-def _linear(load: "ExpertLoad") -> "dict[int, Evaluation]":
-    """Evaluations of experts in order, for the usual numbers of ranks and for one expert a rank."""
+def _linear(load: "ExpertLoad", sizes: tuple[int, ...]) -> "dict[int, Evaluation]":
+    """Evaluations of experts in order, for numbers of ranks and for one expert a rank.
+
+    The usual numbers are left out where the experts do not divide by them; those that were asked for are refused.
+    """
     import eplb
+    from eplb.errors import InputError
 
     found = {}
-    for ranks in (*(size for size in _EP_SIZES if size < load.num_experts), load.num_experts):
-        if load.num_experts % ranks == 0:
+    for ranks in (*(size for size in sizes if size != load.num_experts), load.num_experts):
+        if ranks and load.num_experts % ranks == 0:
             topology = eplb.Topology.for_experts(load.num_experts, num_ranks=ranks)
             found[ranks] = eplb.evaluate(eplb.plan(load, topology, "linear").placement, load)
+        elif sizes is not _EP_SIZES:
+            raise InputError(f"ranks = {ranks}: expected a divisor of {load.num_experts} experts")
     return found
 
 
@@ -131,10 +152,10 @@ def _pairs_inside_group(source: "ExpertLoad | RoutingTrace") -> "list[PairShare]
     return group_affinity(source)
 
 
-def _show(layers: list[_Layer]) -> None:
-    """Print a line for each layer; columns of which no layer has anything are left out."""
+def _show(layers: list[_Layer], shown: tuple[int, ...]) -> None:
+    """Print a line for each layer, with the balance on `shown` ranks; columns without a value are left out."""
     bars = _bars()
-    sizes = [ranks for ranks in layers[0].max_over_mean if ranks in _EP_SIZES]
+    sizes = [ranks for ranks in layers[0].max_over_mean if ranks in shown]
     has_drift = any(of.drift is not None for of in layers)
     has_pairs = any(of.group_affinity is not None for of in layers)
     headings = ["layer", "load", *(f"EP{ranks}" for ranks in sizes), *["drift"] * has_drift, *["group"] * has_pairs]
@@ -147,7 +168,9 @@ def _show(layers: list[_Layer]) -> None:
     output.table("Load by layer, experts in order", headings, rows)
 
 
-def _explain(load: "ExpertLoad", num_blocks: int, drifted: "Drift", pairs: "list[PairShare]") -> None:
+def _explain(
+    load: "ExpertLoad", num_blocks: int, drifted: "Drift", pairs: "list[PairShare]", sizes: tuple[int, ...]
+) -> None:
     """Print what the columns mean, and their means over layers."""
     from eplb_traces.statistics import mean_share
 
@@ -155,7 +178,7 @@ def _explain(load: "ExpertLoad", num_blocks: int, drifted: "Drift", pairs: "list
     fewest, uneven = divmod(load.num_experts, num_blocks)
     size = f"{fewest} or {fewest + 1} experts" if uneven else output.counted(fewest, "expert")
     output.line(f"load   a character is {size}; {bars[4]} the layer's mean, {bars[8]} twice the mean or more")
-    if any(load.num_experts % ranks == 0 for ranks in _EP_SIZES):
+    if any(load.num_experts % ranks == 0 for ranks in sizes):
         output.line("EPn    busiest over mean of n ranks")
     if not isnan(drifted.mean) and drifted.num_windows > 1:
         output.line(f"drift  total variation between the load of {drifted.num_windows} windows and the whole, 0 to 1;")

@@ -1,6 +1,7 @@
 """Makes rows and tables of metrics."""
 
 from collections.abc import Mapping
+from math import isnan
 from typing import TYPE_CHECKING
 
 from eplb_cli import output
@@ -70,6 +71,32 @@ def window_table(evaluation: "Evaluation") -> None:
         title = f"Windows, the worst {_MOST_WINDOWS} of {len(rows)}"
         rows = sorted(rows, key=lambda row: row[1], reverse=True)[:_MOST_WINDOWS]
     output.table(title, ("window", "max/mean", "worst layer"), rows)
+
+
+def layer_objects(evaluation: "Evaluation") -> list[dict[str, object]]:
+    """The balance of each layer, for `--json`; null for a layer without tokens.
+
+    `max_over_mean` is the mean over windows, `rank_load` the tokens of each rank summed over windows.
+    """
+    total, bound = evaluation.total_rank_load.tolist(), evaluation.bound
+    return [
+        {
+            "layer": layer,
+            "max_over_mean": _known(evaluation.max_over_mean[layer]),
+            "max_over_mean_of_total": _known(evaluation.max_over_mean_of_total[layer]),
+            "gap": _known(evaluation.gap[layer]),
+            "lower_bound": float(bound.value[layer]),
+            "binding_bound": bound.binding[layer].value,
+            "busiest_rank": int(evaluation.total_rank_time[layer].argmax()),
+            "rank_load": total[layer],
+            "duplicate_slots": int(evaluation.placement.duplicate_slots[layer].sum()),
+        }
+        for layer in range(evaluation.placement.num_layers)
+    ]
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else float(value)
 
 
 def window_objects(evaluation: "Evaluation") -> list[dict[str, object]]:

@@ -1,6 +1,7 @@
 """Shows a plan as tables and as JSON."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eplb_cli import output
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from eplb.evaluation.metrics import Evaluation
 
 
-def show(made: "Plan", evaluation: "Evaluation") -> None:
-    """Print a plan for people."""
+def show(made: "Plan", evaluation: "Evaluation", of_engine: "Sequence[tuple[str, output.Cell]]" = ()) -> None:
+    """Print a plan for people; `of_engine` are more rows of the engine that will run it."""
     topology = made.placement.topology
     bounds = Counter(layer.binding_bound.value for layer in made.layers)
     ranks, nodes = output.counted(topology.num_ranks, "rank"), output.counted(topology.num_nodes, "node")
@@ -23,6 +24,7 @@ def show(made: "Plan", evaluation: "Evaluation") -> None:
         [
             ("strategy", f"{made.strategy} ({made.status.value})"),
             ("dispatch", evaluation.dispatch.value),
+            *of_engine,
             *metric_facts(evaluation.summary()),
             ("what bounds the layers", ", ".join(f"{name}: {count}" for name, count in sorted(bounds.items()))),
             ("planned in", f"{output.milliseconds(made.seconds)} ms"),
