@@ -12,6 +12,7 @@ without a live replica, and since no source is overwritten before it is read, ex
 price is staging memory: `staging_copies` experts on one rank. `simulate` replays a migration and proves all of this.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -317,13 +318,14 @@ def _least_alive(live: Map, migration: Migration, place: str) -> int:
     return int(count.min())
 
 
-def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -> Placement:
+def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int | Sequence[int]) -> Placement:
     """Exchange whole ranks of `after` so that as many replicas as possible are already where they belong.
 
-    Ranks are renamed layer by layer inside blocks of `ranks_per_block` neighbours, only among ranks with equally many
-    slots and equal speed, so no rank load changes. With the ranks of a node as block, no expert changes its node
-    either. Maximises the number of replicas kept (Hungarian method, O(ranks_per_block^3) a block); then every copy that
-    its rank keeps stays in its slot. The plan must not carry replica weights.
+    Ranks are renamed layer by layer inside blocks of `ranks_per_block` neighbours (one number, or one for each block),
+    only among ranks with equally many slots and equal speed, so no rank load changes. With the ranks of a node as
+    block, no expert changes its node either. Maximises the number of replicas kept (Hungarian method,
+    O(ranks_per_block^3) a block); then every copy that its rank keeps stays in its slot. The plan must not carry
+    replica weights.
 
     Raises
     ------
@@ -332,8 +334,7 @@ def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -
     """
     _check_same_slots(before, after)
     topology = before.topology
-    if ranks_per_block < 1 or topology.num_ranks % ranks_per_block:
-        raise PlacementError(f"ranks_per_block = {ranks_per_block}: expected a divisor of {topology.num_ranks} ranks")
+    blocks = _blocks(topology.num_ranks, ranks_per_block)
     if after.replica_weights is not None:
         raise PlacementError("replica_weights: ranks of a placement with weights are not renamed")
     from scipy.optimize import linear_sum_assignment
@@ -345,14 +346,24 @@ def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -
     for layer in range(before.num_layers):
         kept = _holds(before, layer) @ _holds(after, layer).T
         worth = np.where(alike, kept, -float(topology.num_slots))  # never worth taking: identity is always allowed
-        for start in range(0, topology.num_ranks, ranks_per_block):
-            block = slice(start, start + ranks_per_block)
+        for block in blocks:
             for name, rank in zip(*linear_sum_assignment(worth[block, block], maximize=True), strict=True):
-                to, source = first_slot[start + name], first_slot[start + rank]
-                end = first_slot[start + rank + 1]
+                to, source = first_slot[block.start + name], first_slot[block.start + rank]
+                end = first_slot[block.start + rank + 1]
                 renamed[layer, to : to + end - source] = after.physical_to_logical_map[layer, source:end]
     keep_slots(before.physical_to_logical_map, renamed, first_slot)
     return Placement(renamed, after.num_experts, after.topology)
+
+
+def _blocks(num_ranks: int, ranks_per_block: int | Sequence[int]) -> list[slice]:
+    if isinstance(ranks_per_block, int):
+        if ranks_per_block < 1 or num_ranks % ranks_per_block:
+            raise PlacementError(f"ranks_per_block = {ranks_per_block}: expected a divisor of {num_ranks} ranks")
+        ranks_per_block = [ranks_per_block] * (num_ranks // ranks_per_block)
+    if min(ranks_per_block) < 1 or sum(ranks_per_block) != num_ranks:
+        raise PlacementError(f"ranks_per_block = {ranks_per_block}: expected counts >= 1 with sum {num_ranks}")
+    ends = np.cumsum(ranks_per_block).tolist()
+    return [slice(end - count, end) for end, count in zip(ends, ranks_per_block, strict=True)]
 
 
 def keep_slots(old: Map, new: Map, first_slot: Ints) -> None:
@@ -382,7 +393,7 @@ def _check_same_slots(before: Placement, after: Placement) -> None:
         ("layers", before.num_layers, after.num_layers),
         ("experts", before.num_experts, after.num_experts),
         ("ranks", before.topology.num_ranks, after.topology.num_ranks),
-        ("nodes", before.topology.num_nodes, after.topology.num_nodes),
+        ("nodes", before.topology.nodes, after.topology.nodes),
         ("slots_per_rank", before.topology.slots_per_rank, after.topology.slots_per_rank),
     ):
         if old != new:

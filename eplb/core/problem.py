@@ -155,7 +155,7 @@ class Problem:
                 f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 replicas of each of "
                 f"{num_experts} experts, {num_replicas} slots ({num_replicas - num_experts} redundant ones)"
             )
-        node_slots = self.topology.rank_num_slots.reshape(self.topology.num_nodes, -1).sum(axis=1)
+        node_slots = self.topology.node_num_slots
         if self.survive is Survive.NODE:
             if self.group_mode is GroupMode.PINNED or self.topology.num_nodes == 1:
                 raise InfeasibleError("surviving the loss of a node takes two nodes for each expert, not pinned to one")

@@ -102,11 +102,11 @@ def provenance_fields(plan: Plan) -> dict[str, object]:
 
 
 def _topology_fields(topology: Topology) -> dict[str, object]:
-    slots: list[int] = topology.rank_num_slots.tolist()
+    slots, nodes = topology.rank_num_slots.tolist(), topology.node_num_ranks.tolist()
     speed = topology.rank_speed
     return {
         "num_nodes": int(topology.num_nodes),
-        "ranks_per_node": int(topology.ranks_per_node),
+        "ranks_per_node": nodes[0] if topology.has_equal_nodes else nodes,
         "slots_per_rank": slots[0] if topology.has_equal_slots else slots,
         "rank_speed": None if speed is None else [float(s) for s in speed],
         "intra_node_gbps": float(topology.intra_node_gbps),
@@ -175,20 +175,22 @@ def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
 
 def _topology_from_json(value: object, place: str) -> Topology:
     fields = as_fields(value, place, _TOPOLOGY_KEYS)
-    slots, speed = fields["slots_per_rank"], fields["rank_speed"]
+    speed = fields["rank_speed"]
     with error_context(place):
         return Topology(
             num_nodes=as_int(fields["num_nodes"], f"{place}.num_nodes", 1),
-            ranks_per_node=as_int(fields["ranks_per_node"], f"{place}.ranks_per_node", 1),
-            slots_per_rank=(
-                [as_int(item, f"{place}.slots_per_rank[{i}]", 1) for i, item in enumerate(slots)]
-                if isinstance(slots, list)
-                else as_int(slots, f"{place}.slots_per_rank", 1)
-            ),
+            ranks_per_node=_count_or_counts(fields["ranks_per_node"], f"{place}.ranks_per_node"),
+            slots_per_rank=_count_or_counts(fields["slots_per_rank"], f"{place}.slots_per_rank"),
             rank_speed=None if speed is None else as_number_row(speed, f"{place}.rank_speed").tolist(),
             intra_node_gbps=as_number(fields["intra_node_gbps"], f"{place}.intra_node_gbps"),
             inter_node_gbps=as_number(fields["inter_node_gbps"], f"{place}.inter_node_gbps"),
         )
+
+
+def _count_or_counts(value: object, place: str) -> int | list[int]:
+    if isinstance(value, list):
+        return [as_int(item, f"{place}[{i}]", 1) for i, item in enumerate(value)]
+    return as_int(value, place, 1)
 
 
 def _weights_from_json(value: object, place: str) -> NDArray[np.float64] | None:

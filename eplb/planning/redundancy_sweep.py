@@ -10,7 +10,7 @@ import numpy as np
 
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.problem import Problem
-from eplb.core.topology import Topology
+from eplb.core.topology import Nodes, Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.strategies.greedy.greedy import Greedy
@@ -42,7 +42,7 @@ class SweepPoint:
 def sweep(
     load: ExpertLoad,
     num_ranks: int,
-    num_nodes: int,
+    num_nodes: Nodes,
     redundant: Iterable[int],
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
 ) -> tuple[SweepPoint, ...]:
@@ -56,7 +56,7 @@ def sweep(
     load
         Tokens of each expert; planned for the sum, evaluated window by window.
     num_ranks, num_nodes
-        Ranks and nodes.
+        Ranks and nodes, as in `Topology.for_experts`.
     redundant
         Numbers of redundant experts to try, such as ``range(0, 65, 8)``.
     expert_bytes

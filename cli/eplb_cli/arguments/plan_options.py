@@ -5,14 +5,22 @@ from typing import Annotated, Final
 
 import typer
 
-from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.parse import Nodes, node_sizes, refuse_typed
 
 RanksOpt = Annotated[
     int | None,
     typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False),
 ]
 NodesOpt = Annotated[
-    int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes that hold the ranks.", show_default="1")
+    Nodes | None,
+    typer.Option(
+        "--nodes",
+        "-n",
+        metavar="N",
+        parser=node_sizes,
+        help="Nodes that hold the ranks, or the ranks of each: 8,8,7.",
+        show_default="1",
+    ),
 ]
 RedundantOpt = Annotated[
     int | None,

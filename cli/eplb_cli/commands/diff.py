@@ -8,6 +8,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import options
+from eplb_cli.arguments.parse import Nodes
 from eplb_cli.views.migration_rows import layer_objects, layer_table, migration_facts
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def diff(  # noqa: PLR0913  # one parameter a word of the command line
 
 
 def _read(
-    old_path: Path, new_path: Path, ranks: int | None, nodes: int | None, experts: int | None
+    old_path: Path, new_path: Path, ranks: int | None, nodes: Nodes | None, experts: int | None
 ) -> tuple["Plan", "Plan"]:
     """Both plans; what an engine's file does not hold is taken from the options, then from the other file."""
     from eplb.formats import ReadHints, RecordStatus, parse_file
@@ -58,6 +59,6 @@ def _as(other: "Plan", hints: "ReadHints") -> "ReadHints":
     return replace(
         hints,
         num_ranks=topology.num_ranks if hints.num_ranks is None else hints.num_ranks,
-        num_nodes=topology.num_nodes if hints.num_nodes is None else hints.num_nodes,
+        num_nodes=topology.nodes if hints.num_nodes is None else hints.num_nodes,
         shape=other.shape,
     )
