@@ -28,14 +28,12 @@ class Survivors(NamedTuple):
     topology: Topology
     rank_map: NDArray[np.int64]
     """[R] new rank of each old one, in the old order; -1 for the lost."""
-    notes: tuple[str, ...]
 
 
 def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
     """Take ranks away and renumber the rest in order.
 
-    Nodes that keep equally many ranks stay nodes. Otherwise, as a `Topology` cannot describe them, all ranks become one
-    node and a note is added.
+    A node keeps the ranks that are left on it; a node that loses all its ranks is no node any more.
 
     Raises
     ------
@@ -58,17 +56,14 @@ def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
     rank_map.setflags(write=False)
     ranks_on_node = np.bincount(topology.node_of_rank[kept])
     sizes = ranks_on_node[ranks_on_node > 0]
-    even = bool((sizes == sizes[0]).all())
-    num_nodes = sizes.size if even else 1
     left = dataclasses.replace(
         topology,
-        num_nodes=num_nodes,
-        ranks_per_node=kept.size // num_nodes,
+        num_nodes=sizes.size,
+        ranks_per_node=sizes.tolist(),
         slots_per_rank=topology.rank_num_slots[kept].tolist(),
         rank_speed=topology.relative_speed[kept].tolist(),
     )
-    uneven = f"nodes keep {sizes.tolist()} ranks, unequally many: planned as one node of {kept.size} ranks"
-    return Survivors(left, rank_map, () if even else (uneven,))
+    return Survivors(left, rank_map)
 
 
 def replan_without(  # noqa: PLR0913  # a replan and what is lost
@@ -135,7 +130,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         f"({num_lost * expert_bytes:.3g} bytes), {num_removed} of them in place of removed replicas"
     )
     renumbered = f"ranks renumbered in order: {_renumbered(left.rank_map)}"
-    notes = (loaded, *left.notes, renumbered, *made.notes)
+    notes = (loaded, renumbered, *made.notes)
     return dataclasses.replace(made, notes=notes, seconds=time.perf_counter() - start)
 
 
