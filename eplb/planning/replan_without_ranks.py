@@ -121,7 +121,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     for layer in range(previous.num_layers):
         lost_experts = np.setdiff1d(np.arange(num_experts), phy2log[layer])
         num_lost += lost_experts.size
-        num_removed += _restore(load.total[layer], lost_experts, phy2log[layer], left.topology)
+        num_removed += place_lost(load.total[layer], lost_experts, phy2log[layer], left.topology)
     seeded = Placement(phy2log, num_experts, left.topology)
     made = rebalance(seeded, load, target=target, max_moves=max_moves, expert_bytes=expert_bytes, seed=seed)
     lost = sorted(int(rank) for rank in lost_ranks)
@@ -134,7 +134,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     return dataclasses.replace(made, notes=notes, seconds=time.perf_counter() - start)
 
 
-def _restore(load: Floats, lost_experts: Ints, phy2log: Map, topology: Topology) -> int:
+def place_lost(load: Floats, lost_experts: Ints, phy2log: Map, topology: Topology) -> int:
     """Write lost experts into the slots [P] that are cheapest to overwrite; returns how many held a replica."""
     rank, scale, num_removed = topology.rank_of_slot, 1 / topology.relative_speed, 0
     for expert in sorted(lost_experts.tolist(), key=lambda e: (-load[e], e)):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Hop, Migration, rename_ranks, simulate
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Hop, Migration, rename_ranks
+from eplb.core.migration_simulation import simulate
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import PlacementError, VerificationError
