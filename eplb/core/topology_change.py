@@ -63,6 +63,19 @@ class TopologyChange:
         object.__setattr__(self, "rank_map", rank_map)
         object.__setattr__(self, "lost", lost)
 
+    @classmethod
+    def between(
+        cls, before: Topology, after: Topology, *, lost: Sequence[int] = (), retiring: Sequence[int] = ()
+    ) -> "TopologyChange":
+        """The change in which ranks stay where `kept_ranks` puts them.
+
+        Raises
+        ------
+        InputError
+            If a rank does not exist or is named twice, or more ranks stay than there are new ones.
+        """
+        return cls(before, after, kept_ranks(before, after, (*lost, *retiring)), lost)
+
     @cached_property
     def retiring(self) -> tuple[int, ...]:
         """Old ranks that leave, and are sources until the migration has ended."""

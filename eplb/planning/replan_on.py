@@ -25,7 +25,7 @@ from eplb.strategies.incremental.incremental import Held
 from eplb_traces import ExpertLoad
 from eplb_traces.model_shape import id_ranges, id_runs
 
-EXTRA_FETCHES = 0.05
+EXTRA_FETCHES = 0.1
 """Share of the fetches that fill slots that may be added for a better balance."""
 
 

@@ -16,7 +16,9 @@ from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
-from eplb.errors import InfeasibleError, InputError
+from eplb.core.topology_change import check_old_ranks
+from eplb.errors import InfeasibleError
+from eplb.planning.changed_topology import topology_without
 from eplb.planning.rebalance import rebalance
 from eplb_traces import ExpertLoad
 from eplb_traces.model_shape import id_ranges, id_runs
@@ -42,28 +44,13 @@ def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
     InfeasibleError
         If no rank is left.
     """
-    lost = [int(rank) for rank in lost_ranks]
-    for rank in lost:
-        if not 0 <= rank < topology.num_ranks:
-            raise InputError(f"lost rank {rank}: expected 0 <= rank < {topology.num_ranks}")
-        if lost.count(rank) > 1:
-            raise InputError(f"lost rank {rank}: named {lost.count(rank)} times, expected once")
-    kept = np.setdiff1d(np.arange(topology.num_ranks), lost)
+    kept = np.setdiff1d(np.arange(topology.num_ranks), check_old_ranks(topology, lost_ranks, "lost rank"))
     if not kept.size:
         raise InfeasibleError(f"all {topology.num_ranks} ranks are lost: none is left to plan for")
     rank_map = np.full(topology.num_ranks, -1, dtype=np.int64)
     rank_map[kept] = np.arange(kept.size)
     rank_map.setflags(write=False)
-    ranks_on_node = np.bincount(topology.node_of_rank[kept])
-    sizes = ranks_on_node[ranks_on_node > 0]
-    left = dataclasses.replace(
-        topology,
-        num_nodes=sizes.size,
-        ranks_per_node=sizes.tolist(),
-        slots_per_rank=topology.rank_num_slots[kept].tolist(),
-        rank_speed=topology.relative_speed[kept].tolist(),
-    )
-    return Survivors(left, rank_map)
+    return Survivors(topology_without(topology, lost_ranks), rank_map)
 
 
 def replan_without(  # noqa: PLR0913  # a replan and what is lost

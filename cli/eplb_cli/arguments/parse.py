@@ -45,6 +45,20 @@ def node_sizes(value: int | str) -> Nodes:
     return sizes if len(sizes) > 1 else sizes[0]
 
 
+def rank_pairs(text: str, option: str) -> tuple[tuple[int, int], ...]:
+    """The (old, new) ranks in "0-2:0-2,3:7"; an error names `option`."""
+    pairs: list[tuple[int, int]] = []
+    for part in text.split(","):
+        old, colon, new = part.partition(":")
+        both = (id_list(old, option), id_list(new, option)) if colon else ((), (0,))
+        if len(both[0]) != len(both[1]):
+            raise typer.BadParameter(
+                f"{text!r}: expected old and new ranks, equally many, as in 0-2:0-2,3-5:4-6", param_hint=option
+            )
+        pairs.extend(zip(*both, strict=True))
+    return tuple(pairs)
+
+
 def number_range(text: str, option: str) -> range:
     """The numbers "FIRST:LAST:STEP", both ends included; an error names `option`."""
     parts = text.split(":")
