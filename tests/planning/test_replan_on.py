@@ -138,7 +138,7 @@ def test_shrinking_from_32_to_24_ranks_moves_every_dead_end_once(slots):
         assert dead_ends <= set(made.migration.expert[from_retiring].tolist())
         needed += max(len(dead_ends), 24 * (slots - 9))
     assert made.migration.moved_copies <= 1.1 * needed  # 11 slots leave 8 redundant ones to even out 24 ranks
-    assert eplb.evaluate(made.placement, load).max_over_mean.mean() <= 1.03
+    assert eplb.evaluate(made.placement, load).max_over_mean.mean() <= 1.02
 
 
 def test_lost_ranks_are_no_sources_and_their_experts_are_loaded_once():
