@@ -201,6 +201,7 @@ def test_lost_ranks_keep_their_ids_and_columns_and_come_back(run, plan_path, cou
     kept = read_plan(left)
     assert kept.placement == renumbered.placement
     assert (kept.absent_ranks, kept.rank_ids) == ((1,), (0, 2, 3))
+    assert any(note.startswith("lost ranks [1] keep their ids") for note in kept.notes)
     native = tmp_path / "native.json"
     assert run(*lose, "-o", native).exit_code == 0
     assert read_plan(native) == kept

@@ -67,8 +67,7 @@ def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> "Plan":
         lost = ranks_with_ids(ranks_of(previous), ranks.lost, "lost rank")
         if lost and ranks == NewRanks(lost=ranks.lost):
             made = replan_without(live, load, lost, target=target, max_moves=moves, expert_bytes=size, seed=seed)
-            absent = (*previous.absent_ranks, *ranks.lost)
-            return replace(made, absent_ranks=tuple(sorted(absent))) if asked.keep_rank_ids else made
+            return _with_ids_kept(made, (*previous.absent_ranks, *ranks.lost)) if asked.keep_rank_ids else made
         change = _change(previous, ranks, num_experts=load.num_experts)
         stays = change.rank_map == tuple(range(change.after.num_ranks))
         if stays and change.before == change.after:
@@ -76,6 +75,14 @@ def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> "Plan":
         else:
             made = replan_on(live, load, change, target=target, max_moves=moves, expert_bytes=size, seed=seed)
         return replace(made, absent_ranks=previous.absent_ranks) if stays else made
+
+
+def _with_ids_kept(made: "Plan", absent: Sequence[int]) -> "Plan":
+    note = (
+        f"lost ranks {sorted(absent)} keep their ids: their columns in SGLang's file hold expert 0, for a server that has "
+        "these ranks as not active (elastic expert parallelism)"
+    )
+    return replace(made, absent_ranks=tuple(sorted(absent)), notes=(*made.notes, note))
 
 
 def _previous(load: "ExpertLoad", asked: Replan) -> tuple["Plan", NewRanks]:

@@ -32,7 +32,7 @@ function overMean(value, mean) {
 }
 
 function nodeOfRank(plan, rank) {
-  return plan.node_first_rank.findLastIndex((first) => first <= rank);
+  return plan.node_first_rank.filter((first) => first <= rank).length - 1;
 }
 
 function rankTip(plan, facts, rank) {
