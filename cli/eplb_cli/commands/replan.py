@@ -79,8 +79,8 @@ def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> "Plan":
 
 def _with_ids_kept(made: "Plan", absent: Sequence[int]) -> "Plan":
     note = (
-        f"lost ranks {sorted(absent)} keep their ids: their columns in SGLang's file hold expert 0, for a server that has "
-        "these ranks as not active (elastic expert parallelism)"
+        f"lost ranks {sorted(absent)} keep their ids: their columns in SGLang's file hold expert 0, for a server "
+        "in which these ranks are not active (elastic expert parallelism)"
     )
     return replace(made, absent_ranks=tuple(sorted(absent)), notes=(*made.notes, note))
 

@@ -58,7 +58,7 @@ def _lay_out(live: Map, first_live: Ints, first_slot: Ints, kept: Flags, new: Ma
 
 
 @helper
-def _spare_for_homeless(load: Floats, count: Ints, live: Map, first_live: Ints, first_slot: Ints, new: Map) -> None:
+def _keep_missing(load: Floats, count: Ints, live: Map, first_live: Ints, first_slot: Ints, new: Map) -> None:
     """Where experts without a replica outnumber the empty slots, keep them instead of redundant replicas."""
     lacking = (count == 0).sum() - (new < 0).sum()
     for rank in range(first_slot.size - 1):
@@ -78,7 +78,7 @@ def _spare_for_homeless(load: Floats, count: Ints, live: Map, first_live: Ints, 
 
 
 @helper
-def _place_homeless(
+def _place_missing(
     load: Floats, count: Ints, first_slot: Ints, rank_scale: Floats, new: Map, free: Ints, rank_time: Floats
 ) -> None:
     """Put experts without a replica into empty slots, hottest first, each on the rank that ends lowest."""
@@ -180,12 +180,12 @@ def carry_over(
         for expert in new[layer]:
             if expert >= 0:
                 count[expert] += 1
-        _spare_for_homeless(load[layer], count, live[layer], first_live, first_slot, new[layer])
+        _keep_missing(load[layer], count, live[layer], first_live, first_slot, new[layer])
         unit[:num_experts] = load[layer] / np.maximum(count, 1)
         unit[num_experts] = 0.0  # of empty slots: id -1
         sum_rank_time(unit, new[layer], rank_of_slot, rank_scale, rank_time)
         free[:] = 0
         for slot in range(new.shape[1]):
             free[rank_of_slot[slot]] += new[layer, slot] < 0
-        _place_homeless(load[layer], count, first_slot, rank_scale, new[layer], free, rank_time)
+        _place_missing(load[layer], count, first_slot, rank_scale, new[layer], free, rank_time)
         _fill(load[layer], count, first_slot, rank_scale, new[layer], free, rank_time)
