@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eplb.core.placement import Placement
     from eplb.core.problem import GroupMode, LayerCertificate, Plan, SolveStatus
     from eplb.core.topology import Topology
+    from eplb.core.topology_change import TopologyChange
     from eplb.engines.deepseek import rebalance_experts
     from eplb.engines.for_engine import for_engine
     from eplb.evaluation.metrics import Evaluation, evaluate
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from eplb.planning.engine_target import EngineTarget
     from eplb.planning.planner import compare, plan
     from eplb.planning.rebalance import Horizon, rebalance
+    from eplb.planning.replan_on import replan_on
     from eplb.version import __version__ as __version__
     from eplb_traces.expert_load import ExpertLoad
     from eplb_traces.model_shape import ModelShape
@@ -45,6 +47,7 @@ __all__ = [
     "RoutingTrace",
     "SolveStatus",
     "Topology",
+    "TopologyChange",
     "compare",
     "evaluate",
     "for_engine",
@@ -54,6 +57,7 @@ __all__ = [
     "read_trace",
     "rebalance",
     "rebalance_experts",
+    "replan_on",
     "write_placement",
 ]
 
@@ -75,6 +79,7 @@ _HOME_OF = {
     "RoutingTrace": "eplb_traces.routing_trace",
     "SolveStatus": "eplb.core.problem",
     "Topology": "eplb.core.topology",
+    "TopologyChange": "eplb.core.topology_change",
     "__version__": "eplb.version",
     "compare": "eplb.planning.planner",
     "evaluate": "eplb.evaluation.metrics",
@@ -85,6 +90,7 @@ _HOME_OF = {
     "read_trace": "eplb_traces.readers",
     "rebalance": "eplb.planning.rebalance",
     "rebalance_experts": "eplb.engines.deepseek",
+    "replan_on": "eplb.planning.replan_on",
     "write_placement": "eplb.formats.placement_files",
 }
 

@@ -17,12 +17,18 @@ formats_examples = settings(max_examples=max(1, settings().max_examples * 6 // 1
 POSITIVE = st.floats(min_value=1e-3, max_value=1e9, allow_nan=False)
 
 
+def node_sizes(num_nodes, most, *, equal=False):
+    """Ranks of each node, all equal in some draws, and in all where `equal`."""
+    same = st.integers(1, most).map(lambda count: [count] * num_nodes)
+    return same if equal else same | st.lists(st.integers(1, most), min_size=num_nodes, max_size=num_nodes)
+
+
 @st.composite
 def topologies(draw, equal=False, min_slots=1, max_ranks=6):
-    """Topologies of a few ranks; unless `equal`, ranks may differ in slots and speed."""
+    """Topologies of a few ranks; unless `equal`, ranks may differ in slots and speed and nodes in ranks."""
     num_nodes = draw(st.integers(1, 2))
-    ranks_per_node = draw(st.integers(1, max(1, max_ranks // num_nodes)))
-    num_ranks = num_nodes * ranks_per_node
+    ranks_per_node = draw(node_sizes(num_nodes, max(1, max_ranks // num_nodes), equal=equal))
+    num_ranks = sum(ranks_per_node)
     least = -(-min_slots // num_ranks)
     if equal or draw(st.booleans()):
         slots, speeds = draw(st.integers(least, least + 3)), None
@@ -167,16 +173,16 @@ def ruled_problems(draw, rule, **kinds):
 
 @st.composite
 def problems(draw, equal=False, tiny=False):
-    """Planning problems; unless `equal`, ranks may differ in slots and speed. Groups are pinned where they fit nodes.
+    """Planning problems; unless `equal`, ranks may differ in slots and speed, or nodes in ranks. Pinned where it fits.
 
     `tiny`: one layer and one window of at most 5 experts, 3 ranks and 7 slots, for brute force.
     """
     num_nodes = 1 if tiny else draw(st.integers(1, 3))
-    ranks_per_node = draw(st.integers(1, 3 if tiny else 4))
-    num_ranks = num_nodes * ranks_per_node
+    ranks_per_node = draw(node_sizes(num_nodes, 3 if tiny else 4, equal=equal))
+    num_ranks = sum(ranks_per_node)
     slots = draw(st.integers(1, 7 // num_ranks if tiny else 9))
     # A rank holds an expert once: with s slots it takes s experts of its own node's share.
-    per_node = draw(st.integers(slots, slots * ranks_per_node))
+    per_node = draw(st.integers(slots, slots * min(ranks_per_node)))
     num_experts = min(per_node * num_nodes, 5) if tiny else per_node * num_nodes
     per_rank, speeds = min(slots, num_experts), None
     group_mode = GroupMode.FREE

@@ -283,15 +283,11 @@ def pinned_bounds(
     per_node = num_groups // num_nodes
     free = lower_bounds(load, topology, rule=rule).value
     group_load = np.sort(load.reshape(num_layers, num_groups, -1).sum(axis=2), axis=1)
-    node_speed = topology.relative_speed.reshape(num_nodes, -1).sum(axis=1)
-    heaviest = (group_load[:, -1] + group_load[:, : per_node - 1].sum(axis=1)) / node_speed.max()
+    heaviest = (group_load[:, -1] + group_load[:, : per_node - 1].sum(axis=1)) / topology.node_speed.max()
     value = np.maximum(free, heaviest)
-    slots = topology.rank_num_slots.reshape(num_nodes, -1)
-    speeds = topology.relative_speed.reshape(num_nodes, -1)
-    alike = bool((slots == slots[0]).all() and (speeds == speeds[0]).all())
-    if num_groups > MOST_GROUPS_TO_PARTITION or not alike:
+    node = _one_of_equal_nodes(topology)
+    if num_groups > MOST_GROUPS_TO_PARTITION or node is None:
         return PinnedBounds(value, free)
-    node = Topology(1, topology.ranks_per_node, tuple(slots[0].tolist()), tuple(speeds[0].tolist()))
     by_group = load.reshape(num_layers, num_groups, num_experts // num_groups)
     bound_of = {
         sum(1 << group for group in chosen): lower_bounds(
@@ -300,6 +296,17 @@ def pinned_bounds(
         for chosen in combinations(range(num_groups), per_node)
     }
     return PinnedBounds(np.maximum(value, _least_worst_node(bound_of, num_groups)), free)
+
+
+def _one_of_equal_nodes(topology: Topology) -> Topology | None:
+    """A topology of one node, as each of them is; None if nodes differ in ranks, slots or speeds."""
+    if not topology.has_equal_nodes:
+        return None
+    slots = topology.rank_num_slots.reshape(topology.num_nodes, -1)
+    speeds = topology.relative_speed.reshape(topology.num_nodes, -1)
+    if (slots != slots[0]).any() or (speeds != speeds[0]).any():
+        return None
+    return Topology(1, slots.shape[1], slots[0].tolist(), speeds[0].tolist())
 
 
 def _least_worst_node(bound_of: dict[int, Floats], num_groups: int) -> Floats:

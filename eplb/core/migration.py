@@ -9,9 +9,10 @@
 
 Until its commit a layer serves by its old map and afterwards by its new one; both hold every expert, so none is ever
 without a live replica, and since no source is overwritten before it is read, exchanges and longer cycles are safe. The
-price is staging memory: `staging_copies` experts on one rank. `simulate` replays a migration and proves all of this.
+price is staging memory: `staging_copies` experts on one rank. `migration_simulation` replays a migration and checks it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
-from eplb.errors import PlacementError, VerificationError
+from eplb.errors import PlacementError
 
 DEEPSEEK_V3_EXPERT_BYTES = 3.0 * 7168 * 2048
 """One expert of DeepSeek-V3 in FP8: three matrices of hidden size 7168 x 2048, one byte each."""
@@ -259,71 +260,14 @@ class Migration:
         }
 
 
-def simulate(migration: Migration) -> int:
-    """Replay a migration slot by slot, as this file's head describes it, and check every step.
-
-    Returns
-    -------
-    int
-        The fewest live replicas that any expert had after any batch or commit.
-
-    Raises
-    ------
-    VerificationError
-        If a source does not hold the expert when it is read, a rank sends or receives twice in a batch, an expert has
-        no live replica after a batch, or the end is not the new placement.
-    """
-    live = migration.before.physical_to_logical_map.copy()
-    fewest = live.shape[1]
-    for layer in np.unique(migration.layer).tolist():
-        copies = np.nonzero(migration.layer == layer)[0]
-        staged: dict[int, int] = {}
-        for batch in range(int(migration.num_batches_by_layer[layer])):
-            _run_batch(migration, copies[migration.batch[copies] == batch], live[layer], staged)
-            fewest = min(fewest, _least_alive(live[layer], migration, f"layer {layer}, batch {batch}"))
-        for i in copies[migration.hop[copies] == Hop.SAME_RANK].tolist():
-            source, expert = int(migration.source_slot[i]), int(migration.expert[i])
-            if expert not in (live[layer, source], staged.get(source)):
-                raise VerificationError(f"copy {i}: slot {source} of layer {layer} does not hold expert {expert}")
-            staged[int(migration.slot[i])] = expert
-        emptied = migration.after.physical_to_logical_map[layer] == EMPTY_SLOT
-        live[layer, emptied] = EMPTY_SLOT
-        for slot, expert in staged.items():
-            live[layer, slot] = expert
-        fewest = min(fewest, _least_alive(live[layer], migration, f"layer {layer}, commit"))
-    emptied = migration.after.physical_to_logical_map == EMPTY_SLOT
-    live[emptied] = EMPTY_SLOT
-    if not np.array_equal(live, migration.after.physical_to_logical_map):
-        layer, slot = np.argwhere(live != migration.after.physical_to_logical_map)[0].tolist()
-        raise VerificationError(f"layer {layer}, slot {slot} ends with expert {live[layer, slot]}")
-    return fewest
-
-
-def _run_batch(migration: Migration, copies: Ints, live: Map, staged: dict[int, int]) -> None:
-    for name, ranks in (("sends", migration.source_rank[copies]), ("receives", migration.rank[copies])):
-        if np.unique(ranks).size < ranks.size:
-            raise VerificationError(f"copies {copies.tolist()} of one batch: a rank {name} more than one")
-    for i in copies.tolist():
-        source, expert = int(migration.source_slot[i]), int(migration.expert[i])
-        if live[source] != expert:
-            raise VerificationError(f"copy {i}: slot {source} holds expert {live[source]}, expected {expert}")
-        staged[int(migration.slot[i])] = expert
-
-
-def _least_alive(live: Map, migration: Migration, place: str) -> int:
-    count = np.bincount(live[live != EMPTY_SLOT], minlength=migration.before.num_experts)
-    if count.min() == 0:
-        raise VerificationError(f"{place}: expert {int(count.argmin())} has no live replica")
-    return int(count.min())
-
-
-def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -> Placement:
+def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int | Sequence[int]) -> Placement:
     """Exchange whole ranks of `after` so that as many replicas as possible are already where they belong.
 
-    Ranks are renamed layer by layer inside blocks of `ranks_per_block` neighbours, only among ranks with equally many
-    slots and equal speed, so no rank load changes. With the ranks of a node as block, no expert changes its node
-    either. Maximises the number of replicas kept (Hungarian method, O(ranks_per_block^3) a block); then every copy that
-    its rank keeps stays in its slot. The plan must not carry replica weights.
+    Ranks are renamed layer by layer inside blocks of `ranks_per_block` neighbours (one number, or one for each block),
+    only among ranks with equally many slots and equal speed, so no rank load changes. With the ranks of a node as
+    block, no expert changes its node either. Maximises the number of replicas kept (Hungarian method,
+    O(ranks_per_block^3) a block); then every copy that its rank keeps stays in its slot. The plan must not carry
+    replica weights.
 
     Raises
     ------
@@ -332,8 +276,7 @@ def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -
     """
     _check_same_slots(before, after)
     topology = before.topology
-    if ranks_per_block < 1 or topology.num_ranks % ranks_per_block:
-        raise PlacementError(f"ranks_per_block = {ranks_per_block}: expected a divisor of {topology.num_ranks} ranks")
+    blocks = _blocks(topology.num_ranks, ranks_per_block)
     if after.replica_weights is not None:
         raise PlacementError("replica_weights: ranks of a placement with weights are not renamed")
     from scipy.optimize import linear_sum_assignment
@@ -345,14 +288,24 @@ def rename_ranks(before: Placement, after: Placement, *, ranks_per_block: int) -
     for layer in range(before.num_layers):
         kept = _holds(before, layer) @ _holds(after, layer).T
         worth = np.where(alike, kept, -float(topology.num_slots))  # never worth taking: identity is always allowed
-        for start in range(0, topology.num_ranks, ranks_per_block):
-            block = slice(start, start + ranks_per_block)
+        for block in blocks:
             for name, rank in zip(*linear_sum_assignment(worth[block, block], maximize=True), strict=True):
-                to, source = first_slot[start + name], first_slot[start + rank]
-                end = first_slot[start + rank + 1]
+                to, source = first_slot[block.start + name], first_slot[block.start + rank]
+                end = first_slot[block.start + rank + 1]
                 renamed[layer, to : to + end - source] = after.physical_to_logical_map[layer, source:end]
     keep_slots(before.physical_to_logical_map, renamed, first_slot)
     return Placement(renamed, after.num_experts, after.topology)
+
+
+def _blocks(num_ranks: int, ranks_per_block: int | Sequence[int]) -> list[slice]:
+    if isinstance(ranks_per_block, int):
+        if ranks_per_block < 1 or num_ranks % ranks_per_block:
+            raise PlacementError(f"ranks_per_block = {ranks_per_block}: expected a divisor of {num_ranks} ranks")
+        ranks_per_block = [ranks_per_block] * (num_ranks // ranks_per_block)
+    if min(ranks_per_block) < 1 or sum(ranks_per_block) != num_ranks:
+        raise PlacementError(f"ranks_per_block = {ranks_per_block}: expected counts >= 1 with sum {num_ranks}")
+    ends = np.cumsum(ranks_per_block).tolist()
+    return [slice(end - count, end) for end, count in zip(ends, ranks_per_block, strict=True)]
 
 
 def keep_slots(old: Map, new: Map, first_slot: Ints) -> None:
@@ -382,7 +335,7 @@ def _check_same_slots(before: Placement, after: Placement) -> None:
         ("layers", before.num_layers, after.num_layers),
         ("experts", before.num_experts, after.num_experts),
         ("ranks", before.topology.num_ranks, after.topology.num_ranks),
-        ("nodes", before.topology.num_nodes, after.topology.num_nodes),
+        ("nodes", before.topology.nodes, after.topology.nodes),
         ("slots_per_rank", before.topology.slots_per_rank, after.topology.slots_per_rank),
     ):
         if old != new:

@@ -187,7 +187,7 @@ class Problem:
                 f"{self.topology.num_slots} slots: surviving the loss of a {self.survive} takes 2 replicas of each of "
                 f"{num_experts} experts, {num_replicas} slots ({num_replicas - num_experts} redundant ones)"
             )
-        node_slots = self.topology.rank_num_slots.reshape(self.topology.num_nodes, -1).sum(axis=1)
+        node_slots = self.topology.node_num_slots
         if self.survive is Survive.NODE:
             if self.group_mode is GroupMode.PINNED or self.topology.num_nodes == 1:
                 raise InfeasibleError("surviving the loss of a node takes two nodes for each expert, not pinned to one")
@@ -253,6 +253,8 @@ class Plan:
         Digest of the load planned for; empty where unknown.
     migration
         What must move from the previous placement, for a plan that was made from one.
+    absent_ranks
+        Ids of lost ranks that keep their ids and columns in the engine; `placement` is without them.
     """
 
     placement: Placement
@@ -265,6 +267,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     load_digest: str = ""
     migration: Migration | None = None
+    absent_ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layers and len(self.layers) != self.placement.num_layers:
@@ -277,6 +280,16 @@ class Plan:
                 f"placement of {found[0]} layers x {found[1]} experts: "
                 f"the model has {self.shape.num_layers} x {self.shape.num_experts}"
             )
+        num_ids = self.placement.topology.num_ranks + len(self.absent_ranks)
+        for rank in self.absent_ranks:
+            if not 0 <= rank < num_ids or self.absent_ranks.count(rank) > 1:
+                raise InputError(f"absent rank {rank}: expected different ids, 0 <= id < {num_ids}")
+
+    @property
+    def rank_ids(self) -> tuple[int, ...]:
+        """[R] id that the engine has for each rank: the rank itself unless lost ranks keep their ids."""
+        num_ids = self.placement.topology.num_ranks + len(self.absent_ranks)
+        return tuple(rank for rank in range(num_ids) if rank not in self.absent_ranks)
 
     @property
     def gap_mean(self) -> float:

@@ -12,20 +12,23 @@ from eplb.errors import PlacementError
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
+Nodes = int | Sequence[int]
+"""The number of nodes with equally many ranks each, or the ranks of each node."""
+
 
 @final
 @dataclass(frozen=True)
 class Topology:
     """The ranks that a plan is made for.
 
-    Ranks are numbered node by node, slots rank by rank: rank r is on node ``r // ranks_per_node``.
+    Ranks are numbered node by node, slots rank by rank; `node_of_rank` and `rank_of_slot` give the place of each.
 
     Parameters
     ----------
     num_nodes
         Groups of ranks joined by the fast link.
     ranks_per_node
-        Ranks (GPUs of the expert-parallel group) of a node.
+        Ranks (GPUs of the expert-parallel group) of a node: one number, or one for each node.
     slots_per_rank
         Physical experts a rank holds in each layer: one number, or one for each rank.
     rank_speed
@@ -37,36 +40,31 @@ class Topology:
     Raises
     ------
     PlacementError
-        If a number is below one or a sequence does not have one entry a rank.
+        If a number is below one or a sequence does not have one entry a node or rank.
     """
 
     num_nodes: int
-    ranks_per_node: int
+    ranks_per_node: int | Sequence[int]
     slots_per_rank: int | Sequence[int]
     rank_speed: Sequence[float] | None = None
     intra_node_gbps: float = 370.0
     inter_node_gbps: float = 45.0
 
     def __post_init__(self) -> None:
-        for name in ("num_nodes", "ranks_per_node"):
-            _check_count(name, getattr(self, name))
-            object.__setattr__(self, name, int(getattr(self, name)))
-        if isinstance(self.slots_per_rank, Sequence | np.ndarray):
-            self._check_length("slots_per_rank", len(self.slots_per_rank))
-            for rank, count in enumerate(self.slots_per_rank):
-                _check_count(f"slots_per_rank[{rank}]", count)
-            slots = tuple(int(s) for s in self.slots_per_rank)
-            equal = len(set(slots)) == 1
-            object.__setattr__(self, "slots_per_rank", slots[0] if equal else slots)
-        else:
-            _check_count("slots_per_rank", self.slots_per_rank)
-            object.__setattr__(self, "slots_per_rank", int(self.slots_per_rank))
+        set_field = object.__setattr__
+        set_field(self, "num_nodes", _check_count("num_nodes", self.num_nodes))
+        set_field(
+            self, "ranks_per_node", _checked_counts("ranks_per_node", self.ranks_per_node, self.num_nodes, "node")
+        )
+        set_field(
+            self, "slots_per_rank", _checked_counts("slots_per_rank", self.slots_per_rank, self.num_ranks, "rank")
+        )
         if self.rank_speed is not None:
             speeds = tuple(float(s) for s in self.rank_speed)
-            self._check_length("rank_speed", len(speeds))
+            _check_length("rank_speed", len(speeds), self.num_ranks, "rank")
             if not all(0 < s < float("inf") for s in speeds):
                 raise PlacementError(f"rank_speed = {speeds}: expected finite speeds > 0")
-            object.__setattr__(self, "rank_speed", None if len(set(speeds)) == 1 else speeds)
+            set_field(self, "rank_speed", None if len(set(speeds)) == 1 else speeds)
         for name in ("intra_node_gbps", "inter_node_gbps"):
             if not getattr(self, name) > 0:
                 raise PlacementError(f"{name} = {getattr(self, name)}: expected > 0")
@@ -75,25 +73,29 @@ class Topology:
         # Cached arrays stay behind: they would come back writeable.
         return Topology, tuple(getattr(self, field.name) for field in fields(self))
 
-    def _check_length(self, name: str, length: int) -> None:
-        if length != self.num_ranks:
-            raise PlacementError(f"{name} has {length} entries: expected one for each of {self.num_ranks} ranks")
-
     @classmethod
-    def for_experts(cls, num_experts: int, *, num_ranks: int, num_nodes: int = 1, num_redundant: int = 0) -> "Topology":
+    def for_experts(
+        cls, num_experts: int, *, num_ranks: int, num_nodes: Nodes = 1, num_redundant: int = 0
+    ) -> "Topology":
         """The topology with equal ranks that holds `num_experts` + `num_redundant` physical experts exactly.
+
+        Parameters
+        ----------
+        num_experts, num_redundant
+            Logical experts and redundant slots of a layer.
+        num_ranks, num_nodes
+            R, and nodes with equally many ranks; ``(8, 8, 7)`` are three nodes of 23 ranks.
 
         Raises
         ------
         PlacementError
-            If the ranks do not divide by the nodes, or the slots by the ranks.
+            If the ranks do not divide by the nodes or are not those of the nodes, or the slots do not divide by the
+            ranks.
         """
-        for name, count in (("ranks", num_ranks), ("nodes", num_nodes)):
-            _check_count(name, count)
+        _check_count("ranks", num_ranks)
         if num_redundant < 0:
             raise PlacementError(f"redundant = {num_redundant}: expected >= 0")
-        if num_ranks % num_nodes:
-            raise PlacementError(f"ranks = {num_ranks}: expected a multiple of nodes = {num_nodes}")
+        sizes = ranks_by_node(num_ranks, num_nodes)
         num_slots = num_experts + num_redundant
         if num_slots % num_ranks:
             next_fit = num_redundant + -num_slots % num_ranks
@@ -101,12 +103,12 @@ class Topology:
                 f"{num_experts} experts + {num_redundant} redundant = {num_slots} slots: expected a multiple of "
                 f"{num_ranks} ranks (redundant = {next_fit} would do)"
             )
-        return cls(num_nodes, num_ranks // num_nodes, num_slots // num_ranks)
+        return cls(len(sizes), sizes, num_slots // num_ranks)
 
-    @property
+    @cached_property
     def num_ranks(self) -> int:
         """R."""
-        return self.num_nodes * self.ranks_per_node
+        return int(self.node_num_ranks.sum())
 
     @cached_property
     def num_slots(self) -> int:
@@ -131,7 +133,27 @@ class Topology:
     @cached_property
     def node_of_rank(self) -> NDArray[np.int64]:
         """[R] node of each rank."""
-        return _frozen(np.repeat(np.arange(self.num_nodes), self.ranks_per_node))
+        return _frozen(np.repeat(np.arange(self.num_nodes), self.node_num_ranks))
+
+    @cached_property
+    def node_num_ranks(self) -> NDArray[np.int64]:
+        """[N] ranks of each node."""
+        return _frozen(np.broadcast_to(np.asarray(self.ranks_per_node, dtype=np.int64), (self.num_nodes,)).copy())
+
+    @cached_property
+    def node_first_rank(self) -> NDArray[np.int64]:
+        """[N + 1] first rank of each node; the last entry is R."""
+        return _frozen(np.concatenate([np.zeros(1, np.int64), np.cumsum(self.node_num_ranks)]))
+
+    @cached_property
+    def node_num_slots(self) -> NDArray[np.int64]:
+        """[N] slots of each node."""
+        return _frozen(np.diff(self.rank_first_slot[self.node_first_rank]))
+
+    @cached_property
+    def node_speed(self) -> NDArray[np.float64]:
+        """[N] sum of the relative speeds of each node's ranks."""
+        return _frozen(np.array([speed.sum() for speed in np.split(self.relative_speed, self.node_first_rank[1:-1])]))
 
     @cached_property
     def relative_speed(self) -> NDArray[np.float64]:
@@ -144,10 +166,58 @@ class Topology:
         """Whether every rank holds the same number of slots, as every engine's file asks."""
         return isinstance(self.slots_per_rank, int)
 
+    @property
+    def has_equal_nodes(self) -> bool:
+        """Whether every node has the same number of ranks."""
+        return isinstance(self.ranks_per_node, int)
 
-def _check_count(name: str, value: object) -> None:
+    @property
+    def nodes(self) -> Nodes:
+        """The number of nodes, or the ranks of each where they differ: `num_nodes` of `for_experts`."""
+        return self.num_nodes if isinstance(self.ranks_per_node, int) else self.ranks_per_node
+
+
+def ranks_by_node(num_ranks: int, nodes: Nodes) -> tuple[int, ...]:
+    """The ranks of each node, for `num_ranks` ranks.
+
+    Raises
+    ------
+    PlacementError
+        If `nodes` is a number that does not divide the ranks, or its sizes have another sum.
+    """
+    if isinstance(nodes, Sequence | np.ndarray):
+        for node, count in enumerate(nodes):
+            _check_count(f"nodes[{node}]", count)
+        if sum(nodes) != num_ranks:
+            shown = ",".join(map(str, nodes))
+            raise PlacementError(f"ranks = {num_ranks}: expected {sum(nodes)}, the sum of nodes = {shown}")
+        return tuple(int(count) for count in nodes)
+    _check_count("nodes", nodes)
+    if num_ranks % nodes:
+        raise PlacementError(
+            f"ranks = {num_ranks}: expected a multiple of nodes = {nodes}, or the ranks of each node, as 8,8,7"
+        )
+    return (num_ranks // nodes,) * nodes
+
+
+def _checked_counts(name: str, value: object, length: int, unit: str) -> int | tuple[int, ...]:
+    """Counts >= 1, one for each of `length` units; one number where all are equal."""
+    if not isinstance(value, Sequence | np.ndarray):
+        return _check_count(name, value)
+    _check_length(name, len(value), length, unit)
+    counts = tuple(_check_count(f"{name}[{i}]", count) for i, count in enumerate(value))
+    return counts[0] if len(set(counts)) == 1 else counts
+
+
+def _check_length(name: str, length: int, expected: int, unit: str) -> None:
+    if length != expected:
+        raise PlacementError(f"{name} has {length} entries: expected one for each of {expected} {unit}s")
+
+
+def _check_count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise PlacementError(f"{name} = {value!r}: expected an integer >= 1")
+    return int(value)
 
 
 def _frozen(array: NDArray[_Scalar]) -> NDArray[_Scalar]:

@@ -35,6 +35,8 @@ __all__ = [
 
 _ALL: Final[tuple[Format, ...]] = (Native(), Sglang(), Vllm(), Ascend(), Trtllm(), Deepseek(), Omni())
 FORMATS: Final[dict[str, Format]] = {entry.name: entry for entry in _ALL}
+KEEP_RANK_IDS: Final = ("native", "sglang")
+"""Formats that can hold a plan in which lost ranks keep their ids."""
 
 
 def find_format(name: str) -> Format:
@@ -126,7 +128,8 @@ def write_plan(plan: Plan, path: str | Path, format: str = "native") -> None:
     Raises
     ------
     FormatError
-        See `Format.encode`, and for a suffix that is not the format's.
+        See `Format.encode`, for a suffix that is not the format's, and for a plan in which lost ranks keep their ids if
+        the format cannot hold it.
     InputError
         If the path cannot be written; the old file stays as it was.
     UnknownNameError
@@ -134,4 +137,9 @@ def write_plan(plan: Plan, path: str | Path, format: str = "native") -> None:
     """
     entry, path = find_format(format), Path(path)
     check_suffix(entry, path)
+    if plan.absent_ranks and entry.name not in KEEP_RANK_IDS:
+        raise FormatError(
+            f"{path}: ranks {list(plan.absent_ranks)} are lost and keep their ids: the {entry.name} format has no "
+            f"columns for them, expected {' or '.join(KEEP_RANK_IDS)}"
+        )
     write_encoded(path, entry.encode(plan, path.suffix), entry.name)

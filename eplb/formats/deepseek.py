@@ -55,6 +55,10 @@ class Deepseek:
         check_no_empty_slots(CONSEQUENCES, plan.placement)
         check_equal_ranks(CONSEQUENCES, plan.placement)
         topology, maps = plan.placement.topology, plan.placement.maps()
+        if not topology.has_equal_nodes:
+            raise FormatError(
+                f"nodes of {topology.ranks_per_node} ranks: the {self.name} format holds nodes with equally many ranks"
+            )
         arrays: dict[str, NDArray[np.int64]] = {
             "phy2log": maps.physical_to_logical_map,
             "log2phy": maps.logical_to_physical_map,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan
-from eplb.core.topology import Topology
+from eplb.core.topology import Nodes, Topology
 from eplb.errors import FormatError
 from eplb.formats.json_fields import error_context
 from eplb.formats.protocol import ReadHints, RecordStatus
@@ -95,19 +95,20 @@ class EngineFile:
     def _resolve_topology(self, num_slots: int, facts: FileFacts, hints: ReadHints) -> Topology:
         topology = hints.topology
         num_ranks = merge("ranks", facts.num_ranks, hints.num_ranks, self.path)
-        num_nodes = merge("nodes", facts.num_nodes, hints.num_nodes, self.path)
+        merge("nodes", facts.num_nodes, hints.num_nodes, self.path)
+        num_nodes: Nodes | None = hints.num_nodes if facts.num_nodes is None else facts.num_nodes
         if topology is not None:
             merge("ranks", num_ranks, topology.num_ranks, self.path)
-            merge("nodes", num_nodes, topology.num_nodes, self.path)
+            merge("nodes", num_nodes, topology.nodes, self.path)
             merge("slots", num_slots, topology.num_slots, self.path)
             return topology
         if num_ranks is None:
             raise FormatError(f"{self.path}: {self.format_name} files do not hold the number of ranks: give --ranks")
-        num_nodes = 1 if num_nodes is None else num_nodes
+        nodes: Nodes = 1 if num_nodes is None else num_nodes
         with error_context(self.path):
             if facts.slots_per_rank is None:
-                return Topology.for_experts(num_slots, num_ranks=num_ranks, num_nodes=num_nodes)
-            uniform = Topology.for_experts(num_ranks, num_ranks=num_ranks, num_nodes=num_nodes)  # checks the nodes
+                return Topology.for_experts(num_slots, num_ranks=num_ranks, num_nodes=nodes)
+            uniform = Topology.for_experts(num_ranks, num_ranks=num_ranks, num_nodes=nodes)  # checks the nodes
             return replace(uniform, slots_per_rank=facts.slots_per_rank)
 
 
@@ -121,7 +122,7 @@ def merge_hints(topology: Topology, shape: ModelShape, hints: ReadHints, place: 
     """
     merge("topology", topology, hints.topology, place)
     merge("ranks", topology.num_ranks, hints.num_ranks, place)
-    merge("nodes", topology.num_nodes, hints.num_nodes, place)
+    merge("nodes", topology.nodes, hints.num_nodes, place)
     merge("experts", shape.num_experts, hints.num_experts, place)
     return ReadHints(topology=topology, shape=_merge_shapes(shape, hints.shape, place))
 

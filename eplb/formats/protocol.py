@@ -1,5 +1,6 @@
 """Defines what a dialect of placement files provides (`Format`), and what a user may add to a file (`ReadHints`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.problem import Plan
-from eplb.core.topology import Topology
+from eplb.core.topology import Nodes, Topology, ranks_by_node
 from eplb.errors import FormatError
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
@@ -29,7 +30,7 @@ class ReadHints:
     num_ranks
         Expert-parallel ranks, for files that hold flat slot lists (``--ranks``).
     num_nodes
-        Nodes of the ranks (``--nodes``); one node when neither file nor hint gives more.
+        Nodes of the ranks, or the ranks of each node (``--nodes``); one node when neither file nor hint gives more.
     num_experts
         Logical experts of a layer (``--experts``); the largest id plus one when neither file nor hint gives more.
     shape
@@ -38,9 +39,15 @@ class ReadHints:
 
     topology: Topology | None = None
     num_ranks: int | None = None
-    num_nodes: int | None = None
+    num_nodes: Nodes | None = None
     num_experts: int | None = None
     shape: ModelShape | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_nodes, Sequence):
+            sizes = ranks_by_node(sum(self.num_nodes) if self.num_ranks is None else self.num_ranks, self.num_nodes)
+            object.__setattr__(self, "num_ranks", sum(sizes))
+            object.__setattr__(self, "num_nodes", len(sizes) if len(set(sizes)) == 1 else sizes)
 
 
 NO_HINTS = ReadHints()

@@ -43,6 +43,8 @@ _PROVENANCE_KEYS = (
     "replica_weights",
     "layers",
 )
+_ABSENT_RANKS_KEY = "absent_ranks"
+"""Only in records of plans that have any."""
 _TOPOLOGY_KEYS = (
     "num_nodes",
     "ranks_per_node",
@@ -68,6 +70,7 @@ class Provenance:
     layers: tuple[LayerCertificate, ...]
     notes: tuple[str, ...]
     load_digest: str
+    absent_ranks: tuple[int, ...] = ()
 
     def with_map(self, phy2log: NDArray[np.int64], shape: ModelShape) -> Plan:
         """The whole plan again; `shape` may hold layer ids that the record does not."""
@@ -81,12 +84,14 @@ class Provenance:
             layers=self.layers,
             notes=self.notes,
             load_digest=self.load_digest,
+            absent_ranks=self.absent_ranks,
         )
 
 
 def provenance_fields(plan: Plan) -> dict[str, object]:
     """The JSON fields of `plan`, with the keys of a record in this order."""
     weights = plan.placement.replica_weights
+    absent = {_ABSENT_RANKS_KEY: list(plan.absent_ranks)} if plan.absent_ranks else {}
     return {
         "eplb_version": eplb_version(),
         "strategy": plan.strategy,
@@ -96,17 +101,18 @@ def provenance_fields(plan: Plan) -> dict[str, object]:
         "notes": list(plan.notes),
         "shape": shape_to_json(plan.shape),
         "topology": _topology_fields(plan.placement.topology),
+        **absent,
         "replica_weights": None if weights is None else weights.tolist(),
         "layers": [_certificate_fields(layer) for layer in plan.layers],
     }
 
 
 def _topology_fields(topology: Topology) -> dict[str, object]:
-    slots: list[int] = topology.rank_num_slots.tolist()
+    slots, nodes = topology.rank_num_slots.tolist(), topology.node_num_ranks.tolist()
     speed = topology.rank_speed
     return {
         "num_nodes": int(topology.num_nodes),
-        "ranks_per_node": int(topology.ranks_per_node),
+        "ranks_per_node": nodes[0] if topology.has_equal_nodes else nodes,
         "slots_per_rank": slots[0] if topology.has_equal_slots else slots,
         "rank_speed": None if speed is None else [float(s) for s in speed],
         "intra_node_gbps": float(topology.intra_node_gbps),
@@ -141,7 +147,8 @@ def record_fields(value: object, place: str, kind: str, other_keys: tuple[str, .
     if version > RECORD_VERSION:
         raise FormatError(f"{place}.version = {version}: expected 1 to {RECORD_VERSION}, which this eplb reads")
     old_keys = ("seconds",) if version == 1 else ()
-    as_fields(fields, place, ("format", "version", *other_keys, *_PROVENANCE_KEYS, *old_keys))
+    optional = (_ABSENT_RANKS_KEY,) if _ABSENT_RANKS_KEY in fields else ()
+    as_fields(fields, place, ("format", "version", *other_keys, *_PROVENANCE_KEYS, *old_keys, *optional))
     for key in old_keys:
         as_number(fields[key], f"{place}.{key}")
     return fields
@@ -158,11 +165,12 @@ def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
     as_text(fields["eplb_version"], f"{place}.eplb_version")
     layers = as_list(fields["layers"], f"{place}.layers")
     notes = as_list(fields["notes"], f"{place}.notes")
+    topology = _topology_from_json(fields["topology"], f"{place}.topology")
     with error_context(place):
         shape = shape_from_json(fields["shape"], "shape")
     return Provenance(
         shape=shape,
-        topology=_topology_from_json(fields["topology"], f"{place}.topology"),
+        topology=topology,
         replica_weights=_weights_from_json(fields["replica_weights"], f"{place}.replica_weights"),
         strategy=as_text(fields["strategy"], f"{place}.strategy"),
         status=_status_from_json(fields["status"], f"{place}.status"),
@@ -170,25 +178,36 @@ def provenance_from_json(fields: dict[str, object], place: str) -> Provenance:
         layers=tuple(_certificate_from_json(layer, f"{place}.layers[{i}]") for i, layer in enumerate(layers)),
         notes=tuple(as_text(note, f"{place}.notes[{i}]") for i, note in enumerate(notes)),
         load_digest=as_text(fields["load_digest"], f"{place}.load_digest"),
+        absent_ranks=_absent_ranks(fields.get(_ABSENT_RANKS_KEY, []), topology, f"{place}.{_ABSENT_RANKS_KEY}"),
     )
+
+
+def _absent_ranks(value: object, topology: Topology, place: str) -> tuple[int, ...]:
+    ranks = tuple(as_int(rank, f"{place}[{i}]", 0) for i, rank in enumerate(as_list(value, place)))
+    num_ids = topology.num_ranks + len(ranks)
+    if len(set(ranks)) < len(ranks) or max(ranks, default=0) >= num_ids:
+        raise FormatError(f"{place} = {list(ranks)}: expected different ids, 0 <= id < {num_ids}")
+    return ranks
 
 
 def _topology_from_json(value: object, place: str) -> Topology:
     fields = as_fields(value, place, _TOPOLOGY_KEYS)
-    slots, speed = fields["slots_per_rank"], fields["rank_speed"]
+    speed = fields["rank_speed"]
     with error_context(place):
         return Topology(
             num_nodes=as_int(fields["num_nodes"], f"{place}.num_nodes", 1),
-            ranks_per_node=as_int(fields["ranks_per_node"], f"{place}.ranks_per_node", 1),
-            slots_per_rank=(
-                [as_int(item, f"{place}.slots_per_rank[{i}]", 1) for i, item in enumerate(slots)]
-                if isinstance(slots, list)
-                else as_int(slots, f"{place}.slots_per_rank", 1)
-            ),
+            ranks_per_node=_count_or_counts(fields["ranks_per_node"], f"{place}.ranks_per_node"),
+            slots_per_rank=_count_or_counts(fields["slots_per_rank"], f"{place}.slots_per_rank"),
             rank_speed=None if speed is None else as_number_row(speed, f"{place}.rank_speed").tolist(),
             intra_node_gbps=as_number(fields["intra_node_gbps"], f"{place}.intra_node_gbps"),
             inter_node_gbps=as_number(fields["inter_node_gbps"], f"{place}.inter_node_gbps"),
         )
+
+
+def _count_or_counts(value: object, place: str) -> int | list[int]:
+    if isinstance(value, list):
+        return [as_int(item, f"{place}[{i}]", 1) for i, item in enumerate(value)]
+    return as_int(value, place, 1)
 
 
 def _weights_from_json(value: object, place: str) -> NDArray[np.float64] | None:

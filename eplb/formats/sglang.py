@@ -29,6 +29,9 @@ from eplb_traces.model_shape import required_hidden_layers
 
 _KEY = "physical_to_logical_map"
 
+ABSENT_EXPERT: Final = 0
+"""What SGLang's `elasticity_aware` algorithms write into every slot of a rank that is not active."""
+
 # Tried on SGLang 0.5.23's own loader; uneven ranks follow from how it cuts the list.
 CONSEQUENCES: Final[Consequences] = {
     MapDefect.MISSING_EXPERT: "SGLang crashes with a ZeroDivisionError",
@@ -72,20 +75,24 @@ class Sglang:
         return SglangFile(EngineFile(source.path, self.name, as_int_rows(fields[_KEY], f"{place}.{_KEY}")))
 
     def encode(self, plan: Plan, suffix: str) -> EncodedFile:
-        """JSON or .pt; refuses empty slots, uneven ranks, and a model whose dense layers are not known."""
+        """JSON or .pt; refuses empty slots, uneven ranks, and a model whose dense layers are not known.
+
+        Absent ranks have columns too, as SGLang's elastic expert parallelism keeps their number.
+        """
         check_no_empty_slots(CONSEQUENCES, plan.placement)
         check_equal_ranks(CONSEQUENCES, plan.placement)
-        rows = _all_rows(plan)
+        rows = _with_absent_ranks(_all_rows(plan), plan)
         content = _tensor_bytes(rows) if suffix == ".pt" else emit_json({_KEY: rows.tolist()})
         return EncodedFile(content, rows, plan)
 
     def server_flags(self, path: Path, plan: Plan) -> str:
         """SGLang's flags for the file, the redundancy and the ranks."""
-        placement = plan.placement
+        placement, num_ids = plan.placement, plan.placement.topology.num_ranks + len(plan.absent_ranks)
+        num_columns = placement.num_slots // placement.topology.num_ranks * num_ids
         return (
             "# SGLang 0.5.23\n"
-            f"--init-expert-location {path} --ep-size {placement.topology.num_ranks} "
-            f"--ep-num-redundant-experts {placement.num_slots - placement.num_experts}"
+            f"--init-expert-location {path} --ep-size {num_ids} "
+            f"--ep-num-redundant-experts {num_columns - placement.num_experts}"
         )
 
 
@@ -103,12 +110,26 @@ class SglangFile:
 
     def plan(self, hints: ReadHints) -> Plan:
         """The plan; only sidecar and hints tell which rows are dense layers', without them all are MoE rows."""
-        known, rows = self.file.merged(hints), self.file.digested
+        known, rows = self.file.merged(hints), self._present_columns()
         if known.shape is None:
             return self.file.plan(rows, FileFacts(), known)
         moe_rows = _moe_rows(rows.shape[0], known.shape, str(self.file.path))
         facts = FileFacts(num_hidden_layers=rows.shape[0] if known.shape.moe_layer_ids is not None else None)
         return self.file.plan(rows[moe_rows], facts, known)
+
+    def _present_columns(self) -> NDArray[np.int64]:
+        """The rows without the columns of ranks that the sidecar names as absent."""
+        rows, record = self.file.digested, self.file.sidecar.provenance
+        if record is None or not record.absent_ranks:
+            return rows
+        num_ids = record.topology.num_ranks + len(record.absent_ranks)
+        if rows.shape[1] % num_ids:
+            raise FormatError(
+                f"{self.file.path}: {rows.shape[1]} columns: expected a multiple of {num_ids}, the ranks of the "
+                f"sidecar with its absent ranks {list(record.absent_ranks)}"
+            )
+        by_rank = rows.reshape(rows.shape[0], num_ids, -1)
+        return np.delete(by_rank, record.absent_ranks, axis=1).reshape(rows.shape[0], -1)
 
     def loader_map(self, num_ranks: int, shape: ModelShape | None) -> LoaderMap:
         """All rows, dense layers' too: SGLang builds its tables from them as from the others."""
@@ -158,6 +179,16 @@ def _all_rows(plan: Plan) -> NDArray[np.int64]:
     rows = np.repeat(phy2log[:1], num_hidden, axis=0)
     rows[list(ids)] = phy2log
     return rows
+
+
+def _with_absent_ranks(rows: NDArray[np.int64], plan: Plan) -> NDArray[np.int64]:
+    """[num_hidden_layers, columns] the rows, and the columns of absent ranks filled with `ABSENT_EXPERT`."""
+    if not plan.absent_ranks:
+        return rows
+    num_rows, num_ranks = rows.shape[0], plan.placement.topology.num_ranks
+    wide = np.full((num_rows, num_ranks + len(plan.absent_ranks), rows.shape[1] // num_ranks), ABSENT_EXPERT)
+    wide[:, list(plan.rank_ids)] = rows.reshape(num_rows, num_ranks, -1)
+    return wide.reshape(num_rows, -1)
 
 
 def _load_tensors(source: SourceFile) -> object:

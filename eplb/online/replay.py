@@ -43,8 +43,8 @@ class Replay:
     interval
         Steps between two replans, of every policy alike.
     online
-        Settings of the policy `incremental`; its interval is replaced by `interval`, its `plan_steps` by 0. Every policy
-        is evaluated under its dispatch rule and sources, and all but DeepSeek's EPLB plan for them.
+        Settings of the policy `incremental`; its interval is replaced by `interval`, its `plan_steps` by 0. Every
+        policy is evaluated under its dispatch rule and sources, and all but DeepSeek's EPLB plan for them.
     expert_bytes
         Bytes of one expert of one layer.
     seed

@@ -11,7 +11,7 @@ import numpy as np
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.problem import Problem
-from eplb.core.topology import Topology
+from eplb.core.topology import Nodes, Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.strategies.greedy.greedy import Greedy
@@ -43,7 +43,7 @@ class SweepPoint:
 def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule by keyword
     load: ExpertLoad,
     num_ranks: int,
-    num_nodes: int,
+    num_nodes: Nodes,
     redundant: Iterable[int],
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
     *,
@@ -60,7 +60,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     load
         Tokens of each expert; planned for the sum, evaluated window by window.
     num_ranks, num_nodes
-        Ranks and nodes.
+        Ranks and nodes, as in `Topology.for_experts`.
     redundant
         Numbers of redundant experts to try, such as ``range(0, 65, 8)``.
     expert_bytes

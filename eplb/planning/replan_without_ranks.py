@@ -17,7 +17,9 @@ from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
-from eplb.errors import InfeasibleError, InputError
+from eplb.core.topology_change import check_old_ranks
+from eplb.errors import InfeasibleError
+from eplb.planning.changed_topology import topology_without
 from eplb.planning.rebalance import rebalance
 from eplb_traces import ExpertLoad
 from eplb_traces.model_shape import id_ranges, id_runs
@@ -29,14 +31,12 @@ class Survivors(NamedTuple):
     topology: Topology
     rank_map: NDArray[np.int64]
     """[R] new rank of each old one, in the old order; -1 for the lost."""
-    notes: tuple[str, ...]
 
 
 def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
     """Take ranks away and renumber the rest in order.
 
-    Nodes that keep equally many ranks stay nodes. Otherwise, as a `Topology` cannot describe them, all ranks become one
-    node and a note is added.
+    A node keeps the ranks that are left on it; a node that loses all its ranks is no node any more.
 
     Raises
     ------
@@ -45,31 +45,13 @@ def survivors(topology: Topology, lost_ranks: Sequence[int]) -> Survivors:
     InfeasibleError
         If no rank is left.
     """
-    lost = [int(rank) for rank in lost_ranks]
-    for rank in lost:
-        if not 0 <= rank < topology.num_ranks:
-            raise InputError(f"lost rank {rank}: expected 0 <= rank < {topology.num_ranks}")
-        if lost.count(rank) > 1:
-            raise InputError(f"lost rank {rank}: named {lost.count(rank)} times, expected once")
-    kept = np.setdiff1d(np.arange(topology.num_ranks), lost)
+    kept = np.setdiff1d(np.arange(topology.num_ranks), check_old_ranks(topology, lost_ranks, "lost rank"))
     if not kept.size:
         raise InfeasibleError(f"all {topology.num_ranks} ranks are lost: none is left to plan for")
     rank_map = np.full(topology.num_ranks, -1, dtype=np.int64)
     rank_map[kept] = np.arange(kept.size)
     rank_map.setflags(write=False)
-    ranks_on_node = np.bincount(topology.node_of_rank[kept])
-    sizes = ranks_on_node[ranks_on_node > 0]
-    even = bool((sizes == sizes[0]).all())
-    num_nodes = sizes.size if even else 1
-    left = dataclasses.replace(
-        topology,
-        num_nodes=num_nodes,
-        ranks_per_node=kept.size // num_nodes,
-        slots_per_rank=topology.rank_num_slots[kept].tolist(),
-        rank_speed=topology.relative_speed[kept].tolist(),
-    )
-    uneven = f"nodes keep {sizes.tolist()} ranks, unequally many: planned as one node of {kept.size} ranks"
-    return Survivors(left, rank_map, () if even else (uneven,))
+    return Survivors(topology_without(topology, lost_ranks), rank_map)
 
 
 def replan_without(  # noqa: PLR0913  # a replan and what is lost
@@ -131,7 +113,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     for layer in range(previous.num_layers):
         lost_experts = np.setdiff1d(np.arange(num_experts), phy2log[layer])
         num_lost += lost_experts.size
-        num_removed += _restore(load.total[layer], lost_experts, phy2log[layer], left.topology)
+        num_removed += place_lost(load.total[layer], lost_experts, phy2log[layer], left.topology)
     seeded = Placement(phy2log, num_experts, left.topology)
     made = rebalance(
         seeded,
@@ -149,11 +131,11 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         f"({num_lost * expert_bytes:.3g} bytes), {num_removed} of them in place of removed replicas"
     )
     renumbered = f"ranks renumbered in order: {_renumbered(left.rank_map)}"
-    notes = (loaded, *left.notes, renumbered, *made.notes)
+    notes = (loaded, renumbered, *made.notes)
     return dataclasses.replace(made, notes=notes, seconds=time.perf_counter() - start)
 
 
-def _restore(load: Floats, lost_experts: Ints, phy2log: Map, topology: Topology) -> int:
+def place_lost(load: Floats, lost_experts: Ints, phy2log: Map, topology: Topology) -> int:
     """Write lost experts into the slots [P] that are cheapest to overwrite; returns how many held a replica."""
     rank, scale, num_removed = topology.rank_of_slot, 1 / topology.relative_speed, 0
     for expert in sorted(lost_experts.tolist(), key=lambda e: (-load[e], e)):

@@ -143,11 +143,11 @@ def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement]) -> dict[str, P
 
 def _check_fits(name: str, placement: Placement, load: ExpertLoad, first: Topology) -> None:
     placement.check_model(load.shape, name=f"plan {name}")
-    ranks, nodes = placement.topology.num_ranks, placement.topology.num_nodes
-    if (ranks, nodes) != (first.num_ranks, first.num_nodes):
+    ranks, nodes = placement.topology.num_ranks, placement.topology.nodes
+    if (ranks, nodes) != (first.num_ranks, first.nodes):
         raise InputError(
             f"plan {name} is for {ranks} ranks on {nodes} nodes: expected {first.num_ranks} ranks on "
-            f"{first.num_nodes} nodes as the first plan has"
+            f"{first.nodes} nodes as the first plan has"
         )
 
 

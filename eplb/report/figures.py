@@ -71,7 +71,7 @@ def _redundancy(contents: ReportContents) -> tuple[SweepPoint, ...]:
     if len(numbers) < 2 or not contents.load.total.any():
         return ()
     load = contents.load if contents.windows is None else contents.windows
-    return sweep(load, topology.num_ranks, topology.num_nodes, numbers, contents.expert_bytes)
+    return sweep(load, topology.num_ranks, topology.nodes, numbers, contents.expert_bytes)
 
 
 def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[Picture]:

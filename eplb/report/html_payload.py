@@ -87,7 +87,7 @@ def _plan(view: PlanView) -> Payload:
     return {
         "name": view.name,
         "num_ranks": topology.num_ranks,
-        "ranks_per_node": topology.ranks_per_node,
+        "node_first_rank": topology.node_first_rank.tolist(),
         "relative_speed": None if topology.rank_speed is None else topology.relative_speed.tolist(),
         "rank_of_slot": packed(whole_numbers(topology.rank_of_slot)),
         "physical_to_logical_map": packed(view.placement.physical_to_logical_map),

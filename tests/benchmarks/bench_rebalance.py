@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import eplb
-from eplb.core.migration import Migration, rename_ranks, simulate
+from eplb.core.migration import Migration, rename_ranks
+from eplb.core.migration_simulation import simulate
 from eplb.planning.rebalance import rebalance
 from eplb_traces import read_load
 

@@ -258,3 +258,15 @@ def test_the_same_synthetic_words_make_the_same_file(run, tmp_path):
     for name in ("a.csv", "b.csv"):
         assert run("trace", "synth", tmp_path / name, *words).exit_code == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_nodes_may_be_the_ranks_of_each(run, load_path, tmp_path):
+    out, words = tmp_path / "plan.json", ("--nodes", "3,1", "--redundant", 4)
+    assert run("plan", load_path, *words, "-o", out).exit_code == 0
+    assert read_plan(out).placement.topology == eplb.Topology(2, (3, 1), 5)
+    assert _json(run("compare", load_path, "--ranks", 4, *words, "--strategies", "greedy", "--json"))["strategies"]
+    assert run("evaluate", out, load_path, "--nodes", "3,1").exit_code == 0
+    assert "nodes = (3, 1), but 2 was given" in run("evaluate", out, load_path, "--nodes", 2).stderr
+    assert "ranks = 5: expected 4, the sum of nodes = 3,1" in run("plan", load_path, "--ranks", 5, *words).stderr
+    for text in ("x", "3,", "-1"):
+        assert run("plan", load_path, "--ranks", 4, "--nodes", text).exit_code == 2

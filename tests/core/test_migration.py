@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Hop, Migration, rename_ranks, simulate
+from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Hop, Migration, rename_ranks
+from eplb.core.migration_simulation import simulate
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import PlacementError, VerificationError
@@ -215,12 +216,13 @@ def test_renamed_ranks_hold_the_same_hands_inside_a_block_and_never_move_more(pa
     block = {"one": 1, "node": topology.ranks_per_node, "all": topology.num_ranks}[blocks]
     renamed = rename_ranks(before, after, ranks_per_block=block)
     assert Migration.between(before, renamed).moved_copies <= Migration.between(before, after).moved_copies
+    sizes = [block] * (topology.num_ranks // block) if isinstance(block, int) else block
     for layer in range(before.num_layers):
-        for start in range(0, topology.num_ranks, block):
+        for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
             hands = [
                 sorted((sorted(hand), speed) for hand, speed in zip(hands_of(p, layer), _speeds(topology), strict=True))
-                if block == topology.num_ranks
-                else sorted(sorted(hand) for hand in hands_of(p, layer)[start : start + block])
+                if size == topology.num_ranks
+                else sorted(sorted(hand) for hand in hands_of(p, layer)[end - size : end])
                 for p in (after, renamed)
             ]
             assert hands[0] == hands[1]
@@ -246,5 +248,7 @@ def test_blocks_and_weights_that_cannot_be_renamed_are_refused():
     weighted = Placement([[0, 1, 0, 1]], 2, topology, [[0.5, 0.5, 0.5, 0.5]])
     with pytest.raises(PlacementError, match="ranks_per_block = 3: expected a divisor of 2 ranks"):
         rename_ranks(before, before, ranks_per_block=3)
+    with pytest.raises(PlacementError, match=r"ranks_per_block = \[1, 2\]: expected counts >= 1 with sum 2"):
+        rename_ranks(before, before, ranks_per_block=[1, 2])
     with pytest.raises(PlacementError, match="replica_weights"):
         rename_ranks(before, weighted, ranks_per_block=2)

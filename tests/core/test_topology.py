@@ -8,7 +8,10 @@ import pytest
 from eplb.core.topology import Topology
 from eplb.errors import PlacementError
 
-DERIVED = ("rank_num_slots", "rank_first_slot", "rank_of_slot", "node_of_rank", "relative_speed")
+DERIVED = (
+    *("rank_num_slots", "rank_first_slot", "rank_of_slot", "node_of_rank", "relative_speed"),
+    *("node_num_ranks", "node_first_rank", "node_num_slots", "node_speed"),
+)
 
 
 def test_ranks_are_numbered_node_by_node_and_slots_rank_by_rank():
@@ -20,6 +23,28 @@ def test_ranks_are_numbered_node_by_node_and_slots_rank_by_rank():
     assert topology.rank_of_slot.tolist() == [0, 1, 1, 1, 2, 2, 3, 3]
     assert topology.node_of_rank.tolist() == [0, 0, 1, 1]
     assert not topology.has_equal_slots
+
+
+def test_nodes_may_have_unequally_many_ranks():
+    topology = Topology(3, (2, 1, 3), [1, 3, 2, 2, 4, 1], [1, 1, 2, 1, 1, 0.5])
+    assert (topology.num_ranks, topology.num_slots) == (6, 13)
+    assert topology.node_num_ranks.tolist() == [2, 1, 3]
+    assert topology.node_first_rank.tolist() == [0, 2, 3, 6]
+    assert topology.node_of_rank.tolist() == [0, 0, 1, 2, 2, 2]
+    assert topology.node_num_slots.tolist() == [4, 2, 7]
+    # The mean speed is 6.5 / 6.
+    assert (topology.node_speed * 6.5 / 6).tolist() == pytest.approx([2, 2, 2.5])
+    assert not topology.has_equal_nodes
+    assert topology.nodes == (2, 1, 3)
+
+
+@pytest.mark.parametrize("ranks", [2, [2, 2, 2], (2, 2, 2), np.array([2, 2, 2])], ids=repr)
+def test_equal_nodes_are_one_number_however_they_are_written(ranks):
+    topology = Topology(3, ranks, 4)
+    assert type(topology.ranks_per_node) is int
+    assert topology == Topology(3, 2, 4)
+    assert topology.has_equal_nodes
+    assert topology.nodes == 3
 
 
 def test_speeds_are_scaled_to_mean_one():
@@ -48,7 +73,10 @@ def test_numbers_of_numpy_are_numbers():
 
 @pytest.mark.parametrize(
     "arguments",
-    [(1, 2, 3), (2, 2, [1, 2, 3, 4]), (1, 2, [1, 2], [1.0, 3.0]), (1, 2, 3, None, 100.0), (1, 2, 3, None, 370.0, 9.0)],
+    [
+        *[(1, 2, 3), (2, 2, [1, 2, 3, 4]), (1, 2, [1, 2], [1.0, 3.0]), (2, (2, 1), 3)],
+        *[(1, 2, 3, None, 100.0), (1, 2, 3, None, 370.0, 9.0)],
+    ],
 )
 def test_topologies_are_equal_when_all_their_parts_are(arguments):
     assert Topology(*arguments) == Topology(*arguments)
@@ -59,7 +87,7 @@ def test_topologies_are_equal_when_all_their_parts_are(arguments):
 
 
 def test_arrays_are_read_only_also_after_a_pickle():
-    topology = Topology(2, 2, [1, 2, 3, 4], [1, 1, 2, 2])
+    topology = Topology(2, (1, 3), [1, 2, 3, 4], [1, 1, 2, 2])
     values = {name: getattr(topology, name).tolist() for name in DERIVED}
     copy = pickle.loads(pickle.dumps(topology))
     assert copy == topology
@@ -82,6 +110,9 @@ def test_fields_cannot_be_set():
         ((1, -2, 1), "ranks_per_node = -2: expected an integer >= 1"),
         ((1, 1.0, 1), "ranks_per_node = 1.0: expected an integer >= 1"),
         ((True, 1, 1), "num_nodes = True: expected an integer >= 1"),
+        ((2, (1, 0), 1), r"ranks_per_node\[1\] = 0: expected an integer >= 1"),
+        ((2, (1, 2, 3), 1), "ranks_per_node has 3 entries: expected one for each of 2 nodes"),
+        ((2, (1, 2), [1, 2]), "slots_per_rank has 2 entries: expected one for each of 3 ranks"),
         ((1, 1, 0), "slots_per_rank = 0: expected an integer >= 1"),
         ((1, 2, [2, 0]), r"slots_per_rank\[1\] = 0: expected an integer >= 1"),
         ((1, 2, [1.5, 2]), r"slots_per_rank\[0\] = 1.5: expected an integer >= 1"),
@@ -105,6 +136,10 @@ def test_for_experts_fills_the_ranks_exactly():
     # (256 + 32) / 32 = 9 slots; 32 / 4 = 8 ranks a node.
     topology = Topology.for_experts(256, num_ranks=32, num_nodes=4, num_redundant=32)
     assert topology == Topology(4, 8, 9)
+    assert Topology.for_experts(256, num_ranks=32, num_nodes=(8, 8, 8, 8), num_redundant=32) == topology
+    # (256 + 20) / 23 = 12 slots.
+    uneven = Topology.for_experts(256, num_ranks=23, num_nodes=(8, 8, 7), num_redundant=20)
+    assert uneven == Topology(3, (8, 8, 7), 12)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +149,8 @@ def test_for_experts_fills_the_ranks_exactly():
         ({"num_ranks": 4, "num_nodes": 0}, "nodes = 0: expected an integer >= 1"),
         ({"num_ranks": 4, "num_redundant": -4}, "redundant = -4: expected >= 0"),
         ({"num_ranks": 4, "num_nodes": 3}, "ranks = 4: expected a multiple of nodes = 3"),
+        ({"num_ranks": 4, "num_nodes": (3, 2)}, "ranks = 4: expected 5, the sum of nodes = 3,2"),
+        ({"num_ranks": 4, "num_nodes": (4, 0)}, r"nodes\[1\] = 0: expected an integer >= 1"),
         # 10 + 3 = 13 slots; the next multiple of 4 is 16 = 10 + 6.
         (
             {"num_ranks": 4, "num_redundant": 3},

@@ -69,6 +69,11 @@ BROKEN_RECORDS = [
     (("topology", "slots_per_rank"), [2, 3], "slots"),
     (("topology", "rank_speed"), [1.0, 0.0], "speeds"),
     (("topology", "intra_node_gbps"), 0, "intra_node_gbps"),
+    (("topology", "ranks_per_node"), [1, 1], "ranks_per_node has 2 entries: expected one for each of 1 nodes"),
+    (("topology", "ranks_per_node"), [0], r"\$\.topology\.ranks_per_node\[0\] = 0"),
+    (("absent_ranks",), 1, r"\$\.absent_ranks is"),
+    (("absent_ranks",), [3], r"\$\.absent_ranks = \[3\]: expected different ids, 0 <= id < 3"),
+    (("absent_ranks",), [1, 1], r"\$\.absent_ranks = \[1, 1\]: expected different ids"),
     (("shape", "num_layers"), 3, "moe_layer_ids"),
     (("shape", "num_experts"), "3", "num_experts"),
     (("replica_weights", 1), [1, 1], r"\$\.replica_weights\[1\] has 2 entries"),
@@ -89,6 +94,14 @@ def test_broken_record(keys, value, message, name, plan, tmp_path):
         assert read_plan(path, name).layers == ()
     else:
         refuse(path, name, message, ReadHints())
+
+
+def test_absent_ranks_that_the_file_has_no_columns_for(plan, tmp_path):
+    path = tmp_path / "plan.json"
+    write_plan(plan, path, "sglang")
+    record = sidecar_path(path)
+    record.write_text(json.dumps({**json.loads(record.read_text()), "absent_ranks": [1]}))
+    refuse(path, "sglang", "4 columns: expected a multiple of 3, the ranks of the sidecar with its", ReadHints())
 
 
 @pytest.mark.parametrize("name", ["native", "sglang"])

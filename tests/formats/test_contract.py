@@ -96,6 +96,28 @@ def test_file_alone_returns_the_map(plan):
             assert (again.strategy, again.layers) == (f"imported:{name}", ()), name
 
 
+@pytest.mark.parametrize(("name", "suffix"), FILES)
+def test_unequal_nodes_are_in_the_record_or_refused(small_plan, tmp_path, name, suffix):
+    topology = Topology(2, (1, 2), 2)
+    plan = replace(small_plan, placement=replace_topology(small_plan.placement, topology))
+    path, bare = tmp_path / f"plan{suffix}", ReadHints(num_nodes=(1, 2), shape=plan.shape)
+    if name == "deepseek":
+        with pytest.raises(FormatError, match=r"nodes of \(1, 2\) ranks: the deepseek format holds nodes with equally"):
+            write_plan(plan, path, name)
+        return
+    write_plan(plan, path, name)
+    assert read_plan(path) == replace(plan, placement=expected_placement(plan, name))
+    with pytest.raises(FormatError, match=r"nodes = \(1, 2\), but 3 was given"):
+        read_plan(path, hints=ReadHints(num_nodes=3))
+    if name != "native":
+        sidecar_path(path).unlink()
+        assert read_plan(path, name, bare).placement.topology == topology
+
+
+def replace_topology(placement, topology):
+    return Placement(placement.physical_to_logical_map, placement.num_experts, topology)
+
+
 @given(plan=plans(duplicates=False, holes=True))
 @formats_examples
 def test_omni_keeps_which_rank_holds_which_expert(plan):

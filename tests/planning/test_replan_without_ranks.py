@@ -105,22 +105,28 @@ def test_survivors_are_renumbered_in_order_with_their_slots_and_speeds():
     assert (left.topology.num_nodes, left.topology.ranks_per_node) == (2, 2)
     assert left.topology.rank_num_slots.tolist() == [1, 3, 4, 6]
     assert left.topology.relative_speed.tolist() == [0.5, 1, 0.5, 2]
-    assert left.notes == ()
 
 
 @pytest.mark.parametrize(
-    ("lost", "num_nodes"), [([0, 1], 2), ([0, 2, 4], 3), ([0], 1), ([0, 1, 2], 1), ([0, 1, 2, 3], 1), ([], 3)]
+    ("lost", "nodes"),
+    [
+        *[([0, 1], 2), ([0, 2, 4], 3), ([0], (1, 2, 2)), ([0, 1, 2], (1, 2)), ([0, 1, 2, 3], 1), ([], 3)],
+        *[([5], (2, 2, 1)), ([3, 5], (2, 1, 1))],
+    ],
+    ids=str,
 )
-def test_nodes_that_keep_equally_many_ranks_stay_nodes(lost, num_nodes):
+def test_a_node_keeps_the_ranks_that_are_left_on_it(lost, nodes):
     left = survivors(eplb.Topology(3, 2, 4), lost)
-    assert left.topology.num_nodes == num_nodes
+    assert left.topology.nodes == nodes
     assert left.topology.num_ranks == 6 - len(lost)
-    assert bool(left.notes) is (lost in ([0], [0, 1, 2]))
+    kept = [rank for rank in range(6) if rank not in lost]
+    same_node = [[old // 2 == other // 2 for other in kept] for old in kept]
+    node = left.topology.node_of_rank
+    assert (node[:, None] == node).tolist() == same_node
 
 
-def test_uneven_nodes_become_one_and_a_note_says_so():
-    (note,) = survivors(eplb.Topology(2, 2, 4), [3]).notes
-    assert note == "nodes keep [2, 1] ranks, unequally many: planned as one node of 3 ranks"
+def test_24_ranks_on_3_nodes_less_one_are_8_8_7():
+    assert survivors(eplb.Topology(3, 8, 12), [23]).topology == eplb.Topology(3, (8, 8, 7), 12)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +254,7 @@ def test_a_model_loses_two_ranks_and_stays_in_balance():
     assert max(layer.objective / layer.lower_bound for layer in made.layers) <= 1.05 * (1 + 1e-9)
     # 8 layers x 300 slots are left.
     assert made.migration.moved_copies <= 0.12 * 8 * 300
-    assert any("planned as one node of 30 ranks" in note for note in made.notes)
+    assert made.placement.topology == eplb.Topology(4, (7, 8, 7, 8), 10)
     assert "ranks renumbered in order: 0-2 -> 0-2, 4-16 -> 3-15, 18-31 -> 16-29" in made.notes
 
 

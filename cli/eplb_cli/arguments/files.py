@@ -9,7 +9,7 @@ from eplb_cli import output
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
-    from eplb.formats import ReadHints
+    from eplb.formats import ParsedFile, ReadHints
     from eplb_cli.arguments.reading import Reading
     from eplb_traces import ExpertLoad, RoutingTrace
 
@@ -126,8 +126,14 @@ def read_plan_for(load: "ExpertLoad | RoutingTrace", path: Path, format: str | N
 
     Our own files hold the model; one for another model is refused when it is evaluated.
     """
-    from eplb.formats import RecordStatus, parse_file
+    from eplb.formats import parse_file
 
-    parsed = parse_file(path, format)
+    return plan_for(load, parse_file(path, format), hints)
+
+
+def plan_for(load: "ExpertLoad | RoutingTrace", parsed: "ParsedFile", hints: "ReadHints") -> "Plan":
+    """The plan of a parsed file, layers as in `read_plan_for`."""
+    from eplb.formats import RecordStatus
+
     holds_model = parsed.record_status is RecordStatus.IN_FILE
     return parsed.plan(hints if holds_model else replace(hints, shape=load.shape))

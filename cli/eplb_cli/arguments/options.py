@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from eplb_cli.arguments.parse import Nodes, node_sizes
+
 
 def _complete_strategy(incomplete: str) -> list[str]:
     from eplb.strategies import STRATEGIES
@@ -41,7 +43,12 @@ PlanArg = Annotated[
 RanksOpt = Annotated[
     int, typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False)
 ]
-NodesOpt = Annotated[int, typer.Option("--nodes", "-n", metavar="N", help="Nodes that hold the ranks.")]
+NodesOpt = Annotated[
+    Nodes,
+    typer.Option(
+        "--nodes", "-n", metavar="N", parser=node_sizes, help="Nodes that hold the ranks, or the ranks of each: 8,8,7."
+    ),
+]
 RedundantOpt = Annotated[
     int, typer.Option("--redundant", "-k", metavar="K", help="Redundant experts of a layer, over all ranks.")
 ]
@@ -147,7 +154,12 @@ PlanDialectOpt = Annotated[
     ),
 ]
 HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if not in the file.")]
-HintNodesOpt = Annotated[int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes, if not in the file.")]
+HintNodesOpt = Annotated[
+    Nodes | None,
+    typer.Option(
+        "--nodes", "-n", metavar="N", parser=node_sizes, help="Nodes, or the ranks of each, if not in the file."
+    ),
+]
 
 # Traces and loads that are rewritten.
 TracesArg = Annotated[

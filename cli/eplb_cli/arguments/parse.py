@@ -1,8 +1,14 @@
 """Checks which options were typed, and parses lists and ranges of numbers."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from eplb.core.topology import Nodes as Nodes
+else:
+    Nodes = str  # for typer, which takes no union: `node_sizes` makes the value
 
 
 def refuse_typed(context: typer.Context, names: Collection[str], reason: str) -> None:
@@ -28,6 +34,29 @@ def id_list(text: str, option: str) -> tuple[int, ...]:
             raise typer.BadParameter(f"{text!r}: expected ids as in 3-60 or 1,3,5", param_hint=option)
         ids.extend(range(int(first), int(last if dash else first) + 1))
     return tuple(ids)
+
+
+def node_sizes(value: int | str) -> Nodes:
+    """The number of nodes, "3", or the ranks of each node, "8,8,7"."""
+    parts = str(value).split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"{value!r}: expected a number of nodes, or the ranks of each as in 8,8,7")
+    sizes = tuple(int(part) for part in parts)
+    return sizes if len(sizes) > 1 else sizes[0]
+
+
+def rank_pairs(text: str, option: str) -> tuple[tuple[int, int], ...]:
+    """The (old, new) ranks in "0-2:0-2,3:7"; an error names `option`."""
+    pairs: list[tuple[int, int]] = []
+    for part in text.split(","):
+        old, colon, new = part.partition(":")
+        both = (id_list(old, option), id_list(new, option)) if colon else ((), (0,))
+        if len(both[0]) != len(both[1]):
+            raise typer.BadParameter(
+                f"{text!r}: expected old and new ranks, equally many, as in 0-2:0-2,3-5:4-6", param_hint=option
+            )
+        pairs.extend(zip(*both, strict=True))
+    return tuple(pairs)
 
 
 def number_range(text: str, option: str) -> range:

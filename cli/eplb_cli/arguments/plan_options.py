@@ -5,14 +5,22 @@ from typing import Annotated, Final
 
 import typer
 
-from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.parse import Nodes, node_sizes, refuse_typed
 
 RanksOpt = Annotated[
     int | None,
     typer.Option("--ranks", "-r", metavar="R", help="GPUs of the expert-parallel group.", show_default=False),
 ]
 NodesOpt = Annotated[
-    int | None, typer.Option("--nodes", "-n", metavar="N", help="Nodes that hold the ranks.", show_default="1")
+    Nodes | None,
+    typer.Option(
+        "--nodes",
+        "-n",
+        metavar="N",
+        parser=node_sizes,
+        help="Nodes that hold the ranks, or the ranks of each: 8,8,7.",
+        show_default="1",
+    ),
 ]
 RedundantOpt = Annotated[
     int | None,
@@ -55,6 +63,44 @@ LostRanksOpt = Annotated[
         "--lost-ranks", metavar="IDS", help="With --previous: ranks that are gone, 3,17; plan on with the others."
     ),
 ]
+SlotsOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--slots", metavar="S", help="With --previous: slots of every rank from now on.", show_default="as before"
+    ),
+]
+RetireRanksOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--retire-ranks",
+        metavar="IDS",
+        help="With --previous: ranks that will be taken away, 24-31, and are copied from before that.",
+    ),
+]
+RankMapOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--rank-map",
+        metavar="OLD:NEW",
+        help="With --previous: which old ranks are which new ones, 0-2:0-2,3-5:4-6; the others retire.",
+        show_default="ranks keep their nodes or ids",
+    ),
+]
+PreviousRanksOpt = Annotated[
+    int | None, typer.Option("--previous-ranks", metavar="R", help="Ranks of --previous, if not in the file.")
+]
+PreviousNodesOpt = Annotated[
+    Nodes | None,
+    typer.Option("--previous-nodes", metavar="N", parser=node_sizes, help="Nodes of --previous, if not in the file."),
+]
+KeepRankIdsOpt = Annotated[
+    bool,
+    typer.Option(
+        "--keep-rank-ids",
+        help="With --lost-ranks: the others keep their ids and the lost ones their columns, as in SGLang's elastic "
+        "expert parallelism; formats native and sglang.",
+    ),
+]
 GroupPriceOpt = Annotated[
     float,
     typer.Option(
@@ -73,19 +119,25 @@ SurviveOpt = Annotated[
     ),
 ]
 
-_ONLY_WITH_PREVIOUS: Final = ("--target", "--max-moves", "--lost-ranks", "--expert-bytes")
+_ONLY_WITH_PREVIOUS: Final = (
+    *("--target", "--max-moves", "--lost-ranks", "--expert-bytes", "--slots", "--retire-ranks", "--rank-map"),
+    *("--previous-ranks", "--previous-nodes", "--keep-rank-ids"),
+)
 _ONLY_WITHOUT_PREVIOUS: Final = (
-    *("--redundant", "--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
+    *("--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
     *("--engine", "--engine-option", "--sources"),
     *("--constraints", "--time-limit", "--survive"),
 )
+_OTHER_RANKS: Final = ("--ranks", "--nodes", "--slots", "--redundant", "--retire-ranks", "--rank-map")
 _ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")
 
 
-def check_options(context: typer.Context, previous: Path | None, strategy: str) -> None:
+def check_options(context: typer.Context, previous: Path | None, strategy: str, *, keep_rank_ids: bool = False) -> None:
     """Refuse what would be ignored: with --previous, without it, or by the strategy."""
     if previous is not None:
-        refuse_typed(context, _ONLY_WITHOUT_PREVIOUS, "cannot be chosen with --previous, which keeps the topology")
+        refuse_typed(context, _ONLY_WITHOUT_PREVIOUS, "cannot be chosen with --previous")
+        if keep_rank_ids:
+            refuse_typed(context, _OTHER_RANKS, "cannot be changed with --keep-rank-ids")
         return
     refuse_typed(context, _ONLY_WITH_PREVIOUS, "has no effect without --previous")
     if strategy != "ilp":

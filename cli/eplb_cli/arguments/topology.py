@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from eplb_cli.arguments.parse import Nodes
+
 if TYPE_CHECKING:
     from eplb.core.topology import Topology
 
@@ -13,7 +15,7 @@ def topology_from_options(
     num_experts: int,
     *,
     ranks: int | None,
-    nodes: int | None,
+    nodes: Nodes | None,
     redundant: int | None,
     mindie_config: Path | None = None,
 ) -> "Topology":
@@ -29,6 +31,8 @@ def topology_from_options(
     from eplb.formats.mindie_config import read_mindie_config
 
     if mindie_config is None:
+        if ranks is None and isinstance(nodes, tuple):
+            ranks = sum(nodes)
         if ranks is None:
             raise typer.BadParameter("needed, unless --previous or --mindie-config gives it", param_hint="--ranks")
         return Topology.for_experts(
@@ -41,5 +45,5 @@ def topology_from_options(
     merge("moe_ep", config.layout.moe_ep, ranks, mindie_config)
     num_redundant = merge("num_redundant_experts", config.num_redundant_experts or None, redundant, mindie_config)
     topology = config.topology(num_experts, num_redundant or 0)
-    merge("nodes", topology.num_nodes, nodes, mindie_config)
+    merge("nodes", topology.nodes, nodes, mindie_config)
     return topology

@@ -86,7 +86,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         head = {"load": files.listed(load_paths), "dispatch": by.rule.value}
         output.json_object({**head, "strategies": [_as_object(result, by) for result in results]})
         return
-    shape = f"{output.counted(ranks, 'rank')}, {output.counted(nodes, 'node')}, {topology.num_slots} slots"
+    shape = f"{output.counted(ranks, 'rank')}, {output.counted(topology.num_nodes, 'node')}, {topology.num_slots} slots"
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
     title = f"{files.title_of(load_paths)}: {model} on {shape}{by.in_title}"

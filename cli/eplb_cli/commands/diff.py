@@ -8,10 +8,14 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import options
+from eplb_cli.arguments.parse import Nodes, id_list, rank_pairs
+from eplb_cli.arguments.plan_options import LostRanksOpt, RankMapOpt
 from eplb_cli.views.migration_rows import layer_objects, layer_table, migration_facts
+from eplb_cli.views.topology_rows import topology_object, topology_text
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
+    from eplb.core.topology_change import TopologyChange
     from eplb.formats import ReadHints
 
 
@@ -22,32 +26,64 @@ def diff(  # noqa: PLR0913  # one parameter a word of the command line
     nodes: options.HintNodesOpt = None,
     experts: options.ExpertsOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
+    lost_ranks: LostRanksOpt = None,
+    rank_map: RankMapOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Show which replicas move where from OLD to NEW, placement files of any dialect for one topology and model."""
-    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+    """Show which replicas move where from OLD to NEW, placement files of any dialect for one model."""
+    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+    from eplb.planning.replan_on import change_notes, migration_between
 
     old, new = _read(old_path, new_path, ranks, nodes, experts)
+    change = _change(old, new, lost_ranks, rank_map)
     size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
-    migration = Migration.between(old.placement, new.placement, size)
+    moved = migration_between(old.placement, new.placement, change, size)
     if as_json:
-        output.json_object({**migration.summary(), "layers": layer_objects(migration)})
+        output.json_object(
+            {
+                "old": topology_object(change.before),
+                "new": topology_object(change.after),
+                **moved.migration.summary(),
+                "loaded_experts": moved.num_loaded,
+                "layers": layer_objects(moved.migration),
+            }
+        )
         return
-    output.facts(f"{old_path.name} ({old.strategy}) to {new_path.name} ({new.strategy})", migration_facts(migration))
-    layer_table(migration)
+    facts = [("from", topology_text(change.before)), ("to", topology_text(change.after))]
+    if moved.num_loaded:
+        facts.append(("lost experts loaded from the checkpoint", str(moved.num_loaded)))
+    title = f"{old_path.name} ({old.strategy}) to {new_path.name} ({new.strategy})"
+    output.facts(title, [*facts, *migration_facts(moved.migration)])
+    if change.before != change.after:
+        for sentence in change_notes(change):
+            output.line(f"note: {sentence}")
+    layer_table(moved.migration)
+
+
+def _change(old: "Plan", new: "Plan", lost: str | None, pairs: str | None) -> "TopologyChange":
+    """Which rank of the old plan is which of the new one."""
+    from eplb.planning.changed_topology import change_between, ranks_of
+
+    return change_between(
+        ranks_of(old),
+        ranks_of(new),
+        pairs=None if pairs is None else rank_pairs(pairs, "--rank-map"),
+        lost=() if lost is None else id_list(lost, "--lost-ranks"),
+    )
 
 
 def _read(
-    old_path: Path, new_path: Path, ranks: int | None, nodes: int | None, experts: int | None
+    old_path: Path, new_path: Path, ranks: int | None, nodes: Nodes | None, experts: int | None
 ) -> tuple["Plan", "Plan"]:
     """Both plans; what an engine's file does not hold is taken from the options, then from the other file."""
     from eplb.formats import ReadHints, RecordStatus, parse_file
 
     hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts)
     old, new = parse_file(old_path), parse_file(new_path)
-    if new.record_status is RecordStatus.IN_FILE:
+    with_record = (RecordStatus.IN_FILE, RecordStatus.IN_SIDECAR)
+    if new.record_status in with_record:
         read = new.plan(hints)
-        return old.plan(hints if old.record_status is RecordStatus.IN_FILE else _as(read, hints)), read
+        return old.plan(hints if old.record_status in with_record else _as(read, hints)), read
     read = old.plan(hints)
     return read, new.plan(_as(read, hints))
 
@@ -58,6 +94,6 @@ def _as(other: "Plan", hints: "ReadHints") -> "ReadHints":
     return replace(
         hints,
         num_ranks=topology.num_ranks if hints.num_ranks is None else hints.num_ranks,
-        num_nodes=topology.num_nodes if hints.num_nodes is None else hints.num_nodes,
+        num_nodes=topology.nodes if hints.num_nodes is None else hints.num_nodes,
         shape=other.shape,
     )

@@ -17,10 +17,10 @@ from eplb_cli.arguments.engine import (
     dispatch_of,
     source_shares,
 )
-from eplb_cli.arguments.parse import id_list
+from eplb_cli.arguments.parse import id_list, rank_pairs
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
-from eplb_cli.commands.replan import Replan, replan
+from eplb_cli.commands.replan import NewRanks, Replan, replan
 from eplb_cli.views import plan_rows
 
 if TYPE_CHECKING:
@@ -56,20 +56,25 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     target: plan_options.TargetOpt = 1.05,
     max_moves: plan_options.MaxMovesOpt = None,
     lost_ranks: plan_options.LostRanksOpt = None,
+    retire_ranks: plan_options.RetireRanksOpt = None,
+    rank_map: plan_options.RankMapOpt = None,
+    slots: plan_options.SlotsOpt = None,
+    previous_ranks: plan_options.PreviousRanksOpt = None,
+    previous_nodes: plan_options.PreviousNodesOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
     format: options.WriteFormatOpt = None,
     seed: options.SeedOpt = 0,
     *,
+    keep_rank_ids: plan_options.KeepRankIdsOpt = False,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Place the experts of LOAD on ranks, show the metrics of the placement, and write it for an engine."""
     import eplb
     from eplb.core.constraints import Constraints
-    from eplb.formats import ReadHints
     from eplb_traces.combine import Combine
 
-    plan_options.check_options(context, previous, strategy)
+    plan_options.check_options(context, previous, strategy, keep_rank_ids=keep_rank_ids)
     by = dispatch_of(dispatch, engine, engine_options)
     shares = None
     several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
@@ -95,9 +100,25 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
                 seed=seed,
             )
     else:
-        hints = ReadHints(num_ranks=ranks, num_nodes=nodes)
-        lost = () if lost_ranks is None else id_list(lost_ranks, "--lost-ranks")
-        made = replan(load, Replan(previous, hints, lost, target, max_moves, expert_bytes), seed=seed)
+        asked = Replan(
+            previous=previous,
+            previous_ranks=previous_ranks,
+            previous_nodes=previous_nodes,
+            ranks=NewRanks(
+                num_ranks=ranks,
+                nodes=nodes,
+                slots=slots,
+                redundant=redundant,
+                lost=() if lost_ranks is None else id_list(lost_ranks, "--lost-ranks"),
+                retiring=() if retire_ranks is None else id_list(retire_ranks, "--retire-ranks"),
+                rank_map=None if rank_map is None else rank_pairs(rank_map, "--rank-map"),
+            ),
+            keep_rank_ids=keep_rank_ids,
+            target=target,
+            max_moves=max_moves,
+            expert_bytes=expert_bytes,
+        )
+        made = replan(load, asked, seed=seed)
     if several:
         made = replace(made, notes=(_SEVERAL_LOADS, *made.notes))
     if by.target is not None:

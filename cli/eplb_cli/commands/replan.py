@@ -1,26 +1,49 @@
 """Replans from a live placement: `eplb plan --previous`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+import typer
+
 from eplb_cli import output
 from eplb_cli.arguments import files
+from eplb_cli.arguments.parse import Nodes
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
-    from eplb.formats import ReadHints
+    from eplb.core.topology_change import TopologyChange
     from eplb_traces import ExpertLoad
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class NewRanks:
+    """What changes about the ranks; None and nothing where it stays as it was.
+
+    Ranks of the previous plan are named by the ids that the engine has for them.
+    """
+
+    num_ranks: int | None = None
+    nodes: Nodes | None = None
+    slots: int | None = None
+    redundant: int | None = None
+    lost: tuple[int, ...] = ()
+    retiring: tuple[int, ...] = ()
+    rank_map: Sequence[tuple[int, int]] | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Replan:
     """The options of a replan."""
 
     previous: Path
-    hints: "ReadHints"
-    lost_ranks: tuple[int, ...]
+    previous_ranks: int | None
+    previous_nodes: Nodes | None
+    ranks: NewRanks
+    keep_rank_ids: bool
     target: float
     max_moves: int | None
     expert_bytes: float | None
@@ -29,15 +52,84 @@ class Replan:
 def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> "Plan":
     """The plan that the live placement is changed to."""
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+    from eplb.planning.changed_topology import ranks_of, ranks_with_ids
     from eplb.planning.rebalance import rebalance
+    from eplb.planning.replan_on import replan_on
     from eplb.planning.replan_without_ranks import replan_without
 
-    previous = files.read_plan_for(load, asked.previous, None, asked.hints).placement
+    previous, ranks = _previous(load, asked)
+    live = previous.placement
     size = DEEPSEEK_V3_EXPERT_BYTES if asked.expert_bytes is None else asked.expert_bytes
     target, moves = asked.target, asked.max_moves
     with output.progress("replanning"):
-        if asked.lost_ranks:
-            return replan_without(
-                previous, load, asked.lost_ranks, target=target, max_moves=moves, expert_bytes=size, seed=seed
-            )
-        return rebalance(previous, load, target=target, max_moves=moves, expert_bytes=size, seed=seed)
+        if asked.keep_rank_ids and not ranks.lost:
+            raise typer.BadParameter("needs --lost-ranks: ranks that keep their columns", param_hint="--keep-rank-ids")
+        lost = ranks_with_ids(ranks_of(previous), ranks.lost, "lost rank")
+        if lost and ranks == NewRanks(lost=ranks.lost):
+            made = replan_without(live, load, lost, target=target, max_moves=moves, expert_bytes=size, seed=seed)
+            return _with_ids_kept(made, (*previous.absent_ranks, *ranks.lost)) if asked.keep_rank_ids else made
+        change = _change(previous, ranks, num_experts=load.num_experts)
+        stays = change.rank_map == tuple(range(change.after.num_ranks))
+        if stays and change.before == change.after:
+            made = rebalance(live, load, target=target, max_moves=moves, expert_bytes=size, seed=seed)
+        else:
+            made = replan_on(live, load, change, target=target, max_moves=moves, expert_bytes=size, seed=seed)
+        return replace(made, absent_ranks=previous.absent_ranks) if stays else made
+
+
+def _with_ids_kept(made: "Plan", absent: Sequence[int]) -> "Plan":
+    note = (
+        f"lost ranks {sorted(absent)} keep their ids: their columns in SGLang's file hold expert 0, for a server "
+        "in which these ranks are not active (elastic expert parallelism)"
+    )
+    return replace(made, absent_ranks=tuple(sorted(absent)), notes=(*made.notes, note))
+
+
+def _previous(load: "ExpertLoad", asked: Replan) -> tuple["Plan", NewRanks]:
+    """The live plan, and what changes: --ranks and --nodes describe a map that has no record, if nothing else does."""
+    from eplb.formats import ReadHints, RecordStatus, parse_file
+
+    given = asked.previous_ranks is not None or asked.previous_nodes is not None
+    parsed = parse_file(asked.previous)
+    holds_ranks = parsed.record_status in (RecordStatus.IN_FILE, RecordStatus.IN_SIDECAR)
+    hints, ranks = ReadHints(num_ranks=asked.previous_ranks, num_nodes=asked.previous_nodes), asked.ranks
+    if not (given or holds_ranks):
+        hints = ReadHints(num_ranks=ranks.num_ranks, num_nodes=ranks.nodes)
+        ranks = replace(ranks, num_ranks=None, nodes=None)
+    return files.plan_for(load, parsed, hints), ranks
+
+
+def _change(previous: "Plan", ranks: NewRanks, *, num_experts: int) -> "TopologyChange":
+    """The change of the ranks of the previous plan.
+
+    Raises
+    ------
+    typer.BadParameter
+        If the slots do not divide by the ranks.
+    """
+    from eplb.planning.changed_topology import NumberedRanks, change_between, changed_topology, ranks_of, ranks_with_ids
+
+    before = ranks_of(previous)
+    after = changed_topology(
+        before.topology,
+        leaving=ranks_with_ids(before, (*ranks.lost, *ranks.retiring), "leaving rank"),
+        num_ranks=ranks.num_ranks,
+        nodes=ranks.nodes,
+        slots_per_rank=ranks.slots,
+    )
+    if ranks.redundant is not None:
+        after = replace(after, slots_per_rank=_slots_of(num_experts + ranks.redundant, after.num_ranks))
+    same = after.num_ranks == before.topology.num_ranks and not ranks.lost and not ranks.retiring
+    ids = before.ids if same else tuple(range(after.num_ranks))
+    return change_between(
+        before, NumberedRanks(after, ids), pairs=ranks.rank_map, lost=ranks.lost, retiring=ranks.retiring
+    )
+
+
+def _slots_of(num_slots: int, num_ranks: int) -> int:
+    if num_slots % num_ranks:
+        more = -num_slots % num_ranks
+        raise typer.BadParameter(
+            f"{num_slots} slots do not divide by {num_ranks} ranks: {more} more would", param_hint="--redundant"
+        )
+    return num_slots // num_ranks

@@ -9,7 +9,7 @@ import typer
 from eplb_cli import output
 from eplb_cli.arguments import files, options
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
-from eplb_cli.arguments.parse import id_list, refuse_typed
+from eplb_cli.arguments.parse import Nodes, id_list, refuse_typed
 from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt, RedundantOpt
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
@@ -135,7 +135,7 @@ def _read_plans(
     paths: Sequence[Path],
     dialect: str | None,
     ranks: int | None,
-    nodes: int | None,
+    nodes: Nodes | None,
 ) -> "dict[str, Placement]":
     """{file name: placement}, by the whole path where two files have one name."""
     from eplb.formats import ReadHints

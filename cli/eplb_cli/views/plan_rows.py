@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from eplb_cli import output
 from eplb_cli.views.metric_rows import metric_facts, window_objects, window_table
 from eplb_cli.views.migration_rows import migration_facts
+from eplb_cli.views.topology_rows import nodes_text
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -17,7 +18,7 @@ def show(made: "Plan", evaluation: "Evaluation", of_engine: "Sequence[tuple[str,
     """Print a plan for people; `of_engine` are more rows of the engine that will run it."""
     topology = made.placement.topology
     bounds = Counter(layer.binding_bound.value for layer in made.layers)
-    ranks, nodes = output.counted(topology.num_ranks, "rank"), output.counted(topology.num_nodes, "node")
+    ranks, nodes = output.counted(topology.num_ranks, "rank"), nodes_text(topology)
     layers = output.counted(made.placement.num_layers, "layer")
     output.facts(
         f"{layers} of {made.placement.num_experts} experts in {topology.num_slots} slots on {ranks} of {nodes}",

@@ -31,11 +31,15 @@ function overMean(value, mean) {
   return mean > 0 ? value / mean : 1;
 }
 
+function nodeOfRank(plan, rank) {
+  return plan.node_first_rank.filter((first) => first <= rank).length - 1;
+}
+
 function rankTip(plan, facts, rank) {
   const held = facts.experts[rank];
   const list = held.slice(0, 24).join(", ") + (held.length > 24 ? ", ..." : "");
   const lines = [
-    `rank ${rank} (node ${Math.floor(rank / plan.ranks_per_node)})`,
+    `rank ${rank} (node ${nodeOfRank(plan, rank)})`,
     `${tokens(facts.rankLoad[rank])} tokens, ${times(overMean(facts.time[rank], facts.mean))} the mean`,
   ];
   if (plan.relative_speed) lines.push(`relative speed ${plan.relative_speed[rank].toPrecision(3)}`);
@@ -63,10 +67,8 @@ function levelLine(name, value, last, style) {
 }
 
 function nodeBorders(plan) {
-  const nodes = plan.num_ranks / plan.ranks_per_node;
-  return Array.from({ length: nodes - 1 }, (_, i) => ({
-    type: "line", xref: "x", yref: "paper", y0: 0, y1: 1, layer: "below",
-    x0: (i + 1) * plan.ranks_per_node - 0.5, x1: (i + 1) * plan.ranks_per_node - 0.5,
+  return plan.node_first_rank.slice(1, -1).map((first) => ({
+    type: "line", xref: "x", yref: "paper", y0: 0, y1: 1, layer: "below", x0: first - 0.5, x1: first - 0.5,
     line: { color: colour("line"), width: 1, dash: "dot" },
   }));
 }

@@ -61,7 +61,7 @@ function fillRankTable() {
     const shared = distinct.filter((expert) => facts.ranksOf[expert].some((other) => other !== rank)).length;
     const relative = overMean(facts.time[rank], facts.mean);
     const cells = [
-      number(rank), number(Math.floor(rank / plan.ranks_per_node)), number(facts.rankLoad[rank], tokens(facts.rankLoad[rank])),
+      number(rank), number(nodeOfRank(plan, rank)), number(facts.rankLoad[rank], tokens(facts.rankLoad[rank])),
       number(relative, relative.toFixed(4)), { ...number(distinct.length), title: held.join(", ") }, number(shared),
     ];
     return movedIn ? [...cells, number(movedIn[rank])] : cells;

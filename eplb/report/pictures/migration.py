@@ -31,7 +31,7 @@ def draw_migration(migration: Migration, *, name: str = "", ax: "Axes | None" = 
     image = axes.imshow(shown, cmap=colour_map("viridis"), vmin=1, vmax=max(2.0, float(replicas.max())))
     most = round(float(replicas.max()))
     colour_bar(image, "replicas, all layers (grey: none)", ticks=range(1, most + 1) if most <= _FEW else None)
-    edges = np.arange(1, topology.num_nodes) * topology.ranks_per_node
+    edges = topology.node_first_rank[1:-1]
     column_borders(axes, edges, "black")
     row_borders(axes, edges, "black")
     whole_ticks(axes.xaxis, topology.num_ranks)

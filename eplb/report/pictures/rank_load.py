@@ -32,7 +32,7 @@ def draw_rank_load(views: Sequence[PlanView], layer: int, shape: ModelShape, *, 
         steps.set(alpha=0.55) if index == 0 else steps.set(linewidth=2.0)
     bound = views[-1].bound.value[layer] * views[-1].placement.topology.relative_speed
     axes.stairs(bound, edges, baseline=None, color=BOUND_COLOUR, linestyle="--", label="proven lower bound")
-    for first in np.arange(1, topology.num_nodes) * topology.ranks_per_node:
+    for first in topology.node_first_rank[1:-1]:
         axes.axvline(first - 0.5, color="black", linewidth=0.6, alpha=0.4)
     whole_ticks(axes.xaxis, topology.num_ranks)
     axes.set_xlim(edges[0], edges[-1])

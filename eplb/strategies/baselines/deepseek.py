@@ -30,6 +30,8 @@ class DeepSeek:
         if not topology.has_equal_slots:
             raise InputError("slots_per_rank: deepseek plans only for ranks with equally many slots")
         pinned = problem.group_mode is GroupMode.PINNED
+        if pinned and not topology.has_equal_nodes:
+            raise InputError(f"nodes of {topology.ranks_per_node} ranks: deepseek pins groups only to equal nodes")
         phy2log, _, _ = deepseek_maps(
             problem.load.total,
             topology.num_slots,

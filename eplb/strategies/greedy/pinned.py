@@ -1,6 +1,7 @@
 """Pins expert groups to nodes: places whole groups on nodes, then each node's experts on its ranks."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,13 @@ def place_pinned(load: Floats, problem: Problem, place: Place) -> Map:
     num_nodes, num_groups = topology.num_nodes, problem.num_groups
     per_node = num_groups // num_nodes
     group_load = load.reshape(num_layers, num_groups, num_experts // num_groups, *load.shape[2:]).sum(axis=2)
-    node_speed = topology.relative_speed.reshape(num_nodes, -1).mean(axis=1)
+    node_speed = topology.node_speed / (topology.num_ranks / num_nodes)
     groups = place(group_load, np.arange(num_nodes + 1) * per_node, node_speed)
     experts_by_group = np.arange(num_experts, dtype=np.int32).reshape(num_groups, -1)
     layers = np.arange(num_layers)[:, None]
     maps = []
-    for node in range(num_nodes):
-        ranks = slice(node * topology.ranks_per_node, (node + 1) * topology.ranks_per_node)
+    for node, (begin, end) in enumerate(pairwise(topology.node_first_rank.tolist())):
+        ranks = slice(begin, end)
         first_slot = topology.rank_first_slot[ranks.start : ranks.stop + 1]
         experts = experts_by_group[groups[:, node * per_node : (node + 1) * per_node]].reshape(num_layers, -1)
         local = place(load[layers, experts], first_slot - first_slot[0], topology.relative_speed[ranks])

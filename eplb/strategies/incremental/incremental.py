@@ -191,24 +191,37 @@ class Incremental:
         return (text, f"{short.sum()} layers stay over the target ({why}), the worst at {worst:.4f} of its bound")
 
 
+class Held(NamedTuple):
+    """Experts that ranks have and need not fetch."""
+
+    phy2log: Map
+    """[L, Q] by rank, -1 in empty slots."""
+    first_slot: Ints
+    """[R + 1] where each rank's begin, then Q."""
+
+
 def reduce_overload(  # noqa: PLR0913  # the layers, and how to search
-    load: Floats, old: Map, limit: Floats, topology: Topology, *, factors: Floats, searches: int
-) -> Candidates:
+    load: Floats, old: Map, limit: Floats, topology: Topology, *, factors: Floats, searches: int,
+    held: Held | None = None,
+) -> Candidates:  # fmt: skip
     """Bring the busiest rank of each layer to its limit with few replicas moved, as far as the search gets.
 
     Parameters
     ----------
     load, old, limit
-        [L, E] tokens, not all zero in any layer; [L, P] the live map; [L] tokens over relative speed.
+        [L, E] tokens, not all zero in any layer; [L, P] the map to start from; [L] tokens over relative speed.
     factors, searches
         Of the price of being over, one a search; searches made even if an earlier one reaches the limit.
+    held
+        What ranks have, where that is not what `old` holds.
     """
     from eplb.strategies.incremental.incremental_kernel import reduce_overloads
 
     num_layers, num_experts = load.shape
     mean = load.sum(axis=1, keepdims=True) / topology.num_ranks
     scaled = np.concatenate([load / mean, np.zeros((num_layers, 1))], axis=1)
-    ids = np.where(old == EMPTY_SLOT, np.int32(num_experts), old)
+    held = Held(old, topology.rank_first_slot) if held is None else held
+    ids, live = (np.where(ids == EMPTY_SLOT, np.int32(num_experts), ids) for ids in (old, held.phy2log))
     limits = limit[:, None] / mean * topology.relative_speed
     price = np.clip(OVER_PRICE_PER_SLACK * (limit / mean[:, 0] - 1), LEAST_OVER_PRICE, MOST_OVER_PRICE)
     prices = price[:, None] * factors
@@ -216,8 +229,8 @@ def reduce_overload(  # noqa: PLR0913  # the layers, and how to search
 
     def work(rows: slice) -> None:
         reduce_overloads(
-            scaled[rows], ids[rows], topology.rank_first_slot, topology.rank_of_slot, limits[rows], prices[rows],
-            searches, new[rows], num_fetched[rows],
+            scaled[rows], ids[rows], live[rows], held.first_slot, topology.rank_first_slot, topology.rank_of_slot,
+            limits[rows], prices[rows], searches, new[rows], num_fetched[rows],
         )  # fmt: skip
 
     for_layer_chunks(work, num_layers)

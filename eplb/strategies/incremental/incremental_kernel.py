@@ -201,7 +201,7 @@ def _search(state: LayerState, candidates: Candidates, best_value: Floats, best_
     changes.
     """
     num_slots, num_ranks, over = state.phy2log.size, state.rank_load.size, np.inf
-    state.changed[:], state.touched[:] = True, False
+    state.changed[:] = True
     for step in range(4 * num_slots):
         for rank in range(num_ranks):
             state.overload[rank] = _overload(state.rank_load[rank], state.limit[rank], over_price)
@@ -237,13 +237,27 @@ def _search(state: LayerState, candidates: Candidates, best_value: Floats, best_
     return False
 
 
+@helper
+def _start_from(state: LayerState, old: Map, live: Map, first_live: Ints) -> None:
+    """Derive the state from the map `old`, and mark ranks that do not hold exactly what they had."""
+    start(state, old)
+    state.touched[:] = False
+    for slot in range(old.size):
+        if state.held_before[old[slot], state.rank_of_slot[slot]] == 0:
+            state.touched[state.rank_of_slot[slot]] = True
+    for rank in range(first_live.size - 1):
+        for slot in range(first_live[rank], first_live[rank + 1]):
+            if live[slot] < state.load.size - 1 and state.held[live[slot], rank] == 0:
+                state.touched[rank] = True
+
+
 @njit(
-    f"void(float64[:, ::1], {READ_MAPS}, {READ_INTS}, {READ_INTS}, float64[:, ::1], float64[:, ::1], int64,"
-    " int32[:, ::1], int64[::1])",
+    f"void(float64[:, ::1], {READ_MAPS}, {READ_MAPS}, {READ_INTS}, {READ_INTS}, {READ_INTS}, float64[:, ::1],"
+    " float64[:, ::1], int64, int32[:, ::1], int64[::1])",
 )
 def reduce_overloads(
-    load: Floats, old: Map, first_slot: Ints, rank_of_slot: Ints, limit: Floats, over_prices: Floats, num_always: int,
-    new: Map, num_fetched: Ints,
+    load: Floats, old: Map, live: Map, first_live: Ints, first_slot: Ints, rank_of_slot: Ints, limit: Floats,
+    over_prices: Floats, num_always: int, new: Map, num_fetched: Ints,
 ) -> None:  # fmt: skip
     """Bring each layer under its limits with few fetches: the best of some searches, one for each of `over_prices`.
 
@@ -254,7 +268,10 @@ def reduce_overloads(
     Parameters
     ----------
     load, old
-        [L, E + 1] scaled to mean rank load 1, 0 for id E; [L, P] the live placement, E in empty slots.
+        [L, E + 1] scaled to mean rank load 1, 0 for id E; [L, P] the placement to start from, E in empty slots.
+    live, first_live
+        [L, Q] experts that ranks have and need not fetch, by rank, E in empty slots; [R + 1] where each rank's begin.
+        `old` and `first_slot` where the search starts from the live placement.
     first_slot, rank_of_slot, limit
         [R + 1], [P], [L, R]
     over_prices, num_always
@@ -276,17 +293,19 @@ def reduce_overloads(
     best_value, best_slots = np.empty(num_ranks), np.empty((num_ranks, 2), np.int64)
     for layer in range(load.shape[0]):
         state.load[:], state.limit[:] = load[layer], limit[layer]
-        start(state, old[layer])
-        state.held_before[:] = state.held
+        state.held_before[:] = 0
+        for rank in range(num_ranks):
+            for slot in range(first_live[rank], first_live[rank + 1]):
+                state.held_before[live[layer, slot], rank] += 1
         state.held_before[num_ids - 1] = 1
         kept_excess, num_fetched[layer], hopeless = np.inf, 0, False
         for trial, over_price in enumerate(over_prices[layer]):
             if trial >= num_always and (kept_excess == 0.0 or hopeless):
                 break
-            start(state, old[layer])
+            _start_from(state, old[layer], live[layer], first_live)
             hopeless = _search(state, candidates, best_value, best_slots, over_price)
             excess = max(0.0, (state.rank_load - state.limit).max() - ROUNDING)
-            while excess == 0.0 and undo_one(state, old[layer]):
+            while excess == 0.0 and undo_one(state, live[layer], first_live):
                 continue
             fetched = 0
             for slot in range(num_slots):  # no step puts an expert on a rank twice: each such slot is a fetch

@@ -118,16 +118,19 @@ def replace(state: LayerState, slot: int, receiver: int) -> None:
 
 
 @helper
-def undo_one(state: LayerState, old: Map) -> bool:
-    """Save a fetch under the limits: give a slot back to an expert that its rank had, or exchange; False if neither."""
+def undo_one(state: LayerState, live: Map, first_live: Ints) -> bool:
+    """Save a fetch under the limits: give a slot back to an expert that its rank had, or exchange; False if neither.
+
+    `live` [Q] and `first_live` [R + 1] are the experts that each rank had.
+    """
     phy2log, held, before, replica_load = state.phy2log, state.held, state.held_before, state.replica_load
     for slot in range(phy2log.size):
         expert, rank = phy2log[slot], state.rank_of_slot[slot]
         if before[expert, rank] > 0:
             continue
-        end = state.first_slot[rank + 1] if state.num_replicas[expert] > 1 else 0
-        for old_slot in range(state.first_slot[rank], end):
-            former = old[old_slot]
+        end = first_live[rank + 1] if state.num_replicas[expert] > 1 else 0
+        for live_slot in range(first_live[rank], end):
+            former = live[live_slot]
             if held[former, rank] > 0 or former == state.num_replicas.size - 1:
                 continue
             replace(state, slot, former)

@@ -13,7 +13,7 @@ from eplb.errors import InfeasibleError, InputError, UnknownNameError
 from eplb.strategies import STRATEGIES
 from eplb.strategies.greedy.greedy import descending_order
 from eplb.strategies.greedy.node_failure import put_on_two_nodes
-from tests.generators import layer_loads, problems
+from tests.generators import layer_loads, node_sizes, problems
 from tests.oracles import busiest_time, every_layout, hands_of, has_doubles, rank_loads
 
 # 256 experts, 58 layers: ranks, slots a rank, largest mean gap.
@@ -175,15 +175,16 @@ def test_ranks_of_any_slots_are_filled(data, num_experts, num_ranks):
 @st.composite
 def survivable(draw):
     """A load and nodes with slots, equal or not, for two copies of each expert on different nodes."""
-    num_nodes, ranks_per_node = draw(st.integers(2, 3)), draw(st.integers(1, 3))
-    num_experts, num_ranks = draw(st.integers(1, 9)), num_nodes * ranks_per_node
+    num_nodes = draw(st.integers(2, 3))
+    ranks_per_node = draw(node_sizes(num_nodes, 3))
+    num_experts, num_ranks = draw(st.integers(1, 9)), sum(ranks_per_node)
     slots = draw(st.lists(st.integers(1, num_experts), min_size=num_ranks, max_size=num_ranks))
     speeds = draw(st.none() | st.lists(st.sampled_from([0.5, 1.0]), min_size=num_ranks, max_size=num_ranks))
-    by_node = np.reshape(slots, (num_nodes, -1)).sum(axis=1)
-    assume(np.minimum(by_node, num_experts).sum() >= 2 * num_experts)
+    topology = eplb.Topology(num_nodes, ranks_per_node, slots, speeds)
+    assume(np.minimum(topology.node_num_slots, num_experts).sum() >= 2 * num_experts)
     load = np.stack([draw(layer_loads(num_experts)) for _ in range(2)])
     assume(load.max() > 0)
-    return eplb.ExpertLoad(load), eplb.Topology(num_nodes, ranks_per_node, slots, speeds)
+    return eplb.ExpertLoad(load), topology
 
 
 @settings(max_examples=settings.default.max_examples * 3)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from eplb import ExpertLoad, Placement, SolveStatus, Topology, evaluate, plan
 from eplb.bounds.lower_bounds import lower_bounds
-from eplb.core.migration import Migration, simulate
+from eplb.core.migration import Migration
+from eplb.core.migration_simulation import simulate
 from eplb.core.problem import Problem
 from eplb.errors import InputError
 from eplb.planning.rebalance import Horizon, rebalance

@@ -21,7 +21,7 @@ def reduce_overload(placement, load, limit, prices=(0.05, 0.0), num_always=2):
     limits = np.full((len(load), topology.num_ranks), limit)
     table = np.tile(np.array(prices), (len(load), 1))
     places = topology.rank_first_slot, topology.rank_of_slot
-    reduce_overloads(scaled, old, *places, limits, table, num_always, new, fetched)
+    reduce_overloads(scaled, old, old, topology.rank_first_slot, *places, limits, table, num_always, new, fetched)
     return type(placement)(np.where(new == nothing, -1, new), nothing, topology), fetched
 
 
