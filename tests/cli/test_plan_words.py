@@ -248,6 +248,7 @@ def test_constraints_that_no_placement_meets_have_their_own_exit_code(run, load_
     ("text", "fragment"),
     [
         ("pin = [[0", "not TOML"),
+        ("pin = " + "[" * 4000, "too deep in each other"),
         ("pins = [[0, 1]]", "unknown key 'pins'"),
         ("pin = [[0]]", "pin[0] has 1 entries"),
         ("pin = [0, 1]", "pin[0] is a number: expected a list"),

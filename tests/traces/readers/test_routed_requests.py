@@ -127,7 +127,7 @@ def test_with_one_choice_a_zero_is_a_choice(tmp_path):
             "moe_layer_ids = 3-4, 2 layers: the file has 4 rows",
         ),
         (lambda ids: ids, {"shape": SHAPE, "num_experts": 9}, "num_experts = 9: the model has 8"),
-        (lambda ids: np.array([{}]), {}, "not a whole .npy: Object arrays cannot be loaded"),
+        (lambda ids: np.array([{}]), {}, "not a plain .npy file: Object arrays cannot be loaded"),
     ],
 )
 def test_wrong_vllm_arrays_are_named(tmp_path, change, words, message):
@@ -178,7 +178,7 @@ def test_requests_of_two_models_are_not_one_trace(tmp_path):
     with pytest.raises(InputError, match=r"line 2: has layers and top-k \(4, 2\): expected \(4, 3\) as in the first"):
         read_trace(tmp_path / "a.txt", 8)
     (tmp_path / "a.txt").write_text(encoded(FIRST, "vllm") + "\n" + base64.b64encode(npy(FIRST)[:-8]).decode())
-    with pytest.raises(InputError, match=r"line 2: not a whole \.npy"):
+    with pytest.raises(InputError, match=r"line 2: not a plain \.npy file: its header says"):
         read_trace(tmp_path / "a.txt", 8)
 
 

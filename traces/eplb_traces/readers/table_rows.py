@@ -42,7 +42,7 @@ def read_rows(table: Table, columns: Columns, options: ReadOptions) -> Reading:
         form = f"wide form {', '.join(index)}, columns of experts {first} to {last}"
     order, ids = sorted_codes(rows.layers)
     load, more = _placed(table, columns, rows, options)
-    load, labels = by_window(in_order(load, order, 1), rows.windows, columns)
+    load, labels = by_window(in_order(load, order, 1), rows.windows, columns, table.num_bytes)
     return reading_of_rows(load, ids, columns, options, Said(form, said + more, labels))
 
 
