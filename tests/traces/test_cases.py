@@ -78,7 +78,7 @@ LOADS = [
     (OMNI, {"recorded_under": np.tile(np.arange(20) % 16, (4, 1))}, omni_truth(), None),
 ]
 TRACES = [
-    (IDS, {"num_experts": 16}, np.load(CASES / IDS)["selected_experts"], None),
+    (IDS, {"num_experts": 16, "moe_layer_ids": LAYERS}, np.load(CASES / IDS)["selected_experts"], LAYERS),
     (IDS_TK, {"num_experts": 16}, np.load(CASES / IDS_TK)[:, None], None),
     (LOGITS, {"top_k": 2, "moe_layer_ids": LAYERS}, ids_of_logits(), LAYERS),
     (ROUTES, {}, ids_of_records(), (0, 1)),
@@ -92,6 +92,7 @@ REFUSED = [
     (COLD, {}, r"largest expert id is 13 .* may have more than 14 experts: give num_experts \(--num-experts\)"),
     (COLD, {"num_experts": 12}, "the file has an expert 13: num_experts = 12"),
     (IDS, {}, r"selected_experts, .*looks like expert ids .* give num_experts \(--num-experts\)"),
+    (IDS, {"num_experts": 16}, r"\[tokens, layers, top-k\] or \[layers, tokens, top-k\]: give .*--moe-layers"),
     (IDS_TK, {}, r"looks like expert ids .* give num_experts \(--num-experts\)"),
     (LOGITS, {}, r"router_logits.* give top_k \(--top-k\)"),
     (LOGITS, {"top_k": 2}, r"\[tokens, layers, experts\] or \[layers, tokens, experts\].*--moe-layers"),

@@ -159,6 +159,8 @@ def _content(
         moe_layer_ids=layers.moe_layer_ids,
         num_hidden_layers=layers.num_hidden_layers,
     )
+    if top_k == shape.num_experts > 1:
+        raise InputError(f"every token has {top_k} choices, as many as there are experts: counts, not expert ids?")
     if top_k is None:
         return _counted(parts, placed, shape, options.window)
     batches = []

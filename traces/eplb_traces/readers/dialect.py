@@ -81,6 +81,11 @@ class ReadOptions:
                 raise InputError(f"{name} = {told}: the model has {of_shape}")
             object.__setattr__(self, name, told if of_shape is None else of_shape)
 
+    @property
+    def says_layers(self) -> bool:
+        """Whether the caller has said how many layers there are."""
+        return bool(self.moe_layer_ids or self.num_hidden_layers or self.shape)
+
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)

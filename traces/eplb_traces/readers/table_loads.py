@@ -16,6 +16,8 @@ from eplb_traces.readers.table import Column, Table, bad_cell, counts, whole_num
 from eplb_traces.readers.table_cells import Cells, Codes, Place
 from eplb_traces.readers.table_columns import Columns, layer_number
 
+_SURE = 0.01
+
 
 def read_pairs(table: Table, columns: Columns, options: ReadOptions) -> Reading:
     """Read the long form; without a column of windows it is one window, and ranks are summed.
@@ -75,7 +77,8 @@ class _Pairs:
         if not self._layers.values:
             raise InputError("the table has a header and no rows")
         load, seen = self._cells.counts()
-        num_experts, why = _num_experts(load.shape[2], self._shows_zeros and bool(seen.all()), self._options)
+        is_complete = self._shows_zeros and bool(seen.all())
+        num_experts, why = _num_experts(load.shape[2], is_complete, _chance_of_silence(load), self._options)
         if num_experts > load.shape[2]:
             check_size((*load.shape[:2], num_experts), self._table.num_bytes, "num_experts (--num-experts) as given")
             load = np.pad(load, ((0, 0), (0, 0), (0, num_experts - load.shape[2])))
@@ -172,8 +175,14 @@ def in_order(load: NDArray[np.float64], order: NDArray[np.int64], axis: int) -> 
     return load if np.array_equal(order, np.arange(load.shape[axis])) else np.take(load, order, axis=axis)
 
 
-def _num_experts(found: int, is_complete: bool, options: ReadOptions) -> tuple[int, str]:
-    """E, and how it is known."""
+def _chance_of_silence(load: NDArray[np.float64]) -> float:
+    """How likely an expert has no token in any layer, by the share of the pairs that have none."""
+    silent = ~load.any(axis=0)
+    return float(silent.mean() ** len(silent))
+
+
+def _num_experts(found: int, is_complete: bool, chance_of_silence: float, options: ReadOptions) -> tuple[int, str]:
+    """E, and how it is known: as told, by rows with zeros, or, where no expert is likely silent, by the largest id."""
     told = options.num_experts
     if told is not None:
         if found > told:
@@ -181,7 +190,7 @@ def _num_experts(found: int, is_complete: bool, options: ReadOptions) -> tuple[i
         return told, ""
     if is_complete:
         return found, ""
-    if found & (found - 1) == 0 or found % 32 == 0:
+    if (found & (found - 1) == 0 or found % 32 == 0) and chance_of_silence < _SURE:
         return found, f" ({found} experts by the largest id)"
     raise InputError(
         f"the largest expert id is {found - 1} and pairs without tokens have no row, so the model may have more than "
