@@ -323,9 +323,10 @@ def _layer_axis(array: NDArray[Any], options: ReadOptions, context: Context, las
     if len(fits) == 1:
         return fits[0]
     possible = [axis for axis in (0, 1) if array.shape[axis] <= MOST_LAYERS_OF_A_MODEL]
-    if not counts and (possible == [1] or array.shape[:2] == (1, 1)):
+    if last == "top-k" and not counts and (possible == [1] or array.shape[:2] == (1, 1)):
         return 1
-    engine = ', or format = "vllm" (--from vllm) for ids as vLLM returns them' if last == "top-k" else ""
+    is_plain = last == "top-k" and context.name == Context.name
+    engine = ', or format = "vllm" (--from vllm) for ids as vLLM returns them' if is_plain else ""
     raise InputError(
         f"{context.name} of shape {array.shape} may be [tokens, layers, {last}] or [layers, tokens, {last}]: give "
         f"moe_layer_ids (--moe-layers), one id for each layer, or num_hidden_layers (--hidden-layers){engine}"
