@@ -17,7 +17,10 @@ MOST_LAYERS_OF_A_MODEL = 128
 """No published model has more: an axis that is longer is not the layers."""
 _LARGEST_TOP_K = 32
 _LARGEST_LIKELY_ID = 4096
+_USUAL_TOP_K = 10
+_USUAL_LARGEST_ID = 1024
 _FEWEST_ROWS = 8
+_FEWEST_CHOICES = 4
 _ROWS_FOR_ANY_ID = 16
 _IDS_FOR_A_CHOICE = 4  # with fewer choices than a quarter of the ids, distinct numbers prove little
 _FEWEST_BINARY = 16
@@ -90,12 +93,14 @@ def certain_kind_of(array: NDArray[Any]) -> ArrayKind:
 def looks_like_ids(array: NDArray[Any]) -> bool:
     """Whether every row could be the choice of a token: a few small integers, all different."""
     rows = array.reshape(-1, array.shape[-1])
-    if array.dtype.kind not in "iu" or not 1 < rows.shape[1] <= _LARGEST_TOP_K or len(rows) < _FEWEST_ROWS:
+    if array.dtype.kind not in "iu" or not 1 < rows.shape[1] <= _LARGEST_TOP_K or len(rows) < _FEWEST_CHOICES:
         return False
     largest = int(array.max())
     if array.min() < -1 or largest >= _LARGEST_LIKELY_ID:
         return False
-    return (len(rows) >= _ROWS_FOR_ANY_ID or largest < _IDS_FOR_A_CHOICE * array.size) and are_choices(array)
+    is_usual_choice = rows.shape[1] <= _USUAL_TOP_K and largest < _USUAL_LARGEST_ID
+    is_likely = is_usual_choice or len(rows) >= _ROWS_FOR_ANY_ID or largest < _IDS_FOR_A_CHOICE * array.size
+    return is_likely and are_choices(array)
 
 
 def are_choices(array: NDArray[Any]) -> bool:

@@ -151,7 +151,9 @@ def _kind_of_untold(array: NDArray[Any], shown: str, options: ReadOptions) -> Ar
 def _kind_of_trace(array: NDArray[Any], shown: str, options: ReadOptions) -> ArrayKind:
     if array.dtype.kind != "f":
         if options.num_experts == array.shape[-1] > 1 and not are_choices(array):
-            return ArrayKind.COUNTS
+            raise InputError(
+                f"{shown} holds tokens per expert, not the choices of single tokens: expected a token-level trace"
+            )
         return ArrayKind.IDS
     if array.shape[-1] == options.num_experts or options.num_experts is None:
         kind = kind_of(array) if np.isfinite(array).all() else ArrayKind.COUNTS
