@@ -6,7 +6,7 @@ from tests.traces.examples import SMALL, random_ids
 
 
 def test_loads_of_one_and_more_windows(tmp_path):
-    for tokens in (np.arange(6).reshape(2, 3), 1000 + np.arange(12.0).reshape(2, 2, 3)):
+    for tokens in (np.arange(6).reshape(2, 3), 5000 + np.arange(12.0).reshape(2, 2, 3)):
         np.save(tmp_path / "load.npy", tokens)
         np.testing.assert_array_equal(read_load(tmp_path / "load.npy").tokens, tokens.reshape(-1, 2, 3))
 

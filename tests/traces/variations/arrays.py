@@ -2,7 +2,6 @@
 
 import json
 
-
 import numpy as np
 
 from tests.traces.variations.variation import Variation
@@ -16,10 +15,10 @@ EXPERTS = [8, 16, 32, 60, 64, 72]
 class Model:
     """A model, a load of it and the choices of some tokens."""
 
-    def __init__(self, rng):
+    def __init__(self, rng, most_layers=27):
         self.rng = rng
         self.num_experts = int(rng.choice(EXPERTS))
-        self.num_layers = int(rng.choice([1, 2, 3, 4, 6, 12, 27]))
+        self.num_layers = min(most_layers, int(rng.choice([1, 2, 3, 4, 6, 12, 27])))
         self.ids = tuple(np.sort(rng.choice(3 * self.num_layers, self.num_layers, replace=False)).tolist())
         self.num_windows = int(rng.choice([1, 1, 3]))
         self.top_k = int(rng.integers(1, 5))
@@ -31,8 +30,12 @@ class Model:
         tokens = self.rng.choice([200, 20000]) * self.rng.integers(1, 5, (self.num_windows, 1))
         if self.rng.random() < 0.5:
             tokens = self.rng.integers(100, 30000, size[:2])
-        return np.array([[self.rng.multinomial(t, s) for t, s in zip(*of, strict=True)] for of in
-                         zip(np.broadcast_to(tokens, size[:2]), share, strict=True)])
+        return np.array(
+            [
+                [self.rng.multinomial(t, s) for t, s in zip(*of, strict=True)]
+                for of in zip(np.broadcast_to(tokens, size[:2]), share, strict=True)
+            ]
+        )
 
     def choices(self):
         """[T, L, K] the ids of some tokens, first choice first."""
@@ -84,8 +87,12 @@ def layers_first(model):
 
 def slots(model):
     extra = model.num_experts // 4
-    logical = np.stack([model.rng.permutation(np.arange(model.num_experts + extra) % model.num_experts)
-                        for _ in range(model.num_layers)])
+    logical = np.stack(
+        [
+            model.rng.permutation(np.arange(model.num_experts + extra) % model.num_experts)
+            for _ in range(model.num_layers)
+        ]
+    )
     slots = model.rng.integers(0, 900, (1, *logical.shape))
     slots[:, :, 0] += 1
     truth = np.zeros((1, model.num_layers, model.num_experts))
@@ -165,8 +172,16 @@ def array_variation(rng):
     if isinstance(truth, str):  # nothing tells slots from experts
         return array_variation(rng)
     layer_ids = model.ids if "moe_layer_ids" in options or kind == "stem" else None
-    types = {"counts": COUNT_TYPES, "experts first": COUNT_TYPES, "layers first": COUNT_TYPES, "slots": COUNT_TYPES,
-             "stem": COUNT_TYPES, "ids": ID_TYPES, "fused": ID_TYPES, "ids of a layer": ID_TYPES}.get(kind)
+    types = {
+        "counts": COUNT_TYPES,
+        "experts first": COUNT_TYPES,
+        "layers first": COUNT_TYPES,
+        "slots": COUNT_TYPES,
+        "stem": COUNT_TYPES,
+        "ids": ID_TYPES,
+        "fused": ID_TYPES,
+        "ids of a layer": ID_TYPES,
+    }.get(kind)
     if types is not None:
         array = array.astype(rng.choice(types))
     called = str(rng.choice(NAMES))

@@ -186,11 +186,16 @@ def _layers_first(array: NDArray[Any]) -> bool:
 
 
 def _begins_with_an_index(array: NDArray[Any]) -> bool:
-    """Whether the first column counts the rows, and the others are as many as experts usually are."""
-    num_rows, num_columns = array.shape[-2:]
-    if num_rows < 2 or not is_usual(num_columns - 1) or is_usual(num_columns):
+    """Whether the first column could be ids of layers, and the others are as many as experts usually are."""
+    num_others = array.shape[-1] - 1
+    if not is_usual(num_others) or is_usual(num_others + 1):
         return False
-    return bool((np.diff(array[..., 0], axis=-1) == 1).all())
+    first = array[..., 0]
+    steps = np.diff(first, axis=-1)
+    if num_others < _FEWEST_EXPERTS:  # few columns: ascending numbers alone prove little
+        return bool(steps.size and (steps == 1).all())
+    are_ids = (first == np.floor(first)).all() and (first < MOST_LAYERS_OF_A_MODEL).all()
+    return bool(are_ids and (steps > 0).all())
 
 
 def _looks_like_pairs(array: NDArray[Any]) -> bool:

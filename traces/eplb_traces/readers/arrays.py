@@ -50,8 +50,8 @@ _REFUSED = {
     ArrayKind.REPLICAS: "has mostly 1 and equal sums of all rows: numbers of replicas, not counts of tokens",
     ArrayKind.LAYERS_FIRST: "has equal sums along its first axis alone, as layers have: expected [windows, layers, "
     "experts], not [layers, windows, experts]",
-    ArrayKind.INDEX_FIRST: "begins every row with the next number, as if the first column were the layer: leave it out "
-    "by ignore_columns (--ignore-columns 0), or give num_experts (--num-experts)",
+    ArrayKind.INDEX_FIRST: "begins its rows with ascending small numbers, as if the first column were the layer: "
+    "leave it out by ignore_columns (--ignore-columns 0), or give num_experts (--num-experts)",
     ArrayKind.PAIRS: "has rows of layer, expert, tokens: write them as a table with these names (.csv or .parquet)",
     ArrayKind.SQUARE: "is square: expert transitions or co-activations, or as many layers as experts; if it is a "
     "load, give moe_layer_ids (--moe-layers)",

@@ -23,7 +23,7 @@ _REASONS = {
     ArrayKind.REPLICAS: "are mostly 1 with equal sums of all rows, as numbers of replicas are",
     ArrayKind.SQUARE: "are a square, as expert transitions or co-activations are",
     ArrayKind.EXPERTS_FIRST: "look like {rows} experts in {columns} layers",
-    ArrayKind.INDEX_FIRST: "begin with the next number in every row, as if the first column were the layer",
+    ArrayKind.INDEX_FIRST: "begin with ascending small numbers, as if the first column were the layer",
     ArrayKind.PAIRS: "look like layer, expert, tokens without a header",
 }
 """Of a table without a header, where kind is not counts."""
