@@ -74,11 +74,15 @@ class Placement:
         raise AttributeError(f"Placement is frozen: {name} cannot be set")
 
     def _check_every_expert_lives(self) -> None:
-        if self.logical_replica_count.min() == 0:
+        if self.num_experts > self.num_slots:  # before arrays of that many experts are allocated
+            layer, expert = 0, int(np.setdiff1d(np.arange(self.num_slots + 1), self.physical_to_logical_map[0])[0])
+        elif self.logical_replica_count.min() == 0:
             layer, expert = (int(i) for i in np.argwhere(self.logical_replica_count == 0)[0])
-            raise PlacementError(
-                f"physical_to_logical_map[layer {layer}]: expert {expert} has no slot, expected at least one"
-            )
+        else:
+            return
+        raise PlacementError(
+            f"physical_to_logical_map[layer {layer}]: expert {expert} has no slot, expected at least one"
+        )
 
     def _checked_weights(self, replica_weights: ArrayLike) -> NDArray[np.float64]:
         try:

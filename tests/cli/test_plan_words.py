@@ -71,7 +71,7 @@ def test_window_cuts_a_trace_and_sums_the_windows_of_a_load(run, plan_path, wind
     assert len(_json(run("plan", windows_path, *MACHINE, "--window", 6, "--json"))["windows"]) == 2
     trace = tmp_path / "tokens.npz"
     topk_ids = np.arange(6 * 2 * 2, dtype=np.uint8).reshape(6, 2, 2) % 16  # without steps: one batch, one step
-    np.savez(trace, topk_ids=topk_ids)
+    np.savez(trace, topk_ids=topk_ids, request=np.zeros(6, dtype=int))
     result = run("plan", trace, "--ranks", 4, "--num-experts", 16, "--window", 1, "--json")
     assert result.stderr.startswith(
         "read as topk_ids, expert ids [tokens, layers, top-k]: token-level trace, 2 layers (ids unknown)"
@@ -248,6 +248,7 @@ def test_constraints_that_no_placement_meets_have_their_own_exit_code(run, load_
     ("text", "fragment"),
     [
         ("pin = [[0", "not TOML"),
+        ("pin = " + "[" * 4000, "too deep in each other"),
         ("pins = [[0, 1]]", "unknown key 'pins'"),
         ("pin = [[0]]", "pin[0] has 1 entries"),
         ("pin = [0, 1]", "pin[0] is a number: expected a list"),

@@ -49,7 +49,7 @@ class ExpertLoad:
         set_field(self, "tokens", _checked_tokens(tokens))
         num_windows, num_layers, num_experts = self.tokens.shape
         set_field(self, "weights", _checked_weights(weights, num_windows))
-        set_field(self, "labels", tuple(labels) if labels is not None else ())
+        set_field(self, "labels", _checked_labels(labels))
         set_field(self, "shape", shape if shape is not None else ModelShape(num_layers, num_experts))
         if self.labels and len(self.labels) != num_windows:
             raise InputError(f"labels has {len(self.labels)} entries: expected one for each of {num_windows} windows")
@@ -204,8 +204,22 @@ def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
+def _checked_labels(labels: Sequence[str] | None) -> tuple[str, ...]:
+    for label in labels or ():
+        try:
+            is_text = isinstance(label, str) and bool(label.encode() or True)
+        except UnicodeEncodeError:
+            is_text = False
+        if not is_text:
+            raise InputError(f"label {label!r}: expected a text")
+    return tuple(labels or ())
+
+
 def _checked_weights(weights: ArrayLike | None, num_windows: int) -> NDArray[np.float64]:
-    array = np.ones(num_windows) if weights is None else np.array(weights, dtype=np.float64)
+    try:
+        array = np.ones(num_windows) if weights is None else np.array(weights, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"weights are no numbers: {error}") from error
     if array.shape != (num_windows,):
         raise InputError(f"weights has shape {array.shape}: expected one for each of {num_windows} windows")
     if not (np.isfinite(array) & (array > 0)).all():

@@ -54,6 +54,8 @@ def _keys(path: Path, known: Collection[str]) -> dict[str, object]:
         fields: dict[str, object] = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise FormatError(f"{path}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise FormatError(f"{path}: lists or tables lie too deep in each other") from error
     for key in fields:
         if key not in known:
             raise FormatError(f"{path}: unknown key {key!r}: expected only {', '.join(known)}")

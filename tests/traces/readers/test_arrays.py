@@ -12,6 +12,7 @@ from tests.traces.examples import joined, random_ids
 
 SHAPE = ModelShape(4, 16, 2)
 RNG = np.random.default_rng(0)
+LAYERS = (3, 4, 5, 6)
 COUNTS = RNG.integers(200, 250, (4, 16))
 IDS = random_ids(RNG, 40, SHAPE)
 LOGITS = RNG.normal(size=(40, 4, 16)).astype(np.float32)
@@ -87,7 +88,9 @@ def test_what_is_no_load_is_refused_with_the_reason(tmp_path, write, name):
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", ">i4", "<u8", ">f4", "f2", "f8"])
 def test_types_and_byte_orders_of_numbers_do_not_matter(tmp_path, dtype):
     np.testing.assert_array_equal(read_load(npy(tmp_path, COUNTS.astype(dtype))).total, COUNTS)
-    np.testing.assert_array_equal(joined(read_trace(npy(tmp_path, IDS.astype(dtype)), 16))["expert_ids"], IDS)
+    np.testing.assert_array_equal(
+        joined(read_trace(npy(tmp_path, IDS.astype(dtype)), 16, moe_layer_ids=LAYERS))["expert_ids"], IDS
+    )
 
 
 def test_bfloat16_is_widened(tmp_path):
@@ -102,10 +105,17 @@ def test_bfloat16_is_widened(tmp_path):
 
 def test_the_axis_of_layers_is_taken_from_the_caller_and_never_guessed(tmp_path):
     for array in (IDS, IDS.swapaxes(0, 1)):
-        trace = read_trace(npy(tmp_path, array), 16, moe_layer_ids=(3, 4, 5, 6))
+        trace = read_trace(npy(tmp_path, array), 16, moe_layer_ids=LAYERS)
         np.testing.assert_array_equal(joined(trace)["expert_ids"], IDS)
+        with pytest.raises(InputError, match=r"\[tokens, layers, top-k\] or \[layers, tokens, top-k\]"):
+            read_trace(npy(tmp_path, array), 16)
+
+
+def test_more_rows_than_any_model_has_layers_are_tokens(tmp_path):
+    ids = random_ids(RNG, 129, SHAPE)
+    np.testing.assert_array_equal(joined(read_trace(npy(tmp_path, ids), 16))["expert_ids"], ids)
     with pytest.raises(InputError, match=r"\[tokens, layers, top-k\] or \[layers, tokens, top-k\]"):
-        read_trace(npy(tmp_path, IDS.swapaxes(0, 1)), 16)
+        read_trace(npy(tmp_path, ids.swapaxes(0, 1)), 16)
 
 
 def test_experts_first_is_turned_where_the_number_of_experts_shows_it(tmp_path):
@@ -178,25 +188,25 @@ def test_columns_that_are_no_experts_are_left_out_of_counts(tmp_path):
 def test_a_shared_expert_in_a_fixed_column_or_under_a_fixed_id_leaves_a_trace(tmp_path):
     fused = np.concatenate([IDS, np.full((40, 4, 1), 16, dtype=IDS.dtype)], axis=2)
     for options in ({"ignore_ids": (16,)}, {"ignore_columns": (2,)}):
-        trace = read_trace(npy(tmp_path, fused), 16, **options)
+        trace = read_trace(npy(tmp_path, fused), 16, moe_layer_ids=LAYERS, **options)
         np.testing.assert_array_equal(joined(trace)["expert_ids"], IDS)
     with pytest.raises(InputError, match=r"= 16: expected 0 <= id < 16; .* ignore_ids \(--ignore-ids\)"):
-        read_trace(npy(tmp_path, fused), 16)
+        read_trace(npy(tmp_path, fused), 16, moe_layer_ids=LAYERS)
     with pytest.raises(InputError, match=r"ignore_ids \(--ignore-ids\) has no effect"):
-        read_trace(npy(tmp_path, IDS), 16, ignore_ids=(99,))
+        read_trace(npy(tmp_path, IDS), 16, moe_layer_ids=LAYERS, ignore_ids=(99,))
 
 
 def test_zero_experts_leave_tokens_with_unlike_choices_which_are_counted(tmp_path):
     path = npy(tmp_path, IDS)
-    reading = read(path, ReadOptions(num_experts=12, ignore_ids=(12, 13, 14, 15)))
+    reading = read(path, ReadOptions(num_experts=12, moe_layer_ids=LAYERS, ignore_ids=(12, 13, 14, 15)))
     counts = [np.bincount(IDS[:, layer].ravel(), minlength=16)[:12] for layer in range(4)]
     np.testing.assert_array_equal(reading.load().total, counts)
     assert any("unlike numbers of choices" in note for note in reading.notes)
-    windows = read_load(path, num_experts=12, ignore_ids=(12, 13, 14, 15), window=20)
+    windows = read_load(path, num_experts=12, moe_layer_ids=LAYERS, ignore_ids=(12, 13, 14, 15), window=20)
     np.testing.assert_array_equal(windows.total, counts)
     assert windows.labels == ("steps 0-19", "steps 20-39")
     with pytest.raises(InputError, match="expected a token-level trace"):
-        read_trace(path, 12, ignore_ids=(12, 13, 14, 15))
+        read_trace(path, 12, moe_layer_ids=LAYERS, ignore_ids=(12, 13, 14, 15))
 
 
 def test_a_map_among_tensors_is_no_load_and_a_pickle_is_called_one(tmp_path):

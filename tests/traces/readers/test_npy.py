@@ -6,7 +6,7 @@ from tests.traces.examples import SMALL, random_ids
 
 
 def test_loads_of_one_and_more_windows(tmp_path):
-    for tokens in (np.arange(6).reshape(2, 3), np.arange(12.0).reshape(2, 2, 3)):
+    for tokens in (np.arange(6).reshape(2, 3), 5000 + np.arange(12.0).reshape(2, 2, 3)):
         np.save(tmp_path / "load.npy", tokens)
         np.testing.assert_array_equal(read_load(tmp_path / "load.npy").tokens, tokens.reshape(-1, 2, 3))
 
@@ -14,7 +14,7 @@ def test_loads_of_one_and_more_windows(tmp_path):
 def test_the_ids_that_vllm_returns(tmp_path):
     ids = random_ids(np.random.default_rng(0), 5, SMALL)
     np.save(tmp_path / "routed.npy", ids)
-    trace = read_trace(tmp_path / "routed.npy", num_experts=SMALL.num_experts)
+    trace = read_trace(tmp_path / "routed.npy", num_experts=SMALL.num_experts, moe_layer_ids=(0, 1))
     (batch,) = trace.batches()
     np.testing.assert_array_equal(batch.expert_ids, ids)
     assert batch.step.tolist() == [0, 1, 2, 3, 4]

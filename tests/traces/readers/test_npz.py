@@ -8,6 +8,7 @@ from eplb_traces.readers.npz import LOAD_KEYS
 from tests.traces.examples import RECORDINGS, SMALL, needs_recordings, random_ids
 
 IDS = random_ids(np.random.default_rng(0), 6, SMALL)
+LAYERS = {"moe_layer_ids": np.arange(2)}
 
 
 def saved(tmp_path, **arrays):
@@ -29,7 +30,7 @@ def test_a_trace_takes_what_columns_there_are(tmp_path, key):
     np.testing.assert_array_equal(batch.expert_ids, IDS)
     assert batch.request.tolist() == [0, 0, 1, 1, 2, 2]
     assert batch.source_rank.tolist() == list(range(6))
-    (batch,) = read_trace(saved(tmp_path, **{key: IDS}), num_experts=SMALL.num_experts).batches()
+    (batch,) = read_trace(saved(tmp_path, **{key: IDS}, **LAYERS), num_experts=SMALL.num_experts).batches()
     assert batch.step.tolist() == batch.request.tolist() == [0] * 6
 
 
@@ -42,17 +43,17 @@ def test_sequences_become_requests_and_carry_their_domains(tmp_path):
 
 
 def test_the_number_of_experts_comes_from_file_or_caller_and_may_not_differ(tmp_path):
-    path = saved(tmp_path, expert_ids=IDS)
+    path = saved(tmp_path, expert_ids=IDS, **LAYERS)
     for read in (read_load, read_trace):
         with pytest.raises(InputError, match=r"file.npz: .* does not say how many experts there are: give num_experts"):
             read(path)
     assert read_load(path, num_experts=20).num_experts == 20
-    path = saved(tmp_path, expert_ids=IDS, num_experts=SMALL.num_experts)
+    path = saved(tmp_path, expert_ids=IDS, **LAYERS, num_experts=SMALL.num_experts)
     assert read_trace(path).shape.num_experts == SMALL.num_experts
     with pytest.raises(InputError, match=f"num_experts = 9: the file says {SMALL.num_experts}"):
         read_trace(path, num_experts=9)
     with pytest.raises(InputError, match=r"num_experts = \[4 5\]: expected one integer"):
-        read_trace(saved(tmp_path, expert_ids=IDS, num_experts=np.array([4, 5])))
+        read_trace(saved(tmp_path, expert_ids=IDS, **LAYERS, num_experts=np.array([4, 5])))
 
 
 @pytest.mark.parametrize(
@@ -68,13 +69,13 @@ def test_the_number_of_experts_comes_from_file_or_caller_and_may_not_differ(tmp_
         ({"tokens": np.ones((2, 2)), "shape": np.array("{")}, "array shape is not JSON"),
         ({"tokens": np.ones((2, 2)), "shape": np.array("[]")}, "shape is a list: expected an object"),
         ({"expert_ids": IDS[0]}, r"expert_ids has shape \(2, 3\): expected \[tokens, layers, top-k\]"),
-        ({"expert_ids": IDS + 9}, r"expert_ids\[token 0, layer 0\] = \d+: expected 0 <= id < 8"),
-        ({"expert_ids": IDS * 0}, r"an empty recording"),
-        ({"expert_ids": IDS // 7}, r"expert [01] is there twice"),
+        ({"expert_ids": IDS + 9, **LAYERS}, r"expert_ids\[token 0, layer 0\] = \d+: expected 0 <= id < 8"),
+        ({"expert_ids": IDS * 0, **LAYERS}, r"an empty recording"),
+        ({"expert_ids": IDS // 7, **LAYERS}, r"expert [01] is there twice"),
         ({"expert_ids": IDS, "step": np.arange(5)}, r"step has shape \(5,\): expected one for each of 6 tokens"),
         ({"expert_ids": IDS, "seq_offsets": np.array([0, 4, 5])}, "from 0 to the number of tokens, 6"),
         ({"expert_ids": IDS, "seq_offsets": np.array([0, 4, 2, 6])}, "seq_offsets: expected ascending integers"),
-        ({"expert_ids": IDS, "domain": np.array([0, 1])}, r"domain has shape \(2,\)"),
+        ({"expert_ids": IDS, **LAYERS, "domain": np.array([0, 1])}, r"domain has shape \(2,\)"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_file(tmp_path, arrays, message):

@@ -73,10 +73,13 @@ def test_every_wrapping_gives_the_same_requests(tmp_path, dialect, wrapping):
 def test_vllm_arrays_say_their_layers_themselves(tmp_path, dtype):
     np.save(tmp_path / "a.npy", FIRST.astype(dtype))
     for told in (None, "vllm"):
-        trace = read_trace(tmp_path / "a.npy", 8, format=told)
+        trace = read_trace(tmp_path / "a.npy", 8, format=told, num_hidden_layers=4)
         assert trace.shape == ModelShape(2, 8, 3, moe_layer_ids=(1, 3), num_hidden_layers=4)
         np.testing.assert_array_equal(joined(trace)["expert_ids"], FIRST[:, [1, 3]])
-    assert read_load(tmp_path / "a.npy", num_experts=8) == read_load(tmp_path / "a.npy", num_experts=8, format="vllm")
+    loads = [read_load(tmp_path / "a.npy", num_experts=8, num_hidden_layers=4, format=told) for told in (None, "vllm")]
+    assert loads[0] == loads[1] == read_load(tmp_path / "a.npy", num_experts=8, format="vllm")
+    with pytest.raises(InputError, match=r"may be \[tokens, layers, top-k\] or .*--hidden-layers.*--from vllm"):
+        read_trace(tmp_path / "a.npy", 8)
 
 
 def test_raw_bytes_are_read_with_hidden_layers_alone(tmp_path):
@@ -95,7 +98,7 @@ def test_tokens_that_were_not_computed_are_left_out_and_said(tmp_path, caplog):
     ids[:2] = 0  # a cached prefix
     ids[4] = -1
     np.save(tmp_path / "a.npy", ids)
-    columns = joined(read_trace(tmp_path / "a.npy", 8))
+    columns = joined(read_trace(tmp_path / "a.npy", 8, num_hidden_layers=4))
     assert columns["step"].tolist() == [2, 3]
     assert "3 tokens have no choice in any layer, as where a prefix was cached: left out" in caplog.text
 
@@ -127,7 +130,7 @@ def test_with_one_choice_a_zero_is_a_choice(tmp_path):
             "moe_layer_ids = 3-4, 2 layers: the file has 4 rows",
         ),
         (lambda ids: ids, {"shape": SHAPE, "num_experts": 9}, "num_experts = 9: the model has 8"),
-        (lambda ids: np.array([{}]), {}, "not a whole .npy: Object arrays cannot be loaded"),
+        (lambda ids: np.array([{}]), {}, "not a plain .npy file: Object arrays cannot be loaded"),
     ],
 )
 def test_wrong_vllm_arrays_are_named(tmp_path, change, words, message):
@@ -178,7 +181,7 @@ def test_requests_of_two_models_are_not_one_trace(tmp_path):
     with pytest.raises(InputError, match=r"line 2: has layers and top-k \(4, 2\): expected \(4, 3\) as in the first"):
         read_trace(tmp_path / "a.txt", 8)
     (tmp_path / "a.txt").write_text(encoded(FIRST, "vllm") + "\n" + base64.b64encode(npy(FIRST)[:-8]).decode())
-    with pytest.raises(InputError, match=r"line 2: not a whole \.npy"):
+    with pytest.raises(InputError, match=r"line 2: not a plain \.npy file: its header says"):
         read_trace(tmp_path / "a.txt", 8)
 
 
@@ -187,7 +190,7 @@ def test_ids_are_not_taken_for_a_load(tmp_path):
     np.save(tmp_path / "a.npy", ids)
     with pytest.raises(InputError, match=r"uint16 of shape \(10, 2, 3\) .* looks like expert ids .*: give num_experts"):
         read_load(tmp_path / "a.npy")
-    counted = read_load(tmp_path / "a.npy", num_experts=8)
+    counted = read_load(tmp_path / "a.npy", num_experts=8, moe_layer_ids=(0, 1))
     assert counted.tokens.sum() == ids.size
     as_said = read_load(tmp_path / "a.npy", num_experts=3)  # then it is a load of three experts
     np.testing.assert_array_equal(as_said.tokens, ids)

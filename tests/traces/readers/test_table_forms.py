@@ -13,7 +13,6 @@ from eplb_traces.readers import ReadOptions, read
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 TRUTH = np.loadtxt(CASES / "TRUTH-4x16.txt")
-TRUTH_12x8 = np.loadtxt(CASES / "TRUTH-12x8.txt")
 WRITERS = {
     "csv": lambda frame, path: frame.to_csv(path, index=False),
     "tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
@@ -31,41 +30,6 @@ def written(tmp_path, kind, text):
     frame = pd.read_csv(io.StringIO(text)).rename(columns=lambda name: "" if name.startswith("Unnamed") else name)
     WRITERS[kind](frame, path)
     return path
-
-
-@pytest.mark.parametrize(
-    ("name", "truth", "ids"),
-    [
-        ("01a-sglang-0.4.5-layer_id-expert_id-count.csv", TRUTH, (0, 1, 2, 3)),
-        ("01b-llamacpp-layer-expert-count.csv", TRUTH, (0, 1, 2, 3)),
-        ("02a-wide-layer_id-first-column.csv", TRUTH, (0, 1, 2, 3)),
-        ("02c-pandas-index-false-numeric-header.csv", TRUTH, None),
-        ("03a-long-form-layers-3-to-6.csv", TRUTH, (3, 4, 5, 6)),
-        ("03b-long-form-every-second-layer.csv", TRUTH, (0, 2, 4, 6)),
-        ("05a-wide-layers-string-sorted.csv", TRUTH_12x8, tuple(range(12))),
-    ],
-)
-def test_cases_are_read_as_their_truth(name, truth, ids):
-    load = read_load(CASES / name)
-    np.testing.assert_array_equal(load.tokens, truth[None])
-    assert load.shape.moe_layer_ids == ids
-
-
-def test_a_sparse_table_needs_the_number_of_experts():
-    path = CASES / "04a-sparse-last-two-experts-cold.csv"
-    with pytest.raises(InputError, match=r"largest expert id is 13 .* may have more than 14 experts: give num_experts"):
-        read_load(path)
-    cold = TRUTH.copy()
-    cold[:, 14:] = 0
-    np.testing.assert_array_equal(read_load(path, num_experts=16).total, cold)
-    with pytest.raises(InputError, match="the file has an expert 13: num_experts = 12"):
-        read_load(path, num_experts=12)
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_pointers_of_git_lfs_are_named(suffix):
-    with pytest.raises(InputError, match="Git LFS pointer, not the data: run `git lfs pull`"):
-        read_load(CASES / f"10-git-lfs-pointer.{suffix}")
 
 
 SMALL = [[1, 2, 3, 4], [5, 6, 7, 8]]

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.limits import check_size
 from eplb_traces.model_shape import ModelShape
 
 LONG_FORM_COLUMNS = ("window", "layer", "expert", "tokens")
 _INDEX_COLUMNS = LONG_FORM_COLUMNS[:3]
-_LARGEST_CELL_COUNT = 1 << 30  # 8 GiB of float64; a larger size is caused by a wrong index
 
 
 @final
@@ -24,6 +24,8 @@ class LoadFrame:
     shape: ModelShape
     weights: tuple[float, ...]
     labels: tuple[str, ...]
+    num_bytes: int
+    """Of the file."""
 
 
 def long_form(load: ExpertLoad) -> dict[str, NDArray[Any]]:
@@ -55,8 +57,7 @@ def load_from_long_form(columns: Mapping[str, NDArray[Any]], frame: LoadFrame) -
     index = [_checked_index(columns[name], name) for name in _INDEX_COLUMNS]
     size = (len(frame.weights), frame.shape.num_layers, frame.shape.num_experts)
     _check_limits(index, size)
-    if np.prod(np.array(size, dtype=np.float64)) > _LARGEST_CELL_COUNT:
-        raise InputError(f"the metadata requires {size[0]} windows x {size[1]} layers x {size[2]} experts")
+    check_size(size, frame.num_bytes, "the load of windows x layers x experts in the metadata")
     _check_no_repetition(index, size)
     tokens = np.zeros(size)
     tokens[tuple(index)] = columns["tokens"]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, MissingExtraError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.atomic_file import atomic_write
+from eplb_traces.files.limits import size_of
 from eplb_traces.files.long_form import LONG_FORM_COLUMNS, LoadFrame, load_from_long_form, long_form
 from eplb_traces.files.shape_json import shape_from_json, shape_to_json
 from eplb_traces.model_shape import ModelShape
@@ -83,7 +84,8 @@ def read_parquet_load(path: Path) -> ExpertLoad:
     if not isinstance(weights, list) or not all(isinstance(weight, int | float) for weight in weights):
         raise InputError(f"$.weights = {weights!r}: expected a list of numbers")
     labels = _strings(fields.get("labels", []), "$.labels")
-    return load_from_long_form(columns, LoadFrame(shape, tuple(float(weight) for weight in weights), labels))
+    frame = LoadFrame(shape, tuple(float(weight) for weight in weights), labels, size_of(path))
+    return load_from_long_form(columns, frame)
 
 
 def key_of(path: Path) -> bytes | None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers import (
     csv,
@@ -88,11 +89,22 @@ def read(path: str | Path, options: ReadOptions | None = None, *, format: str | 
         try:
             _, dialect = find_dialect(path, format, READERS)
             reading = with_told(dialect.read(path, options), options)
+            _check_model(reading, size_of(path))
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror or error}") from error
+        except RecursionError as error:
+            raise InputError("lists or objects lie too deep in each other") from error
+        except MemoryError as error:
+            raise InputError(f"needs more memory than there is: {error or 'a number in it is no size'}") from error
     if not reading.is_own:
         _logger.debug("%s: %s", path, reading.summary)
     return reading
+
+
+def _check_model(reading: Reading, num_bytes: int) -> None:
+    """Refuse the trace of a model whose counts alone would need far more than the file."""
+    shape = reading.content.shape
+    check_size((shape.num_layers, shape.num_experts), num_bytes, "the model of the file")
 
 
 def read_load(  # noqa: PLR0913  # the front door: everything a caller can say about a file, most by keyword

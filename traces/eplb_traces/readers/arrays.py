@@ -17,9 +17,10 @@ from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.array_kinds import (
+    MOST_LAYERS_OF_A_MODEL,
     ArrayKind,
     are_choices,
-    is_pattern,
+    certain_kind_of,
     is_square,
     kind_of,
     looks_like_ids,
@@ -42,10 +43,23 @@ _REFUSED = {
     "counts, or, for read_trace and `eplb trace convert`, router scores with top_k (--top-k)",
     ArrayKind.PATTERN: "has only 0 and 1: a placement pattern or a mask, not counts; placements are read by "
     "`eplb convert` and `eplb evaluate`",
+    ArrayKind.WEIGHTS: "has rows of a few small fractions, as the weights of a token's choices: expected counts; if "
+    "these are a load, give num_experts (--num-experts)",
+    ArrayKind.PLACEMENT: "has the numbers from 0 on in every row: a placement or a ranking of experts, not counts; "
+    "placements are read by `eplb convert` and `eplb evaluate`",
+    ArrayKind.REPLICAS: "has mostly 1 and equal sums of all rows: numbers of replicas, not counts of tokens",
+    ArrayKind.LAYERS_FIRST: "has equal sums along its first axis alone, as layers have: expected [windows, layers, "
+    "experts], not [layers, windows, experts]",
+    ArrayKind.INDEX_FIRST: "begins its rows with ascending small numbers, as if the first column were the layer: "
+    "leave it out by ignore_columns (--ignore-columns 0), or give num_experts (--num-experts)",
+    ArrayKind.PAIRS: "has rows of layer, expert, tokens: write them as a table with these names (.csv or .parquet)",
     ArrayKind.SQUARE: "is square: expert transitions or co-activations, or as many layers as experts; if it is a "
     "load, give moe_layer_ids (--moe-layers)",
     ArrayKind.EXPERTS_FIRST: "may be [experts, layers] as well as [layers, experts]: give num_experts (--num-experts)",
 }
+
+_OVERRULED = (ArrayKind.EXPERTS_FIRST, ArrayKind.IDS, ArrayKind.WEIGHTS, ArrayKind.INDEX_FIRST)
+"""What the number of experts decides, where it is that of the columns."""
 
 
 def every_token_a_step(ids: NDArray[Any]) -> Choices:
@@ -137,7 +151,9 @@ def _kind_of_untold(array: NDArray[Any], shown: str, options: ReadOptions) -> Ar
 def _kind_of_trace(array: NDArray[Any], shown: str, options: ReadOptions) -> ArrayKind:
     if array.dtype.kind != "f":
         if options.num_experts == array.shape[-1] > 1 and not are_choices(array):
-            return ArrayKind.COUNTS
+            raise InputError(
+                f"{shown} holds tokens per expert, not the choices of single tokens: expected a token-level trace"
+            )
         return ArrayKind.IDS
     if array.shape[-1] == options.num_experts or options.num_experts is None:
         kind = kind_of(array) if np.isfinite(array).all() else ArrayKind.COUNTS
@@ -152,15 +168,20 @@ def _kind_of_told(array: NDArray[Any], shown: str, options: ReadOptions) -> Arra
     """Where the number of experts is known."""
     num_experts, width = options.num_experts, array.shape[-1] - len(_columns(array, options))
     if width == num_experts:
-        if array.dtype.kind == "f":
-            kind = kind_of(array)
-            return ArrayKind.COUNTS if kind in (ArrayKind.EXPERTS_FIRST, ArrayKind.IDS) else kind
-        if is_pattern(array):
-            return ArrayKind.PATTERN
-        return ArrayKind.SQUARE if is_square(array) else ArrayKind.COUNTS
+        kind = kind_of(array) if array.dtype.kind == "f" else certain_kind_of(array)
+        if kind is ArrayKind.COUNTS and is_square(array):
+            return ArrayKind.SQUARE
+        return ArrayKind.COUNTS if kind in _OVERRULED else kind
     fewer = num_experts is not None and width < num_experts
     in_range = num_experts is not None and array.max() < num_experts
     can_be_ids = array.dtype.kind != "f" and fewer and are_choices(array)
+    if array.shape[-2] == num_experts and width == 1:
+        raise InputError(f"{shown} has one number a row: top-1 ids of {num_experts} layers, or counts; remove an axis")
+    if array.shape[-2] == num_experts and can_be_ids and in_range:
+        raise InputError(
+            f"{shown} may be ids of {num_experts} tokens as well as counts [experts, layers]: write counts as [layers, "
+            "experts], or use read_trace or `eplb trace convert`"
+        )
     if can_be_ids and (in_range or options.ignore_ids or looks_like_ids(array)):
         return ArrayKind.IDS
     if array.shape[-2] == num_experts and not options.ignore_columns:
@@ -182,15 +203,16 @@ def _columns(array: NDArray[Any], options: ReadOptions) -> list[int]:
     return sorted(set(options.ignore_columns))
 
 
-def _layer_counts(options: ReadOptions) -> set[int]:
-    """How many layers the caller says that there are, with and without dense ones."""
-    counts = {len(options.moe_layer_ids)} if options.moe_layer_ids else set()
+def _layer_counts(options: ReadOptions, context: Context) -> set[int]:
+    """How many layers the caller or the file says that there are, with and without dense ones."""
+    counts = {len(context.row_ids)} if context.row_ids is not None else set()
+    counts |= {len(options.moe_layer_ids)} if options.moe_layer_ids else set()
     counts |= {options.num_hidden_layers} if options.num_hidden_layers else set()
     return counts | ({options.shape.num_layers} if options.shape is not None else set())
 
 
 def _rows_are_layers(array: NDArray[Any], options: ReadOptions, context: Context) -> bool:
-    counts = _layer_counts(options) | ({len(context.row_ids)} if context.row_ids is not None else set())
+    counts = _layer_counts(options, context)
     rows, columns = array.shape[-2:]
     return rows in counts and (rows == columns or columns not in counts)
 
@@ -290,21 +312,24 @@ def _tokens_first(
         fits = [axis for axis in (0, 1) if array.shape[axis] == context.num_tokens]
         axis = 1 - fits[0] if fits else 1
     else:
-        axis = _layer_axis(array, options, f"{context.name} of shape {array.shape}", last)
+        axis = _layer_axis(array, options, context, last)
     if axis == 1:
         return array, f"[tokens, layers, {last}]"
     return array.swapaxes(0, 1), f"[layers, tokens, {last}]"
 
 
-def _layer_axis(array: NDArray[Any], options: ReadOptions, shown: str, last: str) -> int:
-    counts = _layer_counts(options)
+def _layer_axis(array: NDArray[Any], options: ReadOptions, context: Context, last: str) -> int:
+    """The axis that the caller, or the file, says; without both, axes too long for the layers leave one."""
+    counts = _layer_counts(options, context)
     fits = [axis for axis in (0, 1) if array.shape[axis] in counts]
     if len(fits) == 1:
         return fits[0]
-    is_longer = array.shape[0] > array.shape[1] or array.shape[:2] == (1, 1)
-    if is_longer and not fits and last == "top-k":
-        return 1  # as engines return ids; more tokens than layers
+    possible = [axis for axis in (0, 1) if array.shape[axis] <= MOST_LAYERS_OF_A_MODEL]
+    if last == "top-k" and not counts and (possible == [1] or array.shape[:2] == (1, 1)):
+        return 1
+    is_plain = last == "top-k" and context.name == Context.name
+    engine = ', or format = "vllm" (--from vllm) for ids as vLLM returns them' if is_plain else ""
     raise InputError(
-        f"{shown} may be [tokens, layers, {last}] or [layers, tokens, {last}]: give moe_layer_ids (--moe-layers), one "
-        "id for each layer"
+        f"{context.name} of shape {array.shape} may be [tokens, layers, {last}] or [layers, tokens, {last}]: give "
+        f"moe_layer_ids (--moe-layers), one id for each layer, or num_hidden_layers (--hidden-layers){engine}"
     )

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
-from eplb_traces.model_shape import ModelShape
+from eplb_traces.model_shape import ModelShape, id_ranges
 from eplb_traces.readers.dialect import Reading, ReadOptions, required_num_experts
 from eplb_traces.readers.layers import MoeRows
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
+
+_FEWEST_TOKENS = 4
 
 _logger = logging.getLogger("eplb")
 
@@ -100,6 +102,8 @@ def reading_of_choices(
         used.add("ignore_columns")
     nothing = [_nothing_chosen(part.ids, options) for part in parts]
     silent = np.logical_and.reduce([of_part.all(axis=0) for of_part in nothing])
+    if options.moe_layer_ids is None:
+        _check_first_choices(parts)
     layers = choose_rows(silent, options=options)
     computed: list[NDArray[np.bool_]] = [np.any(~of_part[:, layers.rows], axis=1) for of_part in nothing]
     parts = [part.select(c, part.ids[c][:, layers.rows]) for part, c in zip(parts, computed, strict=True)]
@@ -109,6 +113,19 @@ def reading_of_choices(
         notes += ("tokens have unlike numbers of choices of placed experts: counted, no token-level trace",)
         used.add("window")
     return Reading(content=content, form=form, notes=notes, used=frozenset(used))
+
+
+def _check_first_choices(parts: Sequence[Choices]) -> None:
+    """Refuse rows that are 0 for all tokens where K = 1: a dense layer in a buffer of zeros, or a layer of expert 0."""
+    num_tokens = sum(len(part.ids) for part in parts)
+    if parts[0].ids.shape[2] > 1 or num_tokens < _FEWEST_TOKENS:
+        return
+    zeros = np.flatnonzero(np.logical_and.reduce([(part.ids == 0).all(axis=(0, 2)) for part in parts]))
+    if zeros.size and zeros.size < parts[0].ids.shape[1]:
+        raise InputError(
+            f"rows {id_ranges(zeros.tolist())} are 0 for all {num_tokens} tokens: dense layers, or layers that only "
+            "expert 0 serves; give moe_layer_ids (--moe-layers) to say which layers have experts"
+        )
 
 
 def _left_out(computed: Sequence[NDArray[np.bool_]], options: ReadOptions, ids_left_out: bool) -> tuple[str, ...]:
@@ -159,6 +176,8 @@ def _content(
         moe_layer_ids=layers.moe_layer_ids,
         num_hidden_layers=layers.num_hidden_layers,
     )
+    if top_k == shape.num_experts > 1:
+        raise InputError(f"every token has {top_k} choices, as many as there are experts: counts, not expert ids?")
     if top_k is None:
         return _counted(parts, placed, shape, options.window)
     batches = []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast, final
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.table import Column
 from eplb_traces.readers.table_columns import understand
@@ -76,6 +77,11 @@ class TextTable:
     has_empty_end: bool
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return size_of(self.path)
+
     def chunks(self, columns: Sequence[int]) -> Iterator[list[Column]]:
         """The given columns, some rows at a time."""
         import pandas
@@ -100,6 +106,7 @@ class TextTable:
                 ) as parts:
                     for part in parts:
                         self._check_width(part.shape[1])
+                        check_size((int(part.index[-1]) + 1, self.num_columns), self.num_bytes, "the table")
                         self._check_end(part[part.columns[-1]].to_numpy(), int(part.index[0]))
                         cells = [part[i].to_numpy() for i in columns]
                         self._check_points(cells, columns, int(part.index[0]))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.limits import MOST_EXPERTS
 from eplb_traces.model_shape import ModelShape, id_ranges
 from eplb_traces.routing_trace import RoutingTrace
 
@@ -79,6 +80,11 @@ class ReadOptions:
             if told is not None and of_shape is not None and told != of_shape:
                 raise InputError(f"{name} = {told}: the model has {of_shape}")
             object.__setattr__(self, name, told if of_shape is None else of_shape)
+
+    @property
+    def says_layers(self) -> bool:
+        """Whether the caller has said how many layers there are."""
+        return bool(self.moe_layer_ids or self.num_hidden_layers or self.shape)
 
 
 @final
@@ -168,4 +174,6 @@ def required_num_experts(options: ReadOptions) -> int:
         raise InputError(
             "the file holds expert ids and does not say how many experts there are: give num_experts (--num-experts)"
         )
+    if options.num_experts > MOST_EXPERTS:
+        raise InputError(f"num_experts = {options.num_experts}: expected at most {MOST_EXPERTS} where ids are read")
     return options.num_experts

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import LARGEST_EXACT
 
 _HEAD_BYTES = 1 << 16
 _DIGITS = re.compile(r"\d+")
+_MOST_DIGITS = 16
 
 
 def beginning(path: Path) -> str:
@@ -65,10 +67,10 @@ def integer_of(value: object, name: str) -> int:
     """An integer >= 0, or a text with one number in it, as ``model.layers.10.mlp``."""
     if isinstance(value, str):
         numbers = _DIGITS.findall(value)
-        if len(numbers) == 1:
+        if len(numbers) == 1 and len(numbers[0]) < _MOST_DIGITS:
             return int(numbers[0])
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"{name} = {value!r}: expected an integer >= 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_EXACT:
+        raise InputError(f"{name} = {repr(value)[:80]}: expected an integer >= 0, at most 2^53")
     return value
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import MOST_LAYERS
 from eplb_traces.model_shape import id_ranges
 from eplb_traces.readers.dialect import ReadOptions
 
@@ -46,6 +47,8 @@ def moe_rows(silent: NDArray[np.bool_], row_ids: Sequence[int] | None, options: 
         If no row has a token, a row is a hole, or the caller's ids do not fit the rows.
     """
     num_rows, told = len(silent), options.moe_layer_ids
+    if row_ids is not None and max(row_ids) >= MOST_LAYERS:
+        raise InputError(f"layer {max(row_ids)}: expected an id below {MOST_LAYERS}")
     if silent.all():
         raise InputError(f"every count is zero: an empty recording ({num_rows} layers)")
     if told is not None:

@@ -3,7 +3,8 @@
 That is ``topk_ids`` or ``expert_ids``, else one of LOAD_KEYS, else router logits, else the only array that is not one
 of the columns. Beside ids lie, where known, ``step``, ``request`` or ``seq_offsets`` [S + 1], ``source_rank``, and
 ``domain``: an index into ``domain_names`` of each token, or a name of each token or sequence. Without ``step`` the
-whole trace is step 0. ``num_experts`` is one integer, ``moe_layer_ids`` has the absolute id of each layer.
+whole trace is step 0. ``num_experts`` is one integer, ``moe_layer_ids`` (``layer_ids``, ``layers``) has the absolute id
+of each layer.
 """
 
 import re
@@ -24,7 +25,8 @@ LOAD_KEYS = ("tokens", "load", "tokens_per_expert", "logical_count")
 TRACE_KEYS = ("topk_ids", "expert_ids")
 _COLUMNS = ("step", "request", "seq_offsets", "source_rank", "domain", "domain_names")
 _TOKEN_ID_KEYS = ("tokens", "token_ids", "input_ids")
-_BESIDE = (*_COLUMNS, "num_experts", "moe_layer_ids", "weights", "labels")
+_LAYER_IDS = ("moe_layer_ids", "layer_ids", "layer_idx", "layers")
+_BESIDE = (*_COLUMNS, *_LAYER_IDS, "num_experts", "weights", "labels")
 
 _PLACEMENT = re.compile("phy(sical)?_?(to|2)_?log|log(ical)?_?(to|2)_?phy|expert_?map|placement|replica|logcnt")
 
@@ -59,9 +61,24 @@ def reading_of_named_arrays(arrays: Arrays, options: ReadOptions) -> Reading:
     reading = reading_of_array(arrays[key], options, context)
     content = reading.content
     if isinstance(content, ExpertLoad) and ("weights" in arrays or "labels" in arrays):
-        labels = arrays["labels"].tolist() if "labels" in arrays else None
-        content = ExpertLoad(content.tokens, arrays.get("weights"), labels, content.shape)
+        content = ExpertLoad(content.tokens, arrays.get("weights"), texts(arrays, "labels"), content.shape)
     return replace(reading, content=content, form=f"{key}, {reading.form}", notes=reading.notes + left_out)
+
+
+def texts(arrays: Arrays, key: str) -> list[str] | None:
+    """The texts of an array; None where it is not there.
+
+    Raises
+    ------
+    InputError
+        If it has another type, or more than one axis.
+    """
+    if key not in arrays:
+        return None
+    found = arrays[key]
+    if found.ndim != 1 or (found.dtype.kind != "U" and found.size):
+        raise InputError(f"{key} is {found.dtype} of shape {found.shape}: expected a list of texts")
+    return [str(text) for text in found]
 
 
 def _chosen_key(arrays: Arrays) -> tuple[str, tuple[str, ...]]:
@@ -105,11 +122,12 @@ def _num_experts(arrays: Arrays, options: ReadOptions) -> int | None:
 
 
 def _row_ids(arrays: Arrays) -> tuple[int, ...] | None:
-    if "moe_layer_ids" not in arrays:
+    key = next((key for key in _LAYER_IDS if key in arrays), None)
+    if key is None:
         return None
-    found = arrays["moe_layer_ids"]
+    found = arrays[key]
     if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise InputError(f"moe_layer_ids is {found.dtype} of shape {found.shape}: expected integers [layers]")
+        raise InputError(f"{key} is {found.dtype} of shape {found.shape}: expected integers [layers]")
     return tuple(int(i) for i in found)
 
 
@@ -118,9 +136,9 @@ def _num_tokens(arrays: Arrays) -> int | None:
     for key in ("step", "request", "source_rank"):
         if key in arrays and arrays[key].ndim == 1:
             return len(arrays[key])
-    if "seq_offsets" in arrays and arrays["seq_offsets"].ndim == 1 and arrays["seq_offsets"].size:
-        return int(arrays["seq_offsets"][-1])
-    return None
+    offsets = arrays.get("seq_offsets")
+    is_list = offsets is not None and offsets.ndim == 1 and offsets.size > 0 and offsets.dtype.kind in "iu"
+    return int(offsets[-1]) if offsets is not None and is_list else None
 
 
 def _choices(key: str, ids: NDArray[Any], arrays: Arrays) -> Choices:
@@ -154,6 +172,8 @@ def _domain(arrays: Arrays, sequence: NDArray[np.int64] | None, num_tokens: int)
     if "domain" not in arrays:
         return None
     domain = arrays["domain"]
+    if domain.ndim != 1:
+        raise InputError(f"domain has shape {domain.shape}: expected one for each of {num_tokens} tokens")
     if domain.dtype.kind == "U":
         domain = np.unique(domain, return_inverse=True)[1]
     if sequence is not None and len(domain) == sequence[-1] + 1 and len(domain) != num_tokens:
@@ -164,4 +184,4 @@ def _domain(arrays: Arrays, sequence: NDArray[np.int64] | None, num_tokens: int)
 def _domain_names(arrays: Arrays) -> tuple[str, ...]:
     if "domain" in arrays and arrays["domain"].dtype.kind == "U":
         return tuple(str(name) for name in np.unique(arrays["domain"]))
-    return tuple(str(name) for name in arrays.get("domain_names", np.empty(0)))
+    return tuple(texts(arrays, "domain_names") or ())

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eplb_traces.files.limits import size_of
 from eplb_traces.readers.arrays import reading_of_array
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.numpy_files import NPY_MAGIC, plain_array
@@ -20,5 +21,5 @@ def recognises(path: Path) -> bool:
 def read(path: Path, options: ReadOptions) -> Reading:
     """Read the array; every token of a trace is its own step, as in decoding."""
     with path.open("rb") as file:
-        array = plain_array(file)
+        array = plain_array(file, size_of(path))
     return reading_of_array(array, options)

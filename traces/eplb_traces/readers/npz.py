@@ -15,7 +15,7 @@ from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.shape_json import shape_from_json
 from eplb_traces.readers.dialect import Reading, ReadOptions
-from eplb_traces.readers.named_arrays import LOAD_KEYS, TRACE_KEYS, reading_of_named_arrays
+from eplb_traces.readers.named_arrays import LOAD_KEYS, TRACE_KEYS, reading_of_named_arrays, texts
 from eplb_traces.readers.numpy_files import plain_arrays
 from eplb_traces.readers.zip_files import member_names
 
@@ -45,8 +45,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
         raise InputError(f"array shape is not JSON: {error}") from error
     if any(key in arrays for key in TRACE_KEYS):
         return replace(reading_of_named_arrays(arrays, replace(options, shape=shape)), is_own=True)
-    labels = arrays["labels"].tolist() if "labels" in arrays else None
-    load = ExpertLoad(_own_tokens(arrays), arrays.get("weights"), labels, shape)
+    load = ExpertLoad(_own_tokens(arrays), arrays.get("weights"), texts(arrays, "labels"), shape)
     return Reading(content=load, form="eplb's .npz", is_own=True)
 
 

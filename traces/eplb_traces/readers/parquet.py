@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.files.parquet_file import (
     TRACE_KEY,
     import_pyarrow,
@@ -56,6 +57,11 @@ class ParquetTable:
         """Columns of the table."""
         return len(self.names)
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return size_of(self.path)
+
     def chunks(self, columns: Sequence[int]) -> Iterator[list[Column]]:
         """The given columns, some rows at a time."""
         names = [self.names[i] for i in columns]
@@ -65,6 +71,7 @@ class ParquetTable:
                 of = dict(zip(rows.schema.names, rows.columns, strict=True))
                 yield [self._cells(of[self.names[i]], row, i) for i in columns]
                 row += len(rows)
+                check_size((row, len(names)), self.num_bytes, "the table")
 
     def place(self, row: int, column: int) -> str:
         """The row, counted from 0, and the name of the column."""

@@ -10,6 +10,7 @@ from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.layers import hidden_layer_rows
+from eplb_traces.readers.torch_files import array_of_tensor
 
 
 def reading_of_counts(logical_count: NDArray[np.float64], options: ReadOptions, form: str) -> Reading:
@@ -55,8 +56,10 @@ def shape_of_moe_layers(moe_layers: NDArray[np.bool_], num_experts: int, *, top_
 
 def numbers(values: object, place: str) -> NDArray[Any]:
     """Return a tensor, or what else stood for one, as a numpy array of integers or floats."""
+    import torch
+
     try:
-        array = np.asarray(values)
+        array = array_of_tensor(values, place) if isinstance(values, torch.Tensor) else np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{place}: {error}") from error
     if array.dtype.kind not in "iuf":

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from eplb_traces.errors import InputError, naming_place
+from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts
 from eplb_traces.readers.sglang_records import RankRecording, reading_of_passes, trace_of_tokens
@@ -20,6 +21,7 @@ from eplb_traces.readers.torch_files import has_key, is_torch_file, load_torch
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
 RECOGNISED_BY = "torch's zip or its older pickle with the key logical_count or records; a folder of them"
 BECOMES = "load (stat, per_pass) or trace (per_token)"
+_PER_RECORD = ("global_physical_count", "topk_ids_of_layer")
 REFUSES = "anything but tensors, numbers, strings, lists and dictionaries; ranks with unlike maps"
 
 
@@ -40,6 +42,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
         counts = numbers(documents[0]["logical_count"], "logical_count").astype(np.float64)
         return reading_of_counts(counts, options, "SGLang recorder, logical_count")
     recordings = _recordings(path, documents)
+    _check_size(path, recordings)
     has_tokens = any("topk_ids_of_layer" in record for recording in recordings for record in recording.records)
     if options.wants is Wanted.TRACE or (has_tokens and options.wants is not Wanted.LOAD):
         return Reading(content=trace_of_tokens(recordings), form="SGLang recorder, per_token records, physical ids")
@@ -91,3 +94,9 @@ def _rank_recording(document: dict[str, object]) -> RankRecording:
         raise InputError("records: expected a list of dictionaries")
     physical_to_logical = numbers(document["last_physical_to_logical_map"], "last_physical_to_logical_map")
     return RankRecording(records, physical_to_logical)
+
+
+def _check_size(path: Path, recordings: list[RankRecording]) -> None:
+    """Refuse records that share one tensor and would need many times the size of the file."""
+    found = [(key, record[key]) for r in recordings for record in r.records for key in _PER_RECORD if key in record]
+    check_size([sum(numbers(value, key).size for key, value in found)], size_of(path), "the records")

@@ -107,6 +107,11 @@ def _common_map(recordings: Sequence[RankRecording]) -> NDArray[np.int64]:
         raise InputError(f"last_physical_to_logical_map of shape {first.shape}: expected [layers, slots] of ids >= 0")
     if not all(np.array_equal(first, recording.physical_to_logical_map) for recording in recordings):
         raise InputError("last_physical_to_logical_map differs between the ranks: not one recording")
+    if first.max() >= first.shape[1]:
+        raise InputError(
+            f"last_physical_to_logical_map has the id {first.max()} and {first.shape[1]} slots: expected a slot of "
+            "each expert"
+        )
     return first.astype(np.int64)
 
 

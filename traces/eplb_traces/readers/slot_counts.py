@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad, logical_counts
+from eplb_traces.files.limits import LARGEST_EXACT, LARGEST_EXACT_FLOAT32
 from eplb_traces.readers.dialect import ReadOptions
-
-_LARGEST_EXACT = 1 << 53  # float64 holds every integer up to here
-_LARGEST_EXACT_FLOAT32 = 1 << 24
 
 _logger = logging.getLogger("eplb")
 
@@ -31,9 +29,9 @@ def exact_counts(counts: NDArray[Any], place: str) -> NDArray[np.float64]:
     if counts.dtype.kind not in "iuf":
         raise InputError(f"{place} is {counts.dtype}: expected integers or floats")
     largest = counts.max(initial=0)
-    if counts.dtype.kind in "iu" and largest > _LARGEST_EXACT:
-        raise InputError(f"{place} has the count {largest}: expected at most {_LARGEST_EXACT}")
-    if counts.dtype == np.float32 and largest >= _LARGEST_EXACT_FLOAT32:
+    if counts.dtype.kind in "iu" and largest > LARGEST_EXACT:
+        raise InputError(f"{place} has the count {largest}: expected at most {LARGEST_EXACT}")
+    if counts.dtype == np.float32 and largest >= LARGEST_EXACT_FLOAT32:
         _logger.warning("%s: float32 counts up to %.0f have lost their last digits", place, largest)
     return counts.astype(np.float64)
 
@@ -56,6 +54,10 @@ def logical_of_slots(counts: NDArray[np.float64], options: ReadOptions) -> NDArr
             f"{' x '.join(map(str, counts.shape[-2:]))}"
         )
     num_experts = options.num_experts if options.num_experts is not None else int(logical_of_slot.max()) + 1
+    if num_experts > logical_of_slot.shape[1]:
+        raise InputError(
+            f"{option} has {logical_of_slot.shape[1]} slots a layer: expected one of {num_experts} experts"
+        )
     if logical_of_slot.min() < -1 or logical_of_slot.max() >= num_experts:
         raise InputError(f"{option} has an id outside 0 to {num_experts - 1}, and -1 for an empty slot")
     for layer, row in enumerate(logical_of_slot):

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
-
-LARGEST_EXACT = 1 << 53  # float64 holds every integer up to here
+from eplb_traces.files.limits import LARGEST_EXACT
 
 Column = NDArray[Any]
 """[rows] numbers or objects, or [rows, K] where every cell is a list of K numbers."""
@@ -25,6 +24,11 @@ class Table(Protocol):
     @property
     def num_columns(self) -> int:
         """Columns of the table."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, by which `limits` judges the sizes that its ids ask for."""
         ...
 
     @property

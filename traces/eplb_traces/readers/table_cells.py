@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import most_numbers
 from eplb_traces.readers.table import Column
 
 _LARGEST_LOOKUP = 1 << 20
-_MOST_CELLS = 1 << 30  # 8 GiB of float64; a larger size comes from a wrong column
 
 
 @final
@@ -67,7 +67,8 @@ class Place(NamedTuple):
 class Cells:
     """Counts [windows, layers, ranks, experts] that grow with the rows, and which of them had a row."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_bytes: int) -> None:
+        self._most_cells = most_numbers(num_bytes)
         self._tokens: NDArray[np.float64] = np.zeros((1, 1, 1, 1))
         self._seen: NDArray[np.bool_] = np.zeros((1, 1, 1, 1), dtype=np.bool_)
         self._size = (0, 0, 0, 0)
@@ -108,7 +109,7 @@ class Cells:
                 held if n <= held else max(n, 2 * held) if i < 2 else n
                 for i, (n, held) in enumerate(zip(size, self._seen.shape, strict=True))
             )
-            if np.prod(np.array(room, dtype=np.float64)) > _MOST_CELLS:
+            if np.prod(np.array(room, dtype=np.float64)) > self._most_cells:
                 raise InputError(
                     f"{size[0]} windows x {size[1]} layers x {size[2]} ranks x {size[3]} experts are too many: a "
                     "column holds something else than its name says"

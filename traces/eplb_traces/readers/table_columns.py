@@ -41,6 +41,7 @@ _CHOICE_COLUMN = re.compile(
     r"((?:experts?|exp|e|top_?k?|k|choice|(?:expert|topk)_(?:ids?|idx)|id)[_.\[#]*)(\d{1,9})(\]?)"
 )
 _LAYER_IN_PATH = re.compile(r"(?:layers?|blk|block|h)[._ \[]*(\d+)")
+_NO_LAYER = re.compile(r"exp(?:ert)?s?\b|exp(?:ert)?s?[_.\[# -]*\d|rank|token|group|step|window|gpu|slot|node")
 _LONGEST_HEADER = 12
 _MOST_DIGITS = 10
 
@@ -102,8 +103,13 @@ def normal(name: str) -> str:
 
 
 def layer_number(text: str) -> int | None:
-    """The layer in `3`, `layer_3` or `model.layers.3.mlp.gate`; None where no number, or more than one, could be it."""
+    """The layer in `3`, `layer_3` or `model.layers.3.mlp.gate`; None where no number, or more than one, could be it.
+
+    `expert_3` and `rank3` are no layers.
+    """
     in_path = _LAYER_IN_PATH.findall(text.lower())
+    if not in_path and _NO_LAYER.search(text.lower()):
+        return None
     numbers = in_path if len(in_path) == 1 else re.findall(r"\d+", text)
     return int(numbers[0]) if len(numbers) == 1 and len(numbers[0]) < _MOST_DIGITS else None
 

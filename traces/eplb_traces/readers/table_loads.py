@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.limits import MOST_LAYERS, check_size, most_numbers
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.layers import moe_rows
@@ -15,8 +16,7 @@ from eplb_traces.readers.table import Column, Table, bad_cell, counts, whole_num
 from eplb_traces.readers.table_cells import Cells, Codes, Place
 from eplb_traces.readers.table_columns import Columns, layer_number
 
-_MOST_WINDOWS = 1 << 20
-_MOST_LAYERS = 1 << 16
+_SURE = 0.01
 
 
 def read_pairs(table: Table, columns: Columns, options: ReadOptions) -> Reading:
@@ -45,7 +45,7 @@ class _Pairs:
         self._time = columns.window if columns.step is None else columns.step
         optional = [i for i in (self._time, columns.rank) if i is not None]
         self.columns = [*optional, self._layer, self._expert, self._tokens]
-        self._cells, self._layers, self._windows, self._ranks = Cells(), Codes(), Codes(), Codes()
+        self._cells, self._layers, self._windows, self._ranks = Cells(table.num_bytes), Codes(), Codes(), Codes()
         self._shows_zeros = self._uses_ids = False
 
     def add(self, column: Mapping[int, Column], row: int) -> None:
@@ -77,11 +77,13 @@ class _Pairs:
         if not self._layers.values:
             raise InputError("the table has a header and no rows")
         load, seen = self._cells.counts()
-        num_experts, why = _num_experts(load.shape[2], self._shows_zeros and bool(seen.all()), self._options)
+        is_complete = self._shows_zeros and bool(seen.all())
+        num_experts, why = _num_experts(load.shape[2], is_complete, _chance_of_silence(load), self._options)
         if num_experts > load.shape[2]:
+            check_size((*load.shape[:2], num_experts), self._table.num_bytes, "num_experts (--num-experts) as given")
             load = np.pad(load, ((0, 0), (0, 0), (0, num_experts - load.shape[2])))
         order, ids = sorted_codes(self._layers)
-        load, labels = by_window(in_order(load, order, 1), self._windows, self._meaning)
+        load, labels = by_window(in_order(load, order, 1), self._windows, self._meaning, self._table.num_bytes)
         header = self._table.names or ()
         form = f"long form {', '.join(header[i].strip() for i in self.columns)}{why}"
         said = Said(form, notes(self._table, self._meaning), labels, self._uses_ids)
@@ -138,17 +140,17 @@ def layer_ids(table: Table, cells: Column, first_row: int, column: int) -> NDArr
     """[rows] layer ids of numbers or names of layers."""
     if cells.dtype.kind in "iuf":
         ids = whole_numbers(table, cells, first_row, column)
-        if ids.size and ids.max() >= _MOST_LAYERS:
+        if ids.size and ids.max() >= MOST_LAYERS:
             index = int(np.argmax(ids))
-            raise bad_cell(table, first_row + index, column, cells[index], f"a layer below {_MOST_LAYERS}")
+            raise bad_cell(table, first_row + index, column, cells[index], f"a layer below {MOST_LAYERS}")
         return ids
     import pandas
 
     local, names = pandas.factorize(cells)
     numbers = [layer_number(name) if isinstance(name, str) else None for name in names.tolist()]
-    if None in numbers or (local < 0).any():
-        wrong = (local < 0) | np.array([number is None for number in numbers])[local]
-        index = int(np.argmax(wrong))
+    is_wrong = np.array([number is None or number >= MOST_LAYERS for number in numbers], dtype=np.bool_)
+    if is_wrong.any() or (local < 0).any():
+        index = int(np.argmax((local < 0) | is_wrong[local]))
         raise bad_cell(table, first_row + index, column, cells[index], "a layer: 3, layer_3 or model.layers.3")
     return np.array(numbers, dtype=np.int64)[local]
 
@@ -173,8 +175,14 @@ def in_order(load: NDArray[np.float64], order: NDArray[np.int64], axis: int) -> 
     return load if np.array_equal(order, np.arange(load.shape[axis])) else np.take(load, order, axis=axis)
 
 
-def _num_experts(found: int, is_complete: bool, options: ReadOptions) -> tuple[int, str]:
-    """E, and how it is known."""
+def _chance_of_silence(load: NDArray[np.float64]) -> float:
+    """How likely an expert has no token in any layer, by the share of the pairs that have none."""
+    silent = ~load.any(axis=0)
+    return float(silent.mean() ** len(silent))
+
+
+def _num_experts(found: int, is_complete: bool, chance_of_silence: float, options: ReadOptions) -> tuple[int, str]:
+    """E, and how it is known: as told, by rows with zeros, or, where no expert is likely silent, by the largest id."""
     told = options.num_experts
     if told is not None:
         if found > told:
@@ -182,7 +190,7 @@ def _num_experts(found: int, is_complete: bool, options: ReadOptions) -> tuple[i
         return told, ""
     if is_complete:
         return found, ""
-    if found & (found - 1) == 0 or found % 32 == 0:
+    if (found & (found - 1) == 0 or found % 32 == 0) and chance_of_silence < _SURE:
         return found, f" ({found} experts by the largest id)"
     raise InputError(
         f"the largest expert id is {found - 1} and pairs without tokens have no row, so the model may have more than "
@@ -190,7 +198,9 @@ def _num_experts(found: int, is_complete: bool, options: ReadOptions) -> tuple[i
     )
 
 
-def by_window(load: NDArray[np.float64], codes: Codes, columns: Columns) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+def by_window(
+    load: NDArray[np.float64], codes: Codes, columns: Columns, num_bytes: int
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Windows in order; windows are numbered from 0 and one without a row is empty, steps need not be."""
     if not codes.values:
         return load, ()
@@ -198,7 +208,7 @@ def by_window(load: NDArray[np.float64], codes: Codes, columns: Columns) -> tupl
     if columns.step is not None:
         return in_order(load, order, 0), tuple(f"step {value}" for value in values)
     num_windows = values[-1] + 1
-    if num_windows > _MOST_WINDOWS or num_windows * load[0].size > _MOST_WINDOWS << 10:
+    if num_windows * load[0].size > most_numbers(num_bytes):
         raise InputError(f"window = {values[-1]}: windows are numbered from 0; name the column step if these are steps")
     spread = np.zeros((num_windows, *load.shape[1:]))
     spread[list(values)] = load[order]

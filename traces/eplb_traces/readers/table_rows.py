@@ -1,22 +1,32 @@
 """Reads the wide form of a table, one row for each layer (or each expert, where the header says so), as a load."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
+from eplb_traces.readers.array_kinds import ArrayKind, certain_kind_of, is_square, kind_of, whole
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.table import LARGEST_EXACT, Column, Table, counts, whole_numbers
 from eplb_traces.readers.table_cells import Codes
 from eplb_traces.readers.table_columns import Columns
 from eplb_traces.readers.table_loads import Said, by_window, in_order, layer_ids, notes, reading_of_rows, sorted_codes
 
-_LARGEST_TOP_K = 32
-_LARGEST_LIKELY_ID = 4096
-_FEWEST_CHOICES = 16
-_USUAL_EXPERTS = (40, 48, 60, 72, 80, 144, 160)  # that are neither powers of two nor multiples of 32
+_REASONS = {
+    ArrayKind.IDS: "are different in every row, as expert ids of tokens are",
+    ArrayKind.PROBABILITIES: "add up to 1 in every row, as probabilities or shares do",
+    ArrayKind.SCORES: "are fractions from 0 to 1, as scores or shares are",
+    ArrayKind.WEIGHTS: "are small fractions, as the weights of a token's choices are",
+    ArrayKind.PATTERN: "are 0 and 1 alone, as a placement pattern or a mask is",
+    ArrayKind.PLACEMENT: "are the numbers from 0 on in every row, as a placement or a ranking of experts is",
+    ArrayKind.REPLICAS: "are mostly 1 with equal sums of all rows, as numbers of replicas are",
+    ArrayKind.SQUARE: "are a square, as expert transitions or co-activations are",
+    ArrayKind.EXPERTS_FIRST: "look like {rows} experts in {columns} layers",
+    ArrayKind.INDEX_FIRST: "begin with ascending small numbers, as if the first column were the layer",
+    ArrayKind.PAIRS: "look like layer, expert, tokens without a header",
+}
+"""Of a table without a header, where kind is not counts."""
 
 
 def read_rows(table: Table, columns: Columns, options: ReadOptions) -> Reading:
@@ -42,7 +52,7 @@ def read_rows(table: Table, columns: Columns, options: ReadOptions) -> Reading:
         form = f"wide form {', '.join(index)}, columns of experts {first} to {last}"
     order, ids = sorted_codes(rows.layers)
     load, more = _placed(table, columns, rows, options)
-    load, labels = by_window(in_order(load, order, 1), rows.windows, columns)
+    load, labels = by_window(in_order(load, order, 1), rows.windows, columns, table.num_bytes)
     return reading_of_rows(load, ids, columns, options, Said(form, said + more, labels))
 
 
@@ -195,49 +205,24 @@ def _shares(values: NDArray[np.float64]) -> tuple[str, ...]:
 
 
 def _check_is_load(rows: _Rows, options: ReadOptions) -> None:
-    """Refuse rows of numbers alone that are likely something else than counts, unless the caller gave E."""
+    """Refuse rows of numbers alone that are likely something else than counts; some of them even if E is given."""
     values = rows.values
-    if options.num_experts == values.shape[1]:
-        return
-    for reason in _suspicions(values):
+    num_rows, num_columns = values.shape
+    is_told = options.num_experts == num_columns
+    kind = certain_kind_of(whole(values)) if is_told else kind_of(whole(values))
+    if is_told and is_square(values) and not options.says_layers:
         raise InputError(
-            f"{values.shape[0]} rows of {values.shape[1]} numbers {reason}: name the columns in a header, or give "
-            f"num_experts (--num-experts {values.shape[1]}) if these are counts, a row for each layer"
+            f"{num_rows} rows of {num_columns} numbers {_REASONS[ArrayKind.SQUARE]}: if these are counts, give "
+            "moe_layer_ids (--moe-layers)"
         )
-
-
-def _suspicions(values: NDArray[np.float64]) -> Iterator[str]:
-    num_rows, num_columns = values.shape
-    whole = bool((values == np.floor(values)).all())
-    first = values[:, 0]
-    if num_columns == 1:
-        yield "have no second expert"
-    if whole and _looks_like_ids(values):
-        yield "are different in every row, as expert ids of tokens are"
-    if whole and num_columns in (3, 4) and num_rows > num_columns and _looks_like_pairs(values[:, -3:-1]):
-        yield "look like layer, expert, tokens without a header"
-    if num_rows > 1 and _is_usual(num_columns - 1) and not _is_usual(num_columns) and (np.diff(first) == 1).all():
-        yield f"begin with {first[0]:g}, {first[1]:g}, .. as if the first column were the layer"
-    if num_rows >= 8 and _is_usual(num_rows) and not _is_usual(num_columns):
-        yield f"look like {num_rows} experts in {num_columns} layers"
-
-
-def _looks_like_ids(values: NDArray[np.float64]) -> bool:
-    num_rows, num_columns = values.shape
-    if num_rows < _FEWEST_CHOICES or not 1 < num_columns <= _LARGEST_TOP_K or values.max() >= _LARGEST_LIKELY_ID:
-        return False
-    in_order = np.sort(values, axis=1)
-    return bool((in_order[:, 1:] != in_order[:, :-1]).all())
-
-
-def _looks_like_pairs(pairs: NDArray[np.float64]) -> bool:
-    """Whether rows count through pairs of small numbers, each once."""
-    different = np.unique(pairs, axis=0)
-    sides = [len(np.unique(pairs[:, i])) for i in (0, 1)]
-    return len(different) == len(pairs) and max(sides) < len(pairs) and bool((np.diff(pairs[:, 0]) >= 0).all())
-
-
-def _is_usual(num_experts: int) -> bool:
-    """Whether published models have layers of so many experts."""
-    is_power = num_experts >= 2 and num_experts & (num_experts - 1) == 0
-    return is_power or (num_experts > 0 and num_experts % 32 == 0) or num_experts in _USUAL_EXPERTS
+    if num_columns == 1 and not is_told:
+        reason = "have no second expert"
+    elif kind in _REASONS:
+        reason = _REASONS[kind].format(rows=num_rows, columns=num_columns)
+    else:
+        return
+    told = "" if is_told else f", or give num_experts (--num-experts {num_columns})"
+    raise InputError(
+        f"{num_rows} rows of {num_columns} numbers {reason}: name the columns in a header{told} if these are counts, a "
+        "row for each layer"
+    )

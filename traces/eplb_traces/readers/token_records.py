@@ -8,6 +8,7 @@ a token index the records of a layer are its tokens, in order. Other keys, as we
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 from typing import final
 
@@ -91,15 +92,14 @@ def read(path: Path, options: ReadOptions) -> Reading:
 
 def _add(records: _Records, record: Mapping[str, object]) -> None:
     layer_name, ids_name = field_of(record, LAYER), field_of(record, IDS)
+    described = {name: record[name] for name in ("num_experts", "top_k") if name in record}
+    _describe(records, described)
     if layer_name is None or ids_name is None:
-        described = {name: record[name] for name in ("num_experts", "top_k") if name in record}
         if layer_name or ids_name:
             raise InputError(
                 f"has the keys {', '.join(record)}: expected a layer ({', '.join(LAYER)}) and ids ({', '.join(IDS)})"
             )
         records.num_others[0] += not described
-        for name, value in described.items():
-            records.described[name] = integer_of(value, name)
         return
     token_name, request_name = field_of(record, TOKEN), field_of(record, REQUEST)
     records.names.update(dict.fromkeys(name for name in (layer_name, ids_name, token_name, request_name) if name))
@@ -116,6 +116,14 @@ def _add(records: _Records, record: Mapping[str, object]) -> None:
     of_token[layer] = _ids(record[ids_name], ids_name)
 
 
+def _describe(records: _Records, described: Mapping[str, object]) -> None:
+    """Keep what a record says of the model; all have to say the same."""
+    for name, value in described.items():
+        number = integer_of(value, name)
+        if records.described.setdefault(name, number) != number:
+            raise InputError(f"{name} = {number}: {records.described[name]} in a record before")
+
+
 def _ids(value: object, name: str) -> list[int]:
     ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and not isinstance(i, bool)]
     if not ids or (isinstance(value, list) and len(ids) < len(value)):
@@ -124,9 +132,19 @@ def _ids(value: object, name: str) -> list[int]:
 
 
 def _table(records: _Records, layers: list[int], top_k: int) -> Choices:
-    """[T, L, K], requests in order of appearance, tokens of a request ascending."""
+    """[T, L, K], requests in order of appearance, tokens of a request ascending.
+
+    Tokens with gaps between their numbers, as ids of a vocabulary have, stay in order of appearance; a token's step is
+    its place in its request then.
+    """
     number = {request: i for i, request in enumerate(dict.fromkeys(request for request, _ in records.choices))}
     tokens = sorted(records.choices, key=lambda key: (number[key[0]], key[1]))
+    if any(b[0] == a[0] and b[1] != a[1] + 1 for a, b in pairwise(tokens)):
+        tokens = sorted(records.choices, key=lambda key: number[key[0]])
+        place = {request: count() for request in number}
+        steps = np.array([next(place[request]) for request, _ in tokens], dtype=np.int64)
+    else:
+        steps = np.array([token for _, token in tokens], dtype=np.int64)
     ids = np.empty((len(tokens), len(layers), top_k), dtype=np.int64)
     for row, key in enumerate(tokens):
         of_token = records.choices[key]
@@ -136,5 +154,4 @@ def _table(records: _Records, layers: list[int], top_k: int) -> Choices:
                 has = "is missing" if found is None else f"has {len(found)} choices"
                 raise InputError(f"request {key[0]!r}, token {key[1]}: layer {layer} {has}, expected {top_k} choices")
             ids[row, column] = found
-    steps = np.array([token for _, token in tokens], dtype=np.int64)
     return Choices(place="the records", ids=ids, step=steps, request=np.array([number[r] for r, _ in tokens]))

@@ -1,5 +1,6 @@
 """Loads .pt and .pth files of tensors, numbers, strings, lists and dictionaries; anything else in them is refused."""
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, MissingExtraError
+from eplb_traces.files.limits import size_of
 from eplb_traces.readers.dialect import first_bytes
-from eplb_traces.readers.zip_files import member_head, member_names
+from eplb_traces.readers.zip_files import check_members, member_head, member_names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError, TypeError, IndexError, AttributeError),
+    *(MemoryError, OverflowError, ImportError),
+)
 _ZIP_MAGIC = b"PK\x03\x04"
 _OLDER_MAGIC = b"\x80\x02"
 _HEAD_BYTES = 1 << 16
@@ -49,6 +55,7 @@ def load_torch(path: Path) -> object:
         raise MissingExtraError("reading .pt files", "runtime") from error
     import pickle
 
+    _check_archive(path)
     try:
         document: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -56,22 +63,43 @@ def load_torch(path: Path) -> object:
             "not a file of plain tensors: it needs unpickling, which can run any code, and is refused "
             f"({_first_sentence(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError, TypeError, IndexError) as error:
+    except _DAMAGED as error:
         raise InputError(f"not a whole file of torch.save: {_first_sentence(error)}") from error
     return document
 
 
 def array_of_tensor(tensor: "Tensor", place: str) -> NDArray[Any]:
-    """A tensor as a numpy array; bfloat16, which numpy does not have, as float32."""
+    """A tensor as a numpy array; bfloat16, which numpy does not have, as float32.
+
+    Raises
+    ------
+    InputError
+        If it is sparse, quantized, complex, without content, or repeats its content in another axis.
+    """
     import torch
 
     dense = tensor.detach()
-    if dense.is_sparse or dense.is_quantized or dense.is_complex():
-        raise InputError(f"{place} is a {tensor.layout} tensor of {tensor.dtype}: expected plain numbers")
+    is_plain = dense.layout is torch.strided and dense.device.type == "cpu"
+    if not is_plain or dense.is_quantized or dense.is_complex():
+        kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
+        raise InputError(f"{place} is a {kind}: expected plain numbers")
+    num_stored = dense.untyped_storage().nbytes() // dense.element_size()
+    if dense.numel() > num_stored:
+        raise InputError(
+            f"{place} is of shape {tuple(dense.shape)}, {dense.numel()} numbers, and holds {num_stored}: expected a "
+            "number for each; save a contiguous copy"
+        )
     if dense.is_floating_point() and dense.dtype not in (torch.float16, torch.float32, torch.float64):
         dense = dense.float()
     array: NDArray[Any] = np.asarray(dense.numpy())
     return array
+
+
+def _check_archive(path: Path) -> None:
+    """Limit what a compressed archive unpacks; torch's own are not compressed."""
+    if member_names(path):
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, size_of(path))
 
 
 def _pickle_of(names: list[str]) -> str | None:

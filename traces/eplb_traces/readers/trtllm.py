@@ -27,7 +27,7 @@ BECOMES = "load, ranks summed, one window an iteration"
 REFUSES = "tensors of unlike shapes; a missing or contradicting meta_info.json"
 META = "meta_info.json"
 _RANK_FILE = re.compile(r"rank(\d+)\.safetensors")
-_KEY = re.compile(r"(\d+)_(\d+)")
+_KEY = re.compile(r"(\d{1,15})_(\d{1,15})")
 
 Counts = dict[tuple[int, int], NDArray[np.float64]]
 

@@ -9,12 +9,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from eplb_traces.errors import InputError, naming_place
+from eplb_traces.errors import naming_place
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
-from eplb_traces.readers.numpy_files import without_advice
+from eplb_traces.readers.numpy_files import plain_array
 from eplb_traces.readers.routed_requests import HEAD_BYTES, KEY, NPY_IN_BASE64, encoded_requests, reading_of_requests
 
 SUFFIXES: tuple[str, ...] = (".json", ".jsonl")
@@ -46,10 +45,4 @@ def read(path: Path, options: ReadOptions) -> Reading:
 
 
 def _array(content: bytes) -> NDArray[Any]:
-    try:
-        array: object = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"not a whole .npy: {without_advice(error)}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError("an archive of several arrays: expected one .npy")
-    return array
+    return plain_array(io.BytesIO(content), len(content))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad, logical_counts
+from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.slot_counts import agreeing_map, exact_counts
@@ -37,7 +38,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
     num_silent = 0
     for place, record in _records(path):
         with naming_place(place):
-            counts = _logical(record, options)
+            counts = _logical(record, options, size_of(path))
             if windows and counts.shape != windows[0][1].shape:
                 raise InputError(f"has {counts.shape} layers x experts: expected {windows[0][1].shape} as before")
             if counts.any():
@@ -85,7 +86,7 @@ def _step(record: dict[str, object]) -> int:
     return step
 
 
-def _logical(record: dict[str, object], options: ReadOptions) -> NDArray[np.float64]:
+def _logical(record: dict[str, object], options: ReadOptions, num_bytes: int) -> NDArray[np.float64]:
     """Return [L, E]; E is what the caller says, else the largest id of the map + 1."""
     if record.get("version") != 1:
         raise InputError(f"$.version = {record.get('version')!r}: expected 1")
@@ -99,6 +100,9 @@ def _logical(record: dict[str, object], options: ReadOptions) -> NDArray[np.floa
         raise InputError(f"$.expert_load[{layer}][{slot}] = {physical[layer, slot]}: expected finite and >= 0")
     named = np.isfinite(logical_of_slot)
     largest = int(logical_of_slot.max(initial=-1, where=named))
+    num_slots = physical.shape[1]
+    if options.num_experts is None and largest >= num_slots:
+        raise InputError(f"$.p2l_map has the id {largest} and {num_slots} slots a layer: expected one of each expert")
     num_experts = options.num_experts if options.num_experts is not None else largest + 1
     wrong = ~named | (logical_of_slot < 0) | (logical_of_slot >= num_experts) | (logical_of_slot % 1 != 0)
     if wrong.any():
@@ -106,6 +110,7 @@ def _logical(record: dict[str, object], options: ReadOptions) -> NDArray[np.floa
         value = logical_of_slot[layer, slot]
         raise InputError(f"$.p2l_map[{layer}][{slot}] = {value}: expected an id from 0 to {num_experts - 1}")
     agreeing_map(logical_of_slot.astype(np.int64), options)
+    check_size((len(physical), num_experts), num_bytes, "the load of num_experts (--num-experts)")
     return logical_counts(physical, logical_of_slot.astype(np.int64), num_experts)
 
 
