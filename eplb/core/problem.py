@@ -1,5 +1,6 @@
 """Defines what a strategy is given (`Problem`) and what it returns (`Plan`, with a certificate for each layer)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -293,13 +294,18 @@ class Plan:
 
     @property
     def gap_mean(self) -> float:
-        """Mean over layers of the gap to the proven bound."""
-        return sum(layer.gap for layer in self.layers) / max(1, len(self.layers))
+        """Mean of the gap to the proven bound over the layers with load; NaN where there is none."""
+        gaps = self._gaps
+        return sum(gaps) / len(gaps) if gaps else math.nan
 
     @property
     def gap_worst(self) -> float:
-        """Largest gap of a layer."""
-        return max((layer.gap for layer in self.layers), default=0.0)
+        """Largest gap of a layer with load; NaN where there is none."""
+        return max(self._gaps, default=math.nan)
+
+    @property
+    def _gaps(self) -> list[float]:
+        return [layer.gap for layer in self.layers if layer.lower_bound > 0]
 
 
 class Strategy(Protocol):

@@ -17,6 +17,7 @@ _MAX_DEPTH = 100
 _DEEP_BLOCK = re.compile(rf"(?:[-?] +){{{_MAX_DEPTH},}}")
 # With other characters, as tabs, tags and directives, libyaml accepts texts that the parser in Python refuses.
 _PLAIN = re.compile(r"[A-Za-z0-9_+.,:#'\"\[\]{}\n -]*")
+_INTEGER = "tag:yaml.org,2002:int"
 _BRACKET = re.compile(r"[\[\]{}]")
 
 
@@ -56,7 +57,25 @@ class _PythonLoader(_UniqueKeys, yaml.SafeLoader):
 if yaml.__with_libyaml__:
 
     class _FastLoader(_UniqueKeys, yaml.CSafeLoader):
-        pass
+        """Decides once for each text whether a scalar is an integer, and which: a file repeats few ids many times."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self._tag_of: dict[tuple[object, object, object], str] = {}
+            self._integer_of: dict[str, object] = {}
+
+        def resolve(self, kind: type[yaml.Node], value: str | None, implicit: object) -> str:
+            key = (kind, value, implicit)
+            if key not in self._tag_of:
+                self._tag_of[key] = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+            return self._tag_of[key]
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+            if node.tag != _INTEGER or not isinstance(node, yaml.ScalarNode):
+                return super().construct_object(node, deep)
+            if node.value not in self._integer_of:
+                self._integer_of[node.value] = super().construct_object(node, deep)
+            return self._integer_of[node.value]
 
 else:
     _FastLoader = _PythonLoader  # type: ignore[assignment,misc,unused-ignore]

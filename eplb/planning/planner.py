@@ -50,7 +50,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     Parameters
     ----------
     load
-        The load to plan for.
+        The load to plan for. Windows without a token are left out, and a note says so.
     topology
         Ranks, nodes and slots.
     strategy
@@ -90,7 +90,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     """
     start = time.perf_counter()
     problem = Problem(
-        load,
+        load.without_empty_windows(),
         topology,
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
@@ -102,6 +102,9 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         sources=None if sources is None else tuple(sources),
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
+    num_empty = int(load.empty_windows.sum())
+    if num_empty:
+        notes += (f"{num_empty} of {load.num_windows} windows have no token and were left out",)
     made = chosen(problem, seed=seed)
     _check_answers(made, problem)
     if problem.dispatch is DispatchRule.WEIGHTED:
@@ -134,11 +137,7 @@ def _choose(strategy: str | Strategy, problem: Problem, seed: int) -> tuple[Stra
         return STRATEGIES["greedy"], problem, (f"auto: greedy, which plans for the loss of a {problem.survive}",)
     if problem.group_mode is GroupMode.PRICED:
         return STRATEGIES["greedy"], problem, ("auto: greedy, which supports the locality penalty",)
-    load = problem.load
-    chosen, problem, notes = _by_history(replace(problem, load=load.without_empty_windows()), seed)
-    if load.empty_windows.any():
-        notes += (f"{int(load.empty_windows.sum())} of {load.num_windows} windows have no token and were left out",)
-    return chosen, problem, notes
+    return _by_history(problem, seed)
 
 
 def _by_history(problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:

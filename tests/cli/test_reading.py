@@ -8,7 +8,7 @@ import pytest
 import eplb
 from eplb.core.problem import Plan
 from eplb.errors import FormatError
-from eplb.formats import write_plan
+from eplb.formats import read_plan, write_plan
 from eplb_cli.arguments.reading import Reading
 from eplb_traces import READERS, ExpertLoad, ModelShape, read_load, read_trace, write_load, write_trace
 from tests.traces.examples import small_trace
@@ -222,3 +222,77 @@ def test_empty_windows_are_named_with_what_each_engine_makes_of_them(run, plan_p
     assert "in the metric of vLLM they count" in shown
     assert run("plan", path, *MACHINE).exit_code == 0
     assert run("trace", "info", path, "--json").exit_code == 0
+
+
+@pytest.fixture
+def token_records(tmp_path):
+    """A trace of 4 experts whose last column is a shared expert of id 4, and the same trace without it."""
+    rng = np.random.default_rng(0)
+    plain = np.stack([[rng.permutation(4)[:2] for _ in range(2)] for _ in range(9)])
+    shared = np.concatenate([plain, np.full((9, 2, 1), 4)], axis=2)
+    paths = tmp_path / "plain.npz", tmp_path / "shared.npz"
+    for path, ids in zip(paths, (plain, shared), strict=True):
+        np.savez(path, routed_experts=ids.astype(np.int32))
+    return paths
+
+
+@pytest.mark.parametrize("words", [("--ignore-ids", "4"), ("--ignore-columns", "2")], ids=str)
+def test_evaluate_leaves_the_same_experts_out_of_load_and_trace(run, tmp_path, token_records, words):
+    plain, shared = token_records
+    plan, model = tmp_path / "plan.json", ("--num-experts", 4)
+    assert run("plan", plain, "--ranks", 2, *model, "-o", plan).exit_code == 0
+    expected = run("evaluate", plan, plain, "--trace", plain, *model, "--json")
+    found = run("evaluate", plan, shared, "--trace", shared, *model, *words, "--json")
+    assert (found.exit_code, expected.exit_code) == (0, 0), found.stderr + expected.stderr
+    assert json.loads(found.stdout) == json.loads(expected.stdout)
+    refused = run("evaluate", plan, shared, "--trace", plain, *model, *words)
+    assert refused.exit_code != 0
+    assert words[0] in refused.stderr
+
+
+def test_evaluate_refuses_columns_that_are_experts_of_load_and_choices_of_trace(run, tmp_path, token_records):
+    plain, shared = token_records
+    counts, plan = tmp_path / "counts.npy", tmp_path / "plan.json"
+    np.save(counts, np.arange(1, 11).reshape(2, 5))
+    assert run("plan", plain, "--ranks", 2, "--num-experts", 4, "-o", plan).exit_code == 0
+    refused = run("evaluate", plan, counts, "--trace", shared, "--num-experts", 4, "--ignore-columns", "4")
+    assert refused.exit_code == 2
+    assert "choices out of TRACE" in " ".join(refused.stderr.replace("│", "").split())
+
+
+RECORDED_PLAN = np.array([[0, 1, 2, 3, 0, 3], [3, 2, 1, 0, 1, 2]])
+SLOT_COUNTS = np.array([[50, 10, 20, 30, 45, 25], [5, 40, 60, 10, 50, 45]])
+LOGICAL = np.array([[95, 10, 20, 55], [10, 110, 85, 5]])  # by hand: the counts of each expert's slots, added
+
+
+def test_a_dump_of_slots_ends_in_the_plan_for_its_experts(run, tmp_path):
+    dump, pattern, logical = tmp_path / "dump.npy", tmp_path / "pattern.json", tmp_path / "logical.npy"
+    np.save(dump, SLOT_COUNTS)
+    np.save(logical, LOGICAL)
+    write_plan(Plan(eplb.Placement(RECORDED_PLAN, 4, eplb.Topology(2, 1, 3)), ModelShape(2, 4), "greedy"), pattern)
+    words = ("--recorded-under", pattern, "--num-experts", 4)
+    refused = run("plan", dump, "--ranks", 2, "--num-experts", 4)
+    assert (refused.exit_code, "--recorded-under" in refused.stderr) == (3, True)
+
+    plans = tmp_path / "a.json", tmp_path / "b.json"
+    for path, source, more in ((plans[0], dump, words), (plans[1], logical, ())):
+        result = run("plan", source, "--ranks", 2, "--redundant", 2, *more, "-o", path)
+        assert result.exit_code == 0, result.stderr
+    placed = [read_plan(path).placement for path in plans]
+    assert placed[0] == placed[1]
+    rows = np.array(placed[0].physical_to_logical_map)
+    share = np.take_along_axis(LOGICAL / np.stack([np.bincount(row, minlength=4) for row in rows]), rows, axis=1)
+    ranks = share.reshape(2, 2, 3).sum(axis=2)
+    assert (ranks.max(axis=1) < [100, 112]).all()  # close to 90 and 105, the means
+
+    judged = [run("evaluate", plans[0], source, *more, "--json") for source, more in ((dump, words), (logical, ()))]
+    assert json.loads(judged[0].stdout) == json.loads(judged[1].stdout)
+    converted = tmp_path / "load.npz"
+    assert run("trace", "convert", dump, converted, *words).exit_code == 0
+    np.testing.assert_array_equal(read_load(converted).total, LOGICAL)
+    folders = tmp_path / "of_dump", tmp_path / "of_logical"
+    for folder, source, more in ((folders[0], dump, words), (folders[1], logical, ())):
+        assert run("report", source, "--ranks", 2, "--redundant", 2, *more, "-o", folder).exit_code == 0
+    tables = [sorted(folder.rglob("*.csv")) for folder in folders]
+    assert tables[0]
+    assert [path.read_text() for path in tables[0]] == [path.read_text() for path in tables[1]]

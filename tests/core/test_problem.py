@@ -1,6 +1,7 @@
 """Problem, Plan and certificates: what is refused, what the gaps are."""
 
 import dataclasses
+import math
 import pickle
 
 import pytest
@@ -83,9 +84,19 @@ def test_the_gaps_of_a_plan_are_those_of_its_layers():
     assert plan.gap_worst == pytest.approx(0.4)
 
 
+def test_layers_without_load_are_no_part_of_the_gaps():
+    placement = Placement([[0, 1, 2, 0]] * 3, 3, PLACEMENT.topology)
+    plan = Plan(
+        placement, ModelShape(3, 3), "greedy", layers=(certificate(12, 10), certificate(0, 0), certificate(7, 5))
+    )
+    assert plan.gap_mean == pytest.approx(0.3)  # of 0.2 and 0.4
+    assert plan.gap_worst == pytest.approx(0.4)
+
+
 def test_a_plan_without_certificates_has_no_gap():
     plan = Plan(PLACEMENT, SHAPE, "sglang")
-    assert (plan.gap_mean, plan.gap_worst) == (0.0, 0.0)
+    assert math.isnan(plan.gap_mean)
+    assert math.isnan(plan.gap_worst)
 
 
 def test_certificates_that_are_not_one_a_layer_are_refused():

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 
 import eplb
@@ -220,13 +221,18 @@ def test_the_call_takes_milliseconds(tmp_path, name, suffix):
     shape = eplb.ModelShape(61, 256, moe_layer_ids=tuple(range(3, 64)), num_hidden_layers=64)
     load = eplb.ExpertLoad(np.random.default_rng(0).lognormal(0, 1, (61, 256)), shape=shape)
     path = written(eplb.plan(load, eplb.Topology(4, 8, 9), "greedy"), tmp_path, name, suffix)
-    times = []
+    times, loading = [], []
     for _ in range(9):
         start = time.process_time()  # not wall time: other programs may run on the machine
         layout = for_engine(path, ep_size=32, ep_rank=7, model_shape=shape)
+        times.append(time.process_time() - start)
         assert layout.expert_map.shape == (61, 256)
         assert len(layout.loading_order) == 61 * 9
         assert layout.maps.logical_replica_count.sum() == 61 * 288
-        times.append(time.process_time() - start)
-    # PyYAML, which alone reads every YAML that the engine reads, takes about 0.1 s for 17,568 entries.
-    assert min(times) < (0.4 if name == "trtllm" else 0.05)
+        if name == "trtllm":
+            start = time.process_time()
+            yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            loading.append(time.process_time() - start)
+    # PyYAML, which alone reads every YAML that the engine reads, takes about 0.1 s for 17,568 entries in C; the whole
+    # call takes half of that.
+    assert min(times) < (0.9 * min(loading) if name == "trtllm" else 0.05)

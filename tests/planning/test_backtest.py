@@ -9,6 +9,7 @@ from eplb.core.problem import Problem
 from eplb.errors import InputError
 from eplb.planning.backtest import Candidate, backtest, recent, whole
 from eplb.strategies import STRATEGIES
+from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad
 
 MACHINE = eplb.Topology(1, 2, 2)
@@ -96,3 +97,13 @@ def test_auto_plans_a_load_with_an_idle_tail_and_says_what_was_left_out():
     assert "30 of 42 windows have no token and were left out" in idle.notes
     with pytest.raises(InputError, match="every count is zero"):
         eplb.plan(ExpertLoad(np.zeros((12, 2, 8))), eplb.Topology(1, 4, 3))
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "scenario", Scenario(amplification=1.0)])
+def test_named_strategies_leave_idle_windows_out_and_say_so(strategy):
+    rng = np.random.default_rng(0)
+    tokens = rng.lognormal(0, 1, (5, 2, 8))
+    busy = eplb.plan(ExpertLoad(tokens), eplb.Topology(1, 4, 3), strategy)
+    idle = eplb.plan(ExpertLoad(np.concatenate([np.zeros((9, 2, 8)), tokens])), eplb.Topology(1, 4, 3), strategy)
+    assert (idle.placement, idle.layers) == (busy.placement, busy.layers)
+    assert set(idle.notes) - set(busy.notes) == {"9 of 14 windows have no token and were left out"}

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import final
+from typing import TypeGuard, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ class ExpertLoad:
     ----------
     tokens
         [W, L, E] or [L, E] (one window): tokens routed to an expert. Finite and >= 0; all-zero layers are valid.
+        Copied, unless it is a read-only C-ordered float64 [W, L, E] that owns its memory.
     weights
         [W] > 0: how much each window counts in `total`; 1 each by default.
     labels
@@ -187,7 +188,7 @@ def logical_counts(
 def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
     """Return a read-only float64 [W, L, E] with its own memory."""
     try:
-        array = np.array(tokens, dtype=np.float64, order="C")
+        array = tokens if _is_kept(tokens) else np.array(tokens, dtype=np.float64, order="C")
     except (ValueError, TypeError) as error:
         raise InputError(f"tokens is not a rectangular array of numbers: {error}") from error
     if array.ndim == 2:
@@ -199,9 +200,18 @@ def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
         window, layer, expert = (int(i) for i in np.argwhere(~((array >= 0.0) & (array < np.inf)))[0])
         value = array[window, layer, expert]
         raise InputError(f"tokens[window {window}, layer {layer}, expert {expert}] = {value}: expected finite and >= 0")
-    array += 0.0  # -0.0 becomes 0.0: equal loads then have equal bytes
+    if array.view(np.int64).min() < 0:
+        array = array + 0.0  # -0.0 becomes 0.0: equal loads then have equal bytes
     array.setflags(write=False)
     return array
+
+
+def _is_kept(tokens: ArrayLike) -> TypeGuard[NDArray[np.float64]]:
+    """Whether an array needs no copy: of the right type, and read-only from its owner on."""
+    if not isinstance(tokens, np.ndarray) or tokens.dtype != np.float64 or tokens.ndim != 3:
+        return False
+    flags = tokens.flags
+    return bool(tokens.base is None and flags.owndata and flags.c_contiguous and not flags.writeable)
 
 
 def _checked_labels(labels: Sequence[str] | None) -> tuple[str, ...]:

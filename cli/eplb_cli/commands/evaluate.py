@@ -41,7 +41,11 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.formats import ReadHints
 
     by = dispatch_of(dispatch, engine, engine_options)
-    load = files.read_load(load_paths, reading)
+    source = files.read_source(load_paths, reading)
+    files.note_reading(source)
+    if trace_path is not None:
+        _refuse_columns_of_two_kinds(source, len(load_paths), reading)
+    load = source.load()
     plan = files.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
     trace = None if trace_path is None else _read_trace(trace_path, reading)
     shares = source_shares(sources, plan.placement.topology.num_ranks)
@@ -62,15 +66,30 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     window_table(evaluation)
 
 
+def _refuse_columns_of_two_kinds(source: files.Source, num_files: int, reading: Reading) -> None:
+    """A column of a load is an expert, one of a trace a choice."""
+    from eplb_traces import RoutingTrace
+
+    holds_choices = isinstance(source.content, RoutingTrace) or source.num_counted_traces == num_files
+    if reading.ignore_columns is not None and not holds_choices:
+        raise typer.BadParameter(
+            "would leave experts out of LOAD and choices out of TRACE: first write TRACE without the columns, with "
+            "`eplb trace convert`",
+            param_hint="--ignore-columns",
+        )
+
+
 def _read_trace(path: Path, reading: Reading) -> "RoutingTrace":
-    """The trace, of the model that the options describe; the other options are about LOAD."""
+    """The trace, of the model and without the experts that the options describe; the others are about LOAD."""
     import eplb
 
-    of_model = reading.options()
+    said = reading.options()
     return eplb.read_trace(
         path,
-        of_model.num_experts,
-        top_k=of_model.top_k,
-        moe_layer_ids=of_model.moe_layer_ids,
-        num_hidden_layers=of_model.num_hidden_layers,
+        said.num_experts,
+        top_k=said.top_k,
+        moe_layer_ids=said.moe_layer_ids,
+        num_hidden_layers=said.num_hidden_layers,
+        ignore_ids=said.ignore_ids,
+        ignore_columns=said.ignore_columns,
     )

@@ -3,7 +3,7 @@ import datetime
 import numpy as np
 import pytest
 
-from eplb_traces import InputError, MissingExtraError, read_load, read_trace
+from eplb_traces import InputError, MissingExtraError, ReadOptions, read, read_load, read_trace
 from tests.traces.examples import RECORDINGS, joined, needs_recordings
 
 torch = pytest.importorskip("torch")
@@ -22,7 +22,7 @@ def record(pass_id, rank, chosen, **more):
     chosen = torch.tensor(chosen, dtype=torch.int32)
     padded = torch.full((3, chosen.shape[1], 8), -1, dtype=torch.int32)
     padded[1:, :, : chosen.shape[2]] = chosen
-    count = torch.stack([torch.bincount(layer[layer >= 0], minlength=6) for layer in padded.reshape(3, -1)])
+    count = torch.stack([torch.bincount(layer[layer >= 0], minlength=6)[:6] for layer in padded.reshape(3, -1)])
     return {
         "forward_pass_id": pass_id,
         "rank": rank,
@@ -181,3 +181,30 @@ def test_real_files():
         assert load.shape.moe_layer_ids == tuple(range(3, 61))
     with pytest.raises(InputError, match="every count is zero: an empty recording"):
         read_load(RECORDINGS / "deepseek-r1" / "expert_distribution_fp8_1k1k_compressed.pt")
+
+
+# Two choices and a fused shared expert, whose id 6 is beyond the 6 slots; in the second pass it stands first.
+SHARED = record(7, 0, [[[0, 1, 6], [4, 5, 6]], [[1, 2, 6], [0, 5, 6]]], extend_seq_lens=[2])
+SHARED_FIRST = record(8, 0, [[[6, 0, 3], [6, 1, 2]], [[6, 1, 3], [6, 1, 3]]])
+
+
+def test_ids_of_shared_experts_are_left_out_where_they_stand(tmp_path):
+    plain = saved(tmp_path / "plain.pt", recording(FIRST, LATER))
+    shared = saved(tmp_path / "shared.pt", recording(SHARED, SHARED_FIRST))
+    with pytest.raises(InputError, match=r"= 6: expected a physical id below 6, or -1; .*--ignore-ids"):
+        read_trace(shared)
+    found, expected = joined(read_trace(shared, ignore_ids=[6])), joined(read_trace(plain))
+    np.testing.assert_array_equal(found["expert_ids"], expected["expert_ids"])
+    assert "physical ids 6 left out" in read(shared, ReadOptions(ignore_ids=(6,))).summary
+    with pytest.raises(InputError, match=r"ignore_ids \(--ignore-ids\) has no effect"):
+        read_trace(plain, ignore_ids=[6])
+
+
+def test_columns_of_shared_experts_are_left_out(tmp_path):
+    path = saved(tmp_path / "shared.pt", recording(SHARED))
+    plain = saved(tmp_path / "plain.pt", recording(FIRST))
+    found = joined(read_trace(path, ignore_columns=[2]))
+    np.testing.assert_array_equal(found["expert_ids"], joined(read_trace(plain))["expert_ids"])
+    for columns in ([8], [-1], range(8)):
+        with pytest.raises(InputError, match=r"--ignore-columns\): topk_ids_of_layer has the columns 0 to 7"):
+            read_trace(path, ignore_columns=columns)

@@ -28,6 +28,7 @@ REFUSES = "unknown headers, ragged rows, totals, text or negative numbers in cel
 
 _CELLS_PER_CHUNK = 1 << 20
 _MOST_ROWS_PER_CHUNK = 1 << 17
+_BYTES_OF_BEGINNING = 1 << 16
 _PART_OF_A_DUMP = re.compile(r"activation_counts_recordstep_.*|(prefill|decode)_\d+\.csv")
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
@@ -67,6 +68,8 @@ class TextTable:
         As in `Table`.
     has_empty_end
         Every row ends with a separator: its last cell is empty and not a column.
+    has_spaces
+        Cells begin with spaces, which are no part of them.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class TextTable:
     names: tuple[str, ...] | None
     num_columns: int
     has_empty_end: bool
+    has_spaces: bool
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -99,17 +103,19 @@ class TextTable:
                     chunksize=rows,
                     keep_default_na=False,
                     na_filter=False,
-                    skipinitialspace=True,
+                    skipinitialspace=self.has_spaces,
                     low_memory=False,
                     encoding="utf-8",
                     float_precision=_exact_floats(),
                 ) as parts:
                     for part in parts:
                         self._check_width(part.shape[1])
+                        first_row = int(part.index[0])
                         check_size((int(part.index[-1]) + 1, self.num_columns), self.num_bytes, "the table")
-                        self._check_end(part[part.columns[-1]].to_numpy(), int(part.index[0]))
-                        cells = [part[i].to_numpy() for i in columns]
-                        self._check_points(cells, columns, int(part.index[0]))
+                        every = [column.to_numpy() for _, column in part.items()]
+                        self._check_end(every[-1], first_row)
+                        cells = [every[i] for i in columns]
+                        self._check_points(cells, columns, first_row)
                         yield cells
             except pandas.errors.EmptyDataError:
                 return
@@ -210,6 +216,7 @@ def _table(path: Path, separator: str, num_skipped: int, names: list[str] | None
         names=None if names is None else tuple(names[: width - has_end]),
         num_columns=width - has_end,
         has_empty_end=has_end,
+        has_spaces=_has_spaces(path, separator),
         notes=(*notes, *(("an empty last column left out",) if has_end else ())),
     )
 
@@ -237,6 +244,13 @@ def _first_line(path: Path, num_skipped: int = 0) -> tuple[int, list[str], str]:
 
 def _separator(line: str) -> str:
     return next((mark for mark in ("\t", ";", ",") if mark in line), r"\s+")
+
+
+def _has_spaces(path: Path, separator: str) -> bool:
+    """Whether a cell in the beginning of a file begins with a space; only then does pandas look for them, slowly."""
+    with _opened(path) as file:
+        head = file.read(_BYTES_OF_BEGINNING)
+    return re.search(rb"(^|" + separator.encode() + rb") ", head, re.MULTILINE) is not None
 
 
 def _cells(line: str, separator: str) -> list[str]:

@@ -27,6 +27,7 @@ BECOMES = "load or trace, as the metadata of eplb, or the names of the columns, 
 REFUSES = "unknown columns, nulls, text or negative numbers in cells, repeated rows"
 
 _CELLS_PER_CHUNK = 1 << 22
+_MOST_ROWS_PER_CHUNK = 1 << 18
 
 
 def recognises(path: Path) -> bool:
@@ -67,7 +68,8 @@ class ParquetTable:
         names = [self.names[i] for i in columns]
         row = 0
         with parquet_file(self.path) as file:
-            for rows in file.iter_batches(batch_size=max(1024, _CELLS_PER_CHUNK // len(names)), columns=names):
+            size = min(_MOST_ROWS_PER_CHUNK, max(1024, _CELLS_PER_CHUNK // len(names)))
+            for rows in file.iter_batches(batch_size=size, columns=names):
                 of = dict(zip(rows.schema.names, rows.columns, strict=True))
                 yield [self._cells(of[self.names[i]], row, i) for i in columns]
                 row += len(rows)

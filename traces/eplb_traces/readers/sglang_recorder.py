@@ -15,7 +15,7 @@ from eplb_traces.errors import InputError, naming_place
 from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts
-from eplb_traces.readers.sglang_records import RankRecording, reading_of_passes, trace_of_tokens
+from eplb_traces.readers.sglang_records import RankRecording, reading_of_passes, reading_of_tokens
 from eplb_traces.readers.torch_files import has_key, is_torch_file, load_torch
 
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
@@ -45,7 +45,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
     _check_size(path, recordings)
     has_tokens = any("topk_ids_of_layer" in record for recording in recordings for record in recording.records)
     if options.wants is Wanted.TRACE or (has_tokens and options.wants is not Wanted.LOAD):
-        return Reading(content=trace_of_tokens(recordings), form="SGLang recorder, per_token records, physical ids")
+        return reading_of_tokens(recordings, options)
     return reading_of_passes(recordings, options)
 
 

@@ -16,6 +16,7 @@ from eplb_traces.readers.slot_counts import agreeing_map
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
 _PADDING = -1
+_TOPK_IDS = "topk_ids_of_layer"
 
 
 @final
@@ -74,12 +75,55 @@ def reading_of_passes(recordings: Sequence[RankRecording], options: ReadOptions)
     return replace(reading, used=reading.used | used)
 
 
-def trace_of_tokens(recordings: Sequence[RankRecording]) -> RoutingTrace:
+def reading_of_tokens(recordings: Sequence[RankRecording], options: ReadOptions) -> Reading:
     """Put the ranks' tokens in one trace: step = forward pass, source_rank = the recording rank.
 
-    The recorder names no requests: each sequence of each pass counts as a request of its own.
+    The recorder names no requests: each sequence of each pass counts as a request of its own. `options.ignore_ids` and
+    `options.ignore_columns` are about the physical ids of the file; a fused shared expert has an id beyond the slots.
     """
+    form = "SGLang recorder, per_token records, physical ids"
     logical_of_slot = _common_map(recordings)
+    kept = [_without_ignored(recording, len(logical_of_slot), options) for recording in recordings]
+    used = {"ignore_columns"} if options.ignore_columns else set()
+    if any(num_ignored for _, num_ignored in kept):
+        used.add("ignore_ids")
+    notes = tuple(
+        f"{what} {', '.join(map(str, which))} left out"
+        for what, which in (("physical ids", options.ignore_ids), ("columns", options.ignore_columns))
+        if which
+    )
+    trace = _trace_of_tokens([recording for recording, _ in kept], logical_of_slot)
+    return Reading(content=trace, form=form, notes=notes, used=frozenset(used))
+
+
+def _without_ignored(recording: RankRecording, num_layers: int, options: ReadOptions) -> tuple[RankRecording, int]:
+    """The recording with the other choices alone, moved to the front, and how many ids were ignored."""
+    if not (options.ignore_ids or options.ignore_columns):
+        return recording, 0
+    records, num_ignored = [], 0
+    for i, record in enumerate(recording.records):
+        with naming_place(f"records[{i}]"):
+            chosen = _topk_ids(record, num_layers)
+            chosen = np.delete(chosen, _columns_to_ignore(chosen.shape[2], options), axis=2)
+        ignored = np.isin(chosen, np.array(options.ignore_ids, dtype=np.int64)) & (chosen != _PADDING)
+        num_ignored += int(ignored.sum())
+        chosen = np.where(ignored, _PADDING, chosen)
+        order = np.argsort(chosen == _PADDING, axis=2, kind="stable")
+        records.append({**record, _TOPK_IDS: np.take_along_axis(chosen, order, axis=2)})
+    return replace(recording, records=records), num_ignored
+
+
+def _columns_to_ignore(num_columns: int, options: ReadOptions) -> list[int]:
+    columns = sorted(set(options.ignore_columns))
+    if columns and (columns[0] < 0 or columns[-1] >= num_columns or len(columns) == num_columns):
+        raise InputError(
+            f"ignore_columns = {', '.join(map(str, columns))} (--ignore-columns): {_TOPK_IDS} has the columns 0 to "
+            f"{num_columns - 1}, of which one at least has to stay"
+        )
+    return columns
+
+
+def _trace_of_tokens(recordings: Sequence[RankRecording], logical_of_slot: NDArray[np.int64]) -> RoutingTrace:
     passes = []
     for place, record in _placed_records(recordings):
         with naming_place(place):
@@ -134,19 +178,29 @@ def _integer(record: Mapping[str, object], key: str) -> int:
     return value
 
 
-def _pass_tokens(record: Mapping[str, object], map_shape: tuple[int, ...]) -> _PassTokens:
-    if "topk_ids_of_layer" not in record:
-        raise InputError("no 'topk_ids_of_layer': a per_pass recording holds counts, only a per_token one has tokens")
-    num_layers, num_slots = map_shape
-    chosen = numbers(record["topk_ids_of_layer"], "topk_ids_of_layer")
+def _topk_ids(record: Mapping[str, object], num_layers: int) -> NDArray[Any]:
+    """[num_layers, T, K] physical ids."""
+    if _TOPK_IDS not in record:
+        raise InputError(f"no {_TOPK_IDS!r}: a per_pass recording holds counts, only a per_token one has tokens")
+    chosen = numbers(record[_TOPK_IDS], _TOPK_IDS)
     if chosen.ndim != 3 or chosen.shape[0] != num_layers or chosen.dtype.kind not in "iu":
-        raise InputError(f"topk_ids_of_layer has shape {chosen.shape}: expected [{num_layers} layers, tokens, top-k]")
+        raise InputError(
+            f"{_TOPK_IDS} of {chosen.dtype} has shape {chosen.shape}: expected [{num_layers} layers, tokens, top-k] of "
+            "integers"
+        )
+    return chosen
+
+
+def _pass_tokens(record: Mapping[str, object], map_shape: tuple[int, ...]) -> _PassTokens:
+    num_layers, num_slots = map_shape
+    chosen = _topk_ids(record, num_layers)
     wrong = (chosen < _PADDING) | (chosen >= num_slots)
     if wrong.any():
         layer, token, k = (int(i) for i in np.argwhere(wrong)[0])
         raise InputError(
-            f"topk_ids_of_layer[layer {layer}, token {token}] = {chosen[layer, token, k]}: "
-            f"expected a physical id below {num_slots}, or -1"
+            f"{_TOPK_IDS}[layer {layer}, token {token}] = {chosen[layer, token, k]}: "
+            f"expected a physical id below {num_slots}, or -1; ids that are no placed experts: give ignore_ids "
+            "(--ignore-ids)"
         )
     lengths = record.get("extend_seq_lens")
     num_tokens = int(chosen.shape[1])
@@ -167,9 +221,7 @@ def _batch(
     kept = ~is_padding.all(axis=(0, 2))
     half_padded = is_padding.any(axis=(0, 2)) & kept
     if half_padded.any():
-        raise InputError(
-            f"topk_ids_of_layer: token {int(np.argmax(half_padded))} has ids in some layers and -1 in others"
-        )
+        raise InputError(f"{_TOPK_IDS}: token {int(np.argmax(half_padded))} has ids in some layers and -1 in others")
     logical = logical_of_slot[layers[:, None, None], chosen[:, kept]]
     num_sequences = len(tokens.sequence_lengths)
     request = np.repeat(np.arange(first_request, first_request + num_sequences), tokens.sequence_lengths)[kept]

@@ -45,8 +45,8 @@ class Table(Protocol):
         ...
 
 
-def counts(table: Table, cells: Column, first_row: int, column: int) -> NDArray[np.float64]:
-    """Cells as float64; finite and >= 0.
+def counts(table: Table, cells: Column, first_row: int, column: int) -> NDArray[np.int64 | np.float64]:
+    """Cells as int64 or float64; finite and >= 0.
 
     Raises
     ------
@@ -54,14 +54,15 @@ def counts(table: Table, cells: Column, first_row: int, column: int) -> NDArray[
         Naming the first cell that is no such number, or an integer above 2^53.
     """
     numbers = _numbers(table, cells, first_row, column, "a finite number >= 0")
+    dtype = np.float64 if numbers.dtype.kind == "f" else np.int64
     if not numbers.size or (numbers.min() >= 0 and numbers.max() <= LARGEST_EXACT):
-        return numbers.astype(np.float64, copy=False)
+        return numbers.astype(dtype, copy=False)
     limit = np.inf if numbers.dtype.kind == "f" else LARGEST_EXACT + 1
     wrong = ~((numbers >= 0) & (numbers < limit))
     if wrong.any():
         index = int(np.argmax(wrong))
         raise bad_cell(table, first_row + index, column, cells[index], "a finite number >= 0, at most 2^53")
-    return numbers.astype(np.float64, copy=False)
+    return numbers.astype(dtype, copy=False)
 
 
 def whole_numbers(table: Table, cells: Column, first_row: int, column: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.layers import moe_rows
 from eplb_traces.readers.table import Column, Table, bad_cell, counts, whole_numbers
-from eplb_traces.readers.table_cells import Cells, Codes, Place
+from eplb_traces.readers.table_cells import Cells, Codes, Pairs
 from eplb_traces.readers.table_columns import Columns, layer_number
 
 _SURE = 0.01
@@ -45,7 +45,7 @@ class _Pairs:
         self._time = columns.window if columns.step is None else columns.step
         optional = [i for i in (self._time, columns.rank) if i is not None]
         self.columns = [*optional, self._layer, self._expert, self._tokens]
-        self._cells, self._layers, self._windows, self._ranks = Cells(table.num_bytes), Codes(), Codes(), Codes()
+        self._cells = Cells(table.num_bytes)
         self._shows_zeros = self._uses_ids = False
 
     def add(self, column: Mapping[int, Column], row: int) -> None:
@@ -54,27 +54,25 @@ class _Pairs:
         experts = whole_numbers(table, column[self._expert], row, self._expert)
         amount = counts(table, column[self._tokens], row, self._tokens)
         layers = layer_ids(table, column[self._layer], row, self._layer)
-        none = np.zeros(len(amount), dtype=np.int64)
-        windows = none if time is None else self._windows.of(whole_numbers(table, column[time], row, time))
-        ranks = none if rank is None else self._ranks.of(column[rank])
-        rows = np.arange(len(amount))
+        windows = None if time is None else whole_numbers(table, column[time], row, time)
+        pairs = Pairs(windows, layers, None if rank is None else column[rank], experts, amount)
+        rows: NDArray[np.int64] | None = None
         if self._options.ignore_ids:
             rows = np.flatnonzero(~np.isin(experts, self._options.ignore_ids))
             self._uses_ids = self._uses_ids or len(rows) < len(amount)
-            windows, layers, ranks, experts = (axis[rows] for axis in (windows, layers, ranks, experts))
-            amount = amount[rows]
+            pairs = pairs.select(rows)
 
         def repeated(index: int) -> InputError:
-            place = table.place(row + int(rows[index]), self._expert)
-            pair = f"layer {layers[index]}, expert {experts[index]}"
+            place = table.place(row + (index if rows is None else int(rows[index])), self._expert)
+            pair = f"layer {pairs.layer[index]}, expert {pairs.expert[index]}"
             return InputError(f"{place}: {pair} is there twice{_hint(self._meaning)}")
 
-        self._cells.add(Place(windows, self._layers.of(layers), ranks, experts), amount, repeated)
-        self._shows_zeros = self._shows_zeros or bool((amount == 0).any())
+        self._cells.add(pairs, repeated)
+        self._shows_zeros = self._shows_zeros or not pairs.tokens.all()
 
     def reading(self) -> Reading:
         """The load of all rows."""
-        if not self._layers.values:
+        if not len(self._cells.layers):
             raise InputError("the table has a header and no rows")
         load, seen = self._cells.counts()
         is_complete = self._shows_zeros and bool(seen.all())
@@ -82,8 +80,9 @@ class _Pairs:
         if num_experts > load.shape[2]:
             check_size((*load.shape[:2], num_experts), self._table.num_bytes, "num_experts (--num-experts) as given")
             load = np.pad(load, ((0, 0), (0, 0), (0, num_experts - load.shape[2])))
-        order, ids = sorted_codes(self._layers)
-        load, labels = by_window(in_order(load, order, 1), self._windows, self._meaning, self._table.num_bytes)
+        order, ids = sorted_codes(self._cells.layers)
+        load = in_order(load, order, 1)
+        load, labels = by_window(load, self._cells.windows, self._meaning, self._table.num_bytes)
         header = self._table.names or ()
         form = f"long form {', '.join(header[i].strip() for i in self.columns)}{why}"
         said = Said(form, notes(self._table, self._meaning), labels, self._uses_ids)
@@ -124,7 +123,7 @@ def reading_of_rows(
     used: set[str] = {"ignore_ids"} if said.uses_ids else set()
     if options.ignore_columns:
         load, used = _without_columns(load, options.ignore_columns), used | {"ignore_columns"}
-    silent = np.asarray(~load.any(axis=(0, 2)))
+    silent = _silent(load)
     layers = moe_rows(np.zeros_like(silent) if columns.are_moe_layers else silent, ids, options)
     shape = ModelShape(
         len(layers.rows),
@@ -132,8 +131,16 @@ def reading_of_rows(
         moe_layer_ids=layers.moe_layer_ids,
         num_hidden_layers=layers.num_hidden_layers,
     )
-    content = ExpertLoad(load[:, layers.rows], labels=said.labels or None, shape=shape)
+    load = load if len(layers.rows) == load.shape[1] else load[:, layers.rows]
+    load.setflags(write=False)  # the load keeps the array
+    content = ExpertLoad(load, labels=said.labels or None, shape=shape)
     return Reading(content=content, form=said.form, notes=said.notes + layers.notes, used=frozenset(used))
+
+
+def _silent(load: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[layers] whether a layer has no token in any window."""
+    silent = ~load[0].any(axis=1)
+    return np.asarray(~load.any(axis=(0, 2))) if silent.any() else np.asarray(silent)
 
 
 def layer_ids(table: Table, cells: Column, first_row: int, column: int) -> NDArray[np.int64]:
@@ -208,6 +215,8 @@ def by_window(
     if columns.step is not None:
         return in_order(load, order, 0), tuple(f"step {value}" for value in values)
     num_windows = values[-1] + 1
+    if values == tuple(range(num_windows)):
+        return in_order(load, order, 0), ()
     if num_windows * load[0].size > most_numbers(num_bytes):
         raise InputError(f"window = {values[-1]}: windows are numbered from 0; name the column step if these are steps")
     spread = np.zeros((num_windows, *load.shape[1:]))

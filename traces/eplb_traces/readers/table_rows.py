@@ -9,7 +9,7 @@ from eplb_traces.errors import InputError
 from eplb_traces.readers.array_kinds import ArrayKind, certain_kind_of, is_square, kind_of, whole
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.table import LARGEST_EXACT, Column, Table, counts, whole_numbers
-from eplb_traces.readers.table_cells import Codes
+from eplb_traces.readers.table_cells import Codes, RowBuffer
 from eplb_traces.readers.table_columns import Columns
 from eplb_traces.readers.table_loads import Said, by_window, in_order, layer_ids, notes, reading_of_rows, sorted_codes
 
@@ -66,10 +66,10 @@ def read_experts(table: Table, columns: Columns, options: ReadOptions) -> Readin
     """
     expert = columns.expert or 0
     read = [expert, *columns.values]
-    parts, experts, row = [], [], 0
+    values, experts, row = RowBuffer(len(columns.values)), [], 0
     for chunk in table.chunks(read):
         experts.append(whole_numbers(table, chunk[0], row, expert))
-        parts.append(_matrix(table, chunk[1:], columns.values, row))
+        _fill(values.next_rows(len(chunk[0])), table, chunk[1:], columns.values, row)
         row += len(chunk[0])
     if not row:
         raise InputError("the table has a header and no rows")
@@ -78,7 +78,7 @@ def read_experts(table: Table, columns: Columns, options: ReadOptions) -> Readin
     if not np.array_equal(ids[order], np.arange(row)):
         at = int(np.argmax(ids[order] != np.arange(row)))
         raise InputError(f"rows are experts, and expert {at} is not there once: expected 0 to {row - 1}, each once")
-    load = np.concatenate(parts)[order].T[None]
+    load = values.rows()[order].T[None]
     form = f"transposed: rows of experts, columns of layers ({len(columns.values)})"
     return reading_of_rows(load, columns.value_ids, columns, options, Said(form, notes(table, columns)))
 
@@ -101,7 +101,7 @@ def _gathered(table: Table, columns: Columns) -> _Rows:
     time = columns.window if columns.step is None else columns.step
     read = [i for i in (time, columns.layer, columns.rank) if i is not None]
     windows, layers, ranks = Codes(), Codes(), Codes()
-    parts: list[tuple[NDArray[np.float64], ...]] = []
+    values = RowBuffer(len(columns.values))
     index: list[tuple[NDArray[np.int64], ...]] = []
     row = 0
     for chunk in table.chunks([*read, *columns.values]):
@@ -112,25 +112,28 @@ def _gathered(table: Table, columns: Columns) -> _Rows:
         if columns.layer is not None:
             layer = layers.of(layer_ids(table, column[columns.layer], row, columns.layer))
         rank = none if columns.rank is None else ranks.of(column[columns.rank])
-        parts.append((_matrix(table, chunk[len(read) :], columns.values, row),))
+        _fill(values.next_rows(len(none)), table, chunk[len(read) :], columns.values, row)
         index.append((window, layer, rank))
         row += len(none)
     if not row:
         raise InputError("the file has a header and no rows")
     axes = [np.concatenate(axis) for axis in zip(*index, strict=True)]
-    return _Rows(np.concatenate([values for (values,) in parts]), axes[0], axes[1], axes[2], windows, layers, ranks)
+    return _Rows(values.rows(), axes[0], axes[1], axes[2], windows, layers, ranks)
 
 
-def _matrix(table: Table, cells: list[Column], columns: tuple[int, ...], row: int) -> NDArray[np.float64]:
-    """[rows, columns] of a chunk."""
-    if cells[0].size and all(of.ndim == 1 and of.dtype.kind in "iuf" for of in cells):
-        block = np.stack(cells, axis=1)
-        if block.min() >= 0 and block.max() < LARGEST_EXACT:
-            return block.astype(np.float64, copy=False)
-    matrix = np.empty((len(cells[0]), len(cells)))
+def _fill(
+    rows: NDArray[np.float64], table: Table, cells: list[Column], columns: tuple[int, ...], first_row: int
+) -> None:
+    """Fill [rows, columns] with the cells of a chunk."""
+    from eplb_traces.readers.table_kernel import columns_to_rows
+
+    if all(of.ndim == 1 and of.dtype.kind in "iuf" for of in cells):
+        block = np.stack(cells)
+        dtype = np.float64 if block.dtype.kind == "f" else np.int64
+        if columns_to_rows(block.astype(dtype, copy=False), rows, LARGEST_EXACT):
+            return
     for i, (column, values) in enumerate(zip(columns, cells, strict=True)):
-        matrix[:, i] = counts(table, values, row, column)
-    return matrix
+        rows[:, i] = counts(table, values, first_row, column)
 
 
 def _placed(
@@ -150,13 +153,15 @@ def _placed(
         times = np.bincount(flat, minlength=num_windows * num_layers * num_ranks)
     if (times != 1).any():
         raise _incomplete(table, columns, rows, flat, times)
-    if (np.diff(flat) == 1).all():
-        in_place = rows.values
-    else:
-        in_place = np.empty_like(rows.values)
-        in_place[flat] = rows.values
-    load = in_place.reshape(num_windows, num_layers, num_ranks, -1)
-    return (load[:, :, 0] if num_ranks == 1 else load.sum(axis=2)), more
+    load = rows.values
+    if not (np.diff(flat) == 1).all():
+        load = np.empty_like(rows.values)
+        load[flat] = rows.values
+    size = (num_windows, num_layers, num_ranks, load.shape[1])
+    if num_ranks > 1:
+        return load.reshape(size).sum(axis=2), more
+    load.resize((num_windows, num_layers, load.shape[1]), refcheck=False)  # not reshape: the load owns its memory
+    return load, more
 
 
 def _repetitions(
@@ -200,7 +205,10 @@ def _incomplete(
 
 
 def _shares(values: NDArray[np.float64]) -> tuple[str, ...]:
-    is_share = values.shape[1] > 1 and np.allclose(values.sum(axis=1), 1.0, rtol=0, atol=1e-3)
+    first_sums = values[:8].sum(axis=1)
+    is_share = values.shape[1] > 1 and all(
+        np.allclose(sums, 1.0, rtol=0, atol=1e-3) for sums in (first_sums, values.sum(axis=1))
+    )
     return ("every row sums to 1: shares of the tokens, not tokens",) if is_share else ()
 
 
