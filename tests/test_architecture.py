@@ -20,6 +20,7 @@ LEVELS = (
     ("errors", "version"),
     ("core",),
     ("dispatch", "bounds", "formats"),
+    ("cost",),
     ("evaluation", "strategies", "runtime"),
     ("planning",),
     ("online", "engines", "report"),

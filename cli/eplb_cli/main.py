@@ -12,6 +12,7 @@ import typer.core
 from eplb_cli import output
 from eplb_cli.commands import (
     backtest,
+    calibrate,
     check,
     compare,
     convert,
@@ -89,6 +90,7 @@ app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("check")(check.check)
 app.command("verify")(verify.verify)
+app.command("calibrate")(calibrate.calibrate)
 app.command("formats")(tables.formats)
 app.command("strategies")(tables.strategies)
 app.add_typer(trace.app, name="trace")

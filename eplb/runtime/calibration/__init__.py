@@ -1,0 +1,1 @@
+"""Measures what the cost model needs on the machine it runs on."""

@@ -1,0 +1,1 @@
+"""Executes every rank of a plan, one after the other, on one device."""
