@@ -57,7 +57,8 @@ def load_torch(path: Path) -> object:
 
     _check_archive(path)
     try:
-        document: object = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # a path that ends in .safetensors would be read as such
+            document: object = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             "not a file of plain tensors: it needs unpickling, which can run any code, and is refused "
