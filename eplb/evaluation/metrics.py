@@ -20,7 +20,7 @@ from eplb.core.topology import Topology
 from eplb.dispatch.engine_rules import expected_slot_shares
 from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
-from eplb.evaluation.token_spread import TokenSpread, token_spread
+from eplb.evaluation.traffic import TokenSpread, token_spread
 from eplb_traces import ExpertLoad, RoutingTrace
 
 EMPTY_IN_ENGINES = MappingProxyType({

@@ -12,7 +12,7 @@ from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate
-from eplb.evaluation.token_spread import token_spread
+from eplb.evaluation.traffic import token_spread
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import over_all, per_layer

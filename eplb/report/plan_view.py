@@ -10,7 +10,7 @@ from eplb.bounds.lower_bounds import LowerBounds
 from eplb.core.migration import Hop, Migration
 from eplb.core.placement import Placement
 from eplb.evaluation.metrics import Evaluation
-from eplb.evaluation.token_spread import TokenSpread
+from eplb.evaluation.traffic import TokenSpread
 
 
 @final

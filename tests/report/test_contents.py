@@ -6,7 +6,7 @@ import pytest
 import eplb
 from eplb.core.placement import EMPTY_SLOT
 from eplb.errors import InputError
-from eplb.evaluation.token_spread import token_spread
+from eplb.evaluation.traffic import token_spread
 from eplb.report import gather
 from eplb.report.contents import BEFORE, MOST_WINDOWS, in_order
 from eplb.report.tables import windows
