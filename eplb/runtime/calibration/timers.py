@@ -35,7 +35,7 @@ class CudaTimer:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
         self._pool = torch.cuda.graph_pool_handle()
         self._anchor = self._captured(lambda: self._flush[:1].zero_())
 
@@ -102,4 +102,4 @@ def make_timer(device: str) -> Timer:
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, no-any-return, unused-ignore]
