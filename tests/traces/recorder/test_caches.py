@@ -128,3 +128,32 @@ def test_positions_of_padded_prompts_and_empty_caches_are_no_earlier_tokens(tmp_
         model(torch.randn(2, 3, 6), position_ids=torch.tensor([[0, 1, 2], [1, 1, 0]]), past_key_values=None, cache=())
         model(torch.randn(1, 3, 6), position_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
     assert joined(read_trace(tmp_path / "a.parquet"))["request"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_a_cache_that_is_new_in_every_pass_is_refused(tmp_path):
+    model = ModelWithState()
+    message = r"a Cache of 4 tokens is new in this pass of 1, .* continues those requests cannot be decided"
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        model(torch.randn(2, 3, 6), cache=filled(0))
+        model(torch.randn(2, 1, 6), cache=filled(3))
+        with pytest.raises(InputError, match=message):
+            model(torch.randn(2, 1, 6), cache=filled(4))
+
+
+def test_copies_of_a_filled_cache_start_requests(tmp_path):
+    model = ModelWithState()
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        model(torch.randn(1, 3, 6), cache=filled(0))
+        for _ in range(3):
+            model(torch.randn(1, 2, 6), cache=filled(3))
+    assert joined(read_trace(tmp_path / "a.parquet"))["request"].tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_new_caches_that_the_model_returns_continue_their_requests(tmp_path):
+    model, cache = ModelWithState(), filled(0)
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        for length in (0, 3, 4, 5):
+            cache.length, model.returned = length, filled(length)
+            model(torch.randn(1, 3 if length == 0 else 1, 6), cache=cache)
+            cache = model.returned
+    assert joined(read_trace(tmp_path / "a.parquet"))["request"].tolist() == [0] * 6

@@ -42,7 +42,8 @@ class RequestTracker:
     """Numbers the requests.
 
     Rows continue the requests of an earlier pass if both passes use the same key-value cache object, it is not empty
-    and there are as many rows. A cache filled outside the recording, or a copy of a cache, starts new requests.
+    and there are as many rows. A cache filled outside the recording, or a copy of a cache, starts new requests. A
+    second such cache that is as long as the first one after its pass may be its continuation or a copy, and is refused.
     """
 
     def __init__(self, end_tokens: Collection[int]) -> None:
@@ -50,10 +51,18 @@ class RequestTracker:
         self._end_tokens = sorted(end_tokens)
         self._ends: Tensor | None = None
         self._rows_of_cache: WeakKeyDictionary[object, Rows] = WeakKeyDictionary()
+        self._after_unknown: tuple[int, int] | None = None  # rows and tokens, where the last pass got an unknown cache
 
     def rows(self, tokens: "Tensor", cache: FoundCache | None) -> Rows:
-        """Return the rows of a pass with these inputs [B, S] or [B, S, H]."""
+        """Return the rows of a pass with these inputs [B, S] or [B, S, H].
+
+        Raises
+        ------
+        InputError
+            If it cannot be decided whether a filled cache continues earlier requests.
+        """
         known = None if cache is None or cache.length == 0 else self._rows_of_cache.get(cache.identity)
+        self._check_continuation(tokens, cache if known is None else None)
         if known is None or len(known.requests) != tokens.shape[0]:
             first = self.num_requests
             self.num_requests += tokens.shape[0]
@@ -64,6 +73,20 @@ class RequestTracker:
         """Store the rows for the next pass with one of these cache objects."""
         for cache in caches:
             self._rows_of_cache[cache] = rows
+
+    def _check_continuation(self, tokens: "Tensor", unknown: FoundCache | None) -> None:
+        """Refuse the second of two unknown filled caches where it is as long as the first one after its pass."""
+        earlier, self._after_unknown = self._after_unknown, None
+        if unknown is None or not unknown.length:
+            return
+        num_rows, length = tokens.shape[:2]
+        if earlier == (num_rows, unknown.length):
+            raise InputError(
+                f"a {type(unknown.identity).__name__} of {unknown.length} tokens is new in this pass of {length}, as "
+                "the one before it was in its own: whether it continues those requests cannot be decided; expected the "
+                "same cache object in every pass, or the next one in the output of the model"
+            )
+        self._after_unknown = (num_rows, unknown.length + length)
 
     def _alive(self, known: Rows, tokens: "Tensor") -> "Tensor | None":
         """Check for end tokens if each row has one token; several tokens start another turn of a conversation."""
