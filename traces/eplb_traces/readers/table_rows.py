@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import LARGEST_EXACT
 from eplb_traces.readers.array_kinds import ArrayKind, certain_kind_of, is_square, kind_of, whole
 from eplb_traces.readers.dialect import Reading, ReadOptions
-from eplb_traces.readers.table import LARGEST_EXACT, Column, Table, counts, whole_numbers
+from eplb_traces.readers.table import Column, Table, counts, whole_numbers
 from eplb_traces.readers.table_cells import Codes
 from eplb_traces.readers.table_columns import Columns
 from eplb_traces.readers.table_loads import Said, by_window, in_order, layer_ids, notes, reading_of_rows, sorted_codes
