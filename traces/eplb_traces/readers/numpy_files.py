@@ -100,7 +100,7 @@ def _check_header(file: IO[bytes], num_bytes: int, compressed_bytes: int) -> Non
     check_size(shape, compressed_bytes, "the array")
     if dtype.hasobject:
         return  # refused by name where the array is read
-    size: int = prod(int(n) for n in shape)
+    size = prod(shape)
     expected, found = size * dtype.itemsize, num_bytes - file.tell()
     if expected != found or min(shape, default=0) < 0 or (size and not dtype.itemsize):
         raise InputError(

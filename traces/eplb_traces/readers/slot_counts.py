@@ -33,7 +33,8 @@ def exact_counts(counts: NDArray[Any], place: str) -> NDArray[np.float64]:
         raise InputError(f"{place} has the count {largest}: expected at most {LARGEST_EXACT}")
     if counts.dtype == np.float32 and largest >= LARGEST_EXACT_FLOAT32:
         _logger.warning("%s: float32 counts up to %.0f have lost their last digits", place, largest)
-    return counts.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN; ExpertLoad refuses it with its place
+        return counts.astype(np.float64)
 
 
 def logical_of_slots(counts: NDArray[np.float64], options: ReadOptions) -> NDArray[np.float64]:

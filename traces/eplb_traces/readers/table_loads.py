@@ -184,8 +184,8 @@ def in_order(load: NDArray[np.float64], order: NDArray[np.int64], axis: int) -> 
 
 def _chance_of_silence(load: NDArray[np.float64]) -> float:
     """How likely an expert has no token in any layer, by the share of the pairs that have none."""
-    silent = np.asarray(~load.any(axis=0))
-    return float(silent.mean() ** len(silent))
+    silent = ~load.any(axis=0)
+    return float(silent.mean() ** load.shape[1])
 
 
 def _num_experts(found: int, is_complete: bool, chance_of_silence: float, options: ReadOptions) -> tuple[int, str]:

@@ -1,8 +1,12 @@
 """Loads .pt and .pth files of tensors, numbers, strings, lists and dictionaries; anything else in them is refused."""
 
+import io
+import pickletools
+import struct
 import zipfile
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +21,13 @@ if TYPE_CHECKING:
 
 _DAMAGED = (
     *(RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError, TypeError, IndexError, AttributeError),
-    *(MemoryError, OverflowError, ImportError),
+    *(MemoryError, OverflowError, ImportError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 _ZIP_MAGIC = b"PK\x03\x04"
 _OLDER_MAGIC = b"\x80\x02"
 _HEAD_BYTES = 1 << 16
+_PICKLES_OF_OLDER = 5
+_LONGEST_WORD = 4096  # torch searches its error messages in a time that grows with the square of a word in them
 
 
 def is_torch_file(path: Path) -> bool:
@@ -55,10 +61,12 @@ def load_torch(path: Path) -> object:
         raise MissingExtraError("reading .pt files", "runtime") from error
     import pickle
 
-    _check_archive(path)
     try:
+        _check_archive(path)
         with path.open("rb") as file:  # a path that ends in .safetensors would be read as such
             document: object = torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:  # a ValueError
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             "not a file of plain tensors: it needs unpickling, which can run any code, and is refused "
@@ -97,10 +105,30 @@ def array_of_tensor(tensor: "Tensor", place: str) -> NDArray[Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Limit what a compressed archive unpacks; torch's own are not compressed."""
-    if member_names(path):
-        with zipfile.ZipFile(path) as archive:
-            check_members(archive, size_of(path))
+    """Limit what a compressed archive unpacks (torch's own are not compressed), and the words of its pickles."""
+    if first_bytes(path, 4) != _ZIP_MAGIC:
+        with path.open("rb") as file:
+            for _ in range(_PICKLES_OF_OLDER):
+                if file.peek(1):
+                    _check_words(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        check_members(archive, size_of(path))
+        for name in archive.namelist():
+            content = archive.read(name) if name.endswith("data.pkl") else b""
+            if max(map(len, content.split()), default=0) > _LONGEST_WORD:
+                _check_words(io.BytesIO(content))
+
+
+def _check_words(file: IO[bytes]) -> None:
+    """Refuse a pickle, which is not executed, with a name or a text that has a very long word."""
+    for _, argument, position in pickletools.genops(file):
+        longest = max(map(len, argument.split()), default=0) if isinstance(argument, str) else 0
+        if longest > _LONGEST_WORD:
+            raise InputError(
+                f"a text at byte {position} of its pickle has {longest} characters without a space: expected at most "
+                f"{_LONGEST_WORD}"
+            )
 
 
 def _pickle_of(names: list[str]) -> str | None:
