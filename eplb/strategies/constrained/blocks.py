@@ -56,7 +56,7 @@ class BlockTable:
     def load_of(self, load: Floats) -> Floats:
         """[L, B, ...] load of the blocks, from that of the experts [L, E, ...]."""
         summed = np.zeros((load.shape[0], self.size.size, *load.shape[2:]))
-        np.add.at(summed, (slice(None), self.block_of_expert), load)
+        np.add.at(summed.swapaxes(0, 1), self.block_of_expert, load.swapaxes(0, 1))
         return summed
 
 

@@ -1,6 +1,7 @@
 """Names hard constraints that no placement meets together."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from eplb.core.constraints import Constraints
 
@@ -31,13 +32,14 @@ def conflict(constraints: Constraints, is_infeasible: Callable[[Constraints], bo
 def _parts(constraints: Constraints) -> Iterator[tuple[str, Constraints]]:
     """Each constraint with its name; whole kinds where there are many."""
     singly = sum(len(part) for part in (constraints.pin, constraints.forbid, constraints.apart, constraints.together))
+    nothing = Constraints()
     for kind in ("pin", "forbid", "apart", "together"):
         members = getattr(constraints, kind)
         if singly <= MOST_NAMED_SINGLY:
             for member in members:
-                yield f"{kind} {member}", Constraints(**{kind: (member,)})
+                yield f"{kind} {member}", replace(nothing, **{kind: (member,)})
         elif members:
-            yield f"all {kind}", Constraints(**{kind: members})
+            yield f"all {kind}", replace(nothing, **{kind: members})
     for expert in constraints.replicate_everywhere:
         yield f"replicate_everywhere {expert}", Constraints(replicate_everywhere=(expert,))
     if constraints.replica_counts is not None:

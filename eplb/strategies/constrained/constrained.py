@@ -19,8 +19,9 @@ from eplb.dispatch.replica_shares import FIXED_SHARE_RULES, ReplicaShares
 from eplb.errors import InfeasibleError, InputError, MissingExtraError
 from eplb.strategies.constrained.blocks import BlockTable, Flags, blocks_of
 from eplb.strategies.constrained.conflict import conflict
-from eplb.strategies.ilp.feasibility import nearest_feasible
+from eplb.strategies.ilp.feasibility import Feasibility, nearest_feasible
 from eplb.strategies.ilp.region import whole_layer
+from eplb.strategies.ilp.search_control import SearchControl
 
 
 @final
@@ -140,13 +141,14 @@ def _searched_start(table: BlockTable, problem: Problem, *, seed: int) -> Flags:
     """[B, R] a start for any layer, by the integer model; InfeasibleError with names if there is none."""
     if table.is_flow:
         named = conflict(problem.constraints, lambda constraints: _is_infeasible(constraints, problem))
-        slots = f"{problem.load.num_experts} experts in {problem.topology.num_slots} slots, none twice on a rank"
-        raise InfeasibleError(f"no placement meets these together: {'; '.join([*named, slots])}")
+        named.append(f"{problem.load.num_experts} experts in {problem.topology.num_slots} slots, none twice on a rank")
+        raise InfeasibleError(f"no placement meets these together: {'; '.join(named)}")
     topology = problem.topology
     slots, speed = tuple(topology.rank_num_slots.tolist()), tuple(topology.relative_speed.tolist())
     whole = whole_layer(problem.load.total[0], slots, speed, problem.constraints, np.inf, even=False)
     try:
-        layout = nearest_feasible(whole, [], least_replicas=problem.least_replicas, seed=seed)
+        control = SearchControl(np.inf if problem.time_limit_s is None else problem.time_limit_s)
+        layout = nearest_feasible(Feasibility(whole, problem.least_replicas, seed, control), [])
     except MissingExtraError as error:
         raise InfeasibleError(f"no placement that meets the constraints was found; to search on: {error}") from error
     on = np.zeros((table.size.size, topology.num_ranks), dtype=np.bool_)

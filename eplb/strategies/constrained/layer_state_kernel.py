@@ -43,10 +43,10 @@ class LayerState(NamedTuple):
 
     on: Flags
     """[B, R]"""
-    count: Ints
+    num_replicas: Ints
     """[B] replicas."""
     ranks: Ints
-    """[B, R] ranks of the block, ascending; the first `count` entries."""
+    """[B, R] ranks of the block, ascending; the first `num_replicas` entries."""
     held: Ints
     """[R, S] blocks of the rank in no order; the first `num_held` entries."""
     num_held: Ints
@@ -100,12 +100,12 @@ def may_enter(blocks: Blocks, state: LayerState, block: int, rank: int, leaving:
 def put(blocks: Blocks, state: LayerState, block: int, rank: int) -> None:
     """Give the rank a replica of the block."""
     state.on[block, rank] = True
-    at = state.count[block]
+    at = state.num_replicas[block]
     while at > 0 and state.ranks[block, at - 1] > rank:
         state.ranks[block, at] = state.ranks[block, at - 1]
         at -= 1
     state.ranks[block, at] = rank
-    state.count[block] += 1
+    state.num_replicas[block] += 1
     state.held[rank, state.num_held[rank]] = block
     state.num_held[rank] += 1
     state.slots_left[rank] -= blocks.size[block]
@@ -119,8 +119,8 @@ def take(blocks: Blocks, state: LayerState, block: int, rank: int) -> None:
     at = 0
     while state.ranks[block, at] != rank:
         at += 1
-    state.count[block] -= 1
-    for later in range(at, state.count[block]):
+    state.num_replicas[block] -= 1
+    for later in range(at, state.num_replicas[block]):
         state.ranks[block, later] = state.ranks[block, later + 1]
     at = 0
     while state.held[rank, at] != block:

@@ -79,7 +79,7 @@ def _touch(times: Times, num_touched: int, block: int, rank: int, share: float) 
 @helper
 def _change_block(times: Times, state: LayerState, rule: ShareRule, block: int, lost: int, num_touched: int) -> int:
     """Add the changes that the block's present ranks bring; it has lost the replica on rank `lost`, -1 for none."""
-    count = state.count[block]
+    count = state.num_replicas[block]
     replica_shares(rule, state.ranks[block, :count], times.shares[:count])
     for i in range(count):
         rank = state.ranks[block, i]
@@ -119,7 +119,7 @@ def _settle(times: Times, num_touched: int, accept: bool) -> None:
 @helper
 def _set_shares(times: Times, state: LayerState, rule: ShareRule, block: int, lost: int) -> None:
     """Store the shares of the block's present ranks."""
-    count = state.count[block]
+    count = state.num_replicas[block]
     replica_shares(rule, state.ranks[block, :count], times.shares[:count])
     for i in range(count):
         times.share[block, state.ranks[block, i]] = times.shares[i]
@@ -215,8 +215,8 @@ def _replace(
     """Replace the block's replica on the rank by one more of another block if that helps."""
     if (
         blocks.pinned[block, rank]
-        or state.count[block] <= blocks.least[block]
-        or state.count[other] >= blocks.most[other]
+        or state.num_replicas[block] <= blocks.least[block]
+        or state.num_replicas[other] >= blocks.most[other]
         or blocks.size[block] != blocks.size[other]
         or not may_enter(blocks, state, other, rank, block)
     ):
@@ -238,7 +238,8 @@ def _replace(
 
 @helper
 def _draw(random: np.uint64, size: int) -> int:
-    return np.int64((random >> np.uint64(20)) % np.uint64(size))
+    signed: int = np.int64((random >> np.uint64(20)) % np.uint64(size))  # sums of unsigned and signed are floats
+    return signed
 
 
 @helper
@@ -290,12 +291,12 @@ def _search(
     random: np.uint64,
 ) -> np.uint64:  # fmt: skip
     """Try moves, every second one at the costliest rank; the random numbers' state after them."""
-    held, num_held, count, on = state.held, state.num_held, state.count, state.on
+    held, num_held, count, on = state.held, state.num_held, state.num_replicas, state.on
     load, time, cost, scale, share = times.load, times.time, times.cost, times.scale, times.share
     allowed, pinned, size, even = blocks.allowed, blocks.pinned, blocks.size, _is_even(rule)
     for rank in range(scale.size):
         cost[rank] = _cost_after(load, time, (0, 0.0, 0, 0.0), rank, scale[rank], doublings)
-    costliest, group = np.argmax(cost), np.empty(held.shape[1], dtype=np.int64)
+    costliest, group = int(np.argmax(cost)), np.empty(held.shape[1], dtype=np.int64)
     if time[costliest].max() <= target:
         return random
     for turn in range(num_tries):
@@ -329,7 +330,7 @@ def _search(
                 num = _partners(blocks, state, block, partner, start, group)
                 done = num > 0 and _exchange(blocks, state, times, rule, doublings, rank, block, partner, group, num)
         if done:
-            costliest = np.argmax(cost)
+            costliest = int(np.argmax(cost))
             if time[costliest].max() <= target:
                 break
     return random
@@ -345,7 +346,7 @@ def _first_times(state: LayerState, load: Floats, rank_scale: Floats, rule: Shar
     )  # fmt: skip
     for block in range(num_blocks):
         _set_shares(times, state, rule, block, -1)
-        for rank in state.ranks[block, : state.count[block]]:
+        for rank in state.ranks[block, : state.num_replicas[block]]:
             for w in range(num_windows):
                 times.time[rank, w] += times.share[block, rank] * load[block, w] * rank_scale[rank]
     return times
@@ -374,20 +375,16 @@ def search_layers(
     ----------
     load
         [L, B, W] tokens, scaled so that the mean rank time of a window is 1.
-    block_fields, ranks
-        The fields of `Blocks`; [R] slots and [R] units of memory.
-    rank_scale
-        [R] time of one token.
-    rule_fields
-        The fields of `ShareRule`.
-    descents
-        Doublings of the powers of the two descents.
-    num_tries
-        Moves tried in each descent.
+    block_fields, rule_fields
+        The fields of `Blocks` and of `ShareRule`.
+    ranks, rank_scale
+        [R] slots and [R] units of memory; [R] time of one token.
+    descents, num_tries
+        Doublings of the powers of the two descents, and the moves tried in each.
     target
         Time of the busiest rank in any window at which a layer is good enough.
     seed, first_layer
-        Layer l of this call draws its random numbers from seed and first_layer + l.
+        Layer l draws its random numbers from seed and first_layer + l.
     on
         [L, B, R] in and out: which ranks hold the block.
     """

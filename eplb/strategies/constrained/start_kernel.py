@@ -131,21 +131,21 @@ def _choose_counts(blocks: Blocks, state: LayerState, load: Floats, time: Floats
         return NO_PIN
     unit = load / np.maximum(blocks.least, 1)
     for block in _hardest_first(blocks, load):
-        while state.count[block] < blocks.least[block]:
+        while state.num_replicas[block] < blocks.least[block]:
             if not _add_replica(blocks, state, block, unit, time, rank_scale):
                 return NO_REPLICA
-    left, is_out = state.slots_left.sum(), state.count >= blocks.most
+    left, is_out = state.slots_left.sum(), state.num_replicas >= blocks.most
     while left > 0:
         found, most = -1, -1.0
         for block in range(load.size):
-            if not is_out[block] and blocks.size[block] <= left and load[block] / state.count[block] > most:
-                found, most = block, load[block] / state.count[block]
+            if not is_out[block] and blocks.size[block] <= left and load[block] / state.num_replicas[block] > most:
+                found, most = block, load[block] / state.num_replicas[block]
         if found < 0:
             return NO_FILLING
-        unit[found] = load[found] / (state.count[found] + 1)
+        unit[found] = load[found] / (state.num_replicas[found] + 1)
         if _add_replica(blocks, state, found, unit, time, rank_scale):
             left -= blocks.size[found]
-            is_out[found] = state.count[found] >= blocks.most[found]
+            is_out[found] = state.num_replicas[found] >= blocks.most[found]
         else:
             is_out[found] = True
     return FEASIBLE
@@ -159,7 +159,7 @@ def _pack(blocks: Blocks, state: LayerState, count: Ints, load: Floats, time: Fl
         return False
     order = np.argsort(-unit, kind="mergesort")
     for block in order[np.argsort(blocks.size[order] == 1, kind="mergesort")]:
-        while state.count[block] < count[block]:
+        while state.num_replicas[block] < count[block]:
             if not _add_replica(blocks, state, block, unit, time, rank_scale):
                 return False
     return True
@@ -203,5 +203,5 @@ def start_layers(
             continue
         packed = empty_state(blocks.size.size, slots, room)
         time[:] = 0.0
-        if _pack(blocks, packed, state.count, load[layer], time, rank_scale):
+        if _pack(blocks, packed, state.num_replicas, load[layer], time, rank_scale):
             on[layer] = packed.on

@@ -5,8 +5,9 @@ optimum is proven or the time is up; large ones are polished a few ranks at a ti
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -16,23 +17,25 @@ from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
-from eplb.core.problem import BindingBound, GroupMode, LayerCertificate, Plan, Problem, SolveStatus
+from eplb.core.problem import BindingBound, GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.strategies.certify import MET
+from eplb.strategies.constrained.constrained import ConstrainedSearch
 from eplb.strategies.greedy.greedy import Greedy
 from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improved_map
-from eplb.strategies.ilp.feasibility import nearest_feasible
+from eplb.strategies.ilp.feasibility import Feasibility, nearest_feasible
 from eplb.strategies.ilp.layer_search import LayerSearch, LayerState, layout_of_row
-from eplb.strategies.ilp.region import Layout, whole_layer
+from eplb.strategies.ilp.region import whole_layer
+from eplb.strategies.ilp.search_control import NUM_THREADS, Clock, SearchControl
 from eplb.strategies.ilp.solver import cp_sat
 from eplb.strategies.under_rule.objective import FREE_RULES, is_even
 
-NUM_THREADS = 2
-"""Layers solved at the same time; the answers do not depend on it."""
 FIRST_ROUND = 0.4
 """Of the time: every layer gets its share of this first, and what is not needed goes to the layers left open."""
 
+LEAST_SHARE_S = 1e-3
+"""Of a layer: with less time the search ends."""
 START_TOLERANCE = 1e-6
 """Of greedy: finer than its default, since a model takes longer than its exchanges."""
 
@@ -48,11 +51,13 @@ class Ilp:
     ----------
     time_limit_s
         Time for all layers where the problem names none: seconds of CP-SAT's deterministic clock, about processor time,
-        so that equal questions get equal answers.
+        so that equal questions get equal answers. A limit of the problem is wall time for the whole plan instead.
     most_variables
         A layer whose model has at most so many booleans is solved whole.
     progress
         Called with layers done and layers in all, after each layer of each round.
+    clock
+        Wall seconds from some fixed moment.
     """
 
     name: ClassVar[str] = "ilp"
@@ -60,6 +65,7 @@ class Ilp:
     time_limit_s: float = 20.0
     most_variables: int = 6000
     progress: Callable[[int, int], None] | None = None
+    clock: Clock = time.monotonic
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Plan for the summed load.
@@ -67,8 +73,8 @@ class Ilp:
         Raises
         ------
         InputError
-            For group mode "priced", and for dispatch rules other than even ones and those that choose the shares for
-            the load.
+            For group mode "priced", for a loss to survive, and for dispatch rules other than even ones and those that
+            choose the shares for the load.
         MissingExtraError
             Without OR-tools.
         InfeasibleError
@@ -76,11 +82,15 @@ class Ilp:
         """
         if problem.group_mode is GroupMode.PRICED:
             raise InputError("group mode priced: ilp does not support it, expected strategy greedy")
+        if problem.survive is not Survive.NOTHING:
+            raise InputError(f"survive = {problem.survive}: ilp plans for no loss, expected strategy greedy")
         if not is_even(problem.dispatch) and problem.dispatch not in FREE_RULES:
             raise InputError(f"dispatch = {problem.dispatch}: ilp does not model its shares, expected strategy greedy")
+        wall_s = math.inf if problem.time_limit_s is None else problem.time_limit_s
+        control = SearchControl(wall_s, self.clock)
         cp_sat()
         searches = self._searches(problem)
-        states = _starts(problem, searches, seed)
+        states = _starts(problem, searches, seed, control)
         reached = np.array([state.objective for state in states])
         weighted = _is_weighted(problem)
         bounds = lower_bounds(
@@ -89,8 +99,8 @@ class Ilp:
             rule=problem.dispatch,
             reached=None if weighted else reached,
         )
-        limit = self.time_limit_s if problem.time_limit_s is None else problem.time_limit_s
-        states = self._search(searches, states, bounds.value.tolist(), limit_s=limit, seed=seed)
+        limit_s = self.time_limit_s if problem.time_limit_s is None else NUM_THREADS * problem.time_limit_s
+        states = self._search(searches, states, bounds.value.tolist(), limit_s=limit_s, seed=seed, control=control)
         return _wrap_up(problem, states, bounds, strategy=self.name, seed=seed)
 
     def _searches(self, problem: Problem) -> list[LayerSearch]:
@@ -108,27 +118,37 @@ class Ilp:
             searches.append(LayerSearch(whole, _is_weighted(problem), self.most_variables))
         return searches
 
-    def _search(
-        self, searches: list[LayerSearch], states: list[LayerState], lower: list[float], *, limit_s: float, seed: int
+    def _search(  # noqa: PLR0913  # layers, where they stand, and the limits
+        self,
+        searches: list[LayerSearch],
+        states: list[LayerState],
+        lower: list[float],
+        *,
+        limit_s: float,
+        seed: int,
+        control: SearchControl,
     ) -> list[LayerState]:
         """Two rounds over the layers that are not proven; the second shares out what the first left over."""
-        left = limit_s
+        states, left = list(states), limit_s
         for part in (FIRST_ROUND, 1.0):
             is_open = [_is_open(state, bound) for state, bound in zip(states, lower, strict=True)]
             layers = [layer for layer, still in enumerate(is_open) if still]
             share = left * part / max(1, len(layers))
-            if share < 1e-3:
+            wall = control.left_s * part * min(1, NUM_THREADS / max(1, len(layers)))
+            if share < LEAST_SHARE_S or wall <= 0:
                 break
 
-            def work(layer: int, share: float = share) -> LayerState:
-                search, state = searches[layer], states[layer]
-                return search.improve(state, lower[layer], limit_s=share, seed=seed + layer)
+            def work(layer: int, share: float = share, wall: float = wall) -> tuple[int, LayerState]:
+                search, own = searches[layer], control.within(wall)
+                return layer, search.improve(states[layer], lower[layer], limit_s=share, seed=seed + layer, control=own)
+
+            def tell(found: tuple[int, LayerState], layers: list[int] = layers) -> None:
+                self._tell(len(states) - len(layers) + layers.index(found[0]) + 1, len(states))
 
             before = sum(state.spent_s for state in states)
-            with ThreadPoolExecutor(NUM_THREADS) as pool:
-                for done, (layer, state) in enumerate(zip(layers, pool.map(work, layers), strict=True), 1):
-                    states[layer] = state
-                    self._tell(len(states) - len(layers) + done, len(states))
+            found = control.map(work, layers, tell)
+            for layer, state in found:
+                states[layer] = state
             left -= sum(state.spent_s for state in states) - before
         return states
 
@@ -146,24 +166,36 @@ def _is_open(state: LayerState, bound: float) -> bool:
     return not state.is_proven and state.objective > bound * (1 + MET)
 
 
-def _starts(problem: Problem, searches: list[LayerSearch], seed: int) -> list[LayerState]:
-    """Greedy's placement, or the nearest one to it that meets the constraints."""
+def _starts(problem: Problem, searches: list[LayerSearch], seed: int, control: SearchControl) -> list[LayerState]:
+    """Greedy's placement; that of the constrained search in layers where it breaks a constraint."""
     free = replace(problem, constraints=Constraints(), dispatch=DispatchRule.EVEN)
     greedy = np.array(Greedy(tolerance=START_TOLERANCE)(free, seed=seed).placement.physical_to_logical_map)
     if has_two_slot_ranks(problem.topology) and problem.group_mode is GroupMode.FREE:
         greedy = improved_map(problem.load.total, greedy, problem.topology)
-    states = []
-    for row, search in zip(greedy, searches, strict=True):
-        layout = layout_of_row(row, problem.topology.rank_first_slot)
-        if any(problem.constraints.breaches(layout, problem.load.num_experts)):
-            layout = nearest_feasible(search.whole, layout, seed=seed)
-        states.append(LayerState(layout, search.objective_of(layout), 0.0, is_proven=False, spent_s=0.0))
-    return states
+    layouts = [layout_of_row(row, problem.topology.rank_first_slot) for row in greedy]
+    asked, num_experts = problem.constraints, problem.load.num_experts
+    ordered = ([asked.in_slot_order(held) for held in layout] for layout in layouts)
+    broken = [layer for layer, layout in enumerate(ordered) if any(asked.breaches(layout, num_experts))]
+    if broken and problem.group_mode is GroupMode.FREE:
+        rest = replace(problem, time_limit_s=None if math.isinf(control.left_s) else max(control.left_s, LEAST_SHARE_S))
+        load = problem.load.total
+        found = ConstrainedSearch(tolerance=START_TOLERANCE)(load[:, :, None], load, rest, seed=seed)
+        for layer in broken:
+            layouts[layer] = layout_of_row(found[layer], problem.topology.rank_first_slot)
+    elif broken:
+        for layer in broken:
+            feasibility = Feasibility(searches[layer].whole, problem.least_replicas, seed, control)
+            layouts[layer] = nearest_feasible(feasibility, layouts[layer])
+    return [
+        LayerState(layout, search.objective_of(layout), 0.0, is_proven=False, spent_s=0.0)
+        for layout, search in zip(layouts, searches, strict=True)
+    ]
 
 
 def _wrap_up(problem: Problem, states: list[LayerState], bounds: LowerBounds, *, strategy: str, seed: int) -> Plan:
     """The plan, its objective recomputed in tokens and its bounds the better of proofs and search."""
-    phy2log = np.array([_row(state.layout) for state in states], dtype=np.int32)
+    in_order = problem.constraints.in_slot_order
+    phy2log = np.array([[e for held in state.layout for e in in_order(held)] for state in states], dtype=np.int32)
     placement = Placement(phy2log, problem.load.num_experts, problem.topology)
     if problem.dispatch is DispatchRule.WEIGHTED:
         placement = weighted_placement(placement, problem.load)
@@ -192,7 +224,3 @@ def _certificate(state: LayerState, bound: float, binding: BindingBound) -> Laye
     met = state.is_proven or state.objective <= bound * (1 + MET)
     status = SolveStatus.OPTIMAL if met else SolveStatus.FEASIBLE
     return LayerCertificate(state.objective, min(bound, state.objective), binding, status)
-
-
-def _row(layout: Layout) -> list[int]:
-    return [expert for held in layout for expert in held]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from eplb.dispatch.optimal_shares import busiest_of_layout
 from eplb.strategies.ilp.model import RegionModel
-from eplb.strategies.ilp.neighbourhood import polish, rank_times
+from eplb.strategies.ilp.neighbourhood import SECONDS_PER_VARIABLE, polish, rank_times
 from eplb.strategies.ilp.region import Layout, Region, scale_of, whole_layer
+from eplb.strategies.ilp.search_control import SearchControl
 
 POLISH_SHARE = 0.3
 """Of a small layer's budget: what neighbourhoods may take before the whole model gets a good start from them."""
@@ -65,7 +66,9 @@ class LayerSearch:
             return float(rank_times(self.whole, layout).max())
         return busiest_of_layout(self.whole.load, layout, self.whole.speed)
 
-    def improve(self, state: LayerState, lower: float, *, limit_s: float, seed: int) -> LayerState:
+    def improve(
+        self, state: LayerState, lower: float, *, limit_s: float, seed: int, control: SearchControl
+    ) -> LayerState:
         """Search on from a state; never worse than it.
 
         Parameters
@@ -78,21 +81,25 @@ class LayerSearch:
             Deterministic seconds.
         seed
             Of the search.
+        control
+            Wall time left.
         """
         listed, cost_s = self._enumeration()
-        if listed > 0 and cost_s <= limit_s:
+        if listed > 0 and cost_s <= min(limit_s, control.left_s):
             return self._enumerate(state, listed, cost_s)
         region = self._reduced(state.objective)
         small = region.num_variables <= self.most_variables
         left = limit_s
         if not self.weighted and (not small or len(region.slots) >= FEWEST_RANKS_TO_POLISH):
             share = left * POLISH_SHARE if small else left
-            polished = polish(region, state.layout, lower, limit_s=share, seed=seed)
+            wall = control.left_s * POLISH_SHARE if small else control.left_s
+            polished = polish(region, state.layout, lower, limit_s=share, seed=seed, control=control.within(wall))
             left -= polished.spent_s
             state = self._with(state, polished.layout, polished.spent_s)
-        if not small or left <= 0:
+        building_s = SECONDS_PER_VARIABLE * region.num_variables
+        if not small or left <= 0 or control.left_s <= building_s:
             return state
-        return self._solve_whole(state, lower, limit_s=left, seed=seed)
+        return self._solve_whole(state, lower, limit_s=left, seed=seed, control=control)
 
     def _enumeration(self) -> tuple[int, float]:
         """How many experts enumeration would list, 0 where it does not apply, and about how many seconds it takes."""
@@ -121,7 +128,9 @@ class LayerSearch:
             state = self._with(state, [sorted(held) for held in layout], 0.0)
         return replace(state, lower=state.objective, is_proven=True, spent_s=state.spent_s + cost_s)
 
-    def _solve_whole(self, state: LayerState, lower: float, *, limit_s: float, seed: int) -> LayerState:
+    def _solve_whole(
+        self, state: LayerState, lower: float, *, limit_s: float, seed: int, control: SearchControl
+    ) -> LayerState:
         region = self._reduced(state.objective)
         most_replicas = max(ways[-1].total for ways in region.choices.values())
         alike = len(set(region.speed)) == 1
@@ -130,7 +139,7 @@ class LayerSearch:
         model.order_ranks()
         model.minimise_busiest(lower, state.objective)
         model.hint(state.layout)
-        answer, layout = model.run(limit_s=limit_s, seed=seed)
+        answer, layout = model.run(limit_s=limit_s, seed=seed, control=control)
         if layout is not None:
             state = self._with(state, layout, 0.0)
         proven = max(state.lower, model.proven_load(answer))

@@ -11,6 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from eplb.strategies.ilp.region import Layout, Region, Replicas
+from eplb.strategies.ilp.search_control import SearchControl
 from eplb.strategies.ilp.side_constraints import add_side_constraints
 from eplb.strategies.ilp.solver import Answer, cp_sat, solve
 
@@ -154,9 +155,9 @@ class RegionModel:
         self.model.add_hint(self.busiest, top)
         self.model.add(self.busiest <= top)
 
-    def run(self, *, limit_s: float, seed: int) -> tuple[Answer, Layout | None]:
+    def run(self, *, limit_s: float, seed: int, control: SearchControl) -> tuple[Answer, Layout | None]:
         """Solve; the placement found, each rank's experts ascending, or None."""
-        answer = solve(self.model, limit_s=limit_s, seed=seed)
+        answer = solve(self.model, limit_s=limit_s, seed=seed, control=control)
         if not answer.has_solution:
             return answer, None
         value = answer.solver.value

@@ -12,6 +12,7 @@ import numpy as np
 from eplb.core.arrays import Floats
 from eplb.strategies.ilp.model import RegionModel
 from eplb.strategies.ilp.region import Layout, Region, scale_of, some_ranks
+from eplb.strategies.ilp.search_control import SearchControl
 
 FEWEST_RANKS, MOST_RANKS = 4, 6
 STEP_LIMIT_S = 0.25
@@ -42,7 +43,9 @@ def rank_times(whole: Region, layout: Layout) -> Floats:
     return np.array([unit[held].sum() / speed for held, speed in zip(layout, whole.speed, strict=True)])
 
 
-def polish(whole: Region, layout: Layout, lower: float, *, limit_s: float, seed: int) -> Polished:
+def polish(  # noqa: PLR0913  # a layer, where it stands, and the limits
+    whole: Region, layout: Layout, lower: float, *, limit_s: float, seed: int, control: SearchControl
+) -> Polished:
     """Lower the busiest rank of a layer by arranging a few ranks at a time; never worse than the start.
 
     Parameters
@@ -57,6 +60,8 @@ def polish(whole: Region, layout: Layout, lower: float, *, limit_s: float, seed:
         Deterministic seconds for all steps.
     seed
         Picks the ranks beside the busiest one.
+    control
+        Wall time left: no step is begun that could not be built in it.
     """
     layout = [list(held) for held in layout]
     scale = scale_of(whole.load, len(whole.slots), 0, exact=False)
@@ -70,12 +75,14 @@ def polish(whole: Region, layout: Layout, lower: float, *, limit_s: float, seed:
         turn += 1
         count = np.bincount([expert for held in layout for expert in held], minlength=whole.load.size)
         region = some_ranks(whole, layout, ranks, count, free_counts=turn % 2 == 0)
+        if control.left_s <= SECONDS_PER_VARIABLE * region.num_variables:
+            break
         model = RegionModel(region, scale, weighted=False)
         model.order_ranks()
         goal = lower if turn % 2 == 0 else max(lower, _mean_time(whole, times, ranks))
         model.minimise_busiest(goal * (1 + GOOD_ENOUGH), float(times[list(ranks)].max()))
         model.hint([layout[rank] for rank in ranks])
-        answer, found = model.run(limit_s=min(STEP_LIMIT_S, limit_s - spent), seed=seed)
+        answer, found = model.run(limit_s=min(STEP_LIMIT_S, limit_s - spent), seed=seed, control=control)
         spent += answer.spent_s + SECONDS_PER_VARIABLE * region.num_variables
         failures += 1
         if found is None:

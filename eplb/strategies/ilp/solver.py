@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any, final
 
 from eplb.errors import MissingExtraError
+from eplb.strategies.ilp.search_control import SearchControl
 
 Model = Any  # CP-SAT's own objects are untyped
 
@@ -38,7 +39,7 @@ class Answer:
     """CP-SAT's own object, from which values of variables are read."""
 
 
-def solve(model: Model, *, limit_s: float, seed: int) -> Answer:
+def solve(model: Model, *, limit_s: float, seed: int, control: SearchControl) -> Answer:
     """Minimise with one worker, whose search depends on nothing but the model and the seed.
 
     Parameters
@@ -48,9 +49,12 @@ def solve(model: Model, *, limit_s: float, seed: int) -> Answer:
         symmetries are not detected, which is therefore off: models break them themselves.
     limit_s
         Deterministic seconds; the search is also cut off at `WALL_PER_DETERMINISTIC_SECOND` times that plus
-        `WALL_GRACE_S` on the clock, the one way in which two runs can differ.
+        `WALL_GRACE_S` on the clock. That and the wall limit of `control` are the ways in which two runs can differ.
     seed
         Of CP-SAT's own choices.
+    control
+        Wall time left, and who may stop the search. Interrupts are left to Python: several solvers that each catch
+        SIGINT abort the process.
     """
     module = cp_sat()
     solver = module.CpSolver()
@@ -59,8 +63,13 @@ def solve(model: Model, *, limit_s: float, seed: int) -> Answer:
     parameters.symmetry_level = 0
     parameters.random_seed = seed % (1 << 31)
     parameters.max_deterministic_time = limit_s
-    parameters.max_time_in_seconds = limit_s * WALL_PER_DETERMINISTIC_SECOND + WALL_GRACE_S
-    status = solver.solve(model)
+    wall_s = min(limit_s * WALL_PER_DETERMINISTIC_SECOND + WALL_GRACE_S, control.left_s)
+    if wall_s <= 0:
+        return Answer(False, False, float("-inf"), 0.0, solver)
+    parameters.max_time_in_seconds = wall_s
+    parameters.catch_sigint_signal = False
+    with control.running(solver):
+        status = solver.solve(model)
     has_solution = status in (module.OPTIMAL, module.FEASIBLE)
     is_proven = status in (module.OPTIMAL, module.INFEASIBLE)
     bound = solver.best_objective_bound if has_solution or status == module.UNKNOWN else float("-inf")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eplb.core.constraints import Constraints
+from eplb.core.constraints import Constraints, ReplicatedSlot
 from eplb.core.problem import Problem
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
@@ -21,6 +21,7 @@ LOAD, TOPOLOGY = ExpertLoad([[4.0, 3, 2, 1]]), Topology(1, 3, 2)
         ({"replica_counts": [1, 0]}, r"replica_counts\[1\] = 0: expected >= 1"),
         ({"expert_bytes": -1.0, "rank_bytes": 1.0}, "expert_bytes = -1.0: expected finite bytes >= 0"),
         ({"expert_bytes": 1.0}, "expected both or neither"),
+        ({"replicate_everywhere": [2, 2]}, r"replicate_everywhere: \(2, 2\): expected different ids >= 0"),
     ],
 )
 def test_constraints_that_cannot_be_meant_are_refused_at_birth(arguments, message):
@@ -34,6 +35,7 @@ def test_constraints_that_cannot_be_meant_are_refused_at_birth(arguments, messag
         ({"pin": [(4, 0)]}, "pin: expert = 4: expected 0 <= id < 4"),
         ({"forbid": [(0, 3)]}, "forbid: rank = 3: expected 0 <= id < 3"),
         ({"apart": [[0, 9]]}, "apart: expert = 9"),
+        ({"replicate_everywhere": [4]}, "replicate_everywhere: expert = 4: expected 0 <= id < 4"),
         ({"replica_counts": [2, 2, 2]}, "replica_counts has 3 entries: expected one for each of 4 experts"),
         ({"expert_bytes": 1.0, "rank_bytes": [4, 4]}, "rank_bytes has 2 entries: expected one for each of 3 ranks"),
     ],
@@ -56,6 +58,10 @@ def test_constraints_of_another_machine_or_model_are_refused(arguments, message)
         ({"replica_counts": [1, 1, 1, 1]}, "sum to 4: expected the 6 slots"),
         ({"replica_counts": [3, 1, 1, 1], "forbid": [(0, 0)]}, r"replica_counts\[0\] = 3: it may lie on 2 ranks"),
         ({"replica_counts": [1, 2, 2, 1], "pin": [(0, 0), (0, 1)]}, "it is pinned to 2 ranks"),
+        ({"replicate_everywhere": [1], "forbid": [(1, 0)]}, "expert 1 is replicated everywhere and forbidden"),
+        ({"replicate_everywhere": [1, 2], "apart": [[1, 2]]}, r"experts \[1, 2\] are pinned to rank 0 and kept apart"),
+        ({"replicate_everywhere": [0, 1, 2]}, "3 experts on rank 0 of 2 slots"),
+        ({"replicate_everywhere": [0], "replica_counts": [2, 2, 1, 1]}, r"\[0\] = 2: it is pinned to 3 ranks"),
         ({"expert_bytes": 2.0, "rank_bytes": 2.0}, "rank_bytes sum to 6: the experts take 8"),
         ({"expert_bytes": [1, 9, 1, 1], "rank_bytes": [8, 8, 8]}, "expert 1 fits on no rank"),
     ],
@@ -74,6 +80,7 @@ def test_contradictions_are_named_before_any_search(arguments, message):
         ({"together": [[0, 2]]}, r"experts \[0\] are on rank 0 without all of \(0, 2\)"),
         ({"replica_counts": [3, 1, 1, 1]}, "expert 0 has 2 replicas, not 3"),
         ({"expert_bytes": [3, 3, 1, 1], "rank_bytes": 5.0}, "rank 0 holds 6 of 5 bytes"),
+        ({"replicate_everywhere": [0]}, "expert 0 is not on rank 2, where it is pinned"),
     ],
 )
 def test_what_a_placement_breaks_is_said(arguments, message):
@@ -99,11 +106,26 @@ def test_a_placement_that_meets_everything_breaks_nothing():
     assert Constraints().is_empty
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ilp"])
+HONOUR_CONSTRAINTS = {"greedy", "scenario", "ilp"}
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in HONOUR_CONSTRAINTS])
 def test_strategies_that_know_no_constraints_refuse_them(name):
     problem = Problem(LOAD, TOPOLOGY, constraints=Constraints(pin=[(0, 0)]))
-    with pytest.raises(InputError, match=f"constraints: {name} supports none, expected strategy ilp"):
+    with pytest.raises(
+        InputError, match=f"constraints: {name} supports none, expected strategy greedy, scenario or ilp"
+    ):
         STRATEGIES[name](problem)
+
+
+def test_experts_replicated_everywhere_are_in_the_last_slots_or_the_first():
+    last = Constraints(replicate_everywhere=[2, 0])
+    first = Constraints(replicate_everywhere=[2, 0], replicated_slot=ReplicatedSlot.FIRST)
+    assert last.in_slot_order([3, 0, 1, 2]) == [1, 3, 0, 2]
+    assert first.in_slot_order([3, 0, 1, 2]) == [0, 2, 1, 3]
+    hands = [[1, 3, 0, 2], [1, 0, 2]]
+    assert list(last.breaches(hands, 4)) == []
+    assert list(first.breaches(hands, 4))[0] == "rank 0 holds [1, 3] in its first slots, not [0, 2]"
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
