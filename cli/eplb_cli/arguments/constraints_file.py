@@ -7,6 +7,8 @@
     apart = [[0, 1, 2]]  # a rank holds at most one of these experts
     together = [[8, 9]]  # a rank holds all of these experts or none
     replica_counts = [2, 1, 1]  # replicas of each expert
+    replicate_everywhere = [256]  # experts with a replica on every rank
+    replicated_slot = "last"  # or "first": the slots of a rank that hold these
     expert_bytes = 44040192  # bytes of one replica: one number, or one for each expert
     rank_bytes = 400e6  # room of a rank for one layer: one number, or one for each rank
 """
@@ -29,8 +31,8 @@ def read_constraints(path: Path) -> "Constraints":
     FormatError
         With the key that is not a constraint.
     """
-    from eplb.core.constraints import Constraints
-    from eplb.formats.json_fields import error_context
+    from eplb.core.constraints import Constraints, ReplicatedSlot
+    from eplb.formats.json_fields import as_text, error_context
 
     given = _keys(path, tuple(field.name for field in dataclasses.fields(Constraints)))
     with error_context(path):
@@ -40,6 +42,10 @@ def read_constraints(path: Path) -> "Constraints":
             apart=_sets(given.get("apart", []), f"{path}: apart"),
             together=_sets(given.get("together", []), f"{path}: together"),
             replica_counts=_counts(given.get("replica_counts"), f"{path}: replica_counts"),
+            replicate_everywhere=_ids(given.get("replicate_everywhere", []), f"{path}: replicate_everywhere"),
+            replicated_slot=ReplicatedSlot.named(
+                as_text(given.get("replicated_slot", ReplicatedSlot.LAST), f"{path}: replicated_slot")
+            ),
             expert_bytes=_bytes(given.get("expert_bytes"), f"{path}: expert_bytes"),
             rank_bytes=_bytes(given.get("rank_bytes"), f"{path}: rank_bytes"),
         )
