@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eplb.online.rebalancer
-from eplb.core.migration import simulate
+from eplb.core.migration_simulation import simulate
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError

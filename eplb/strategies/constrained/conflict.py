@@ -1,7 +1,6 @@
 """Names hard constraints that no placement meets together."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from eplb.core.constraints import Constraints
 
@@ -32,14 +31,19 @@ def conflict(constraints: Constraints, is_infeasible: Callable[[Constraints], bo
 def _parts(constraints: Constraints) -> Iterator[tuple[str, Constraints]]:
     """Each constraint with its name; whole kinds where there are many."""
     singly = sum(len(part) for part in (constraints.pin, constraints.forbid, constraints.apart, constraints.together))
-    nothing = Constraints()
-    for kind in ("pin", "forbid", "apart", "together"):
-        members = getattr(constraints, kind)
-        if singly <= MOST_NAMED_SINGLY:
-            for member in members:
-                yield f"{kind} {member}", replace(nothing, **{kind: (member,)})
-        elif members:
-            yield f"all {kind}", replace(nothing, **{kind: members})
+    if singly <= MOST_NAMED_SINGLY:
+        yield from ((f"pin {pair}", Constraints(pin=(pair,))) for pair in constraints.pin)
+        yield from ((f"forbid {pair}", Constraints(forbid=(pair,))) for pair in constraints.forbid)
+        yield from ((f"apart {members}", Constraints(apart=(members,))) for members in constraints.apart)
+        yield from ((f"together {members}", Constraints(together=(members,))) for members in constraints.together)
+    else:
+        kinds = {
+            "pin": Constraints(pin=constraints.pin),
+            "forbid": Constraints(forbid=constraints.forbid),
+            "apart": Constraints(apart=constraints.apart),
+            "together": Constraints(together=constraints.together),
+        }
+        yield from ((f"all {kind}", part) for kind, part in kinds.items() if not part.is_empty)
     for expert in constraints.replicate_everywhere:
         yield f"replicate_everywhere {expert}", Constraints(replicate_everywhere=(expert,))
     if constraints.replica_counts is not None:

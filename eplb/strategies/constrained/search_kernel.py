@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints
-from eplb.core.kernel_helpers import MIN_RELATIVE_GAIN, READ_FLOATS, first_random, next_random, power
+from eplb.core.kernel_helpers import MIN_RELATIVE_GAIN, READ_FLOATS, first_random, next_random, power, random_below
 from eplb.dispatch.replica_shares_kernel import BY_COUNT, SHARE_RULE, ShareRule, replica_shares, share_rule
 from eplb.strategies.constrained.layer_state_kernel import (
     BLOCKS,
@@ -237,12 +237,6 @@ def _replace(
 
 
 @helper
-def _draw(random: np.uint64, size: int) -> int:
-    signed: int = np.int64((random >> np.uint64(20)) % np.uint64(size))  # sums of unsigned and signed are floats
-    return signed
-
-
-@helper
 def _partners(blocks: Blocks, state: LayerState, block: int, partner: int, start: int, group: Ints) -> int:
     """Choose blocks of the partner that take as many slots as the block, from the one at `start` on; 0 if none do."""
     size, wanted = 0, blocks.size[block]
@@ -279,9 +273,9 @@ def _try_replace(
 ) -> bool:  # fmt: skip
     """Replace the block's replica by any other block, or any replica elsewhere by the block, if that helps."""
     if random & np.uint64(1) == np.uint64(0):
-        return _replace(blocks, state, times, rule, doublings, rank, block, _draw(random, blocks.size.size))
-    partner = _draw(random, times.scale.size)
-    given = state.held[partner, _draw(next_random(random), state.num_held[partner])]
+        return _replace(blocks, state, times, rule, doublings, rank, block, random_below(random, blocks.size.size))
+    partner = random_below(random, times.scale.size)
+    given = state.held[partner, random_below(next_random(random), state.num_held[partner])]
     return _replace(blocks, state, times, rule, doublings, partner, given, block)
 
 
@@ -301,18 +295,18 @@ def _search(
         return random
     for turn in range(num_tries):
         random = next_random(random)
-        rank = costliest if turn & 1 == 0 else _draw(random, scale.size)
+        rank = costliest if turn & 1 == 0 else random_below(random, scale.size)
         random = next_random(random)
-        block = held[rank, _draw(random, num_held[rank])]
+        block = held[rank, random_below(random, num_held[rank])]
         random = next_random(random)
         if turn % REPLACE_EVERY < 2:
             done = _try_replace(blocks, state, times, rule, doublings, rank, block, random)
         else:
-            partner = _draw(random, scale.size)
+            partner = random_below(random, scale.size)
             if partner == rank or pinned[block, rank] or not allowed[block, partner] or on[block, partner]:
                 continue
             random = next_random(random)
-            start = _draw(random, num_held[partner])
+            start = random_below(random, num_held[partner])
             other = held[partner, start]
             if size[block] == size[other] and (even or count[block] == count[other] == 1):
                 if pinned[other, partner] or on[other, rank]:
