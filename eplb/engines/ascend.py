@@ -5,30 +5,33 @@ expert has a slot, no device holds an expert twice, and an expert that stays on 
 reverts a layer that violates one of these rules.
 """
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import EMPTY_SLOT
 from eplb.core.topology import Topology
 from eplb.engines.arrays import as_ids, as_load, num_dimensions
 from eplb.engines.policy import (
     PolicyInputError,
     PolicySettings,
+    busiest_over_mean,
     call_topology,
     new_map,
     settings_from_environment,
     warm_up,
 )
 from eplb.engines.registration import announce, engine_module, require
-from eplb.evaluation.metrics import busiest_rank_time
 from eplb_traces.expert_load import logical_counts
 
 if TYPE_CHECKING:
     import torch
 
+_logger = logging.getLogger("eplb")
 
 _FACTORY = "vllm_ascend.eplb.core.policy.policy_factory"
 _CLASS_OF_TYPE = {0: "RandomLoadBalance", 1: "DefaultEplb", 2: "SwiftBalanceEplb", 3: "FlashLB"}
@@ -42,10 +45,15 @@ class AscendPolicy:
     Parameters
     ----------
     settings
-        How to plan; read from the environment by default, see `settings_from_environment`.
+        How to plan; read from the environment by default, see `settings_from_environment`. The dispatch rule is
+        vllm-ascend's unless they give one.
     """
 
     settings: PolicySettings = field(default_factory=settings_from_environment)
+
+    @property
+    def _rule(self) -> DispatchRule:
+        return DispatchRule.ASCEND if self.settings.dispatch is None else self.settings.dispatch
 
     def rebalance_experts(
         self, current_expert_table: "torch.Tensor", expert_workload: "torch.Tensor"
@@ -88,13 +96,37 @@ class AscendPolicy:
         result = live.copy()
         full = (live != EMPTY_SLOT).all(axis=1)
         if full.any():
-            result[full] = new_map(history[:, full], topology, self.settings, live=live[full])
-        order: list[int] = np.argsort(_ratio(history.sum(axis=0), live, result, topology), kind="stable").tolist()
+            settings = replace(self.settings, dispatch=self._rule)
+            result[full] = new_map(history[:, full], topology, settings, live=live[full])
+            total, seen = history.sum(axis=0)[full], workload.sum(axis=(0, 3))[full]
+            _log_balance(total, seen, (live[full], result[full]), topology, self._rule)
+        order: list[int] = np.argsort(
+            _ratio(history.sum(axis=0), live, result, topology, self._rule), kind="stable"
+        ).tolist()
         new_table = [devices.tolist() for devices in result.reshape(table.shape)]
         return int((result != live).any()), order, new_table
 
 
-def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology) -> Floats:
+def _log_balance(
+    total: Floats, seen: Floats, before_after: tuple[Ints, Ints], topology: Topology, rule: DispatchRule
+) -> None:
+    """Log what the devices [L, D] saw beside what the rule gives for the same tokens, and what the new map promises."""
+    whole = np.array([np.unique(row).size == total.shape[1] for row in before_after[0]])
+    loaded = whole & (seen.sum(axis=1) > 0)
+    if not loaded.any():
+        return
+    measured = (seen[loaded].max(axis=1) / seen[loaded].mean(axis=1)).mean()
+    expected, planned = (
+        busiest_over_mean(total[loaded], phy2log[loaded].astype(np.int32), topology, rule).mean()
+        for phy2log in before_after
+    )
+    _logger.info(
+        "busiest over mean device, mean of %d layers: seen %.3f, expected under %s dispatch %.3f, planned %.3f",
+        loaded.sum(), measured, rule, expected, planned,
+    )  # fmt: skip
+
+
+def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology, rule: DispatchRule) -> Floats:
     """[L] load of the busiest device after / before; 1 if nothing changes, 0 if an expert had no slot before."""
     ratio = np.ones(live.shape[0])
     for layer in np.nonzero((result != live).any(axis=1))[0]:
@@ -102,7 +134,7 @@ def _ratio(total: Floats, live: Ints, result: Ints, topology: Topology) -> Float
         if np.unique(rows[0]).size < total.shape[1]:
             ratio[layer] = 0.0
             continue
-        before, after = (busiest_rank_time(total[[layer]], row, topology)[0] for row in rows)
+        before, after = (busiest_over_mean(total[[layer]], row, topology, rule)[0] for row in rows)
         ratio[layer] = after / before if before > 0 else 1.0
     return ratio
 

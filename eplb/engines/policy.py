@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.migration import keep_slots, rename_ranks
 from eplb.core.placement import Placement
 from eplb.core.problem import GroupMode, Problem
 from eplb.core.topology import Topology
+from eplb.dispatch.replica_shares import FIXED_SHARE_RULES
 from eplb.engines.live_map import adopt_live_map, cut_or_padded
 from eplb.errors import InputError
-from eplb.evaluation.metrics import busiest_rank_time
+from eplb.evaluation.metrics import busiest_rank_time, evaluate
 from eplb.planning.planner import plan
 from eplb.strategies import find_strategy
 from eplb.strategies.baselines.deepseek import deepseek_maps
@@ -59,6 +61,9 @@ class PolicySettings:
     group_mode
         "free": no restriction. "pinned": each expert group is on one node, if the nodes divide the groups, as in the
         engines' hierarchical algorithms; layers above the trigger are then replanned from scratch.
+    dispatch
+        The rule by which the engine splits an expert's tokens over its replicas. None: vllm-ascend's own in its policy;
+        even in the others. SGLang's depends on the flags of the server and has to be given.
 
     Raises
     ------
@@ -71,6 +76,7 @@ class PolicySettings:
     trigger: float = 1.05
     max_moves: int | None = None
     group_mode: GroupMode = GroupMode.FREE
+    dispatch: DispatchRule | None = None
 
     def __post_init__(self) -> None:
         if self.strategy != INCREMENTAL:
@@ -79,10 +85,20 @@ class PolicySettings:
             raise InputError(f"target = {self.target}, trigger = {self.trigger}: expected 1 <= target <= trigger")
         if self.max_moves is not None and self.max_moves < 0:
             raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+        if self.rule not in FIXED_SHARE_RULES:
+            raise InputError(
+                f"dispatch = {self.rule}: expected a rule under which the map alone decides the shares: "
+                f"{', '.join(FIXED_SHARE_RULES)}"
+            )
+
+    @property
+    def rule(self) -> DispatchRule:
+        """The dispatch rule; even unless given."""
+        return DispatchRule.EVEN if self.dispatch is None else self.dispatch
 
 
 def settings_from_environment(environment: Mapping[str, str] = os.environ) -> PolicySettings:
-    """Settings from EPLB_POLICY_STRATEGY, _TARGET, _TRIGGER, _MAX_MOVES and _GROUP_MODE, or their defaults.
+    """Settings from EPLB_POLICY_STRATEGY, _TARGET, _TRIGGER, _MAX_MOVES, _GROUP_MODE, _DISPATCH, or their defaults.
 
     If only _TARGET is set, the trigger equals the target.
 
@@ -93,12 +109,14 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Po
     """
     known = PolicySettings()
     target = _number(environment, "TARGET", float, known.target)
+    dispatch = environment.get(f"{_VARIABLE}DISPATCH")
     return PolicySettings(
         strategy=environment.get(f"{_VARIABLE}STRATEGY", known.strategy),
         target=target,
         trigger=_number(environment, "TRIGGER", float, target),
         max_moves=_number(environment, "MAX_MOVES", int, known.max_moves),
         group_mode=GroupMode.named(environment.get(f"{_VARIABLE}GROUP_MODE", known.group_mode)),
+        dispatch=None if dispatch is None else DispatchRule.named(dispatch),
     )
 
 
@@ -160,17 +178,27 @@ def new_map(
     -------
     NDArray
         [L, P] expert of each slot.
+
+    Raises
+    ------
+    PolicyInputError
+        For pinned groups under a dispatch rule that is not even.
     """
     total = history.sum(axis=0)
     pinned = settings.group_mode is GroupMode.PINNED and num_groups > 1 and num_groups % topology.num_nodes == 0
     mode = GroupMode.PINNED if pinned else GroupMode.FREE
+    if pinned and settings.rule not in EVEN_RULES:
+        raise PolicyInputError(f"group_mode = pinned: expected an even dispatch rule, got {settings.rule}")
     most_distinct = total.shape[1] // topology.num_nodes if pinned else total.shape[1]
     if settings.strategy == DEEPSEEK or topology.rank_num_slots[0] > most_distinct:
         return _published(total, topology, num_groups=num_groups, live=live)
     adopted = None if live is None else adopt_live_map(live, total, topology)
     if live is None or adopted is None:
-        return _fresh(history, topology, settings.strategy, num_groups=num_groups, mode=mode)
-    result = _replanned(history, adopted, topology, settings, num_groups=num_groups, mode=mode)
+        return _fresh(history, topology, settings, num_groups=num_groups, mode=mode)
+    if settings.rule in EVEN_RULES:
+        result = _replanned(history, adopted, topology, settings, num_groups=num_groups, mode=mode)
+    else:
+        result = _replanned_under_rule(history, adopted, topology, settings)
     keep_live_slots(cut_or_padded(live, topology.num_slots), result, num_ranks=topology.num_ranks)
     return result
 
@@ -197,7 +225,7 @@ def _replanned(  # noqa: PLR0913  # the inputs of a replan
         rows |= ~_groups_pinned(adopted, total.shape[1], num_groups, topology)
     if rows.any():
         seen = total[None, rows] if settings.strategy == INCREMENTAL else history[:, rows]
-        fresh = _fresh(seen, topology, settings.strategy, num_groups=num_groups, mode=mode)
+        fresh = _fresh(seen, topology, settings, num_groups=num_groups, mode=mode)
         block = topology.ranks_per_node if mode is GroupMode.PINNED else topology.num_ranks
         before, after = (Placement(phy2log, total.shape[1], topology) for phy2log in (adopted[rows], fresh))
         fresh = rename_ranks(before, after, ranks_per_block=block).physical_to_logical_map
@@ -208,6 +236,35 @@ def _replanned(  # noqa: PLR0913  # the inputs of a replan
             worse |= ~_groups_pinned(adopted[rows], total.shape[1], num_groups, topology)
         result[rows] = np.where(worse[:, None], fresh, result[rows])
     return result
+
+
+def _replanned_under_rule(history: Floats, adopted: Map, topology: Topology, settings: PolicySettings) -> Map:
+    """Change layers above the trigger; ranks keep their numbers, which decide the shares of the replicas."""
+    total, result = history.sum(axis=0), adopted.copy()
+    before = busiest_over_mean(total, adopted, topology, settings.rule)
+    rows = before > settings.trigger * (1 + WITHIN)
+    if settings.rule is DispatchRule.SGLANG_STATIC:
+        rows[:] = rows.any()  # the draw of a layer depends on the layers before it
+    if not rows.any():
+        return result
+    if settings.strategy == INCREMENTAL:
+        start = Placement(adopted[rows], total.shape[1], topology)
+        improve = Incremental(previous=start, target=settings.target, max_moves=settings.max_moves)
+        problem = Problem(ExpertLoad(total[rows]), topology, dispatch=settings.rule)
+        made = improve(problem).placement.physical_to_logical_map
+    else:
+        made = _fresh(history[:, rows], topology, settings, num_groups=1, mode=GroupMode.FREE)
+    result[rows] = made
+    if settings.rule is not DispatchRule.SGLANG_STATIC:
+        worse = busiest_over_mean(total, result, topology, settings.rule) > before
+        result[worse] = adopted[worse]
+    return result
+
+
+def busiest_over_mean(total: Floats, phy2log: Map, topology: Topology, rule: DispatchRule) -> Floats:
+    """[L] busiest over mean rank of a map under a rule; NaN for a layer without load."""
+    placement = Placement(np.ascontiguousarray(phy2log, dtype=np.int32), total.shape[1], topology)
+    return evaluate(placement, ExpertLoad(total), rule).max_over_mean_of_total
 
 
 def _improved(total: Floats, live: Map, topology: Topology, settings: PolicySettings) -> Map:
@@ -226,13 +283,14 @@ def _over(total: Floats, phy2log: Map, topology: Topology, trigger: float) -> ND
     return np.asarray(busiest_rank_time(total, phy2log, topology) > mean * trigger * (1 + WITHIN))
 
 
-def _fresh(history: Floats, topology: Topology, strategy: str, *, num_groups: int, mode: GroupMode) -> Map:
+def _fresh(history: Floats, topology: Topology, settings: PolicySettings, *, num_groups: int, mode: GroupMode) -> Map:
     """Plan without a live map; a layer without load is planned for equal loads."""
     load = ExpertLoad(np.where(np.asarray(history.any(axis=(0, 2)))[:, None], history, 1.0))
+    strategy = settings.strategy
     if strategy == INCREMENTAL:
         strategy = SCENARIO if load.num_windows > 1 else GREEDY
     groups = num_groups if mode is GroupMode.PINNED else 1
-    made = plan(load, topology, strategy, groups=groups, group_mode=mode)
+    made = plan(load, topology, strategy, groups=groups, group_mode=mode, dispatch=settings.rule)
     return made.placement.physical_to_logical_map.copy()
 
 

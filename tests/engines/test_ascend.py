@@ -151,3 +151,15 @@ def test_an_invalid_table_or_workload_is_refused(table, load, error, message):
 
 def test_a_policy_can_be_pickled_to_the_planning_process():
     assert pickle.loads(pickle.dumps(POLICY)) == POLICY
+
+
+def test_the_log_sets_what_the_devices_saw_beside_what_the_rule_gives(caplog):
+    table = np.array([[[0, 1], [0, 2], [0, 3]]])
+    tokens = np.array([[[40, 10], [0, 10], [0, 10]]])  # all tokens of expert 0 on device 0: not what the rule does
+    with caplog.at_level("INFO", logger="eplb"):
+        POLICY.rebalance_experts(torch.tensor(table), torch.tensor(tokens))
+    assert "seen 2.143, expected under ascend dispatch 1.000, planned 1.000" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", logger="eplb"):
+        POLICY.rebalance_experts(torch.tensor(table), torch.tensor(tokens * 0))
+    assert "seen" not in caplog.text

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.placement import Placement
 from eplb.core.problem import GroupMode
 from eplb.core.topology import Topology
 from eplb.engines.live_map import adopt_live_map, duplicate_replicas
@@ -15,6 +17,8 @@ from eplb.engines.policy import (
     settings_from_environment,
 )
 from eplb.errors import InputError, UnknownNameError
+from eplb.evaluation.metrics import evaluate
+from eplb_traces import ExpertLoad
 from tests.engines.instances import assert_stay_in_slots, assert_whole, busiest, doubles, random_call
 from tests.oracles import published_rebalance
 
@@ -302,3 +306,47 @@ def test_what_engines_assert_is_an_assertion_error_and_an_input_error(counts, me
 def test_nodes_that_do_not_divide_the_ranks_become_one_node():
     assert call_topology(12, num_nodes=4, num_ranks=6) == Topology(1, 6, 2)
     assert call_topology(12, num_nodes=3, num_ranks=6) == Topology(3, 2, 2)
+
+
+# Dispatch rules
+
+
+def skewed(num_layers=3, num_experts=16, seed=0):
+    return np.floor(np.random.default_rng(seed).lognormal(0, 1.2, (num_layers, num_experts)) * 1000) + 1
+
+
+@pytest.mark.parametrize("rule", [DispatchRule.ASCEND, DispatchRule.LOCAL_FIRST, DispatchRule.SGLANG_STATIC])
+def test_a_map_is_planned_for_the_dispatch_rule(rule):
+    weight, topology = skewed(), Topology(2, 4, 3)
+    settings = PolicySettings(target=1.02, trigger=1.02, dispatch=rule)
+    even = new_map(weight[None], topology, PolicySettings(target=1.02, trigger=1.02))
+    for made in (
+        new_map(weight[None], topology, settings),
+        new_map(weight[None], topology, settings, live=even.astype(np.int64)),
+    ):
+        placements = (Placement(phy2log, 16, topology) for phy2log in (even, made))
+        before, after = (evaluate(one, ExpertLoad(weight), rule).max_over_mean.mean() for one in placements)
+        assert_whole(made, 16)
+        assert after < before
+
+
+def test_layers_within_the_trigger_stay_under_a_rule_and_an_idle_layer_stays():
+    weight, topology = skewed(), Topology(2, 4, 3)
+    settings = PolicySettings(target=1.0, trigger=50.0, dispatch=DispatchRule.LOCAL_FIRST)
+    live = np.stack([np.arange(24) % 16] * 3)
+    assert np.array_equal(new_map(weight[None], topology, settings, live=live), live)
+    weight[1] = 0
+    made = new_map(weight[None], topology, PolicySettings(dispatch=DispatchRule.SGLANG_STATIC), live=live)
+    assert np.array_equal(made[1], live[1])
+    assert (made[0] != live[0]).any()
+
+
+def test_a_rule_that_a_policy_cannot_plan_for_is_refused():
+    with pytest.raises(InputError, match="dispatch = weighted: expected a rule under which the map alone decides"):
+        settings_from_environment({"EPLB_POLICY_DISPATCH": "weighted"})
+    with pytest.raises(UnknownNameError, match="unknown dispatch rule 'mine'"):
+        settings_from_environment({"EPLB_POLICY_DISPATCH": "mine"})
+    pinned = PolicySettings(group_mode=GroupMode.PINNED, dispatch=DispatchRule.LOCAL_FIRST)
+    with pytest.raises(PolicyInputError, match="group_mode = pinned: expected an even dispatch rule, got local_first"):
+        new_map(skewed()[None], Topology(2, 2, 6), pinned, num_groups=2)
+    assert settings_from_environment({"EPLB_POLICY_DISPATCH": "local_first"}).rule is DispatchRule.LOCAL_FIRST
