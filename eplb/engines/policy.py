@@ -256,8 +256,8 @@ def _replanned_under_rule(history: Floats, adopted: Map, topology: Topology, set
         made = _fresh(history[:, rows], topology, settings, num_groups=1, mode=GroupMode.FREE)
     result[rows] = made
     if settings.rule is not DispatchRule.SGLANG_STATIC:
-        worse = busiest_over_mean(total, result, topology, settings.rule) > before
-        result[worse] = adopted[worse]
+        no_better = busiest_over_mean(total, result, topology, settings.rule) >= before * (1 - WITHIN)
+        result[no_better] = adopted[no_better]
     return result
 
 
