@@ -3,8 +3,8 @@
 A `Calibration` holds what was measured on a GPU (`eplb calibrate`), or a formula for a GPU that nobody has measured.
 `predict` turns a placement and a batch into seconds of every rank.
 
-The H200 table was measured with pauses between calls. Under sustained load the GPU is slower in long calls: measured
-rank by rank with DeepSeek-V3 loads, bf16, 25 makespans a row, |predicted / measured - 1| is
+The H200 table is too low for long calls. Measured rank by rank with DeepSeek-V3 loads, bf16, 25 makespans a cell,
+|predicted / measured - 1| is
 
 ==================  ======================  =========================
 tokens of a rank    decode_in500out1500     prefill_in2048
@@ -14,7 +14,8 @@ tokens of a rank    decode_in500out1500     prefill_in2048
 128                 1.5 %, p95 4.1 %        1.7 %, p95 4.4 %
 ==================  ======================  =========================
 
-(median first). At 4096 tokens the prediction is too low for every plan. Expert shapes outside the table have not been
+(median first). At 4096 tokens the prediction is too low for every plan. Lower clocks
+under sustained load would explain it; clocks were not recorded during these calls. Expert shapes outside the table have not been
 checked on the GPU.
 """
 
