@@ -14,8 +14,8 @@ tokens of a rank    decode_in500out1500     prefill_in2048
 128                 1.5 %, p95 4.1 %        1.7 %, p95 4.4 %
 ==================  ======================  =========================
 
-(median first). At 4096 tokens the prediction is too low for every plan. Lower clocks
-under sustained load would explain it; clocks were not recorded during these calls. Expert shapes outside the table have not been
+(median first). At 4096 tokens the prediction is too low for every plan. Lower clocks under sustained
+load would explain it; clocks were not recorded during these calls. Expert shapes outside the table have not been
 checked on the GPU.
 """
 
