@@ -1,8 +1,9 @@
 """Predicts GPUs that nobody has measured, from their datasheets.
 
 A roofline whose two parts add up: seconds = fixed + weights streamed / memory rate + operations / matrix rate, both
-rates at 60 % of the datasheet. On the H200 it is off the measured grouped FFN by 3 to 19 % in the median and by up to
-59 % at the 95th percentile: kernels pad tiles and run in waves. Other GPUs were not checked at all.
+rates at 60 % of the datasheet. On the H200 it is off the measured grouped FFN by 5 to 28 % in the median, by expert
+shape and type, and by up to 62 % at the 95th percentile: kernels pad tiles and run in waves. Other GPUs were not
+checked at all.
 """
 
 from functools import cache

@@ -1,7 +1,6 @@
 """Predicted against measured makespans: every rank of many plans, executed one after the other on one GPU.
 
-    PYTHONPATH=.:traces python tests/benchmarks/bench_cost.py [--calibration h200] [--traces DIR] [--device cuda]
-        [--quick]
+    PYTHONPATH=.:traces python tests/benchmarks/bench_cost.py [--calibration h200] [--traces DIR] [--device D] [--quick]
 
 A point is a plan, a layer and a phase: its makespan is the FFN of the slowest of all ranks. DeepSeek-V3 has its real
 loads, DeepSeek-V2-Lite (not calibrated on) the counts of a real trace, the other models log-normal loads. The second

@@ -177,3 +177,19 @@ def test_presets_and_configurations_of_hugging_face(tmp_path):
 
 def vars_of(model):
     return {name: getattr(model, name) for name in model.__dataclass_fields__}
+
+
+def test_the_shipped_h200_table_was_measured_and_lies_near_its_datasheet():
+    measured, formula = named_calibration("h200"), named_calibration("h100")
+    assert (str(measured.provenance), str(formula.provenance)) == ("measured", "formula")
+    for dtype, bytes_per_weight, dense in (("bf16", 2, 989e12), ("fp8", 1, 1979e12)):
+        ffn = measured.ffn_of(dtype)
+        assert ffn.fit is not None
+        assert {"7168x2048", "4096x1536", "2880x2880", "512x128"} == set(ffn.fit.shapes)
+        deepseek = ffn.for_expert(7168, 2048)
+        rank = np.array([0, 9], dtype=np.int64)
+        weights = 9 * 3 * 7168 * 2048
+        (streaming,) = deepseek.seconds((1,) * 9, rank)
+        assert 1 < streaming / (weights * bytes_per_weight / 4.8e12) < 2.5
+        (multiplying,) = deepseek.seconds((3641,) * 9, rank)
+        assert 1 < multiplying / (2 * weights * 3641 / dense) < 2.5

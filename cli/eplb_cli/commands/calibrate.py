@@ -10,9 +10,7 @@ from eplb_cli.arguments import options
 
 
 def calibrate(
-    out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The calibration, JSON.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Calibration, JSON.", show_default=False)],
     model: Annotated[
         list[str] | None,
         typer.Option(

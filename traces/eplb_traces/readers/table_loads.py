@@ -215,7 +215,7 @@ def by_window(
     if columns.step is not None:
         return in_order(load, order, 0), tuple(f"step {value}" for value in values)
     num_windows = values[-1] + 1
-    if values == tuple(range(num_windows)):
+    if len(values) == num_windows:  # different numbers from 0 on
         return in_order(load, order, 0), ()
     if num_windows * load[0].size > most_numbers(num_bytes):
         raise InputError(f"window = {values[-1]}: windows are numbered from 0; name the column step if these are steps")
