@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import eplb
 from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
-from eplb.core.problem import BindingBound, Problem
+from eplb.core.problem import BindingBound, GroupMode, Problem
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies import STRATEGIES
@@ -18,7 +18,7 @@ from eplb_traces import ExpertLoad
 from tests.generators import ruled_problems
 from tests.oracles import every_layout, hands_of, has_doubles
 
-MAY_DOUBLE = NEEDS_EQUAL_SLOTS = {"deepseek"}
+MAY_DOUBLE = NEEDS_EQUAL_SLOTS = NEEDS_EQUAL_NODES = {"deepseek"}
 EVEN_BOUNDS = (BindingBound.FULL_SLOT, BindingBound.CO_RESIDENCY, BindingBound.PAIR_MIXTURE)
 
 every_strategy = pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ilp"])
@@ -29,6 +29,8 @@ cases = settings(max_examples=max(1, settings.default.max_examples // 3))
 def planned(name, problem):
     if not problem.topology.has_equal_slots:
         assume(name not in NEEDS_EQUAL_SLOTS)
+    if problem.group_mode is GroupMode.PINNED and not problem.topology.has_equal_nodes:
+        assume(name not in NEEDS_EQUAL_NODES)
     try:
         return STRATEGIES[name](problem)
     except InfeasibleError:

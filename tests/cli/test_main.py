@@ -41,36 +41,39 @@ _PROBLEM = {
     "--json",
     *_READING,
 }
+_ENGINE = {"--engine", "--engine-option", "--sources", "--dispatch"}
 # Every word that a script may rely on. A change here changes the public command line: it belongs in the changelog.
 _COMMANDS = {
     "plan": {
         *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f"),
         *("--group-price", "--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
-        *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes"),
-        *_PROBLEM,
+        *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes", "--slots", "--retire-ranks"),
+        *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids"),
+        *(*_PROBLEM, *_ENGINE),
     },
-    "compare": {"load_paths", "--strategies", *_PROBLEM},
-    "backtest": {"load_paths", "--held-out", "--group-mode", "--dispatch", *_PROBLEM},
+    "compare": {"load_paths", "--strategies", *_PROBLEM, *_ENGINE},
+    "backtest": {"load_paths", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
     "sweep": {
         *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
-        *("--json", *_READING),
+        *("--json", *_READING, *_ENGINE),
     },
     "report": {
         *("load_paths", "--output", "-o", "--plan", "--format", "-f", "--ranks", "-r", "--nodes", "-n"),
-        *("--redundant", "-k", *_READING),
-        *("--dispatch", "--layer", "--image-format", "--expert-bytes", "--json"),
+        *("--redundant", "-k", *_READING, *_ENGINE),
+        *("--layer", "--image-format", "--expert-bytes", "--json"),
     },
     "simulate": {
         *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--interval", "-i", "--policy"),
         *("--max-moves", "--price", "--memory", "--bandwidth", "--expert-bytes", "--seed"),
-        *("--json", *_READING),
+        *("--json", *_READING, *_ENGINE),
     },
     "evaluate": {
-        *("plan_path", "load_paths", "--format", "-f", "--dispatch", "--trace", "--json"),
-        *(*_READ_HINTS, *_READING),
+        *("plan_path", "load_paths", "--format", "-f", "--trace", "--json"),
+        *(*_READ_HINTS, *_READING, *_ENGINE),
     },
     "diff": {
         *("old_path", "new_path", "--ranks", "-r", "--nodes", "-n", "--experts", "--expert-bytes", "--json"),
+        *("--lost-ranks", "--rank-map"),
     },
     "convert": {"source", "target", "--to", "--experts", "--layers", "--moe-layers", "--hidden-layers", *_READ_HINTS},
     "check": {"path", "--engine", "-e", "--ranks", "-r", "--experts", "--moe-layers", "--hidden-layers"},
@@ -83,7 +86,8 @@ _COMMANDS = {
     },
     "formats": {"--json"},
     "strategies": {"--json"},
-    "trace info": {"paths", "--json", *_READING},
+    "calibrate": {"--output", "-o", "--model", "--device", "--dtype", "--json"},
+    "trace info": {"paths", "--json", "--ranks", "-r", *_READING},
     "trace convert": {
         *("path", "out", "--load", *_READING),
     },

@@ -239,7 +239,7 @@ def token_records(tmp_path):
 @pytest.mark.parametrize("words", [("--ignore-ids", "4"), ("--ignore-columns", "2")], ids=str)
 def test_evaluate_leaves_the_same_experts_out_of_load_and_trace(run, tmp_path, token_records, words):
     plain, shared = token_records
-    plan, model = tmp_path / "plan.json", ("--num-experts", 4)
+    plan, model = tmp_path / "plan.json", ("--num-experts", 4, "--moe-layers", "0,1")
     assert run("plan", plain, "--ranks", 2, *model, "-o", plan).exit_code == 0
     expected = run("evaluate", plan, plain, "--trace", plain, *model, "--json")
     found = run("evaluate", plan, shared, "--trace", shared, *model, *words, "--json")
@@ -254,8 +254,9 @@ def test_evaluate_refuses_columns_that_are_experts_of_load_and_choices_of_trace(
     plain, shared = token_records
     counts, plan = tmp_path / "counts.npy", tmp_path / "plan.json"
     np.save(counts, np.arange(1, 11).reshape(2, 5))
-    assert run("plan", plain, "--ranks", 2, "--num-experts", 4, "-o", plan).exit_code == 0
-    refused = run("evaluate", plan, counts, "--trace", shared, "--num-experts", 4, "--ignore-columns", "4")
+    model = ("--num-experts", 4, "--moe-layers", "0,1")
+    assert run("plan", plain, "--ranks", 2, *model, "-o", plan).exit_code == 0
+    refused = run("evaluate", plan, counts, "--trace", shared, *model, "--ignore-columns", "4")
     assert refused.exit_code == 2
     assert "choices out of TRACE" in " ".join(refused.stderr.replace("│", "").split())
 
