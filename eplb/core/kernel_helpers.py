@@ -80,7 +80,7 @@ def next_random(state: np.uint64) -> np.uint64:
 @helper
 def random_below(state: np.uint64, size: int) -> int:
     """A number from 0 to size - 1, signed: sums of unsigned and signed integers are floats."""
-    return np.int64((state >> np.uint64(20)) % np.uint64(size))  # type: ignore[return-value]  # numba's int
+    return np.int64((state >> np.uint64(20)) % np.uint64(size))
 
 
 @helper
