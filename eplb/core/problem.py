@@ -108,7 +108,7 @@ class Problem:
     dispatch
         How the runtime will split an expert's tokens over its replicas.
     constraints
-        What every layer's placement must meet; only `ilp` takes any.
+        What every layer's placement must meet; `greedy`, `scenario` and `ilp` take any.
     time_limit_s
         Wall time for all layers together, for strategies that search until they have a proof; None for their default.
     survive

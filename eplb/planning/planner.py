@@ -68,9 +68,9 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         How the runtime splits an expert's tokens over its replicas: the plan balances the load that this rule gives
         each replica. With "weighted" the plan carries the shares that are best for the load.
     constraints
-        Hard constraints on every layer; only `ilp` supports them.
+        Hard constraints on every layer, for `greedy`, `scenario` and `ilp`; "auto" takes `greedy` then.
     time_limit_s
-        Wall time for strategies that search until they have a proof, all layers together; None for their own default.
+        Wall time of `ilp`, which searches until it has a proof, all layers together; None for its own default.
     survive
         "rank" or "node": every expert has a replica left after the loss of any one of them, and the notes give the
         growth of the busiest rank; only `greedy` plans for that. None: losses need not be survived.
@@ -137,6 +137,8 @@ def _choose(strategy: str | Strategy, problem: Problem, seed: int) -> tuple[Stra
         return STRATEGIES["greedy"], problem, (f"auto: greedy, which plans for the loss of a {problem.survive}",)
     if problem.group_mode is GroupMode.PRICED:
         return STRATEGIES["greedy"], problem, ("auto: greedy, which supports the locality penalty",)
+    if not problem.constraints.is_empty:
+        return STRATEGIES["greedy"], problem, ("auto: greedy, which meets hard constraints",)
     return _by_history(problem, seed)
 
 

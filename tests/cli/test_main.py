@@ -47,6 +47,7 @@ _COMMANDS = {
     "plan": {
         *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f"),
         *("--group-price", "--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
+        *("--replicate-everywhere", "--replicated-slot"),
         *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes", "--slots", "--retire-ranks"),
         *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids"),
         *(*_PROBLEM, *_ENGINE),

@@ -207,12 +207,14 @@ rank_bytes = 50.0
 """
 
 
-def test_constraints_are_met(run, load_path, tmp_path):
-    pytest.importorskip("ortools")
+@pytest.mark.parametrize("strategy", ["greedy", "scenario", "auto", "ilp"])
+def test_constraints_are_met(run, load_path, tmp_path, strategy):
+    if strategy == "ilp":
+        pytest.importorskip("ortools")
     path, out = tmp_path / "constraints.toml", tmp_path / "plan.json"
     path.write_text(CONSTRAINTS)
-    words = ("--strategy", "ilp", "--constraints", path, "--time-limit", 2, "-o", out)
-    result = run("plan", load_path, *MACHINE, *words)
+    words = ("--strategy", strategy, "--constraints", path, "-o", out)
+    result = run("plan", load_path, *MACHINE, *words, *(("--time-limit", 2) if strategy == "ilp" else ()))
     assert (result.exit_code, result.stderr) == (0, "")
     for row in read_plan(out).placement.physical_to_logical_map:
         held = [set(hand) for hand in row.reshape(4, 5).tolist()]
@@ -270,9 +272,45 @@ def test_constraints_that_are_none_are_bad_input(run, load_path, tmp_path, text,
     assert fragment in result.stderr
 
 
-@pytest.mark.parametrize("words", [("--constraints", "x.toml"), ("--time-limit", 5)], ids=str)
-def test_words_for_ilp_are_refused_with_other_strategies(run, load_path, words):
-    for strategy in ("auto", "greedy"):
+@pytest.mark.parametrize(
+    ("words", "strategies"),
+    [
+        (("--constraints", "x.toml"), ("linear", "zigzag", "deepseek")),
+        (("--replicate-everywhere", "3"), ("linear", "zigzag", "deepseek")),
+        (("--time-limit", 5), ("auto", "greedy", "scenario")),
+    ],
+    ids=str,
+)
+def test_words_are_refused_with_strategies_that_would_ignore_them(run, load_path, words, strategies):
+    for strategy in strategies:
         result = run("plan", load_path, *MACHINE, "--strategy", strategy, *words)
         assert result.exit_code == 2
         assert words[0] in result.stderr
+
+
+@pytest.mark.parametrize(("words", "slot"), [((), -1), (("--replicated-slot", "first"), 0)], ids=str)
+@pytest.mark.parametrize("strategy", ["auto", "scenario"])
+def test_an_expert_is_replicated_everywhere_in_the_slot_that_is_asked(run, load_path, tmp_path, strategy, words, slot):
+    out = tmp_path / "plan.json"
+    asked = ("--strategy", strategy, "--replicate-everywhere", 7, *words, "-o", out)
+    assert run("plan", load_path, *MACHINE, *asked).exit_code == 0
+    maps = read_plan(out).placement.physical_to_logical_map
+    assert (maps.reshape(len(maps), 4, 5)[:, :, slot] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (("--replicated-slot", "last"), "has no effect without --replicate-everywhere"),
+        (("--replicate-everywhere", "7", "--replicated-slot", "first", "--engine", "ascend"), "expects last"),
+        (("--replicate-everywhere", "x"), "expected ids"),
+        (("--replicate-everywhere", "7", "--constraints", "FILE"), "has replicate_everywhere too"),
+    ],
+    ids=str,
+)
+def test_experts_everywhere_that_contradict_other_words_are_refused(run, load_path, tmp_path, words, fragment):
+    path = tmp_path / "constraints.toml"
+    path.write_text("replicate_everywhere = [3]")
+    result = run("plan", load_path, *MACHINE, *(path if word == "FILE" else word for word in words))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert fragment in " ".join(result.stderr.replace("│", " ").split())

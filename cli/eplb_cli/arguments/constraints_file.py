@@ -1,4 +1,4 @@
-"""Reads the TOML file of hard side constraints: the keys of `eplb.core.constraints.Constraints`.
+"""Makes the hard constraints of the command line. The file is TOML with the keys of `eplb.core.constraints.Constraints`.
 
 ::
 
@@ -19,8 +19,42 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from eplb_cli.arguments.parse import id_list
+
 if TYPE_CHECKING:
     from eplb.core.constraints import Constraints
+
+
+def constraints_of(path: Path | None, everywhere: str | None, slot: str | None, engine: str | None) -> "Constraints":
+    """The constraints of --constraints, --replicate-everywhere and --replicated-slot.
+
+    Raises
+    ------
+    typer.BadParameter
+        For experts that are replicated everywhere by the file and the option, --replicated-slot without
+        --replicate-everywhere, or the first slot for vllm-ascend, which has its shared experts in the last ones.
+    FormatError
+        As `read_constraints`.
+    """
+    from eplb.core.constraints import Constraints, ReplicatedSlot
+
+    found = Constraints() if path is None else read_constraints(path)
+    if everywhere is None:
+        if slot is not None:
+            raise typer.BadParameter("has no effect without --replicate-everywhere", param_hint="--replicated-slot")
+    elif found.replicate_everywhere:
+        raise typer.BadParameter(f"{path} has replicate_everywhere too", param_hint="--replicate-everywhere")
+    else:
+        found = dataclasses.replace(
+            found,
+            replicate_everywhere=id_list(everywhere, "--replicate-everywhere"),
+            replicated_slot=found.replicated_slot if slot is None else ReplicatedSlot.named(slot),
+        )
+    if engine == "ascend" and found.replicate_everywhere and found.replicated_slot is not ReplicatedSlot.LAST:
+        raise typer.BadParameter("first: vllm-ascend expects last for shared experts", param_hint="--replicated-slot")
+    return found
 
 
 def read_constraints(path: Path) -> "Constraints":

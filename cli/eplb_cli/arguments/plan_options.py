@@ -51,11 +51,32 @@ MaxMovesOpt = Annotated[
 
 ConstraintsOpt = Annotated[
     Path | None,
-    typer.Option("--constraints", metavar="FILE", help="Hard side constraints, a TOML file; see README. Strategy ilp."),
+    typer.Option(
+        "--constraints", metavar="FILE", help="Hard constraints, a TOML file. Strategies greedy, scenario and ilp."
+    ),
+]
+ReplicateEverywhereOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--replicate-everywhere",
+        metavar="IDS",
+        help="Experts with a replica on every rank, such as a shared expert: 256. Strategies as for --constraints.",
+    ),
+]
+ReplicatedSlotOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--replicated-slot",
+        metavar="SLOT",
+        help="With --replicate-everywhere: last or first, the local slots that hold these experts.",
+        show_default="last",
+    ),
 ]
 TimeLimitOpt = Annotated[
     float | None,
-    typer.Option("--time-limit", metavar="S", help="Seconds to search, for ilp.", show_default="the strategy's own"),
+    typer.Option(
+        "--time-limit", metavar="S", help="Wall seconds of the whole plan, for ilp.", show_default="the strategy's own"
+    ),
 ]
 LostRanksOpt = Annotated[
     str | None,
@@ -126,10 +147,10 @@ _ONLY_WITH_PREVIOUS: Final = (
 _ONLY_WITHOUT_PREVIOUS: Final = (
     *("--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
     *("--engine", "--engine-option", "--sources"),
-    *("--constraints", "--time-limit", "--survive"),
+    *("--constraints", "--replicate-everywhere", "--replicated-slot", "--time-limit", "--survive"),
 )
 _OTHER_RANKS: Final = ("--ranks", "--nodes", "--slots", "--redundant", "--retire-ranks", "--rank-map")
-_ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")
+_CONSTRAINED: Final = ("auto", "greedy", "scenario", "ilp")
 
 
 def check_options(context: typer.Context, previous: Path | None, strategy: str, *, keep_rank_ids: bool = False) -> None:
@@ -140,5 +161,8 @@ def check_options(context: typer.Context, previous: Path | None, strategy: str, 
             refuse_typed(context, _OTHER_RANKS, "cannot be changed with --keep-rank-ids")
         return
     refuse_typed(context, _ONLY_WITH_PREVIOUS, "has no effect without --previous")
+    if strategy not in _CONSTRAINED:
+        reason = "needs --strategy greedy, scenario or ilp"
+        refuse_typed(context, ("--constraints", "--replicate-everywhere", "--replicated-slot"), reason)
     if strategy != "ilp":
-        refuse_typed(context, _ONLY_FOR_ILP, "needs --strategy ilp")
+        refuse_typed(context, ("--time-limit",), "needs --strategy ilp")

@@ -8,7 +8,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options, plan_options
-from eplb_cli.arguments.constraints_file import read_constraints
+from eplb_cli.arguments.constraints_file import constraints_of
 from eplb_cli.arguments.engine import (
     Dispatch,
     EngineOpt,
@@ -50,6 +50,8 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     engine_options: EngineOptionsOpt = None,
     sources: SourcesOpt = None,
     constraints: plan_options.ConstraintsOpt = None,
+    replicate_everywhere: plan_options.ReplicateEverywhereOpt = None,
+    replicated_slot: plan_options.ReplicatedSlotOpt = None,
     time_limit: plan_options.TimeLimitOpt = None,
     survive: plan_options.SurviveOpt = None,
     previous: plan_options.PreviousOpt = None,
@@ -71,7 +73,6 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Place the experts of LOAD on ranks, show the metrics of the placement, and write it for an engine."""
     import eplb
-    from eplb.core.constraints import Constraints
     from eplb_traces.combine import Combine
 
     plan_options.check_options(context, previous, strategy, keep_rank_ids=keep_rank_ids)
@@ -93,7 +94,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
                 group_mode=group_mode,
                 group_price=group_price,
                 dispatch=by.rule,
-                constraints=Constraints() if constraints is None else read_constraints(constraints),
+                constraints=constraints_of(constraints, replicate_everywhere, replicated_slot, engine),
                 time_limit_s=time_limit,
                 survive=survive,
                 sources=shares,
