@@ -11,7 +11,7 @@ from eplb.core.named_enum import NamedEnum
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
-from eplb_traces import ExpertLoad, ModelShape
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
 
 NO_CONSTRAINTS = Constraints()
 
@@ -90,6 +90,10 @@ class Problem:
         Wall time for all layers together, for strategies that search until they have a proof; None for their default.
     survive
         What may be lost without losing an expert; only `greedy` plans for that.
+    trace
+        The choices of tokens of the same model; only `traffic` plans for them, and it needs them.
+    load_cap
+        Most busiest over mean rank load, for strategies that minimise something else; only `traffic` takes one.
 
     Raises
     ------
@@ -110,6 +114,8 @@ class Problem:
     constraints: Constraints = NO_CONSTRAINTS
     time_limit_s: float | None = None
     survive: Survive = Survive.NOTHING
+    trace: RoutingTrace | None = None
+    load_cap: float | None = None
 
     def __post_init__(self) -> None:
         num_experts = self.load.num_experts
@@ -141,11 +147,25 @@ class Problem:
                 f"groups = {self.num_groups}: pinned groups need a multiple of {self.topology.num_nodes} nodes"
             )
         self._check_nodes()
+        self._check_trace()
 
     @property
     def least_replicas(self) -> int:
         """Replicas that every expert must have."""
         return 1 if self.survive is Survive.NOTHING else 2
+
+    def _check_trace(self) -> None:
+        """Check that the trace is of the load's model and the load cap can be met."""
+        if self.load_cap is not None and not 1 <= self.load_cap < float("inf"):
+            raise InputError(f"load_cap = {self.load_cap}: expected a busiest over mean rank >= 1")
+        if self.trace is None:
+            return
+        found, expected = self.trace.shape, self.load.shape
+        if (found.num_layers, found.num_experts) != (expected.num_layers, expected.num_experts):
+            raise InputError(
+                f"trace of {found.num_layers} layers x {found.num_experts} experts: the load is of "
+                f"{expected.num_layers} layers x {expected.num_experts} experts, another model"
+            )
 
     def _check_nodes(self) -> None:
         """Check that the replicas that every expert must have fit the topology, or the node its group is pinned to."""

@@ -12,7 +12,6 @@ from eplb_cli.arguments.topology import topology_from_options
 if TYPE_CHECKING:
     from eplb.planning.planner import Comparison
 
-_ONLY_WHEN_NAMED = "ilp"  # it searches until its time is up, and needs an extra
 _HEADINGS = ("strategy", "max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "duplicates", "ms")
 _LEGEND = """\
 max/mean: load of the busiest rank over the mean, mean and worst of the layers
@@ -32,7 +31,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             "--strategies",
             metavar="A,B",
             help="Names, with commas.",
-            show_default="all but ilp, which searches for long",
+            show_default="all but ilp, which searches for long, and traffic, which needs a trace",
         ),
     ] = None,
     groups: options.GroupsOpt = None,
@@ -43,11 +42,11 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Plan LOAD with every strategy and evaluate the plans by the same metrics."""
     import eplb
-    from eplb.strategies import STRATEGIES
+    from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
 
     load = files.read_load(load_paths, reading)
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
-    quick = [name for name in STRATEGIES if name != _ONLY_WHEN_NAMED]
+    quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
     names = quick if strategies is None else strategies.split(",")
     results: list[Comparison] = []
     with output.progress("comparing", len(names)) as step:
