@@ -73,12 +73,24 @@ SurviveOpt = Annotated[
     ),
 ]
 
+TraceOpt = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="TRACE", help="With --strategy traffic: the token-level trace to plan for."),
+]
+LoadCapOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--load-cap", metavar="X", help="With --strategy traffic: most busiest over mean rank.", show_default="1.03"
+    ),
+]
+
 _ONLY_WITH_PREVIOUS: Final = ("--target", "--max-moves", "--lost-ranks", "--expert-bytes")
 _ONLY_WITHOUT_PREVIOUS: Final = (
     *("--redundant", "--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
-    *("--constraints", "--time-limit", "--survive"),
+    *("--constraints", "--time-limit", "--survive", "--trace", "--load-cap"),
 )
 _ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")
+_ONLY_FOR_TRAFFIC: Final = ("--trace", "--load-cap")
 
 
 def check_options(context: typer.Context, previous: Path | None, strategy: str) -> None:
@@ -89,3 +101,5 @@ def check_options(context: typer.Context, previous: Path | None, strategy: str) 
     refuse_typed(context, _ONLY_WITH_PREVIOUS, "has no effect without --previous")
     if strategy != "ilp":
         refuse_typed(context, _ONLY_FOR_ILP, "needs --strategy ilp")
+    if strategy != "traffic":
+        refuse_typed(context, _ONLY_FOR_TRAFFIC, "needs --strategy traffic")

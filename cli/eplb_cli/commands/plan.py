@@ -11,6 +11,7 @@ from eplb_cli.arguments import files, options, plan_options
 from eplb_cli.arguments.constraints_file import read_constraints
 from eplb_cli.arguments.parse import id_list
 from eplb_cli.arguments.reading import Reading, reads_loads
+from eplb_cli.arguments.token_trace import read_token_trace
 from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.commands.replan import Replan, replan
 from eplb_cli.views import plan_rows
@@ -41,6 +42,8 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     constraints: plan_options.ConstraintsOpt = None,
     time_limit: plan_options.TimeLimitOpt = None,
     survive: plan_options.SurviveOpt = None,
+    trace: plan_options.TraceOpt = None,
+    load_cap: plan_options.LoadCapOpt = None,
     previous: plan_options.PreviousOpt = None,
     target: plan_options.TargetOpt = 1.05,
     max_moves: plan_options.MaxMovesOpt = None,
@@ -77,6 +80,8 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
                 constraints=Constraints() if constraints is None else read_constraints(constraints),
                 time_limit_s=time_limit,
                 survive=survive,
+                trace=None if trace is None else read_token_trace(trace, reading),
+                load_cap=load_cap,
                 seed=seed,
             )
     else:

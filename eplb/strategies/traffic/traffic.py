@@ -58,9 +58,8 @@ class TrafficAware:
             Without a trace, or for a dispatch rule or group mode that the strategy does not plan for.
         """
         starts = _start_maps(problem, seed)
-        certified_plan(
-            problem, starts[0], strategy=self.name
-        )  # refuses constraints, losses and prices before the search
+        # Constraints, losses and prices are refused here, before the search.
+        certified_plan(problem, starts[0], strategy=self.name)
         trace = _checked_trace(problem)
         asked = DEFAULT_LOAD_CAP if problem.load_cap is None else problem.load_cap
         topology, load = problem.topology, problem.load.total
