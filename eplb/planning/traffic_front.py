@@ -1,7 +1,7 @@
 """Plans for few nodes a token under several load caps: the front between balance and traffic."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from eplb.core.problem import Plan, Problem
@@ -67,7 +67,17 @@ def traffic_front(  # noqa: PLR0913  # the keywords of plan()
     for load_cap in sorted(set(load_caps)):
         problem = Problem(load, topology, num_groups=num_groups, trace=fit, load_cap=load_cap)
         plans.append((load_cap, STRATEGIES["traffic"](problem, seed=seed)))
-    return tuple(_point(load_cap, made, load, fit, held_out) for load_cap, made in plans)
+    points: list[FrontPoint] = []
+    for cap, made in plans:
+        point = _point(cap, made, load, fit, held_out)
+        if points and _visits(points[-1]) <= _visits(point):
+            point = replace(points[-1], load_cap=cap)  # what a tighter cap allows, this one allows too
+        points.append(point)
+    return tuple(points)
+
+
+def _visits(point: FrontPoint) -> tuple[float, float]:
+    return point.nodes_per_token, point.ranks_per_token
 
 
 def _point(

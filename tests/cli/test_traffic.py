@@ -9,6 +9,7 @@ import eplb
 from eplb.evaluation.link_traffic import Activation, Transfer, link_traffic
 from eplb.evaluation.traffic import covering_traffic, expected_traffic
 from eplb.formats import read_plan
+from eplb.planning.traffic_front import LOAD_CAPS
 from eplb_traces import write_trace
 from tests.strategies.traffic.test_traffic import clustered_trace
 
@@ -59,12 +60,34 @@ def test_evaluate_gives_the_copies_and_bytes_of_every_way_to_send(run, trace_pat
     assert float(rows[2][2]) == pytest.approx(forwarded.between_nodes.sum() / forwarded.num_token_layers, abs=1e-4)
 
 
+def test_the_front_is_printed_and_drawn(run, trace_path, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "front.png"
+    words = ("plan", trace_path, *TOPOLOGY, "--strategy", "traffic", "--trace", trace_path, "--pareto")
+    found = json.loads(run(*words, "-o", out, "--json").stdout)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert [point["load_cap"] for point in found["points"]] == [None, *LOAD_CAPS]
+    nodes = [point["nodes_per_token"] for point in found["points"]]
+    assert nodes == sorted(nodes, reverse=True)
+    assert nodes[-1] == 1 < nodes[0]
+    shown = run(*words).stdout.splitlines()
+    (row,) = [line.split() for line in shown if line.startswith("1.5 ")]
+    assert float(row[5]) == pytest.approx(found["points"][-1]["held_out"]["nodes_per_token"], abs=1e-4)
+    assert max(map(len, shown)) <= 80
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("plan", "TRACE", *TOPOLOGY, "--load-cap", 1.1), "needs --strategy traffic"),
         (("plan", "TRACE", *TOPOLOGY, "--strategy", "greedy", "--trace", "TRACE"), "needs --strategy traffic"),
         (("plan", "TRACE", *TOPOLOGY, "--strategy", "traffic"), "expected a token-level trace"),
+        (("plan", "TRACE", *TOPOLOGY, "--pareto"), "needs --strategy traffic"),
+        (("plan", "TRACE", *TOPOLOGY, "--strategy", "traffic", "--pareto"), "needs --trace"),
+        (
+            ("plan", "TRACE", *TOPOLOGY, "--strategy", "traffic", "--trace", "TRACE", "--pareto", "--load-cap", 1.1),
+            "cannot be chosen with --pareto",
+        ),
         (("evaluate", "PLAN", "TRACE", "--traffic"), "needs --trace"),
         (("evaluate", "PLAN", "TRACE", "--trace", "TRACE", "--hidden-size", 8), "needs --traffic"),
         (("evaluate", "PLAN", "TRACE", "--trace", "TRACE", "--traffic", "--activation", "fp8"), "needs --hidden-size"),

@@ -83,17 +83,22 @@ LoadCapOpt = Annotated[
         "--load-cap", metavar="X", help="With --strategy traffic: most busiest over mean rank.", show_default="1.03"
     ),
 ]
+ParetoOpt = Annotated[
+    bool,
+    typer.Option("--pareto", help="With --strategy traffic: load against nodes a token for several caps; -o: drawing."),
+]
 
 _ONLY_WITH_PREVIOUS: Final = ("--target", "--max-moves", "--lost-ranks", "--expert-bytes")
 _ONLY_WITHOUT_PREVIOUS: Final = (
     *("--redundant", "--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
-    *("--constraints", "--time-limit", "--survive", "--trace", "--load-cap"),
+    *("--constraints", "--time-limit", "--survive", "--trace", "--load-cap", "--pareto"),
 )
 _ONLY_FOR_ILP: Final = ("--constraints", "--time-limit")
-_ONLY_FOR_TRAFFIC: Final = ("--trace", "--load-cap")
+_ONLY_FOR_TRAFFIC: Final = ("--trace", "--load-cap", "--pareto")
+_NOT_WITH_PARETO: Final = ("--load-cap", "--format", "--dispatch", "--group-mode", "--group-price", "--survive")
 
 
-def check_options(context: typer.Context, previous: Path | None, strategy: str) -> None:
+def check_options(context: typer.Context, previous: Path | None, strategy: str, *, pareto: bool = False) -> None:
     """Refuse what would be ignored: with --previous, without it, or by the strategy."""
     if previous is not None:
         refuse_typed(context, _ONLY_WITHOUT_PREVIOUS, "cannot be chosen with --previous, which keeps the topology")
@@ -103,3 +108,5 @@ def check_options(context: typer.Context, previous: Path | None, strategy: str) 
         refuse_typed(context, _ONLY_FOR_ILP, "needs --strategy ilp")
     if strategy != "traffic":
         refuse_typed(context, _ONLY_FOR_TRAFFIC, "needs --strategy traffic")
+    if pareto:
+        refuse_typed(context, _NOT_WITH_PARETO, "cannot be chosen with --pareto")

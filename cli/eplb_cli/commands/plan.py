@@ -13,6 +13,7 @@ from eplb_cli.arguments.parse import id_list
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.token_trace import read_token_trace
 from eplb_cli.arguments.topology import topology_from_options
+from eplb_cli.commands.plan_front import check_front, show_front
 from eplb_cli.commands.replan import Replan, replan
 from eplb_cli.views import plan_rows
 
@@ -52,6 +53,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     format: options.WriteFormatOpt = "native",
     seed: options.SeedOpt = 0,
     *,
+    pareto: plan_options.ParetoOpt = False,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -59,15 +61,23 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     import eplb
     from eplb.core.constraints import Constraints
     from eplb.formats import ReadHints
+    from eplb.planning.traffic_front import traffic_front
     from eplb_traces.combine import Combine
 
-    plan_options.check_options(context, previous, strategy)
+    plan_options.check_options(context, previous, strategy, pareto=pareto)
+    if pareto:
+        check_front(out, has_trace=trace is not None)
     several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
     load = files.read_load(load_paths, reading)
     if previous is None:
         topology = topology_from_options(
             load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config
         )
+        if pareto and trace is not None:
+            with output.progress("planning"):
+                points = traffic_front(load, topology, read_token_trace(trace, reading), groups=groups, seed=seed)
+            show_front(points, out, as_json=as_json)
+            return
         with output.progress("planning"):
             made = eplb.plan(
                 load,
