@@ -13,7 +13,7 @@ from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.problem import BindingBound, GroupMode, Problem
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InfeasibleError, InputError
-from eplb.strategies import STRATEGIES
+from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
 from eplb_traces import ExpertLoad
 from tests.generators import ruled_problems
 from tests.oracles import every_layout, hands_of, has_doubles
@@ -21,7 +21,7 @@ from tests.oracles import every_layout, hands_of, has_doubles
 MAY_DOUBLE = NEEDS_EQUAL_SLOTS = NEEDS_EQUAL_NODES = {"deepseek"}
 EVEN_BOUNDS = (BindingBound.FULL_SLOT, BindingBound.CO_RESIDENCY, BindingBound.PAIR_MIXTURE)
 
-every_strategy = pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ilp"])
+every_strategy = pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED])
 every_rule = pytest.mark.parametrize("rule", list(DispatchRule))
 cases = settings(max_examples=max(1, settings.default.max_examples // 3))
 

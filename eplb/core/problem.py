@@ -13,7 +13,7 @@ from eplb.core.named_enum import NamedEnum
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
-from eplb_traces import ExpertLoad, ModelShape
+from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
 
 NO_CONSTRAINTS = Constraints()
 SOURCES_SUM_TOLERANCE = 1e-6
@@ -116,6 +116,10 @@ class Problem:
     sources
         [R] share of the tokens that each rank sends, summing to 1; None: all alike. It matters under rules by which
         the rank of a token decides its replica.
+    trace
+        The choices of tokens of the same model; only `traffic` plans for them, and it needs them.
+    load_cap
+        Most busiest over mean rank load, for strategies that minimise something else; only `traffic` takes one.
 
     Raises
     ------
@@ -138,6 +142,8 @@ class Problem:
     time_limit_s: float | None = None
     survive: Survive = Survive.NOTHING
     sources: tuple[float, ...] | None = None
+    trace: RoutingTrace | None = None
+    load_cap: float | None = None
 
     def __post_init__(self) -> None:
         num_experts = self.load.num_experts
@@ -170,6 +176,7 @@ class Problem:
             )
         self._check_nodes()
         self._check_sources()
+        self._check_trace()
 
     @property
     def least_replicas(self) -> int:
@@ -179,6 +186,19 @@ class Problem:
     def _check_sources(self) -> None:
         if self.sources is not None:
             object.__setattr__(self, "sources", checked_sources(self.sources, self.topology))
+
+    def _check_trace(self) -> None:
+        """Check that the trace is of the load's model and the load cap can be met."""
+        if self.load_cap is not None and not 1 <= self.load_cap < float("inf"):
+            raise InputError(f"load_cap = {self.load_cap}: expected a busiest over mean rank >= 1")
+        if self.trace is None:
+            return
+        found, expected = self.trace.shape, self.load.shape
+        if (found.num_layers, found.num_experts) != (expected.num_layers, expected.num_experts):
+            raise InputError(
+                f"trace of {found.num_layers} layers x {found.num_experts} experts: the load is of "
+                f"{expected.num_layers} layers x {expected.num_experts} experts, another model"
+            )
 
     def _check_nodes(self) -> None:
         """Check that the replicas that every expert must have fit the topology, or the node its group is pinned to."""

@@ -5,6 +5,7 @@ them once a node. A copy to the token's own rank is counted here and crosses no 
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Final, final
 
@@ -22,6 +23,15 @@ from eplb_traces.routing_trace import TokenBatch
 
 MIN_COVER: Final = "min_cover"
 """Name of the replica choice of `covering_traffic`; no engine has it as a dispatch rule."""
+
+
+class TokenSources(StrEnum):
+    """Which rank holds a token before dispatch."""
+
+    TRACE = "trace"
+    """The one in the trace; where the trace has none, as `UNIFORM`."""
+    UNIFORM = "uniform"
+    """Every rank holds the same share of the tokens, whatever the trace holds."""
 
 
 @final
@@ -52,7 +62,7 @@ class Traffic:
     source_tokens: Floats
     """[R] tokens that each rank holds."""
     known_sources: bool
-    """Whether the trace holds the source ranks; if not, every rank holds the same share of the tokens."""
+    """Whether the source ranks are those of the trace; if not, every rank holds the same share of the tokens."""
 
     def __post_init__(self) -> None:
         for array in (self.rank_copies, self.node_copies, self.choices, self.source_tokens):
@@ -92,11 +102,25 @@ class Traffic:
 
 def token_spread(placement: Placement, trace: RoutingTrace) -> TokenSpread:
     """The ranks and nodes that hold the chosen replicas of a token, under even dispatch; see `expected_traffic`."""
-    return expected_traffic(placement, trace).spread
+    return expected_traffic(placement, trace, sources=TokenSources.UNIFORM).spread
+
+
+def fitting_sources(trace: RoutingTrace, topology: Topology) -> TokenSources:
+    """`TRACE` if the trace holds source ranks and the topology has all of them, else `UNIFORM`."""
+    found = False
+    for batch in trace:
+        if batch.source_rank is None or (batch.num_tokens and batch.source_rank.max() >= topology.num_ranks):
+            return TokenSources.UNIFORM
+        found = found or batch.num_tokens > 0
+    return TokenSources.TRACE if found else TokenSources.UNIFORM
 
 
 def expected_traffic(
-    placement: Placement, trace: RoutingTrace, dispatch: DispatchRule | str = DispatchRule.EVEN
+    placement: Placement,
+    trace: RoutingTrace,
+    dispatch: DispatchRule | str = DispatchRule.EVEN,
+    *,
+    sources: TokenSources = TokenSources.TRACE,
 ) -> Traffic:
     """Count the copies that a dispatch rule is expected to send.
 
@@ -104,8 +128,8 @@ def expected_traffic(
     independently of the token's other choices. So the mean is exact where experts have one replica or the rule fixes
     it, and an expectation elsewhere.
 
-    The source ranks are those of the trace. Where it has none, every rank holds the same share of the tokens: exactly
-    so under rules that do not depend on the source; under the others token i of the trace is on rank i modulo R.
+    With uniform sources, every rank holds the same share of the tokens: exactly so under rules that do not depend on
+    the source; under the others token i of the trace is on rank i modulo R.
 
     Parameters
     ----------
@@ -115,6 +139,8 @@ def expected_traffic(
         The experts of each token; read once.
     dispatch
         A rule whose shares do not depend on the batch: any but `online`.
+    sources
+        Where tokens are before dispatch.
 
     Raises
     ------
@@ -134,13 +160,13 @@ def expected_traffic(
         _share_tables(placement, rule, unit_of_slot, 1 if anywhere else topology.num_ranks)
         for unit_of_slot in (topology.rank_of_slot, topology.node_of_rank[topology.rank_of_slot])
     )
-    sources = _Sources(topology.num_ranks, together=anywhere)
+    held = _SourceRows(topology.num_ranks, sources, together=anywhere)
     counted = tuple(
         (np.zeros((num_layers, topology.num_ranks, size)), np.zeros((num_layers, topology.num_ranks, size)))
         for size in (topology.num_ranks, topology.num_nodes)
     )
     for batch in trace:
-        rows = sources.of(batch)
+        rows = held.of(batch)
         of_table = np.zeros_like(rows) if anywhere else rows
 
         def work(layers: slice, batch: TokenBatch = batch, rows: Ints = rows, of_table: Ints = of_table) -> None:
@@ -151,12 +177,14 @@ def expected_traffic(
 
         for_layer_chunks(work, num_layers)
     (rank_copies, choices), (node_copies, _) = counted
-    if sources.spread_evenly:
+    if held.spread_evenly:
         rank_copies, choices, node_copies = (_shared_out(array) for array in (rank_copies, choices, node_copies))
-    return Traffic(topology, str(rule), rank_copies, node_copies, choices, sources.tokens(), sources.known)
+    return Traffic(topology, str(rule), rank_copies, node_copies, choices, held.tokens(), held.known)
 
 
-def covering_traffic(placement: Placement, trace: RoutingTrace) -> Traffic:
+def covering_traffic(
+    placement: Placement, trace: RoutingTrace, *, sources: TokenSources = TokenSources.TRACE
+) -> Traffic:
     """Count the copies when each token's replicas are chosen to visit few nodes, then few ranks: `MIN_COVER`.
 
     What a runtime could reach that chooses the replicas of a token together, by greedy set cover: the node with
@@ -170,11 +198,11 @@ def covering_traffic(placement: Placement, trace: RoutingTrace) -> Traffic:
     slots = placement.logical_to_physical_map
     ranks_of_expert = np.ascontiguousarray(np.where(slots >= 0, topology.rank_of_slot[slots], -1))
     ranks_of_expert[:, :, 1:][ranks_of_expert[:, :, 1:] == ranks_of_expert[:, :, :-1]] = -1  # duplicates are adjacent
-    sources = _Sources(num_ranks, together=False)
+    held = _SourceRows(num_ranks, sources, together=False)
     rank_copies, choices = np.zeros((num_layers, num_ranks, num_ranks)), np.zeros((num_layers, num_ranks, num_ranks))
     node_copies = np.zeros((num_layers, num_ranks, topology.num_nodes))
     for batch in trace:
-        rows = sources.of(batch)
+        rows = held.of(batch)
 
         def work(layers: slice, batch: TokenBatch = batch, rows: Ints = rows) -> None:
             add_covering_copies(
@@ -183,23 +211,26 @@ def covering_traffic(placement: Placement, trace: RoutingTrace) -> Traffic:
             )  # fmt: skip
 
         for_layer_chunks(work, num_layers)
-    return Traffic(topology, MIN_COVER, rank_copies, node_copies, choices, sources.tokens(), sources.known)
+    return Traffic(topology, MIN_COVER, rank_copies, node_copies, choices, held.tokens(), held.known)
 
 
 @final
-class _Sources:
+class _SourceRows:
     """The source rank of each token, batch by batch; unknown ones are dealt to the ranks in turn.
 
     Parameters
     ----------
     num_ranks
         R.
+    sources
+        Whether to take those of the trace.
     together
         Whether unknown sources are counted in row 0, to be shared out at the end.
     """
 
-    def __init__(self, num_ranks: int, *, together: bool) -> None:
+    def __init__(self, num_ranks: int, sources: TokenSources, *, together: bool) -> None:
         self._num_ranks, self._together, self._num_tokens = num_ranks, together, 0
+        self._from_trace = sources is TokenSources.TRACE
         self._counts = np.zeros(num_ranks)
         self._known: bool | None = None
 
@@ -215,12 +246,12 @@ class _Sources:
 
     def of(self, batch: TokenBatch) -> Ints:
         """[t] row of each token."""
-        given = batch.source_rank is not None
+        given = self._from_trace and batch.source_rank is not None
         if batch.num_tokens and self._known not in (None, given):
             raise InputError("source_rank: some batches of the trace have it and others do not")
         if batch.num_tokens:
             self._known = given
-        if batch.source_rank is not None:
+        if given and batch.source_rank is not None:
             rows = batch.source_rank.astype(np.int64)
             if batch.num_tokens and rows.max() >= self._num_ranks:
                 raise InputError(

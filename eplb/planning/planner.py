@@ -14,9 +14,10 @@ from eplb.errors import InputError
 from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
-from eplb.strategies import STRATEGIES, find_strategy
+from eplb.planning.held_out_requests import held_out_notes, split_requests
+from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
 from eplb.strategies.scenario.scenario import Scenario
-from eplb_traces import ExpertLoad
+from eplb_traces import ExpertLoad, RoutingTrace
 
 AUTO = "auto"
 
@@ -43,6 +44,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     time_limit_s: float | None = None,
     survive: str | None = None,
     sources: Sequence[float] | None = None,
+    trace: RoutingTrace | None = None,
+    load_cap: float | None = None,
     seed: int = 0,
 ) -> Plan:
     """Decide where every expert lives.
@@ -77,6 +80,11 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     sources
         [R] share of the tokens that each rank sends, for rules by which the rank of a token decides its replica; None:
         all alike.
+    trace
+        Token-level choices of the same model, for `traffic`: every fifth request is held out, and a note gives the
+        plan's nodes a token on these requests.
+    load_cap
+        Most busiest over mean rank load, for `traffic`; None: 1.03.
     seed
         For randomised strategies; the same inputs and seed give the same plan.
 
@@ -100,15 +108,25 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         time_limit_s=time_limit_s,
         survive=Survive.NOTHING if survive is None else Survive.named(survive),
         sources=None if sources is None else tuple(sources),
+        trace=trace,
+        load_cap=load_cap,
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
+    if isinstance(strategy, str) and chosen.name != "traffic" and (trace is not None or load_cap is not None):
+        raise InputError(f"trace or load_cap: strategy {chosen.name} ignores them, expected strategy traffic")
     num_empty = int(load.empty_windows.sum())
     if num_empty:
         notes += (f"{num_empty} of {load.num_windows} windows have no token and were left out",)
+    held_out = None
+    if problem.trace is not None:
+        fit, held_out = split_requests(problem.trace)
+        problem = replace(problem, trace=fit)
     made = chosen(problem, seed=seed)
     _check_answers(made, problem)
     if problem.dispatch is DispatchRule.WEIGHTED:
         made = replace(made, placement=weighted_placement(made.placement, problem.load))
+    if problem.trace is not None:
+        notes += held_out_notes(made, problem, held_out, seed)
     if problem.survive is not Survive.NOTHING:
         notes += after_loss(made.placement, problem.load, unit=problem.survive).notes
     if problem.group_mode is GroupMode.PRICED:
@@ -190,7 +208,7 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
     Parameters are as in `plan`; every strategy is run once before it is timed, so that compilation is not counted.
     """
     results = []
-    for name in strategies if strategies is not None else [name for name in STRATEGIES if name != "ilp"]:
+    for name in strategies if strategies is not None else [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]:
         for _ in range(2):
             made = plan(
                 load,

@@ -12,7 +12,7 @@ from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate
-from eplb.evaluation.traffic import token_spread
+from eplb.evaluation.traffic import expected_traffic, fitting_sources
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import over_all, per_layer
@@ -113,7 +113,9 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 evaluation,
                 evaluation.bound,
                 _migration(views[0].placement, placement, expert_bytes) if views else None,
-                None if trace is None else token_spread(placement, trace),
+                None
+                if trace is None
+                else expected_traffic(placement, trace, sources=fitting_sources(trace, placement.topology)),
                 None
                 if windows is None
                 else evaluate(placement, windows, dispatch, sources=sources).max_over_mean_by_window,

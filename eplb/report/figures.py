@@ -102,6 +102,7 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
             "Load of the busiest rank against the number of ranks that a token is sent to.",
             partial(pictures.draw_balance_and_token_spread, views),
         )
+    yield from _of_traffic(views)
     if details.redundancy:
         each = "" if contents.windows is None else " in each window"
         yield Picture(
@@ -126,6 +127,18 @@ def _of_plan(index: int, view: PlanView, num_expert_groups: int) -> Iterator[Pic
             f"migration-{index}",
             f"Replicas sent between ranks in the migration to {view.name}.",
             partial(pictures.draw_migration, view.migration, name=view.name),
+        )
+
+
+def _of_traffic(views: Sequence[PlanView]) -> Iterator[Picture]:
+    """One heat map a plan, all with the same colours."""
+    traffics = [(index, view.name, view.traffic) for index, view in enumerate(views) if view.traffic is not None]
+    most = max((float(traffic.rank_matrix.max()) / traffic.num_layers for _, _, traffic in traffics), default=0.0)
+    for index, name, traffic in traffics:
+        yield Picture(
+            f"traffic-{index}",
+            f"Tokens that each rank sends to each rank under {name}, one copy a rank, in the mean layer.",
+            partial(pictures.draw_traffic, traffic, name=name, most=most),
         )
 
 

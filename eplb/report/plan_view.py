@@ -10,7 +10,7 @@ from eplb.bounds.lower_bounds import LowerBounds
 from eplb.core.migration import Hop, Migration
 from eplb.core.placement import Placement
 from eplb.evaluation.metrics import Evaluation
-from eplb.evaluation.traffic import TokenSpread
+from eplb.evaluation.traffic import TokenSpread, Traffic
 
 
 @final
@@ -29,10 +29,15 @@ class PlanView:
     If ranks differ in speed: tokens over relative speed."""
     migration: Migration | None
     """From the first plan of the report; None for the first plan and if the slots differ."""
-    spread: TokenSpread | None
-    """Ranks and nodes of a token's choices; None without a trace."""
+    traffic: Traffic | None
+    """Token copies between ranks under even dispatch; None without a trace."""
     balance_by_window: NDArray[np.float64] | None
     """[W, L] max/mean rank load in the windows of `ReportContents.windows`; None if there are none."""
+
+    @property
+    def spread(self) -> TokenSpread | None:
+        """Ranks and nodes of a token's choices; None without a trace."""
+        return None if self.traffic is None else self.traffic.spread
 
     @property
     def total_rank_load(self) -> NDArray[np.float64]:

@@ -11,10 +11,14 @@ from eplb.strategies.baselines.zigzag import Zigzag
 from eplb.strategies.greedy.greedy import Greedy
 from eplb.strategies.ilp.ilp import Ilp
 from eplb.strategies.scenario.scenario import Scenario
+from eplb.strategies.traffic.traffic import TrafficAware
 
-__all__ = ["STRATEGIES", "find_strategy"]
+__all__ = ["ONLY_WHEN_NAMED", "STRATEGIES", "find_strategy"]
 
-_ALL: tuple[Strategy, ...] = (Linear(), RoundRobin(), Zigzag(), DeepSeek(), Greedy(), Scenario(), Ilp())
+_ALL: tuple[Strategy, ...] = (Linear(), RoundRobin(), Zigzag(), DeepSeek(), Greedy(), Scenario(), Ilp(), TrafficAware())
+
+ONLY_WHEN_NAMED = frozenset({"ilp", "traffic"})
+"""Left out of a comparison unless named: the one searches for seconds, the other needs a trace."""
 
 STRATEGIES: MappingProxyType[str, Strategy] = MappingProxyType({strategy.name: strategy for strategy in _ALL})
 

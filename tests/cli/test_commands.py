@@ -9,7 +9,7 @@ import eplb
 import eplb_traces
 from eplb.formats import FORMATS, read_plan
 from eplb.formats.engine_check import check_file
-from eplb.strategies import STRATEGIES
+from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
 from eplb_traces import ModelShape, read_load, read_trace, synthesize_trace, write_trace
 
 MACHINE = ("--ranks", 4, "--nodes", 2, "--redundant", 4)
@@ -98,14 +98,16 @@ def test_compare_shows_every_strategy_in_80_columns(run, load_path):
     result = run("compare", load_path, *MACHINE)
     assert result.exit_code == 0
     rows = {line.split()[0] for line in result.stdout.splitlines() if line}
-    assert set(STRATEGIES) - {"ilp"} <= rows
-    assert "ilp" not in rows  # it searches for seconds and needs an extra: only when named
+    assert set(STRATEGIES) - ONLY_WHEN_NAMED <= rows
+    assert not rows & ONLY_WHEN_NAMED
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 def test_compare_as_json(run, load_path):
     found = _json(run("compare", load_path, *MACHINE, "--json"))
-    assert [of["strategy"] for of in found["strategies"]] == [name for name in STRATEGIES if name != "ilp"]
+    assert [of["strategy"] for of in found["strategies"]] == [
+        name for name in STRATEGIES if name not in ONLY_WHEN_NAMED
+    ]
     assert all(set(of) >= METRICS for of in found["strategies"])
 
 

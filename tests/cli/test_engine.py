@@ -135,13 +135,19 @@ def test_compare_judges_under_the_engines_rule(run, load_path):
     assert "balancedness, SGLang 0.5.23" in run(*words).stdout
 
 
-def test_sweep_and_report_take_the_engine(run, load_path, tmp_path):
+def test_sweep_takes_the_engine(run, load_path, tmp_path):
     words = ("sweep", load_path, "--ranks", 4, "--nodes", 2, "--redundant", "8:8:1", "--engine", "ascend", "--json")
     found = _json(run(*words))
     load = read_load(load_path)
     made = eplb.plan(load, eplb.Topology(2, 2, 6), "greedy", dispatch="ascend")
     judged = eplb.evaluate(made.placement, load, "ascend").summary()
     assert (found["dispatch"], found["points"][0]["max_over_mean_mean"]) == ("ascend", judged["max_over_mean_mean"])
+
+
+def test_report_takes_the_engine(run, load_path, tmp_path):
+    pytest.importorskip("plotly")
+    made = eplb.plan(read_load(load_path), eplb.Topology(2, 2, 6), "greedy", dispatch="ascend")
+    judged = eplb.evaluate(made.placement, read_load(load_path), "ascend").summary()
     words = ("report", load_path, *MACHINE, "--engine", "ascend", "-o", tmp_path / "report.html", "--json")
     plans = _json(run(*words))["plans"]
     assert plans["greedy"]["max_over_mean_mean"] == judged["max_over_mean_mean"]

@@ -49,7 +49,7 @@ _COMMANDS = {
         *("--group-price", "--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
         *("--replicate-everywhere", "--replicated-slot"),
         *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes", "--slots", "--retire-ranks"),
-        *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids"),
+        *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids", "--trace", "--load-cap", "--pareto"),
         *(*_PROBLEM, *_ENGINE),
     },
     "compare": {"load_paths", "--strategies", *_PROBLEM, *_ENGINE},
@@ -69,7 +69,17 @@ _COMMANDS = {
         *("--json", *_READING, *_ENGINE),
     },
     "evaluate": {
-        *("plan_path", "load_paths", "--format", "-f", "--trace", "--json"),
+        *(
+            "plan_path",
+            "load_paths",
+            "--format",
+            "-f",
+            "--trace",
+            "--json",
+            "--traffic",
+            "--hidden-size",
+            "--activation",
+        ),
         *(*_READ_HINTS, *_READING, *_ENGINE),
     },
     "diff": {

@@ -291,6 +291,8 @@ def test_a_dump_of_slots_ends_in_the_plan_for_its_experts(run, tmp_path):
     converted = tmp_path / "load.npz"
     assert run("trace", "convert", dump, converted, *words).exit_code == 0
     np.testing.assert_array_equal(read_load(converted).total, LOGICAL)
+
+    pytest.importorskip("matplotlib")
     folders = tmp_path / "of_dump", tmp_path / "of_logical"
     for folder, source, more in ((folders[0], dump, words), (folders[1], logical, ())):
         assert run("report", source, "--ranks", 2, "--redundant", 2, *more, "-o", folder).exit_code == 0

@@ -11,7 +11,7 @@ import eplb
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.dispatch.engine_rules import expected_slot_load
 from eplb.errors import InputError
-from eplb.evaluation.traffic import covering_traffic, expected_traffic, token_spread
+from eplb.evaluation.traffic import TokenSources, covering_traffic, expected_traffic, fitting_sources, token_spread
 from eplb_traces import ModelShape, RoutingTrace, TokenBatch
 from tests.generators import placements
 
@@ -187,6 +187,11 @@ def test_source_ranks_that_do_not_fit_are_refused():
     ids = np.array([[[0, 1]], [[0, 2]]])
     with pytest.raises(InputError, match="source_rank 4 in the trace: the placement has 4 ranks"):
         expected_traffic(placement, trace_of(ids, 8, 1, [0, 4]))
+    uniform = expected_traffic(placement, trace_of(ids, 8, 1, [0, 4]), sources=TokenSources.UNIFORM)
+    assert not uniform.known_sources
+    assert uniform.source_tokens.tolist() == [0.5] * 4
+    for sources, expected in (([0, 4], "uniform"), ([0, 3], "trace"), (None, "uniform")):
+        assert fitting_sources(trace_of(ids, 8, 1, sources), placement.topology) == expected
     with pytest.raises(InputError, match="online: it splits each batch anew"):
         expected_traffic(placement, trace_of(ids, 8), "online")
     shape = ModelShape(1, 8, 2)

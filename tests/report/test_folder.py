@@ -41,6 +41,7 @@ def test_files_written_for_a_trace(folder):
         PAGE,
         *("layer-balance.png", f"rank-load-layer-{worst}.png", "expert-load.png", "balance-over-windows.png"),
         *("replica-counts-1.png", "migration-1.png", "balance-and-token-spread.png", "redundancy.png"),
+        *("traffic-0.png", "traffic-1.png"),
         *(f"coactivation-{what}-layer-{worst}.png" for what in ("tokens", "lift", "lift-ordered")),
         *("metrics.csv", "layers.csv", "ranks.csv", "experts.csv", "windows.csv", "migration.csv", "redundancy.csv"),
         *("pairs.csv", "pair_locality.csv"),
@@ -133,7 +134,8 @@ def test_layers_and_image_format_are_options(tmp_path):
     assert files[0] == tmp_path / PAGE
     pictures = [path.name for path in files if path.suffix == ".pdf"]
     assert "rank-load-layer-2.pdf" in pictures
-    assert len(pictures) == 7 + 1 + 3  # of all layers, of a layer's ranks, of its pairs
+    # Of all layers, of the traffic of two plans, of a layer's ranks, of its pairs.
+    assert len(pictures) == 7 + 2 + 1 + 3
     page = (tmp_path / PAGE).read_text()
     assert "[layer-balance.pdf](layer-balance.pdf)" in page
     assert "if an expert of a layer has 1000 MB" in page

@@ -139,6 +139,17 @@ def test_balance_against_token_spread_shows_layers_means_and_the_best():
     assert len(front.get_xdata()) in (1, 2)
 
 
+def test_traffic_shows_the_tokens_of_the_mean_layer_from_rank_to_rank():
+    view = contents_of_trace().plans[1]
+    axes = pictures.draw_traffic(view.traffic, name="greedy")
+    np.testing.assert_allclose(shown(axes), view.traffic.rank_matrix / 3)
+    # 4 steps of 64 tokens on 4 ranks: a token is sent to the ranks that it visits.
+    assert shown(axes).sum() == pytest.approx(256 * view.spread.ranks_per_token.mean())
+    assert line_places(axes, 0) == line_places(axes, 1) == [1.5]
+    assert axes.get_ylabel() == "from rank (sources unknown: alike)"
+    assert f"{view.spread.nodes_per_token.mean():.2f} nodes" in axes.get_title()
+
+
 def test_points_on_the_front_are_undominated():
     assert undominated([(2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (2, 1)]) == [(1, 3), (2, 1)]
 
@@ -258,6 +269,7 @@ def test_coactivation_of_odd_layers(measure, order):
         lambda ax: pictures.draw_balance_over_windows(contents_of_trace().plans, contents_of_trace().windows, ax=ax),
         lambda ax: pictures.draw_balance_and_token_spread(contents_of_trace().plans, ax=ax),
         lambda ax: pictures.draw_migration(contents_of_trace().plans[1].migration, ax=ax),
+        lambda ax: pictures.draw_traffic(contents_of_trace().plans[1].traffic, ax=ax),
         lambda ax: pictures.draw_redundancy(sweep(skewed(), 4, 1, [0]), ax=ax),
         lambda ax: pictures.draw_coactivation(of_layer_1(), SHAPE, ax=ax),
     ],

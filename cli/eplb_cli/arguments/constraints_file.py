@@ -1,4 +1,4 @@
-"""Makes the hard constraints of the command line. The file is TOML with the keys of `eplb.core.constraints.Constraints`.
+"""Makes the hard constraints of the command line. The file is TOML with the keys of `core.constraints.Constraints`.
 
 ::
 

@@ -140,6 +140,21 @@ SurviveOpt = Annotated[
     ),
 ]
 
+TraceOpt = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="TRACE", help="With --strategy traffic: the token-level trace to plan for."),
+]
+LoadCapOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--load-cap", metavar="X", help="With --strategy traffic: most busiest over mean rank.", show_default="1.03"
+    ),
+]
+ParetoOpt = Annotated[
+    bool,
+    typer.Option("--pareto", help="With --strategy traffic: load against nodes a token for several caps; -o: drawing."),
+]
+
 _ONLY_WITH_PREVIOUS: Final = (
     *("--target", "--max-moves", "--lost-ranks", "--expert-bytes", "--slots", "--retire-ranks", "--rank-map"),
     *("--previous-ranks", "--previous-nodes", "--keep-rank-ids"),
@@ -148,12 +163,20 @@ _ONLY_WITHOUT_PREVIOUS: Final = (
     *("--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
     *("--engine", "--engine-option", "--sources"),
     *("--constraints", "--replicate-everywhere", "--replicated-slot", "--time-limit", "--survive"),
+    *("--trace", "--load-cap", "--pareto"),
 )
 _OTHER_RANKS: Final = ("--ranks", "--nodes", "--slots", "--redundant", "--retire-ranks", "--rank-map")
 _CONSTRAINED: Final = ("auto", "greedy", "scenario", "ilp")
+_ONLY_FOR_TRAFFIC: Final = ("--trace", "--load-cap", "--pareto")
+_NOT_WITH_PARETO: Final = (
+    *("--load-cap", "--format", "--dispatch", "--group-mode", "--group-price", "--survive"),
+    *("--engine", "--engine-option", "--sources"),
+)
 
 
-def check_options(context: typer.Context, previous: Path | None, strategy: str, *, keep_rank_ids: bool = False) -> None:
+def check_options(
+    context: typer.Context, previous: Path | None, strategy: str, *, keep_rank_ids: bool = False, pareto: bool = False
+) -> None:
     """Refuse what would be ignored: with --previous, without it, or by the strategy."""
     if previous is not None:
         refuse_typed(context, _ONLY_WITHOUT_PREVIOUS, "cannot be chosen with --previous")
@@ -166,3 +189,7 @@ def check_options(context: typer.Context, previous: Path | None, strategy: str, 
         refuse_typed(context, ("--constraints", "--replicate-everywhere", "--replicated-slot"), reason)
     if strategy != "ilp":
         refuse_typed(context, ("--time-limit",), "needs --strategy ilp")
+    if strategy != "traffic":
+        refuse_typed(context, _ONLY_FOR_TRAFFIC, "needs --strategy traffic")
+    if pareto:
+        refuse_typed(context, _NOT_WITH_PARETO, "cannot be chosen with --pareto")

@@ -24,7 +24,6 @@ from eplb_cli.views.metric_rows import layer_objects
 if TYPE_CHECKING:
     from eplb.planning.planner import Comparison
 
-_ONLY_WHEN_NAMED = "ilp"  # it searches until its time is up, and needs an extra
 _HEADINGS = ("strategy", "max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "duplicates", "ms")
 _LEGEND = """\
 max/mean: load of the busiest rank over the mean, mean and worst of the layers
@@ -44,7 +43,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             "--strategies",
             metavar="A,B",
             help="Names, with commas.",
-            show_default="all but ilp, which searches for long",
+            show_default="all but ilp, which searches for long, and traffic, which needs a trace",
         ),
     ] = None,
     groups: options.GroupsOpt = None,
@@ -62,7 +61,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     With --engine all: for every engine, its own algorithm and eplb's plan, both under the engine's dispatch rule.
     """
     import eplb
-    from eplb.strategies import STRATEGIES
+    from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
 
     if engine == ALL:
         _refuse_for_all({"--strategies": strategies, "--dispatch": dispatch, "--engine-option": engine_options})
@@ -75,7 +74,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             load, topology, files.title_of(load_paths), groups=groups, sources=shares, seed=seed, as_json=as_json
         )
         return
-    quick = [name for name in STRATEGIES if name != _ONLY_WHEN_NAMED]
+    quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
     names = quick if strategies is None else strategies.split(",")
     results: list[Comparison] = []
     with output.progress("comparing", len(names)) as step:

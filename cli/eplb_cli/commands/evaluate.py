@@ -1,27 +1,38 @@
 """`eplb evaluate`: the balance of a placement under a load."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
+from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
+from eplb_cli.arguments.token_trace import read_token_trace
+from eplb_cli.views import traffic_rows
 from eplb_cli.views.metric_rows import layer_objects, metric_facts, window_objects, window_table
-
-if TYPE_CHECKING:
-    from eplb_traces import RoutingTrace
 
 TraceOpt = Annotated[
     Path | None,
     typer.Option("--trace", metavar="TRACE", help="Token-level trace: count the ranks and nodes that a token visits."),
 ]
+TrafficOpt = Annotated[
+    bool, typer.Option("--traffic", help="With --trace: token copies between ranks and nodes, by way to send them.")
+]
+HiddenSizeOpt = Annotated[
+    int | None,
+    typer.Option("--hidden-size", metavar="H", help="With --traffic: values of a token, for bytes and milliseconds."),
+]
+ActivationOpt = Annotated[
+    str, typer.Option("--activation", metavar="TYPE", help="With --hidden-size: fp8, bf16 or fp32.")
+]
 
 
 @reads_loads
 def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
+    context: typer.Context,
     plan_path: options.PlanArg,
     load_paths: options.LoadsArg,
     format: options.PlanDialectOpt = None,
@@ -32,7 +43,10 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     engine_options: EngineOptionsOpt = None,
     sources: SourcesOpt = None,
     trace_path: TraceOpt = None,
+    hidden_size: HiddenSizeOpt = None,
+    activation: ActivationOpt = "bf16",
     *,
+    traffic: TrafficOpt = False,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -40,6 +54,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     import eplb
     from eplb.formats import ReadHints
 
+    token_bytes = _token_bytes(context, hidden_size, activation, traffic=traffic, has_trace=trace_path is not None)
     by = dispatch_of(dispatch, engine, engine_options)
     source = files.read_source(load_paths, reading)
     files.note_reading(source)
@@ -47,16 +62,18 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
         _refuse_columns_of_two_kinds(source, len(load_paths), reading)
     load = source.load()
     plan = files.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
-    trace = None if trace_path is None else _read_trace(trace_path, reading)
+    trace = None if trace_path is None else read_token_trace(trace_path, reading)
     shares = source_shares(sources, plan.placement.topology.num_ranks)
     if by.target is not None:
         by.target.check(plan.placement)
     with output.progress("evaluating"):
         evaluation = eplb.evaluate(plan.placement, load, by.rule, sources=shares, trace=trace)
+        copies = traffic_rows.traffic_of(plan.placement, trace, by.rule) if traffic and trace is not None else []
     if as_json:
         head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value, **by.metric_fields(evaluation)}
         by_window = {"windows": window_objects(evaluation), "layers": layer_objects(evaluation)}
-        output.json_object({**head, **evaluation.summary(), **by_window})
+        extra = {"traffic": traffic_rows.as_object(copies, token_bytes)} if copies else {}
+        output.json_object({**head, **evaluation.summary(), **by_window, **extra})
         return
     title = f"{plan_path.name} ({plan.strategy}) under {files.title_of(load_paths)}, {evaluation.dispatch} dispatch"
     output.facts(title, [*by.metric_fact(evaluation), *metric_facts(evaluation.summary())])
@@ -64,6 +81,8 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
         for text in by.target.notes(load.shape):
             output.line(f"note: {text}")
     window_table(evaluation)
+    if copies:
+        traffic_rows.show(copies, token_bytes)
 
 
 def _refuse_columns_of_two_kinds(source: files.Source, num_files: int, reading: Reading) -> None:
@@ -79,17 +98,19 @@ def _refuse_columns_of_two_kinds(source: files.Source, num_files: int, reading: 
         )
 
 
-def _read_trace(path: Path, reading: Reading) -> "RoutingTrace":
-    """The trace, of the model and without the experts that the options describe; the others are about LOAD."""
-    import eplb
+def _token_bytes(
+    context: typer.Context, hidden_size: int | None, activation: str, *, traffic: bool, has_trace: bool
+) -> float | None:
+    """Bytes of a token's activations, None if unknown; refuses options that would be ignored."""
+    from eplb.evaluation.link_traffic import Activation
 
-    said = reading.options()
-    return eplb.read_trace(
-        path,
-        said.num_experts,
-        top_k=said.top_k,
-        moe_layer_ids=said.moe_layer_ids,
-        num_hidden_layers=said.num_hidden_layers,
-        ignore_ids=said.ignore_ids,
-        ignore_columns=said.ignore_columns,
-    )
+    if traffic and not has_trace:
+        raise typer.BadParameter("needs --trace", param_hint="--traffic")
+    if not traffic:
+        refuse_typed(context, ("--hidden-size", "--activation"), "needs --traffic")
+    if hidden_size is None:
+        refuse_typed(context, ("--activation",), "needs --hidden-size")
+        return None
+    if activation not in list(Activation):
+        raise typer.BadParameter(f"{activation}: expected one of {', '.join(Activation)}", param_hint="--activation")
+    return Activation(activation).token_bytes(hidden_size)

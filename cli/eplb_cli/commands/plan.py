@@ -19,7 +19,9 @@ from eplb_cli.arguments.engine import (
 )
 from eplb_cli.arguments.parse import id_list, rank_pairs
 from eplb_cli.arguments.reading import Reading, reads_loads
+from eplb_cli.arguments.token_trace import read_token_trace
 from eplb_cli.arguments.topology import topology_from_options
+from eplb_cli.commands.plan_front import check_front, show_front
 from eplb_cli.commands.replan import NewRanks, Replan, replan
 from eplb_cli.views import plan_rows
 
@@ -54,6 +56,8 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     replicated_slot: plan_options.ReplicatedSlotOpt = None,
     time_limit: plan_options.TimeLimitOpt = None,
     survive: plan_options.SurviveOpt = None,
+    trace: plan_options.TraceOpt = None,
+    load_cap: plan_options.LoadCapOpt = None,
     previous: plan_options.PreviousOpt = None,
     target: plan_options.TargetOpt = 1.05,
     max_moves: plan_options.MaxMovesOpt = None,
@@ -68,14 +72,18 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     seed: options.SeedOpt = 0,
     *,
     keep_rank_ids: plan_options.KeepRankIdsOpt = False,
+    pareto: plan_options.ParetoOpt = False,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Place the experts of LOAD on ranks, show the metrics of the placement, and write it for an engine."""
     import eplb
+    from eplb.planning.traffic_front import traffic_front
     from eplb_traces.combine import Combine
 
-    plan_options.check_options(context, previous, strategy, keep_rank_ids=keep_rank_ids)
+    plan_options.check_options(context, previous, strategy, keep_rank_ids=keep_rank_ids, pareto=pareto)
+    if pareto:
+        check_front(out, has_trace=trace is not None)
     by = dispatch_of(dispatch, engine, engine_options)
     shares = None
     several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
@@ -85,6 +93,11 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
             load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config
         )
         shares = source_shares(sources, topology.num_ranks)
+        if pareto and trace is not None:
+            with output.progress("planning"):
+                points = traffic_front(load, topology, read_token_trace(trace, reading), groups=groups, seed=seed)
+            show_front(points, out, as_json=as_json)
+            return
         with output.progress("planning"):
             made = eplb.plan(
                 load,
@@ -98,6 +111,8 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
                 time_limit_s=time_limit,
                 survive=survive,
                 sources=shares,
+                trace=None if trace is None else read_token_trace(trace, reading),
+                load_cap=load_cap,
                 seed=seed,
             )
     else:

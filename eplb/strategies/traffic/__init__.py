@@ -1,0 +1,1 @@
+"""Plans for few token copies between nodes and ranks, under a cap on the rank load."""
