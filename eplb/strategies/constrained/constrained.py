@@ -2,7 +2,8 @@
 
 The start is exact where only ranks and replica counts are constrained. For experts that are kept together or apart and
 for memory it is a heuristic; where that finds nothing, the integer model of `ilp` looks for a start and proves whether
-there is one.
+there is one. Under `sglang_static` the search is for the expectation of the draw; where only ranks and counts are
+constrained, exchanges that change no draw then balance the draw of one window.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from eplb.strategies.constrained.conflict import conflict
 from eplb.strategies.ilp.feasibility import Feasibility, nearest_feasible
 from eplb.strategies.ilp.region import whole_layer
 from eplb.strategies.ilp.search_control import SearchControl
+from eplb.strategies.under_rule.fit import settled
+from eplb.strategies.under_rule.search import Limits
 
 
 @final
@@ -75,7 +78,10 @@ class ConstrainedSearch:
         load, hotness = _scaled(load, topology.num_ranks), _scaled(hotness, topology.num_ranks)
         on = _starts(table.load_of(hotness), table, problem, seed=seed)
         self._search(table.load_of(load), on, table, problem, seed=seed)
-        return _map_of(on[:, table.block_of_expert], problem.constraints)
+        phy2log = _map_of(on[:, table.block_of_expert], problem.constraints)
+        if problem.dispatch is DispatchRule.SGLANG_STATIC and load.shape[2] == 1 and table.is_flow:
+            return settled(problem, phy2log, _limits_of(table, phy2log, problem))[0]
+        return phy2log
 
     def _search(self, load: Floats, on: Flags, table: BlockTable, problem: Problem, *, seed: int) -> None:
         from eplb.strategies.constrained.search_kernel import search_layers
@@ -155,6 +161,16 @@ def _searched_start(table: BlockTable, problem: Problem, *, seed: int) -> Flags:
     for rank, held in enumerate(layout):
         on[table.block_of_expert[held], rank] = True
     return on
+
+
+def _limits_of(table: BlockTable, phy2log: Map, problem: Problem) -> Limits:
+    """What exchanges of replicas may do where only ranks and counts are constrained: pinned replicas stay."""
+    allowed, pinned = (mask[table.block_of_expert] for mask in (table.allowed, table.pinned))
+    return Limits(
+        allowed=np.broadcast_to(allowed, (phy2log.shape[0], *allowed.shape)),
+        fixed=pinned[phy2log, problem.topology.rank_of_slot],
+        least_replicas=problem.least_replicas,
+    )
 
 
 def _is_infeasible(constraints: Constraints, problem: Problem) -> bool:

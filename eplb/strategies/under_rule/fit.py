@@ -124,11 +124,14 @@ class Drawn:
         allowed = ((count == 1) | is_empty)[:, :, None] | (node_of_slot[:, None] == topology.node_of_rank)
         if limits.allowed is not None:
             allowed &= np.take_along_axis(limits.allowed, np.maximum(phy2log, 0)[:, :, None], axis=1)
+        fixed = ~((on_node == 1) | is_empty)
+        if limits.fixed is not None:
+            fixed |= limits.fixed
         return cls(
             slot_shares_under_rule(problem, placement),
             np.tile(np.arange(topology.num_slots, dtype=np.int32), (phy2log.shape[0], 1)),
             ReplicaShares(DispatchRule.EVEN, topology),
-            Limits(allowed=allowed, fixed=~((on_node == 1) | is_empty), most_replicas=1),
+            Limits(allowed=allowed, fixed=fixed, most_replicas=1),
         )
 
 
