@@ -10,6 +10,7 @@ from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
 from eplb.core.topology import Topology
 from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.dispatch.replica_shares import NEAREST_RULES
 from eplb.errors import InputError
 from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
@@ -29,6 +30,8 @@ CANDIDATES = (
     Candidate("scenario on the last quarter", STRATEGIES["scenario"], recent),
 )
 """The candidates of `auto` on a history that is long enough for a backtest."""
+NEAREST_CANDIDATES = (*CANDIDATES, Candidate("biased", STRATEGIES["biased"], whole))
+"""The same where a rank prefers a near replica."""
 
 
 def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
@@ -167,7 +170,7 @@ def _by_history(problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[s
         return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)
     if num_windows < LEAST_WINDOWS:
         return STRATEGIES["scenario"], problem, (f"auto: scenario, one plan for all {num_windows} windows",)
-    scores = backtest(problem, CANDIDATES, seed=seed)
+    scores = backtest(problem, NEAREST_CANDIDATES if problem.dispatch in NEAREST_RULES else CANDIDATES, seed=seed)
     notes = tuple(
         f"backtest: {score.candidate.name}: max/mean {score.planned:.3f} as planned, {score.mean:.3f} "
         f"(p95 {score.p95:.3f}) on the held-out end"

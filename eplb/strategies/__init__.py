@@ -8,6 +8,7 @@ from eplb.strategies.baselines.deepseek import DeepSeek
 from eplb.strategies.baselines.linear import Linear
 from eplb.strategies.baselines.round_robin import RoundRobin
 from eplb.strategies.baselines.zigzag import Zigzag
+from eplb.strategies.biased.biased import Biased
 from eplb.strategies.greedy.greedy import Greedy
 from eplb.strategies.ilp.ilp import Ilp
 from eplb.strategies.scenario.scenario import Scenario
@@ -15,7 +16,10 @@ from eplb.strategies.traffic.traffic import TrafficAware
 
 __all__ = ["ONLY_WHEN_NAMED", "STRATEGIES", "find_strategy"]
 
-_ALL: tuple[Strategy, ...] = (Linear(), RoundRobin(), Zigzag(), DeepSeek(), Greedy(), Scenario(), Ilp(), TrafficAware())
+_ALL: tuple[Strategy, ...] = (
+    *(Linear(), RoundRobin(), Zigzag(), DeepSeek()),
+    *(Greedy(), Biased(), Scenario(), Ilp(), TrafficAware()),
+)
 
 ONLY_WHEN_NAMED = frozenset({"ilp", "traffic"})
 """Left out of a comparison unless named: the one searches for seconds, the other needs a trace."""

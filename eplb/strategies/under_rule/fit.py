@@ -18,7 +18,9 @@ from eplb.strategies.under_rule.search import Limits, RuleSearch
 from eplb.strategies.under_rule.window_search import WindowSearch
 
 
-def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> tuple[Map, Floats]:
+def fitted_map(
+    problem: Problem, phy2log: Map, others: Sequence[Map] = (), *, limits: Limits | None = None
+) -> tuple[Map, Floats]:
     """Lower the busiest rank of every layer under the rule of the problem, for its total load.
 
     Under rules by which shares are chosen for the load, each layer takes the map with the lowest optimum. Otherwise
@@ -33,6 +35,8 @@ def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> tu
         [L, P] the map to start from. Where groups are pinned it decides their nodes.
     others
         Maps [L, P] to choose from where shares are chosen for the load.
+    limits
+        What the search may do; None: what the problem allows.
 
     Returns
     -------
@@ -41,7 +45,7 @@ def fitted_map(problem: Problem, phy2log: Map, others: Sequence[Map] = ()) -> tu
     """
     if problem.dispatch in FREE_RULES:
         return _best_of(problem, [phy2log, *others])
-    load, limits = problem.load.total, limits_of(problem, phy2log)
+    load, limits = problem.load.total, limits_of(problem, phy2log) if limits is None else limits
     shares = ReplicaShares(problem.dispatch, problem.topology, problem.sources)
     found = RuleSearch()(load, phy2log, shares, limits=limits)
     if problem.dispatch is DispatchRule.SGLANG_STATIC:

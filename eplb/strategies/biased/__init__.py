@@ -1,0 +1,1 @@
+"""The hottest experts on every rank, served where the token is."""
