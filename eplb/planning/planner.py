@@ -34,6 +34,11 @@ NEAREST_CANDIDATES = (*CANDIDATES, Candidate("biased", STRATEGIES["biased"], who
 """The same where a rank prefers a near replica."""
 
 
+def candidates_under(rule: DispatchRule) -> tuple[Candidate, ...]:
+    """The candidates of a backtest under a dispatch rule."""
+    return NEAREST_CANDIDATES if rule in NEAREST_RULES else CANDIDATES
+
+
 def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     load: ExpertLoad,
     topology: Topology,
@@ -170,7 +175,7 @@ def _by_history(problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[s
         return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)
     if num_windows < LEAST_WINDOWS:
         return STRATEGIES["scenario"], problem, (f"auto: scenario, one plan for all {num_windows} windows",)
-    scores = backtest(problem, NEAREST_CANDIDATES if problem.dispatch in NEAREST_RULES else CANDIDATES, seed=seed)
+    scores = backtest(problem, candidates_under(problem.dispatch), seed=seed)
     notes = tuple(
         f"backtest: {score.candidate.name}: max/mean {score.planned:.3f} as planned, {score.mean:.3f} "
         f"(p95 {score.p95:.3f}) on the held-out end"

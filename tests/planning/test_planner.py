@@ -42,7 +42,7 @@ def test_groups_are_those_of_the_model_unless_the_caller_says_other_ones():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "best"}, "unknown strategy 'best': expected one of auto, biased, deepseek, greedy, .*linear.*zigzag"),
+        ({"strategy": "best"}, "unknown strategy 'best': expected one of auto, biased, deepseek, .*linear.*zigzag"),
         ({"group_mode": "tight"}, "unknown group mode 'tight': expected one of free, pinned"),
         ({"dispatch": "odd"}, "unknown dispatch rule 'odd': expected one of ascend, even, .*weighted"),
     ],

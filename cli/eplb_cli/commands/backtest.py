@@ -42,7 +42,7 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
     from eplb.core.problem import GroupMode, Problem
     from eplb.planning.backtest import backtest as run
-    from eplb.planning.planner import CANDIDATES
+    from eplb.planning.planner import candidates_under
 
     by = dispatch_of(dispatch, engine, engine_options)
     load = files.read_load(load_paths, reading)
@@ -55,7 +55,7 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
         sources=source_shares(sources, ranks),
     )
     with output.progress("planning and scoring"):
-        scores = run(problem, CANDIDATES, held_out=held_out, seed=seed)
+        scores = run(problem, candidates_under(by.rule), held_out=held_out, seed=seed)
     if as_json:
         output.json_object({"load": files.listed(load_paths), "candidates": [_as_object(score) for score in scores]})
         return
