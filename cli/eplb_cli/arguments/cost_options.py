@@ -1,8 +1,14 @@
 """Defines the options of a predicted step time: model, GPU, and the tokens of a step."""
 
-from typing import Annotated
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, final
 
 import typer
+
+from eplb_cli.arguments.option_group import takes
+
+if TYPE_CHECKING:
+    from eplb.evaluation.step_cost import StepCost
 
 
 def _complete_phase(incomplete: str) -> list[str]:
@@ -66,3 +72,57 @@ WeightTypeOpt = Annotated[
         show_default="the model's",
     ),
 ]
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """The options about predicted milliseconds; each field is one option of a command that `predicts_steps`."""
+
+    calibration: CalibrationOpt = None
+    model: ModelOpt = None
+    phase: PhaseOpt = None
+    tokens_per_rank: TokensPerRankOpt = None
+    weight_type: WeightTypeOpt = None
+
+    def step_cost(self, seed: int = 0) -> "StepCost | None":
+        """What to predict with; None without --calibration.
+
+        Raises
+        ------
+        typer.BadParameter
+            For a model, phase, number of tokens or type without --calibration, or --calibration without a model.
+        """
+        if self.calibration is None:
+            self._refuse_alone()
+            return None
+        if self.model is None:
+            raise typer.BadParameter("needed with --calibration", param_hint="--model")
+        from eplb.cost import Phase, model_sizes, named_calibration
+        from eplb.evaluation.step_cost import StepCost
+
+        if self.phase is not None and self.tokens_per_rank is not None:
+            raise typer.BadParameter("has no effect with --tokens-per-rank", param_hint="--phase")
+        phase = Phase.named(Phase.DECODE if self.phase is None else self.phase)
+        return StepCost(
+            model=model_sizes(self.model),
+            calibration=named_calibration(self.calibration),
+            tokens_per_rank=phase.tokens_per_rank if self.tokens_per_rank is None else self.tokens_per_rank,
+            weight_type=self.weight_type,
+            seed=seed,
+        )
+
+    def _refuse_alone(self) -> None:
+        given = {
+            "--model": self.model,
+            "--phase": self.phase,
+            "--tokens-per-rank": self.tokens_per_rank,
+            "--weight-type": self.weight_type,
+        }
+        for option, value in given.items():
+            if value is not None:
+                raise typer.BadParameter("has no effect without --calibration", param_hint=option)
+
+
+predicts_steps = takes("cost", CostOptions)
+"""Gives a command the options of `CostOptions` in place of its keyword parameter `cost`."""
