@@ -11,6 +11,7 @@ import numpy as np
 from eplb.core.arrays import Floats, Ints
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
+from eplb.core.topology import Topology
 from eplb.cost.batch import Batch
 from eplb.cost.calibration import Calibration, Provenance
 from eplb.cost.model_presets import ModelSizes
@@ -113,6 +114,11 @@ class StepCost:
         return f"{self.model.name} ({self.dtype}) on {self.calibration.title}, {self.tokens_per_rank} tokens a rank"
 
     @property
+    def sampled(self) -> str:
+        """Where choices come from that are sampled."""
+        return f"sampled from the load, seed {self.seed}"
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """Sentences that belong below every table of predicted milliseconds."""
         links, found = self.calibration.links, [f"not in the milliseconds: {NOT_MODELLED}"]
@@ -123,6 +129,20 @@ class StepCost:
         if assumed:
             found.append(f"links: {'; '.join(assumed)}")
         return tuple(found)
+
+    def summary(self) -> dict[str, object]:
+        """What the milliseconds are of, by name."""
+        links = self.calibration.links
+        return {
+            "model": self.model.name,
+            "num_moe_layers": self.model.num_moe_layers,
+            "weight_type": self.dtype,
+            "gpu": self.calibration.gpu,
+            "provenance": self.calibration.provenance.value,
+            "links": {"intra_node": links.intra_node.source, "inter_node": links.inter_node.source},
+            "tokens_per_rank": self.tokens_per_rank,
+            "not_modelled": NOT_MODELLED,
+        }
 
     def check_model(self, shape: ModelShape) -> None:
         """Refuse a load of another model.
@@ -140,8 +160,8 @@ class StepCost:
         if shape.top_k is not None and shape.top_k != model.top_k:
             raise InputError(f"model {model.name} has top_k = {model.top_k}: expected {shape.top_k}, as the load")
 
-    def batch(self, source: ExpertLoad | RoutingTrace, placement: Placement) -> StepBatch:
-        """The choices of one step on the ranks of a placement.
+    def batch(self, source: ExpertLoad | RoutingTrace, topology: Topology) -> StepBatch:
+        """The choices of one step on the ranks of a topology.
 
         Those of a trace's first tokens, where it has enough of them; otherwise choices are sampled by the shares of the
         load, its windows summed. Every placement on the same number of ranks gets the same batch.
@@ -152,12 +172,12 @@ class StepCost:
             For a load of another model or without tokens.
         """
         self.check_model(source.shape)
-        num_ranks = placement.topology.num_ranks
+        num_ranks = topology.num_ranks
         needed = num_ranks * self.tokens_per_rank
         note = ""
         if isinstance(source, RoutingTrace):
             has_sources = any(batch.source_rank is not None for batch in source)
-            if has_sources and fitting_sources(source, placement.topology) is not TokenSources.TRACE:
+            if has_sources and fitting_sources(source, topology) is not TokenSources.TRACE:
                 note = ", as the trace's source ranks are not those of the plan"
             elif source.num_tokens >= needed:
                 choices = Batch.of_trace(source, num_ranks=num_ranks, tokens_per_rank=self.tokens_per_rank)
@@ -174,7 +194,7 @@ class StepCost:
             top_k=self.model.top_k,
             seed=self.seed,
         )
-        return StepBatch(sampled, layers, f"sampled from the load, seed {self.seed}{note}")
+        return StepBatch(sampled, layers, f"{self.sampled}{note}")
 
     def predict(self, placement: Placement, batch: StepBatch, rule: DispatchRule) -> PredictedStep:
         """The step of a batch under a placement.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from eplb_traces.coactivation.layer_coactivation import CoActivation
 
+_PREDICTED = "predicted_step_s"
+
 MEANINGS = {
     "metrics": "per plan: the metrics of `eplb evaluate --json`, token spread and migration",
     "layers": "per plan and layer: balance, busiest rank, bound, gap",
@@ -126,7 +128,8 @@ def redundancy(points: Sequence[SweepPoint]) -> "pd.DataFrame":
     """One row per number of redundant experts; wall times are omitted, so that equal inputs give equal files."""
     import pandas as pd
 
-    columns = [name for name in SweepPoint.__dataclass_fields__ if name != "seconds"]
+    left_out = {"seconds"} if any(point.predicted_step_s is not None for point in points) else {"seconds", _PREDICTED}
+    columns = [name for name in SweepPoint.__dataclass_fields__ if name not in left_out]
     return pd.DataFrame([asdict(point) for point in points], columns=columns)
 
 

@@ -32,7 +32,7 @@ def placement(load) -> eplb.Placement:
 
 
 def test_the_milliseconds_are_those_of_predict_for_every_moe_layer(load, placement):
-    batch = COST.batch(load, placement)
+    batch = COST.batch(load, TOPOLOGY)
     found = COST.predict(placement, batch, DispatchRule.EVEN)
     sampled = Batch.sampled(load.total, num_ranks=4, tokens_per_rank=32, top_k=4, seed=5)
     expected = predict(placement, sampled, MODEL, COST.calibration)
@@ -46,7 +46,7 @@ def test_the_milliseconds_are_those_of_predict_for_every_moe_layer(load, placeme
 def test_a_layer_without_tokens_does_not_count(load, placement):
     tokens = load.total.copy()
     tokens[1] = 0
-    batch = COST.batch(eplb.ExpertLoad(tokens), placement)
+    batch = COST.batch(eplb.ExpertLoad(tokens), TOPOLOGY)
     assert batch.layers == (0, 2)
     found = COST.predict(placement, batch, DispatchRule.EVEN)
     assert found.step_s == pytest.approx(found.times.step_s.sum() / 2 * 6)
@@ -62,32 +62,32 @@ def _trace(num_tokens: int, source_rank: int | None = None) -> RoutingTrace:
 
 def test_a_long_trace_gives_its_own_tokens_and_a_short_one_is_sampled(placement):
     long, short = _trace(130), _trace(100)
-    found = COST.batch(long, placement)
+    found = COST.batch(long, TOPOLOGY)
     expected = Batch.of_trace(long, num_ranks=4, tokens_per_rank=32)
     assert np.array_equal(found.choices.source_tokens, expected.source_tokens)
     assert found.origin == "first 128 tokens of the trace"
-    sampled = COST.batch(short, placement)
+    sampled = COST.batch(short, TOPOLOGY)
     assert sampled.origin == "sampled from the load, seed 5, as the trace has 100 tokens and a step 128"
     assert sampled.choices.source_tokens.sum() == 3 * 128 * 4
 
 
 def test_source_ranks_that_the_plan_lacks_are_not_guessed(placement):
-    found = COST.batch(_trace(130, source_rank=7), placement)
+    found = COST.batch(_trace(130, source_rank=7), TOPOLOGY)
     assert found.origin == "sampled from the load, seed 5, as the trace's source ranks are not those of the plan"
-    kept = COST.batch(_trace(130, source_rank=2), placement)
+    kept = COST.batch(_trace(130, source_rank=2), TOPOLOGY)
     assert kept.choices.source_tokens.sum(axis=(0, 2)).tolist() == [0, 0, 3 * 128 * 4, 0]
 
 
 def test_another_model_is_refused(load, placement):
     wrong = replace(COST, model=replace(MODEL, num_experts=32))
     with pytest.raises(InputError, match="model small has 32 experts: expected 16"):
-        wrong.batch(load, placement)
+        wrong.batch(load, TOPOLOGY)
     with pytest.raises(InputError, match="top_k = 2: expected 4"):
-        replace(COST, model=replace(MODEL, top_k=2)).batch(_trace(130), placement)
+        replace(COST, model=replace(MODEL, top_k=2)).batch(_trace(130), TOPOLOGY)
     with pytest.raises(InputError, match="model small has 2 MoE layers: expected at least 3"):
-        replace(COST, model=replace(MODEL, num_moe_layers=2)).batch(load, placement)
+        replace(COST, model=replace(MODEL, num_moe_layers=2)).batch(load, TOPOLOGY)
     with pytest.raises(InputError, match="every count is zero"):
-        COST.batch(eplb.ExpertLoad(np.zeros((3, 16))), placement)
+        COST.batch(eplb.ExpertLoad(np.zeros((3, 16))), TOPOLOGY)
     with pytest.raises(InputError, match="tokens_per_rank = 0"):
         replace(COST, tokens_per_rank=0)
 

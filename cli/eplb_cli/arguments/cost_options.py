@@ -85,19 +85,25 @@ class CostOptions:
     tokens_per_rank: TokensPerRankOpt = None
     weight_type: WeightTypeOpt = None
 
-    def step_cost(self, seed: int = 0) -> "StepCost | None":
+    def step_cost(self, sources: str | None = None, seed: int = 0) -> "StepCost | None":
         """What to predict with; None without --calibration.
 
         Raises
         ------
         typer.BadParameter
-            For a model, phase, number of tokens or type without --calibration, or --calibration without a model.
+            For a model, phase, number of tokens or type without --calibration, or --calibration without a model or
+            with --sources.
         """
         if self.calibration is None:
             self._refuse_alone()
             return None
         if self.model is None:
             raise typer.BadParameter("needed with --calibration", param_hint="--model")
+        if sources is not None:
+            raise typer.BadParameter(
+                "cannot be chosen with --calibration: every rank of a predicted step has the same tokens",
+                param_hint="--sources",
+            )
         from eplb.cost import Phase, model_sizes, named_calibration
         from eplb.evaluation.step_cost import StepCost
 
