@@ -17,13 +17,15 @@ def _complete_phase(incomplete: str) -> list[str]:
     return [phase.value for phase in Phase if phase.value.startswith(incomplete)]
 
 
-def _complete_model(incomplete: str) -> list[str]:
+def complete_model(incomplete: str) -> list[str]:
+    """The presets that begin like this."""
     from eplb.cost import model_presets
 
     return [name for name in model_presets() if name.startswith(incomplete)]
 
 
-def _complete_gpu(incomplete: str) -> list[str]:
+def complete_gpu(incomplete: str) -> list[str]:
+    """The known GPUs that begin like this."""
     from eplb.cost.gpu_datasheets import GPU_DATASHEETS
 
     return [name for name in GPU_DATASHEETS if name.startswith(incomplete)]
@@ -36,7 +38,7 @@ ModelOpt = Annotated[
         metavar="NAME",
         help="Model whose experts are timed: a preset such as deepseek-v3, or its Hugging Face config.json.",
         show_default=False,
-        autocompletion=_complete_model,
+        autocompletion=complete_model,
     ),
 ]
 CalibrationOpt = Annotated[
@@ -46,7 +48,7 @@ CalibrationOpt = Annotated[
         metavar="GPU",
         help="Predict milliseconds on this GPU: h200, another known GPU (by formula), or a file of `eplb calibrate`.",
         show_default=False,
-        autocompletion=_complete_gpu,
+        autocompletion=complete_gpu,
     ),
 ]
 PhaseOpt = Annotated[
@@ -104,6 +106,16 @@ class CostOptions:
                 "cannot be chosen with --calibration: every rank of a predicted step has the same tokens",
                 param_hint="--sources",
             )
+        return self.predictor(self.calibration, self.model, seed)
+
+    def predictor(self, calibration: str, model: str, seed: int) -> "StepCost":
+        """What to predict with, for this GPU and model.
+
+        Raises
+        ------
+        typer.BadParameter
+            For a phase beside a number of tokens.
+        """
         from eplb.cost import Phase, model_sizes, named_calibration
         from eplb.evaluation.step_cost import StepCost
 
@@ -111,8 +123,8 @@ class CostOptions:
             raise typer.BadParameter("has no effect with --tokens-per-rank", param_hint="--phase")
         phase = Phase.named(Phase.DECODE if self.phase is None else self.phase)
         return StepCost(
-            model=model_sizes(self.model),
-            calibration=named_calibration(self.calibration),
+            model=model_sizes(model),
+            calibration=named_calibration(calibration),
             tokens_per_rank=phase.tokens_per_rank if self.tokens_per_rank is None else self.tokens_per_rank,
             weight_type=self.weight_type,
             seed=seed,

@@ -1,5 +1,6 @@
 """Figures of a report: each function draws into matplotlib Axes and returns them."""
 
+from eplb.report.pictures.advice import draw_advice
 from eplb.report.pictures.balance_and_token_spread import draw_balance_and_token_spread
 from eplb.report.pictures.balance_over_windows import draw_balance_over_windows
 from eplb.report.pictures.coactivation import Measure, Order, draw_coactivation
@@ -15,6 +16,7 @@ from eplb.report.pictures.traffic_front import draw_traffic_front
 __all__ = [
     "Measure",
     "Order",
+    "draw_advice",
     "draw_balance_and_token_spread",
     "draw_balance_over_windows",
     "draw_coactivation",
