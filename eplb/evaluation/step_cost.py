@@ -57,15 +57,18 @@ class PredictedStep:
 
     def summary(self) -> dict[str, float]:
         """Milliseconds of all MoE layers by part; the parts sum to `predicted_step_ms`."""
+        return {f"predicted_{name}_ms": self.total(layer_ms) for name, layer_ms in self.layer_ms().items()}
+
+    def layer_ms(self) -> dict[str, Floats]:
+        """Milliseconds of each recorded layer by part: FFN of the mean rank, mean wait for the slowest rank."""
         times = self.times
-        parts = {
-            "step": times.step_s,
-            "dispatch": times.dispatch_s,
-            "ffn": times.ffn_s.mean(axis=1),
-            "waiting": times.waiting_s,
-            "combine": times.combine_s,
+        return {
+            "step": 1e3 * times.step_s,
+            "dispatch": 1e3 * times.dispatch_s,
+            "ffn": 1e3 * times.ffn_s.mean(axis=1),
+            "waiting": 1e3 * times.waiting_s,
+            "combine": 1e3 * times.combine_s,
         }
-        return {f"predicted_{name}_ms": 1e3 * self.total(layer_s) for name, layer_s in parts.items()}
 
 
 @final

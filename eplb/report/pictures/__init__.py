@@ -10,6 +10,7 @@ from eplb.report.pictures.migration import draw_migration
 from eplb.report.pictures.rank_load import draw_rank_load
 from eplb.report.pictures.redundancy import draw_redundancy
 from eplb.report.pictures.replica_counts import draw_replica_counts
+from eplb.report.pictures.step_time import draw_step_times
 from eplb.report.pictures.traffic import draw_traffic
 from eplb.report.pictures.traffic_front import draw_traffic_front
 
@@ -26,6 +27,7 @@ __all__ = [
     "draw_rank_load",
     "draw_redundancy",
     "draw_replica_counts",
+    "draw_step_times",
     "draw_traffic",
     "draw_traffic_front",
 ]
