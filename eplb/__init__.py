@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from eplb.engines.deepseek import rebalance_experts
     from eplb.engines.for_engine import for_engine
     from eplb.evaluation.metrics import Evaluation, evaluate
+    from eplb.evaluation.step_cost import StepCost
     from eplb.formats.placement_files import read_placement, write_placement
     from eplb.online.rebalancer import Rebalancer
     from eplb.online.settings import OnlineSettings
+    from eplb.planning.advice import DeploymentSpace, advise
     from eplb.planning.engine_target import EngineTarget
     from eplb.planning.planner import compare, plan
     from eplb.planning.rebalance import Horizon, rebalance
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from eplb_traces.routing_trace import RoutingTrace
 
 __all__ = [
+    "DeploymentSpace",
     "DispatchRule",
     "EngineTarget",
     "Evaluation",
@@ -46,8 +49,10 @@ __all__ = [
     "Rebalancer",
     "RoutingTrace",
     "SolveStatus",
+    "StepCost",
     "Topology",
     "TopologyChange",
+    "advise",
     "compare",
     "evaluate",
     "for_engine",
@@ -63,6 +68,7 @@ __all__ = [
 
 # Public name -> the module that defines it, as in the imports above, which type checkers read.
 _HOME_OF = {
+    "DeploymentSpace": "eplb.planning.advice",
     "DispatchRule": "eplb.core.dispatch_rule",
     "EngineTarget": "eplb.planning.engine_target",
     "Evaluation": "eplb.evaluation.metrics",
@@ -78,9 +84,11 @@ _HOME_OF = {
     "Rebalancer": "eplb.online.rebalancer",
     "RoutingTrace": "eplb_traces.routing_trace",
     "SolveStatus": "eplb.core.problem",
+    "StepCost": "eplb.evaluation.step_cost",
     "Topology": "eplb.core.topology",
     "TopologyChange": "eplb.core.topology_change",
     "__version__": "eplb.version",
+    "advise": "eplb.planning.advice",
     "compare": "eplb.planning.planner",
     "evaluate": "eplb.evaluation.metrics",
     "for_engine": "eplb.engines.for_engine",

@@ -11,6 +11,7 @@ import typer.core
 
 from eplb_cli import output
 from eplb_cli.commands import (
+    advise,
     backtest,
     calibrate,
     check,
@@ -90,6 +91,7 @@ app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)
 app.command("check")(check.check)
 app.command("verify")(verify.verify)
+app.command("advise")(advise.advise)
 app.command("calibrate")(calibrate.calibrate)
 app.command("formats")(tables.formats)
 app.command("strategies")(tables.strategies)

@@ -14,12 +14,14 @@ from typing import final
 import numpy as np
 
 from eplb.core.arrays import Floats
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, rename_ranks
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Topology
 from eplb.errors import InputError, UnknownNameError
 from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known, worst_of_known
+from eplb.evaluation.step_cost import StepCost
 from eplb.online import OnlineSettings, Rebalancer
 from eplb.strategies.baselines.deepseek import DeepSeek
 from eplb.strategies.greedy.greedy import Greedy
@@ -49,6 +51,9 @@ class Replay:
         Bytes of one expert of one layer.
     seed
         For randomised strategies.
+    cost
+        Model, GPU and step to predict every served step with, its choices sampled from the step's load; None: nothing
+        is predicted.
 
     Raises
     ------
@@ -62,6 +67,7 @@ class Replay:
     online: OnlineSettings = field(default_factory=OnlineSettings)
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
     seed: int = 0
+    cost: StepCost | None = None
 
     num_empty_steps: int = field(init=False)
     """Steps without a token, which are left out of `load`."""
@@ -189,6 +195,8 @@ class Served:
     """Those that change a slot, in order of time."""
     plan_s: float
     """Wall time of all replans, evaluation and compilation included."""
+    step_s: Floats | None = None
+    """[W'] predicted seconds of all MoE layers in every step; None where nothing was given to predict with."""
 
     @property
     def mean(self) -> float:
@@ -199,6 +207,16 @@ class Served:
     def p95(self) -> float:
         """Over the steps and layers with tokens."""
         return p95_of_known(self.max_over_mean)
+
+    @property
+    def mean_step_s(self) -> float | None:
+        """Mean of the predicted steps."""
+        return None if self.step_s is None else float(self.step_s.mean())
+
+    @property
+    def p95_step_s(self) -> float | None:
+        """95th percentile of the predicted steps."""
+        return None if self.step_s is None else float(np.quantile(self.step_s, 0.95))
 
     @property
     def moved_copies(self) -> int:
@@ -233,6 +251,16 @@ class Served:
             "stall_s": self.stall_s,
             "plan_s": self.plan_s,
             "max_over_mean_by_step": mean_of_known(self.max_over_mean.T).tolist(),
+            **self._predicted(),
+        }
+
+    def _predicted(self) -> dict[str, object]:
+        if self.step_s is None:
+            return {}
+        return {
+            "predicted_step_ms_mean": 1e3 * float(self.step_s.mean()),
+            "predicted_step_ms_p95": 1e3 * float(np.quantile(self.step_s, 0.95)),
+            "predicted_step_ms_by_step": (1e3 * self.step_s).tolist(),
         }
 
 
@@ -255,6 +283,7 @@ def simulate(replay: Replay, policies: Iterable[str] = tuple(POLICIES)) -> tuple
 def _serve(replay: Replay, policy: str, live: Placement) -> Served:
     next_placement = POLICIES[policy][0](replay)
     scored: list[Floats] = []
+    predicted: list[Floats] = []
     migrations: list[Migration] = []
     plan_s = 0.0
     for step in range(replay.interval, replay.load.num_windows, replay.interval):
@@ -268,4 +297,13 @@ def _serve(replay: Replay, policy: str, live: Placement) -> Served:
             live = new
         coming, online = replay.steps(step, step + replay.interval), replay.online
         scored.append(evaluate(live, coming, online.dispatch, sources=online.sources).max_over_mean_by_window)
-    return Served(policy, np.concatenate(scored), tuple(migrations), plan_s)
+        if replay.cost is not None:
+            predicted.append(_steps_s(replay.cost, live, coming, online.dispatch))
+    step_s = np.concatenate(predicted) if predicted else None
+    return Served(policy, np.concatenate(scored), tuple(migrations), plan_s, step_s)
+
+
+def _steps_s(cost: StepCost, live: Placement, coming: ExpertLoad, rule: DispatchRule) -> Floats:
+    """[W'] predicted seconds of each step: every policy gets the same choices."""
+    steps = (coming.select(slice(i, i + 1)) for i in range(coming.num_windows))
+    return np.array([cost.predict(live, cost.batch(step, live.topology), rule).step_s for step in steps])

@@ -10,10 +10,12 @@ import numpy as np
 
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+from eplb.core.placement import Placement
 from eplb.core.problem import Problem
 from eplb.core.topology import Nodes, Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
+from eplb.evaluation.step_cost import StepCost
 from eplb.strategies.greedy.greedy import Greedy
 from eplb_traces import ExpertLoad
 
@@ -38,6 +40,8 @@ class SweepPoint:
     """Expert weights of all layers on one rank."""
     seconds: float
     """Wall time of planning; the first one may include compilation."""
+    predicted_step_s: float | None = None
+    """Predicted seconds of all MoE layers; None where nothing was given to predict with."""
 
 
 def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule by keyword
@@ -49,6 +53,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     *,
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
+    cost: StepCost | None = None,
 ) -> tuple[SweepPoint, ...]:
     """Plan with each number of redundant experts and evaluate the plans.
 
@@ -68,11 +73,13 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     dispatch, sources
         The rule by which an expert's tokens are split over its replicas, and the share of the tokens that each rank
         sends, to plan for and to evaluate under.
+    cost
+        Model, GPU and step to predict with, on one batch for all points; None: nothing is predicted.
 
     Raises
     ------
     InputError
-        If no number fits, or one is negative; the message gives those that would fit.
+        If no number fits, or one is negative; the message gives those that would fit. If `cost` is of another model.
     """
     if not 0 < expert_bytes < float("inf"):
         raise InputError(f"expert_bytes = {expert_bytes}: expected finite and > 0")
@@ -97,18 +104,26 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
         dispatch=DispatchRule.named(dispatch),
         sources=None if sources is None else tuple(sources),
     )
-    return tuple(_point(first, number, expert_bytes) for number in fit)
+    points = []
+    batch = None if cost is None else cost.batch(load, topology)
+    for number in fit:
+        point, placement = _point(first, number, expert_bytes)
+        if cost is not None and batch is not None:
+            step = cost.predict(placement, batch, first.dispatch)
+            point = dataclasses.replace(point, predicted_step_s=step.step_s)
+        points.append(point)
+    return tuple(points)
 
 
-def _point(like: Problem, num_redundant: int, expert_bytes: float) -> SweepPoint:
-    """The point of one number of redundant experts; all else as in `like`."""
+def _point(like: Problem, num_redundant: int, expert_bytes: float) -> tuple[SweepPoint, Placement]:
+    """The point of one number of redundant experts, and its plan; all else as in `like`."""
     load, topology = like.load, like.topology
     slots = (load.num_experts + num_redundant) // topology.num_ranks
     start = time.perf_counter()
     made = Greedy()(dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
     seconds = time.perf_counter() - start
     judged = evaluate(made.placement, load, like.dispatch, sources=like.sources)
-    return SweepPoint(
+    point = SweepPoint(
         num_redundant,
         slots,
         slots * topology.num_ranks,
@@ -118,3 +133,4 @@ def _point(like: Problem, num_redundant: int, expert_bytes: float) -> SweepPoint
         load.num_layers * slots * expert_bytes,
         seconds,
     )
+    return point, made.placement

@@ -12,10 +12,11 @@ from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate
+from eplb.evaluation.step_cost import StepCost
 from eplb.evaluation.traffic import expected_traffic, fitting_sources
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
-from eplb.report.summary_text import over_all, per_layer
+from eplb.report.summary_text import about_steps, over_all, per_layer
 from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.statistics import load_by_window, load_over_time
 
@@ -45,6 +46,15 @@ class ReportContents:
     """[1 + L] the summary of all layers, one sentence per line, then one sentence for each layer."""
     expert_bytes: float
     """Bytes of one expert of one layer."""
+    cost: StepCost | None = None
+    """What the predicted steps depend on; None if nothing is predicted."""
+    choices: str = ""
+    """Where the choices of the predicted step come from."""
+
+    @property
+    def about_steps(self) -> tuple[str, ...]:
+        """What the predicted milliseconds are of, in sentences; empty if nothing is predicted."""
+        return () if self.cost is None else about_steps(self.cost, self.choices)
 
     @property
     def worst_layer(self) -> int:
@@ -62,6 +72,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     sources: Sequence[float] | None = None,
     title: str = "load",
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    cost: StepCost | None = None,
 ) -> ReportContents:
     """Evaluate the plans of a report and compare them with a first one.
 
@@ -86,6 +97,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         Source of the load, shown in the report.
     expert_bytes
         Bytes of one expert of one layer, for migrations and memory.
+    cost
+        Model, GPU and step to predict the plans' milliseconds with, on one batch of choices; None: not predicted.
 
     Raises
     ------
@@ -103,6 +116,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         made = plan(load, topology, DEFAULT_STRATEGY, dispatch=dispatch, sources=sources)
         given[DEFAULT_STRATEGY] = made.placement
     shown = _plans_to_show(load, given)
+    batch = None if cost is None else cost.batch(source, next(iter(shown.values())).topology)
     views: list[PlanView] = []
     for name, placement in shown.items():
         evaluation = evaluate(placement, load, dispatch, sources=sources)
@@ -119,10 +133,14 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 None
                 if windows is None
                 else evaluate(placement, windows, dispatch, sources=sources).max_over_mean_by_window,
+                None if cost is None or batch is None else cost.predict(placement, batch, evaluation.dispatch),
             )
         )
-    summary = (over_all(title, load, views), *(per_layer(layer, load, views) for layer in range(load.num_layers)))
-    return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes)
+    choices = "" if batch is None else batch.origin
+    steps = () if cost is None else about_steps(cost, choices)
+    over = "\n".join((over_all(title, load, views), *steps))
+    summary = (over, *(per_layer(layer, load, views) for layer in range(load.num_layers)))
+    return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices)
 
 
 def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:

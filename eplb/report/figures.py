@@ -71,7 +71,7 @@ def _redundancy(contents: ReportContents) -> tuple[SweepPoint, ...]:
     if len(numbers) < 2 or not contents.load.total.any():
         return ()
     load = contents.load if contents.windows is None else contents.windows
-    return sweep(load, topology.num_ranks, topology.nodes, numbers, contents.expert_bytes)
+    return sweep(load, topology.num_ranks, topology.nodes, numbers, contents.expert_bytes, cost=contents.cost)
 
 
 def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[Picture]:
@@ -82,6 +82,12 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
         "Max/mean rank load of every layer: how much longer a layer takes than with equal loads.",
         partial(pictures.draw_layer_balance, views),
     )
+    if contents.cost is not None:
+        yield Picture(
+            "step-time",
+            f"Where the time of each layer goes, plan by plan. {' '.join(contents.about_steps)}",
+            partial(pictures.draw_step_times, views, contents.cost),
+        )
     for layer in details.layers:
         caption = contents.summary_text[1 + layer]
         yield Picture(f"rank-load-layer-{layer}", f"{caption[0].upper()}{caption[1:]}.",

@@ -15,7 +15,7 @@ from eplb.report.contents import ReportContents
 from eplb.report.html_payload import payload
 from eplb_traces.files.atomic_file import atomic_write
 
-_SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "tables.js", "main.js")
+_SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "step_time.js", "tables.js", "main.js")
 """In the order of inclusion; together they form one module."""
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from eplb.core.migration import Migration
+from eplb.evaluation.step_cost import PredictedStep
 from eplb.report.contents import ReportContents
 from eplb.report.html_arrays import packed, whole_numbers
 from eplb.report.html_coactivation import coactivation_payload
@@ -37,6 +38,11 @@ _METRIC_MEANINGS: Final = {
     "num_slots": "physical experts of a layer",
     "ranks_per_token": "ranks per token: ranks of its chosen experts, mean of tokens and layers",
     "nodes_per_token": "nodes per token, mean of tokens and layers",
+    "predicted_step_ms": "predicted milliseconds of all MoE layers of a step: the four parts below",
+    "predicted_dispatch_ms": "the same, tokens to experts",
+    "predicted_ffn_ms": "the same, expert FFN of the mean rank",
+    "predicted_waiting_ms": "the same, mean wait for the slowest rank",
+    "predicted_combine_ms": "the same, outputs back",
     "moved_copies": "replicas fetched from another rank in the migration from the first plan",
     "moved_fraction": "the same divided by the slots of all layers",
     "moved_bytes": "the same in bytes",
@@ -66,6 +72,7 @@ def payload(contents: ReportContents, charts: str = "") -> Payload:
         "plans": [_plan(view) for view in contents.plans],
         "windows": None if windows is None else _window_names(windows.labels, windows.num_windows),
         "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
+        "about_steps": " ".join(contents.about_steps),
         "metric_meanings": _METRIC_MEANINGS,
         "provenance": _provenance(contents, charts),
     }
@@ -99,7 +106,14 @@ def _plan(view: PlanView) -> Payload:
         "balance_by_window": None if balance is None else packed(balance.astype(np.float32)),
         "metrics": view.metrics(),
         "migration": None if view.migration is None else _migration(view, view.migration),
+        "step": None if view.step is None else _step(view.step),
     }
+
+
+def _step(step: PredictedStep) -> Payload:
+    """Milliseconds of the layers with tokens, by part."""
+    parts = {name: packed(milliseconds.astype(np.float32)) for name, milliseconds in step.layer_ms().items()}
+    return {"layers": list(step.times.layers), **parts}
 
 
 def _migration(view: PlanView, migration: Migration) -> Payload:

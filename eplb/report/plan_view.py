@@ -10,6 +10,7 @@ from eplb.bounds.lower_bounds import LowerBounds
 from eplb.core.migration import Hop, Migration
 from eplb.core.placement import Placement
 from eplb.evaluation.metrics import Evaluation
+from eplb.evaluation.step_cost import PredictedStep
 from eplb.evaluation.traffic import TokenSpread, Traffic
 
 
@@ -33,6 +34,8 @@ class PlanView:
     """Token copies between ranks under even dispatch; None without a trace."""
     balance_by_window: NDArray[np.float64] | None
     """[W, L] max/mean rank load in the windows of `ReportContents.windows`; None if there are none."""
+    step: PredictedStep | None = None
+    """Predicted step under the report's dispatch rule; None without a calibration."""
 
     @property
     def spread(self) -> TokenSpread | None:
@@ -59,7 +62,7 @@ class PlanView:
         return moved
 
     def metrics(self) -> dict[str, float | int]:
-        """Every metric by name: balance; if known, token spread and migration.
+        """Every metric by name: balance; if known, token spread, predicted milliseconds and migration.
 
         The names of `Evaluation.summary` come first, with the values that `eplb evaluate --json` prints.
         """
@@ -67,4 +70,6 @@ class PlanView:
         if self.spread is not None:
             found["ranks_per_token"] = float(self.spread.ranks_per_token.mean())
             found["nodes_per_token"] = float(self.spread.nodes_per_token.mean())
+        if self.step is not None:
+            found |= self.step.summary()
         return found if self.migration is None else {**found, **self.migration.summary()}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eplb.evaluation.metrics import mean_of_known, worst_of_known
+from eplb.evaluation.step_cost import StepCost
 from eplb.report.plan_view import PlanView
 from eplb_traces import ExpertLoad, ModelShape
 
@@ -47,7 +48,24 @@ def over_all(title: str, load: ExpertLoad, views: Sequence[PlanView]) -> str:
         sentences += [_window_by_window(view, load) for view in views]
     for view in rest:
         sentences += _saved(before, view)
+    sentences += [_step(view) for view in views if view.step is not None]
     return "\n".join(sentences)
+
+
+def about_steps(cost: StepCost, choices: str) -> tuple[str, ...]:
+    """What predicted milliseconds are of: model, GPU, tokens and choices, and what they leave out."""
+    layers = counted(cost.model.num_moe_layers, "MoE layer")
+    head = f"Milliseconds are predicted for {layers} of {cost.title}; choices {choices}."
+    return (head, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in cost.caveats))
+
+
+def _step(view: PlanView) -> str:
+    """Predicted milliseconds of a step under a plan."""
+    found = {} if view.step is None else view.step.summary()
+    return (
+        f"With {view.name} the MoE layers of a step take {found['predicted_step_ms']:.2f} ms, of which the mean rank "
+        f"waits {found['predicted_waiting_ms']:.2f} ms for the slowest one."
+    )
 
 
 def _left_out(view: PlanView) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb.core.placement import EMPTY_SLOT
 from eplb.evaluation.metrics import mean_of_known, worst_of_known
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from eplb_traces.coactivation.layer_coactivation import CoActivation
+
+_PREDICTED = "predicted_step_s"
 
 MEANINGS = {
     "metrics": "per plan: the metrics of `eplb evaluate --json`, token spread and migration",
@@ -62,10 +65,22 @@ def layers(contents: ReportContents) -> "pd.DataFrame":
         if view.spread is not None:
             columns["ranks_per_token"] = view.spread.ranks_per_token
             columns["nodes_per_token"] = view.spread.nodes_per_token
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns | _step_columns(view))
 
     table = pd.concat([of_plan(view) for view in contents.plans], ignore_index=True)
     return table.drop(columns="model_layer") if ids is None else table
+
+
+def _step_columns(view: PlanView) -> dict[str, NDArray[np.float64]]:
+    """Predicted milliseconds of each layer by part; NaN in layers without tokens."""
+    if view.step is None:
+        return {}
+    found = {}
+    for name, milliseconds in view.step.layer_ms().items():
+        column = np.full(view.placement.num_layers, np.nan)
+        column[list(view.step.times.layers)] = milliseconds
+        found[f"predicted_{name}_ms"] = column
+    return found
 
 
 def ranks(contents: ReportContents) -> "pd.DataFrame":
@@ -126,7 +141,8 @@ def redundancy(points: Sequence[SweepPoint]) -> "pd.DataFrame":
     """One row per number of redundant experts; wall times are omitted, so that equal inputs give equal files."""
     import pandas as pd
 
-    columns = [name for name in SweepPoint.__dataclass_fields__ if name != "seconds"]
+    left_out = {"seconds"} if any(point.predicted_step_s is not None for point in points) else {"seconds", _PREDICTED}
+    columns = [name for name in SweepPoint.__dataclass_fields__ if name not in left_out]
     return pd.DataFrame([asdict(point) for point in points], columns=columns)
 
 

@@ -42,6 +42,7 @@ _PROBLEM = {
     *_READING,
 }
 _ENGINE = {"--engine", "--engine-option", "--sources", "--dispatch"}
+_COST = {"--calibration", "--model", "--phase", "--tokens-per-rank", "--weight-type"}
 # Every word that a script may rely on. A change here changes the public command line: it belongs in the changelog.
 _COMMANDS = {
     "plan": {
@@ -52,21 +53,21 @@ _COMMANDS = {
         *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids", "--trace", "--load-cap", "--pareto"),
         *(*_PROBLEM, *_ENGINE),
     },
-    "compare": {"load_paths", "--strategies", *_PROBLEM, *_ENGINE},
+    "compare": {"load_paths", "--strategies", *_PROBLEM, *_ENGINE, *_COST},
     "backtest": {"load_paths", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
     "sweep": {
         *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
-        *("--json", *_READING, *_ENGINE),
+        *("--json", *_READING, *_ENGINE, *_COST),
     },
     "report": {
         *("load_paths", "--output", "-o", "--plan", "--format", "-f", "--ranks", "-r", "--nodes", "-n"),
-        *("--redundant", "-k", *_READING, *_ENGINE),
+        *("--redundant", "-k", *_READING, *_ENGINE, *_COST),
         *("--layer", "--image-format", "--expert-bytes", "--json"),
     },
     "simulate": {
         *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--interval", "-i", "--policy"),
         *("--max-moves", "--price", "--memory", "--bandwidth", "--expert-bytes", "--seed"),
-        *("--json", *_READING, *_ENGINE),
+        *("--json", *_READING, *_ENGINE, *_COST),
     },
     "evaluate": {
         *(
@@ -80,7 +81,7 @@ _COMMANDS = {
             "--hidden-size",
             "--activation",
         ),
-        *(*_READ_HINTS, *_READING, *_ENGINE),
+        *(*_READ_HINTS, *_READING, *_ENGINE, *_COST),
     },
     "diff": {
         *("old_path", "new_path", "--ranks", "-r", "--nodes", "-n", "--experts", "--expert-bytes", "--json"),
@@ -98,6 +99,11 @@ _COMMANDS = {
     "formats": {"--json"},
     "strategies": {"--json"},
     "calibrate": {"--output", "-o", "--model", "--device", "--dtype", "--json"},
+    "advise": {
+        *("load_paths", "--gpu", "--nodes", "-n", "--gpus-per-node", "--redundant", "-k", "--strategies", "--dispatch"),
+        *("--slo-ms", "--rest-gb", "--reserve-gb", "--plot", "--seed", "--all", "--json"),
+        *(*_COST - {"--calibration"}, *_READING),
+    },
     "trace info": {"paths", "--json", "--ranks", "-r", *_READING},
     "trace convert": {
         *("path", "out", "--load", *_READING),

@@ -1,14 +1,12 @@
 """Defines what a user may add to the loads and traces that a command reads, once for all commands."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, final, get_type_hints
+from typing import TYPE_CHECKING, Annotated, final
 
 import typer
 
+from eplb_cli.arguments.option_group import takes
 from eplb_cli.arguments.parse import id_list
 
 if TYPE_CHECKING:
@@ -157,32 +155,5 @@ def _ids(text: str | None, option: str) -> tuple[int, ...] | None:
     return None if text is None else id_list(text, option)
 
 
-_NAMES = tuple(field.name for field in dataclasses.fields(Reading))
-
-
-def reads_loads(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Reading` in place of its keyword parameter `reading`, before `as_json`."""
-    signature = inspect.signature(command)
-    types = get_type_hints(Reading, include_extras=True)
-    added = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
-        )
-        for field in dataclasses.fields(Reading)
-    ]
-    own = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in signature.parameters.items()
-        if name != "reading"
-    ]
-    last = [parameter for parameter in own if parameter.name == "as_json"]
-    parameters = [*(parameter for parameter in own if parameter not in last), *added, *last]
-
-    @wraps(command)
-    def with_reading(**typed: object) -> None:  # as typer calls it: every option by name
-        reading = {name: typed.pop(name) for name in _NAMES}
-        command(reading=Reading(**reading), **typed)  # type: ignore[arg-type]  # typer has checked the types
-
-    with_reading.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    with_reading.__dict__["__signature__"] = signature.replace(parameters=parameters)
-    return with_reading
+reads_loads = takes("reading", Reading)
+"""Gives a command the options of `Reading` in place of its keyword parameter `reading`."""

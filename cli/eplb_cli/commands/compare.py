@@ -7,6 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import (
     ALL,
     Dispatch,
@@ -18,6 +19,7 @@ from eplb_cli.arguments.engine import (
 )
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
+from eplb_cli.views import cost_rows
 from eplb_cli.views.engine_rows import show_engines
 from eplb_cli.views.metric_rows import layer_objects
 
@@ -32,6 +34,7 @@ duplicates: slots with an expert that its rank holds already; ms: to plan"""
 
 
 @reads_loads
+@predicts_steps
 def compare(  # noqa: PLR0913  # one parameter a word of the command line
     load_paths: options.LoadsArg,
     ranks: options.RanksOpt,
@@ -53,6 +56,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     sources: SourcesOpt = None,
     seed: options.SeedOpt = 0,
     *,
+    cost: CostOptions,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -66,12 +70,22 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     if engine == ALL:
         _refuse_for_all({"--strategies": strategies, "--dispatch": dispatch, "--engine-option": engine_options})
     by = None if engine == ALL else dispatch_of(dispatch, engine, engine_options)
+    predictor = cost.step_cost(sources, seed)
     load = files.read_load(load_paths, reading)
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
     shares = source_shares(sources, topology.num_ranks)
+    batch = None if predictor is None else predictor.batch(load, topology)
     if by is None:
         show_engines(
-            load, topology, files.title_of(load_paths), groups=groups, sources=shares, seed=seed, as_json=as_json
+            load,
+            topology,
+            files.title_of(load_paths),
+            groups=groups,
+            sources=shares,
+            seed=seed,
+            cost=predictor,
+            batch=batch,
+            as_json=as_json,
         )
         return
     quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
@@ -81,9 +95,12 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         for name in names:
             results += eplb.compare(load, topology, [name], groups=groups, dispatch=by.rule, sources=shares, seed=seed)
             step()
+    steps = cost_rows.predict_each(predictor, batch, [result.evaluation for result in results])
+    choices = cost_rows.choices_of(batch)
     if as_json:
-        head = {"load": files.listed(load_paths), "dispatch": by.rule.value}
-        output.json_object({**head, "strategies": [_as_object(result, by) for result in results]})
+        head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
+        rows = [_as_object(result, by) | cost_rows.fields(step) for result, step in zip(results, steps, strict=True)]
+        output.json_object({**head, "strategies": rows})
         return
     shape = f"{output.counted(ranks, 'rank')}, {output.counted(topology.num_nodes, 'node')}, {topology.num_slots} slots"
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
@@ -91,6 +108,9 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     title = f"{files.title_of(load_paths)}: {model} on {shape}{by.in_title}"
     output.table(title, _HEADINGS, [_row(result) for result in results])
     output.note(_LEGEND)
+    balance = [(r.plan.strategy, r.evaluation.balance["max_over_mean_mean"]) for r in results]
+    cost_rows.table(predictor, "strategy", [(*of, step) for of, step in zip(balance, steps, strict=True)])
+    cost_rows.note(predictor, choices)
     if by.target is not None:
         of_engine = [(result.plan.strategy, by.target.metric(result.evaluation)[1]) for result in results]
         output.table(by.target.metric(results[0].evaluation)[0], ("strategy", "value"), of_engine)

@@ -7,11 +7,12 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.token_trace import read_token_trace
-from eplb_cli.views import traffic_rows
+from eplb_cli.views import cost_rows, traffic_rows
 from eplb_cli.views.metric_rows import layer_objects, metric_facts, window_objects, window_table
 
 TraceOpt = Annotated[
@@ -31,6 +32,7 @@ ActivationOpt = Annotated[
 
 
 @reads_loads
+@predicts_steps
 def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     plan_path: options.PlanArg,
@@ -47,6 +49,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     activation: ActivationOpt = "bf16",
     *,
     traffic: TrafficOpt = False,
+    cost: CostOptions,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -56,6 +59,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
 
     token_bytes = _token_bytes(context, hidden_size, activation, traffic=traffic, has_trace=trace_path is not None)
     by = dispatch_of(dispatch, engine, engine_options)
+    predictor = cost.step_cost(sources)
     source = files.read_source(load_paths, reading)
     files.note_reading(source)
     if trace_path is not None:
@@ -68,19 +72,24 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
         by.target.check(plan.placement)
     with output.progress("evaluating"):
         evaluation = eplb.evaluate(plan.placement, load, by.rule, sources=shares, trace=trace)
+        batch = None if predictor is None else predictor.batch(trace or source.content, plan.placement.topology)
+        (step,) = cost_rows.predict_each(predictor, batch, [evaluation])
         copies = traffic_rows.traffic_of(plan.placement, trace, by.rule) if traffic and trace is not None else []
     if as_json:
         head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value, **by.metric_fields(evaluation)}
+        predicted = cost_rows.head(predictor, cost_rows.choices_of(batch)) | cost_rows.fields(step)
         by_window = {"windows": window_objects(evaluation), "layers": layer_objects(evaluation)}
         extra = {"traffic": traffic_rows.as_object(copies, token_bytes)} if copies else {}
-        output.json_object({**head, **evaluation.summary(), **by_window, **extra})
+        output.json_object({**head, **evaluation.summary(), **predicted, **by_window, **extra})
         return
     title = f"{plan_path.name} ({plan.strategy}) under {files.title_of(load_paths)}, {evaluation.dispatch} dispatch"
-    output.facts(title, [*by.metric_fact(evaluation), *metric_facts(evaluation.summary())])
+    facts = [*by.metric_fact(evaluation), *metric_facts(evaluation.summary()), *cost_rows.facts(step)]
+    output.facts(f"{title}{cost_rows.in_title(predictor)}", facts)
     if by.target is not None:
         for text in by.target.notes(load.shape):
             output.line(f"note: {text}")
     window_table(evaluation)
+    cost_rows.note(predictor, cost_rows.choices_of(batch))
     if copies:
         traffic_rows.show(copies, token_bytes)
 

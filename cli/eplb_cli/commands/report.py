@@ -8,11 +8,13 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import Nodes, id_list, refuse_typed
 from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt, RedundantOpt
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
+from eplb_cli.views import cost_rows
 
 if TYPE_CHECKING:
     from eplb.core.placement import Placement
@@ -52,6 +54,7 @@ ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help
 
 
 @reads_loads
+@predicts_steps
 def report(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     load_paths: options.LoadsArg,
@@ -69,6 +72,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     image_format: ImageFormatOpt = "png",
     expert_bytes: options.ExpertBytesOpt = None,
     *,
+    cost: CostOptions,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -83,6 +87,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.report.style import ImageFormat
 
     by = dispatch_of(dispatch, engine, engine_options)
+    predictor = cost.step_cost(sources)
     is_page = out.suffix.lower() in _PAGE_SUFFIXES
     if is_page:
         refuse_typed(context, _ONLY_FOR_FOLDERS, "has no effect for a page, which shows every layer")
@@ -112,6 +117,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
             sources=source_shares(sources, _num_ranks(plans, asked)),
             title=files.title_of(load_paths),
             expert_bytes=size,
+            cost=predictor,
         )
     with output.progress(f"writing {out.name}"):
         written = _write_page(contents, out) if is_page else write_folder(contents, out, options)
@@ -151,7 +157,11 @@ def _read_plans(
 def _print(contents: "ReportContents", files: Sequence[Path], *, as_json: bool) -> None:
     if as_json:
         plans = {view.name: view.metrics() for view in contents.plans}
-        summary = {"summary": contents.summary_text[0].splitlines(), "layers": list(contents.summary_text[1:])}
+        summary: dict[str, object] = {
+            "summary": contents.summary_text[0].splitlines(),
+            "layers": list(contents.summary_text[1:]),
+        }
+        summary |= cost_rows.head(contents.cost, contents.choices)
         output.json_object({**summary, "plans": plans, "written": [str(path) for path in files]})
         return
     for sentence in contents.summary_text[0].splitlines():

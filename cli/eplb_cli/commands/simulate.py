@@ -7,9 +7,11 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
+from eplb_cli.views import cost_rows
 
 if TYPE_CHECKING:
     from eplb.core.topology import Topology
@@ -26,6 +28,7 @@ _NUM_PHASES = 48
 
 
 @reads_loads
+@predicts_steps
 def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     load_paths: options.LoadsArg,
     ranks: options.RanksOpt,
@@ -66,6 +69,7 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     expert_bytes: options.ExpertBytesOpt = None,
     seed: options.SeedOpt = 0,
     *,
+    cost: CostOptions,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
@@ -74,32 +78,37 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.online.replay import simulate as run
 
     by = dispatch_of(dispatch, engine, engine_options)
+    predictor = cost.step_cost(sources, seed)
     load = files.read_load(load_paths, reading)
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
     online = _online(max_moves, price, memory)
     online = replace(online, dispatch=by.rule, sources=source_shares(sources, ranks))
     replay = _replay(load, _with_bandwidth(topology, bandwidth), interval, expert_bytes, seed)
-    replay = replace(replay, load=load, online=online)
+    replay = replace(replay, load=load, online=online, cost=predictor)
     with output.progress("replaying"):
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
+    choices = "" if predictor is None else f"{predictor.sampled}, step by step"
     if as_json:
         output.json_object(
             {
                 "load": files.listed(load_paths),
                 "interval": interval,
                 "dispatch": by.rule.value,
+                **cost_rows.head(predictor, choices),
                 "policies": [one.summary() for one in served],
             }
         )
         return
     steps = load.num_windows - interval
+    title = f"{files.title_of(load_paths)}: {steps} steps, a replan every {interval}{by.in_title}"
     output.table(
-        f"{files.title_of(load_paths)}: {steps} steps, a replan every {interval}{by.in_title}",
-        _HEADINGS,
+        f"{title}{cost_rows.in_title(predictor)}",
+        _HEADINGS if predictor is None else (*_HEADINGS, "step ms", "p95"),
         [_row(one) for one in served],
     )
     _draw(served)
     output.note(_LEGEND)
+    cost_rows.note(predictor, choices)
 
 
 def _with_bandwidth(topology: "Topology", bandwidth: float | None) -> "Topology":
@@ -135,7 +144,13 @@ def _row(served: "Served") -> tuple[output.Cell, ...]:
         f"{served.moved_bytes / 1e9:.1f}",
         f"{served.stall_s:.2f}",
         f"{served.plan_s:.2f}",
+        *_predicted(served),
     )
+
+
+def _predicted(served: "Served") -> tuple[output.Cell, ...]:
+    """Mean and p95 of the predicted steps."""
+    return (*cost_rows.cells(served.mean_step_s), *cost_rows.cells(served.p95_step_s))
 
 
 def _draw(served: "tuple[Served, ...]") -> None:

@@ -9,9 +9,11 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import number_range
 from eplb_cli.arguments.reading import Reading, reads_loads
+from eplb_cli.views import cost_rows
 
 if TYPE_CHECKING:
     from eplb.planning.redundancy_sweep import SweepPoint
@@ -24,6 +26,7 @@ _DRAWINGS: Final = (".png", ".svg", ".pdf")
 
 
 @reads_loads
+@predicts_steps
 def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     load_paths: options.LoadsArg,
     ranks: options.RanksOpt,
@@ -40,6 +43,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     sources: SourcesOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
     *,
+    cost: CostOptions,
     reading: Reading,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -49,23 +53,28 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
 
     numbers = number_range(redundant, "--redundant")
     by = dispatch_of(dispatch, engine, engine_options)
+    predictor = cost.step_cost(sources)
     shares = source_shares(sources, ranks)
     if out is not None and out.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{out}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     load = files.read_load(load_paths, reading)
     with output.progress("planning"):
         size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
-        points = run(load, ranks, nodes, numbers, size, dispatch=by.rule, sources=shares)
+        points = run(load, ranks, nodes, numbers, size, dispatch=by.rule, sources=shares, cost=predictor)
+    choices = cost_rows.choices_sampled(predictor)
     if out is not None:
         _draw(points, out)
     if as_json:
         written = None if out is None else {"path": str(out)}
-        head = {"load": files.listed(load_paths), "dispatch": by.rule.value}
-        output.json_object({**head, "points": [asdict(p) for p in points], "written": written})
+        head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
+        output.json_object({**head, "points": [_as_object(point) for point in points], "written": written})
         return
-    title = f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}{by.in_title}"
-    output.table(title, _HEADINGS, [_row(point) for point in points])
+    title = (
+        f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}{by.in_title}{cost_rows.in_title(predictor)}"
+    )
+    output.table(title, (*_HEADINGS, *cost_rows.headings(predictor)), [_row(point) for point in points])
     output.note(_LEGEND)
+    cost_rows.note(predictor, choices)
     if out is not None:
         output.line(f"wrote {out}")
 
@@ -86,4 +95,10 @@ def _row(point: "SweepPoint") -> tuple[output.Cell, ...]:
         output.percentage(point.gap_mean),
         output.gigabytes(point.bytes_per_rank),
         output.milliseconds(point.seconds),
+        *cost_rows.cells(point.predicted_step_s),
     )
+
+
+def _as_object(point: "SweepPoint") -> dict[str, object]:
+    """The fields of a point; without a prediction, none of it."""
+    return {name: value for name, value in asdict(point).items() if value is not None}

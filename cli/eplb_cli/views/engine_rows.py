@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eplb_cli import output
+from eplb_cli.views import cost_rows
 
 if TYPE_CHECKING:
     from eplb.core.topology import Topology
     from eplb.evaluation.metrics import Evaluation
+    from eplb.evaluation.step_cost import PredictedStep, StepBatch, StepCost
     from eplb.planning.engine_comparison import EngineComparison
     from eplb_traces import ExpertLoad
 
@@ -25,6 +27,8 @@ def show_engines(  # noqa: PLR0913  # the keywords of `compare_engines`
     groups: int | None,
     sources: Sequence[float] | None,
     seed: int,
+    cost: "StepCost | None",
+    batch: "StepBatch | None",
     as_json: bool,
 ) -> None:
     """Compare all engines and print the result."""
@@ -38,16 +42,29 @@ def show_engines(  # noqa: PLR0913  # the keywords of `compare_engines`
         for target in targets:
             found += compare_engines(load, topology, [target], groups=groups, sources=sources, seed=seed)
             step()
+    own = cost_rows.predict_each(cost, batch, [one.own for one in found])
+    ours = cost_rows.predict_each(cost, batch, [one.ours for one in found])
+    steps, choices = list(zip(own, ours, strict=True)), cost_rows.choices_of(batch)
     if as_json:
-        output.json_object({"load": title, "engines": [_as_object(one) for one in found]})
+        engines = [_as_object(one, *of) for one, of in zip(found, steps, strict=True)]
+        output.json_object({"load": title, **cost_rows.head(cost, choices), "engines": engines})
         return
-    rows = [row for one in found for row in (_row(one, "own", one.own), _row(one, "eplb", one.ours))]
-    output.table(f"{title} on {output.counted(topology.num_ranks, 'rank')}", _HEADINGS, rows)
+    rows = [
+        row
+        for one, of in zip(found, steps, strict=True)
+        for row in (_row(one, "own", one.own, of[0]), _row(one, "eplb", one.ours, of[1]))
+    ]
+    headings = (*_HEADINGS, *cost_rows.headings(cost))
+    size = output.counted(topology.num_ranks, "rank")
+    output.table(f"{title} on {size}{cost_rows.in_title(cost)}", headings, rows)
     output.facts("Own metrics and algorithms", [(one.target.engine, _about(one)) for one in found])
     output.note(_LEGEND)
+    cost_rows.note(cost, choices)
 
 
-def _row(of: "EngineComparison", name: str, evaluation: "Evaluation") -> tuple[output.Cell, ...]:
+def _row(
+    of: "EngineComparison", name: str, evaluation: "Evaluation", step: "PredictedStep | None"
+) -> tuple[output.Cell, ...]:
     balance = evaluation.balance
     return (
         of.target.engine,
@@ -56,6 +73,7 @@ def _row(of: "EngineComparison", name: str, evaluation: "Evaluation") -> tuple[o
         balance["max_over_mean_mean"],
         balance["max_over_mean_worst"],
         of.target.metric(evaluation)[1],
+        *cost_rows.cells(cost_rows.seconds_of(step)),
     )
 
 
@@ -63,7 +81,7 @@ def _about(of: "EngineComparison") -> str:
     return f"{of.target.metric(of.ours)[0]}; own: {of.target.own.label}"
 
 
-def _as_object(of: "EngineComparison") -> dict[str, object]:
+def _as_object(of: "EngineComparison", own: "PredictedStep | None", ours: "PredictedStep | None") -> dict[str, object]:
     row = of.target.chosen.row
     return {
         "engine": of.target.engine,
@@ -71,8 +89,8 @@ def _as_object(of: "EngineComparison") -> dict[str, object]:
         "dispatch": of.target.rule.value,
         "evidence": row.evidence.value,
         "metric": of.target.metric(of.ours)[0],
-        "own": {"algorithm": of.target.own.label, **_values(of, of.own)},
-        "eplb": {"strategy": of.ours_strategy, **_values(of, of.ours)},
+        "own": {"algorithm": of.target.own.label, **_values(of, of.own), **cost_rows.fields(own)},
+        "eplb": {"strategy": of.ours_strategy, **_values(of, of.ours), **cost_rows.fields(ours)},
     }
 
 

@@ -1,7 +1,7 @@
 // Connects the controls of the page to the charts that depend on them.
 
 const OF_PLAN = ["rank-load", "rank-table", "expert-load"];
-const OF_LAYER = [...OF_PLAN, "coactivation", "pair-table", "load-map", "layer-balance"];
+const OF_LAYER = [...OF_PLAN, "coactivation", "pair-table", "load-map", "layer-balance", "step-time"];
 const ALL = [...OF_LAYER, "windows", "migration"];
 
 function writeLayer() {
@@ -24,7 +24,7 @@ function chooseLayer(layer) {
 function choosePlan(index) {
   state.plan = index;
   document.querySelectorAll('input[name="plan"]').forEach((radio, i) => { radio.checked = i === index; });
-  redraw(...OF_PLAN, "layer-balance", "windows", "migration");
+  redraw(...OF_PLAN, "layer-balance", "step-time", "windows", "migration");
 }
 
 function radio(name, value, text, checked, onChoice) {
@@ -102,6 +102,8 @@ function writeOnce() {
   if (page.coactivation) byId("coactivation-note").textContent = page.coactivation.note;
   const summed = page.num_windows > 1 ? `sum of ${page.num_windows.toLocaleString("en-US")} windows` : "";
   document.querySelectorAll(".summed").forEach((span) => { span.textContent = summed; });
+  byId("step-time-part").hidden = !page.plans[0].step;
+  byId("step-time-note").textContent = page.about_steps;
   byId("windows-part").hidden = !page.windows;
   byId("no-windows").hidden = Boolean(page.windows);
   byId("migration-part").hidden = !page.plans.some((plan) => plan.migration);

@@ -1,5 +1,6 @@
 """Figures of a report: each function draws into matplotlib Axes and returns them."""
 
+from eplb.report.pictures.advice import draw_advice
 from eplb.report.pictures.balance_and_token_spread import draw_balance_and_token_spread
 from eplb.report.pictures.balance_over_windows import draw_balance_over_windows
 from eplb.report.pictures.coactivation import Measure, Order, draw_coactivation
@@ -9,12 +10,14 @@ from eplb.report.pictures.migration import draw_migration
 from eplb.report.pictures.rank_load import draw_rank_load
 from eplb.report.pictures.redundancy import draw_redundancy
 from eplb.report.pictures.replica_counts import draw_replica_counts
+from eplb.report.pictures.step_time import draw_step_times
 from eplb.report.pictures.traffic import draw_traffic
 from eplb.report.pictures.traffic_front import draw_traffic_front
 
 __all__ = [
     "Measure",
     "Order",
+    "draw_advice",
     "draw_balance_and_token_spread",
     "draw_balance_over_windows",
     "draw_coactivation",
@@ -24,6 +27,7 @@ __all__ = [
     "draw_rank_load",
     "draw_redundancy",
     "draw_replica_counts",
+    "draw_step_times",
     "draw_traffic",
     "draw_traffic_front",
 ]

@@ -1,0 +1,146 @@
+"""Defines the options of a predicted step time: model, GPU, and the tokens of a step."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, final
+
+import typer
+
+from eplb_cli.arguments.option_group import takes
+
+if TYPE_CHECKING:
+    from eplb.evaluation.step_cost import StepCost
+
+
+def _complete_phase(incomplete: str) -> list[str]:
+    from eplb.cost import Phase
+
+    return [phase.value for phase in Phase if phase.value.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """The presets that begin like this."""
+    from eplb.cost import model_presets
+
+    return [name for name in model_presets() if name.startswith(incomplete)]
+
+
+def complete_gpu(incomplete: str) -> list[str]:
+    """The known GPUs that begin like this."""
+    from eplb.cost.gpu_datasheets import GPU_DATASHEETS
+
+    return [name for name in GPU_DATASHEETS if name.startswith(incomplete)]
+
+
+ModelOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="Model whose experts are timed: a preset such as deepseek-v3, or its Hugging Face config.json.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+CalibrationOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="GPU",
+        help="Predict milliseconds on this GPU: h200, another known GPU (by formula), or a file of `eplb calibrate`.",
+        show_default=False,
+        autocompletion=complete_gpu,
+    ),
+]
+PhaseOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--phase",
+        metavar="PHASE",
+        help="What a step computes, prefill, decode or mixed: 4096, 128 or 1024 tokens a rank.",
+        show_default="decode",
+        autocompletion=_complete_phase,
+    ),
+]
+TokensPerRankOpt = Annotated[
+    int | None,
+    typer.Option("--tokens-per-rank", metavar="T", help="Tokens of a rank in a step.", show_default="by --phase"),
+]
+WeightTypeOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--weight-type",
+        metavar="TYPE",
+        help="Type of the experts' weights, one that the calibration holds: bf16 or fp8.",
+        show_default="the model's",
+    ),
+]
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """The options about predicted milliseconds; each field is one option of a command that `predicts_steps`."""
+
+    calibration: CalibrationOpt = None
+    model: ModelOpt = None
+    phase: PhaseOpt = None
+    tokens_per_rank: TokensPerRankOpt = None
+    weight_type: WeightTypeOpt = None
+
+    def step_cost(self, sources: str | None = None, seed: int = 0) -> "StepCost | None":
+        """What to predict with; None without --calibration.
+
+        Raises
+        ------
+        typer.BadParameter
+            For a model, phase, number of tokens or type without --calibration, or --calibration without a model or
+            with --sources.
+        """
+        if self.calibration is None:
+            self._refuse_alone()
+            return None
+        if self.model is None:
+            raise typer.BadParameter("needed with --calibration", param_hint="--model")
+        if sources is not None:
+            raise typer.BadParameter(
+                "cannot be chosen with --calibration: every rank of a predicted step has the same tokens",
+                param_hint="--sources",
+            )
+        return self.predictor(self.calibration, self.model, seed)
+
+    def predictor(self, calibration: str, model: str, seed: int) -> "StepCost":
+        """What to predict with, for this GPU and model.
+
+        Raises
+        ------
+        typer.BadParameter
+            For a phase beside a number of tokens.
+        """
+        from eplb.cost import Phase, model_sizes, named_calibration
+        from eplb.evaluation.step_cost import StepCost
+
+        if self.phase is not None and self.tokens_per_rank is not None:
+            raise typer.BadParameter("has no effect with --tokens-per-rank", param_hint="--phase")
+        phase = Phase.named(Phase.DECODE if self.phase is None else self.phase)
+        return StepCost(
+            model=model_sizes(model),
+            calibration=named_calibration(calibration),
+            tokens_per_rank=phase.tokens_per_rank if self.tokens_per_rank is None else self.tokens_per_rank,
+            weight_type=self.weight_type,
+            seed=seed,
+        )
+
+    def _refuse_alone(self) -> None:
+        given = {
+            "--model": self.model,
+            "--phase": self.phase,
+            "--tokens-per-rank": self.tokens_per_rank,
+            "--weight-type": self.weight_type,
+        }
+        for option, value in given.items():
+            if value is not None:
+                raise typer.BadParameter("has no effect without --calibration", param_hint=option)
+
+
+predicts_steps = takes("cost", CostOptions)
+"""Gives a command the options of `CostOptions` in place of its keyword parameter `cost`."""

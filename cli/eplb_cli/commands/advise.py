@@ -1,0 +1,160 @@
+"""`eplb advise`: which deployment to ask for, by predicted step time."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from eplb_cli import output
+from eplb_cli.arguments import cost_options, files, options
+from eplb_cli.arguments.parse import id_list, number_range
+from eplb_cli.arguments.reading import Reading, reads_loads
+from eplb_cli.views import advice_rows
+
+if TYPE_CHECKING:
+    from eplb.planning.advice import Advice
+
+_DRAWINGS: Final = (".png", ".svg", ".pdf")
+
+ModelOpt = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="A preset such as deepseek-v3, or a Hugging Face config.json.",
+        show_default=False,
+        autocompletion=cost_options.complete_model,
+    ),
+]
+GpuOpt = Annotated[
+    str,
+    typer.Option(
+        "--gpu",
+        metavar="GPU",
+        help="h200, another known GPU (by formula), or a file of `eplb calibrate`.",
+        show_default=False,
+        autocompletion=cost_options.complete_gpu,
+    ),
+]
+NodesOpt = Annotated[str, typer.Option("--nodes", "-n", metavar="A:B", help="Numbers of nodes: 1:8, 2:8:2 or 1,2,4.")]
+GpusPerNodeOpt = Annotated[int, typer.Option("--gpus-per-node", metavar="G", help="GPUs of a node.")]
+RedundantOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--redundant",
+        "-k",
+        metavar="A:B:STEP",
+        help="Redundant experts to try; an EP size leaves out those that it cannot spread equally.",
+        show_default="the fewest possible, and one and two slots a rank more",
+    ),
+]
+StrategiesOpt = Annotated[
+    str, typer.Option("--strategies", metavar="A,B", help="Placements to try, see `eplb strategies`.")
+]
+DispatchOpt = Annotated[
+    str, typer.Option("--dispatch", metavar="A,B", help="Dispatch rules to try, where experts have replicas.")
+]
+SloOpt = Annotated[
+    float | None, typer.Option("--slo-ms", metavar="MS", help="Longest step; the MoE layers alone must be faster.")
+]
+RestOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--rest-gb",
+        metavar="GB",
+        help="Weights of a GPU that are no routed expert.",
+        show_default="estimated from the model, two bytes a weight, whole on every GPU",
+    ),
+]
+ReserveOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--reserve-gb",
+        metavar="GB",
+        help="Least memory for KV cache and activations.",
+        show_default="10 % of the GPU",
+    ),
+]
+AllOpt = Annotated[
+    bool, typer.Option("--all", help="Print every placement and dispatch, not the fastest of each size.")
+]
+PlotOpt = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Drawing to write: .png, .svg or .pdf.")]
+
+
+@reads_loads
+def advise(  # noqa: PLR0913  # one parameter a word of the command line
+    load_paths: options.LoadsArg,
+    model: ModelOpt,
+    gpu: GpuOpt,
+    nodes: NodesOpt = "1:8",
+    gpus_per_node: GpusPerNodeOpt = 8,
+    redundant: RedundantOpt = None,
+    strategies: StrategiesOpt = "linear,deepseek,greedy",
+    dispatch: DispatchOpt = "even,weighted",
+    phase: cost_options.PhaseOpt = None,
+    tokens_per_rank: cost_options.TokensPerRankOpt = None,
+    weight_type: cost_options.WeightTypeOpt = None,
+    slo_ms: SloOpt = None,
+    rest_gb: RestOpt = None,
+    reserve_gb: ReserveOpt = None,
+    plot: PlotOpt = None,
+    seed: options.SeedOpt = 0,
+    *,
+    every_row: AllOpt = False,
+    reading: Reading,
+    as_json: options.JsonOpt = False,
+) -> None:
+    """Predict the step time of LOAD for EP sizes, redundancy, placements and dispatch, and recommend one.
+
+    The milliseconds are those of the MoE layers. Which deployments fit a GPU's memory, and where more GPUs stop to pay,
+    is said as well.
+    """
+    from eplb.core.dispatch_rule import DispatchRule
+    from eplb.planning.advice import DeploymentSpace
+    from eplb.planning.advice import advise as run
+    from eplb.planning.advice_memory import GpuMemory
+
+    if plot is not None and plot.suffix.lower() not in _DRAWINGS:
+        raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--plot")
+    asked = cost_options.CostOptions(phase=phase, tokens_per_rank=tokens_per_rank, weight_type=weight_type)
+    cost = asked.predictor(gpu, model, seed)
+    space = DeploymentSpace(
+        nodes=_numbers(nodes),
+        gpus_per_node=gpus_per_node,
+        redundant=() if redundant is None else tuple(number_range(redundant, "--redundant")),
+        strategies=tuple(name.strip() for name in strategies.split(",")),
+        rules=tuple(DispatchRule.named(name.strip()) for name in dispatch.split(",")),
+    )
+    memory = GpuMemory.of(
+        cost.model, cost.calibration.memory_bytes, rest_bytes=_bytes(rest_gb), reserve_bytes=_bytes(reserve_gb)
+    )
+    load = files.read_load(load_paths, reading)
+    with output.progress("predicting", space.size(load.num_experts)) as step:
+        found = run(load, cost, space, memory, slo_ms=slo_ms, on_row=step)
+    if plot is not None:
+        _draw(found, plot)
+    if as_json:
+        written = None if plot is None else {"path": str(plot)}
+        output.json_object({"load": files.listed(load_paths), **advice_rows.as_object(found), "written": written})
+        return
+    advice_rows.show(found, files.title_of(load_paths), every_row=every_row)
+    if plot is not None:
+        output.line(f"wrote {plot}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The numbers of nodes in "1:8", "2:8:2", "1-8" or "1,2,4"."""
+    if ":" not in text:
+        return id_list(text, "--nodes")
+    return tuple(number_range(text if text.count(":") == 2 else f"{text}:1", "--nodes"))
+
+
+def _bytes(gigabytes: float | None) -> float | None:
+    return None if gigabytes is None else 1e9 * gigabytes
+
+
+def _draw(advice: "Advice", out: Path) -> None:
+    from eplb.report.pictures import draw_advice
+    from eplb.report.style import save
+
+    save(draw_advice(advice), out)
