@@ -1,0 +1,70 @@
+"""Launch parameters of the exchange kernels: numbers of programs, tiles, tokens of one flag."""
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import final
+
+from eplb.errors import InputError
+
+
+class Phase(IntEnum):
+    """The part of an exchange that a call executes.
+
+    BOTH is one kernel. Virtual ranks that run one after another send on all ranks first, then receive.
+    """
+
+    BOTH = 0
+    SEND = 1
+    RECEIVE = 2
+
+
+@final
+@dataclass(frozen=True)
+class KernelSettings:
+    """Launch parameters.
+
+    Parameters
+    ----------
+    pushers
+        Programs of dispatch that send.
+    placers
+        Programs of dispatch that receive and expand.
+    combiners
+        Programs of combine.
+    dispatch_group, combine_group
+        Tokens of one flag; powers of two.
+    push_columns
+        Columns of a tile that is sent.
+    float8_wire
+        Send e4m3 values with one scale for each 128 channels.
+
+    Raises
+    ------
+    InputError
+        For counts below 1, or groups that are not powers of two.
+    """
+
+    pushers: int = 64
+    placers: int = 332
+    combiners: int = 528
+    dispatch_group: int = 8
+    combine_group: int = 2
+    push_columns: int = 1024
+    float8_wire: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("pushers", "placers", "combiners", "dispatch_group", "combine_group", "push_columns"):
+            if getattr(self, name) < 1:
+                raise InputError(f"kernel settings: {name} = {getattr(self, name)}, expected >= 1")
+        for name in ("dispatch_group", "combine_group", "push_columns"):
+            if getattr(self, name).bit_count() != 1:
+                raise InputError(f"kernel settings: {name} = {getattr(self, name)}, expected a power of two")
+
+    def shared_by(self, num_ranks: int) -> "KernelSettings":
+        """The settings for virtual ranks that share one device."""
+        return replace(
+            self,
+            pushers=max(self.pushers // num_ranks, 1),
+            placers=max(self.placers // num_ranks, 1),
+            combiners=max(self.combiners // num_ranks, 2),
+        )

@@ -1,0 +1,181 @@
+"""Weighted reduce and combine in one kernel: sum the rows of a token's experts, return the sum, add the sums.
+
+    P ranks   T tokens of a rank (capacity)   K choices   H hidden   C = P*T copies, c = rank*T + token
+    G tokens of one flag   BC columns of a tile
+
+    push   tokens of the other ranks: sum of weight * row in the order of choices, rounded to the type of the rows, to
+           `stage` of the token's rank; raise the flag
+    own    tokens of this rank: the same sum; wait for the other ranks; add the sums in the order of ranks
+
+In fixed order the rows themselves are returned and the token's rank adds weight * row in the order of choices, so the
+result has the same bits for every placement. A program of role SPLIT pushes or adds by its parity: all programs must be
+resident together. A rank that has failed writes NaN.
+"""
+
+import triton
+import triton.language as tl
+
+from eplb.runtime.kernels.signals_kernel import COMBINE, address_of, int_pointer, publish, tick, wait
+
+SPLIT = tl.constexpr(0)
+PUSH = tl.constexpr(1)
+OWN = tl.constexpr(2)
+IN_TURN = tl.constexpr(3)
+
+
+@triton.jit
+def staged_row(tab, peer, stage, index, y_ptr, ROW_BYTES: tl.constexpr):
+    """Pointer to a row of `stage` on a rank, in the type of the rows."""
+    address = address_of(tab, peer, stage + index.to(tl.int64) * ROW_BYTES)
+    return tl.multiple_of(address.to(tl.pointer_type(y_ptr.dtype.element_ty)), 16)
+
+
+@triton.jit
+def weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K: tl.constexpr, H: tl.constexpr):
+    """[BC] f32 sum of weight * row over the rows of a copy, and whether it has any."""
+    total = column.to(tl.float32) * 0.0
+    last_row = tl.load(row_ptr + copy * K)
+    for k in tl.static_range(K):
+        row = tl.load(row_ptr + copy * K + k)
+        weight = tl.load(weight_ptr + copy * K + k)
+        here = column < tl.where(row >= 0, H, 0)
+        y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=here, other=0.0).to(tl.float32)
+        total += tl.where(here, y * weight, 0.0)
+        last_row = tl.maximum(last_row, row)
+    return total, last_row >= 0
+
+
+@triton.jit
+def pushed_token(tab, y_ptr, row_ptr, weight_ptr, peer, token, parity, me, stage, P: tl.constexpr, T: tl.constexpr,
+                 K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr, BC: tl.constexpr,
+                 FIXED: tl.constexpr):  # fmt: skip
+    """Return the sum, or each row, of a token of another rank."""
+    copy = peer * T + token
+    for first in range(0, H, BC):
+        column = first + tl.arange(0, BC)
+        if FIXED:
+            for k in tl.static_range(K):
+                row = tl.load(row_ptr + copy * K + k)
+                here = column < tl.where(row >= 0, H, 0)
+                y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=here)
+                index = (parity * T + token) * K + k
+                tl.store(staged_row(tab, peer, stage, index, y_ptr, ROW_BYTES) + column, y, mask=here)
+        else:
+            total, exists = weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K, H)
+            index = (parity * P + me) * T + token
+            target_ptr = staged_row(tab, peer, stage, index, y_ptr, ROW_BYTES)
+            tl.store(target_ptr + column, total.to(y_ptr.dtype.element_ty), mask=column < tl.where(exists, H, 0))
+
+
+@triton.jit
+def fixed_order_sum(tab, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity, me, stage, T: tl.constexpr,
+                    K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
+    """[BC] f32 sum of weight * row over the choices of an own token, rows of this rank and returned ones."""
+    total = column.to(tl.float32) * 0.0
+    for k in tl.static_range(K):
+        at = (me * T + token) * K + k
+        row = tl.load(row_ptr + at)
+        width = tl.where(tl.load(slot_ptr + token * K + k) >= 0, H, 0)
+        here = column < tl.where(row >= 0, width, 0)
+        elsewhere = column < tl.where(row < 0, width, 0)
+        own = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=here, other=0.0)
+        staged_ptr = staged_row(tab, me, stage, (parity * T + token) * K + k, y_ptr, ROW_BYTES)
+        staged = tl.load(staged_ptr + column, mask=elsewhere, other=0.0, cache_modifier=".cg")
+        y = tl.where(here, own, staged).to(tl.float32)
+        total += tl.where(here | elsewhere, y * tl.load(weight_ptr + at), 0.0)
+    return total
+
+
+@triton.jit
+def own_token(tab, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me, stage,
+              P: tl.constexpr, T: tl.constexpr, K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr,
+              BC: tl.constexpr, FIXED: tl.constexpr):  # fmt: skip
+    """Write the result of an own token: the sums of all ranks that it visited, in the order of ranks."""
+    hit = tl.load(hit_ptr + token)
+    for first in range(0, H, BC):
+        column = first + tl.arange(0, BC)
+        if FIXED:
+            total = fixed_order_sum(tab, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity, me, stage, T, K,
+                                    H, ROW_BYTES)  # fmt: skip
+        else:
+            own, _ = weighted_rows(y_ptr, row_ptr, weight_ptr, me * T + token, column, K, H)
+            own = own.to(y_ptr.dtype.element_ty).to(tl.float32)
+            total = own * 0.0
+            for peer in tl.static_range(P):
+                staged_ptr = staged_row(tab, me, stage, (parity * P + peer) * T + token, y_ptr, ROW_BYTES)
+                width = tl.where((hit >> peer) & 1 > 0, H, 0)
+                staged = tl.load(
+                    staged_ptr + column,
+                    mask=column < tl.where(arrived, tl.where(me == peer, 0, width), 0),
+                    other=0.0,
+                    cache_modifier=".cg",
+                ).to(tl.float32)
+                total += tl.where(column * 0 + me == peer, own, staged)
+        total += tl.where(arrived, 0.0, float("nan"))
+        tl.store(out_ptr + token.to(tl.int64) * H + column, total.to(out_ptr.dtype.element_ty), mask=column < H)
+
+
+@triton.jit(do_not_specialize=["me"])
+def combine_kernel(
+    tab,
+    y_ptr,  # [rows, H]
+    row_ptr,  # [C, K] i32
+    weight_ptr,  # [C, K] f32
+    hit_ptr,  # [T] i32
+    slot_ptr,  # [tokens, K] slots of own tokens; read in fixed order
+    out_ptr,  # [tokens, H], out
+    num_tokens_ptr,  # [P] i32 tokens of each rank
+    epoch_ptr,
+    arrived_ptr,
+    me,
+    errors,
+    flags,
+    stage,
+    timeout_ns,
+    P: tl.constexpr,
+    T: tl.constexpr,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    ROW_BYTES: tl.constexpr,
+    G: tl.constexpr,
+    BC: tl.constexpr,
+    FIXED: tl.constexpr,
+    ROLE: tl.constexpr,
+    THREADS: tl.constexpr,
+):
+    """Grid: any number of programs; even under SPLIT."""
+    pid = tl.program_id(0)
+    epoch = tl.load(epoch_ptr)
+    parity = epoch & 1
+    roles = 2 if ROLE == SPLIT else 1
+    worker, workers = pid // roles, tl.num_programs(0) // roles
+    if (ROLE == PUSH) | (ROLE == IN_TURN) | ((ROLE == SPLIT) & (pid % 2 == 0)):
+        for step in tl.static_range(1, P):
+            peer = (me + step) % P
+            count = tl.load(num_tokens_ptr + peer)
+            for group in range(worker, tl.maximum((count + G - 1) // G, 1), workers):
+                for i in tl.static_range(G):
+                    token = pid * 0 + group * G + i
+                    if token < count:
+                        pushed_token(tab, y_ptr, row_ptr, weight_ptr, peer, token, parity, me, stage, P, T, K, H,
+                                     ROW_BYTES, BC, FIXED)  # fmt: skip
+                tl.debug_barrier()
+                publish(tab, peer, flags, me * T + group, epoch + 1)
+    if (ROLE == OWN) | (ROLE == IN_TURN) | ((ROLE == SPLIT) & (pid % 2 == 1)):
+        failed = tl.load(int_pointer(address_of(tab, me, errors)), volatile=True)
+        for peer in tl.static_range(1, P):
+            failed = failed | tl.load(int_pointer(address_of(tab, me, errors + 4 * peer)), volatile=True)
+        count = tl.load(num_tokens_ptr + me)
+        for group in range(worker, tl.maximum((count + G - 1) // G, 1), workers):
+            arrived = failed == 0
+            for step in tl.static_range(1, P):
+                peer = (me + step) % P
+                arrived = arrived & wait(tab, me, flags, peer * T + group, epoch + 1, timeout_ns, errors, COMBINE,
+                                         peer, P, THREADS)  # fmt: skip
+            for i in tl.static_range(G):
+                token = pid * 0 + group * G + i
+                if token < count:
+                    own_token(tab, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me,
+                              stage, P, T, K, H, ROW_BYTES, BC, FIXED)  # fmt: skip
+    if ROLE != PUSH:
+        tick(epoch_ptr, arrived_ptr, epoch)
