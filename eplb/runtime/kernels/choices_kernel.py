@@ -39,6 +39,27 @@ def ranks_hit(slot, first_slot_ptr, P: tl.constexpr):
     return hit
 
 
+@triton.jit
+def written_choices(tab, slot_ptr, weight_ptr, hit_ptr, first_slot_ptr, num_tokens, t, parity, me, errors, ids, weights,
+                    P: tl.constexpr, T: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):  # fmt: skip
+    """Write slots, weights and hit bits of the tokens t; -1 for tokens behind the last."""
+    k = tl.arange(0, KP)
+    at = t[:, None] * K + k[None, :]
+    inside = (t < T)[:, None] & (k < K)[None, :]
+    real = (t < num_tokens)[:, None] & inside
+    slot = tl.load(slot_ptr + at, mask=real, other=-1).to(tl.int32)
+    weight = tl.load(weight_ptr + at, mask=real, other=0.0)
+    if tl.max(tl.max(slot, axis=1), axis=0) >= tl.load(first_slot_ptr + P):
+        report(tab, me, errors, BAD_SLOT, CHOICES, 0, P)
+    tl.store(hit_ptr + t, ranks_hit(slot, first_slot_ptr, P), mask=t < T)
+    for peer in tl.static_range(P):
+        half = parity * P + me
+        ids_ptr = int_pointer(address_of(tab, peer, ids + half * (T * K * 4)))
+        tl.store(ids_ptr + at, slot, mask=inside)
+        weights_ptr = address_of(tab, peer, weights + half * (T * K * 4)).to(tl.pointer_type(tl.float32))
+        tl.store(weights_ptr + at, weight, mask=inside)
+
+
 @triton.jit(do_not_specialize=["me"])
 def publish_choices_kernel(
     tab,
@@ -70,28 +91,16 @@ def publish_choices_kernel(
     parity = epoch & 1
     num_tokens = tl.load(num_tokens_ptr)
     map_epoch = tl.load(map_epoch_ptr).to(tl.int32)
-    t, k = block * BT + tl.arange(0, BT), tl.arange(0, KP)
-    at = t[:, None] * K + k[None, :]
-    real = (t < num_tokens)[:, None] & (k < K)[None, :]
-    inside = (t < T)[:, None] & (k < K)[None, :]
-    slot = tl.load(slot_ptr + at, mask=real & inside, other=-1).to(tl.int32)
-    weight = tl.load(weight_ptr + at, mask=real & inside, other=0.0)
-    if tl.max(tl.max(slot, axis=1), axis=0) >= tl.load(first_slot_ptr + P):
-        report(tab, me, errors, BAD_SLOT, CHOICES, 0, P)
+    t = block * BT + tl.arange(0, BT)
+    written_choices(tab, slot_ptr, weight_ptr, hit_ptr, first_slot_ptr, num_tokens, t, parity, me, errors, ids, weights,
+                    P, T, K, KP)  # fmt: skip
     if block == 0:
         e = tl.arange(0, SP)
         tl.store(totals_ptr + e, e * 0, mask=e < num_slots)
         if num_tokens > T:
             report(tab, me, errors, TOKENS_OVERFLOW, CHOICES, 0, P)
-    tl.store(hit_ptr + t, ranks_hit(slot, first_slot_ptr, P), mask=t < T)
-    for peer in tl.static_range(P):
-        half = parity * P + me
-        ids_ptr = int_pointer(address_of(tab, peer, ids + half * (T * K * 4)))
-        tl.store(ids_ptr + at, slot, mask=inside)
-        weights_ptr = address_of(tab, peer, weights + half * (T * K * 4)).to(tl.pointer_type(tl.float32))
-        tl.store(weights_ptr + at, weight, mask=inside)
-        if block == 0:
-            header_ptr = int_pointer(address_of(tab, peer, header + half * 16))
+        for peer in tl.static_range(P):
+            header_ptr = int_pointer(address_of(tab, peer, header + (parity * P + me) * 16))
             tl.store(header_ptr, tl.minimum(num_tokens, T))
             tl.store(header_ptr + 1, map_epoch)
     tl.debug_barrier()

@@ -155,26 +155,26 @@ def combine_kernel(
             count = tl.load(num_tokens_ptr + peer)
             for group in range(worker, tl.maximum((count + G - 1) // G, 1), workers):
                 for i in tl.static_range(G):
-                    token = pid * 0 + group * G + i
-                    if token < count:
-                        pushed_token(tab, y_ptr, row_ptr, weight_ptr, peer, token, parity, me, stage, P, T, K, H,
+                    pushed = pid * 0 + group * G + i
+                    if pushed < count:
+                        pushed_token(tab, y_ptr, row_ptr, weight_ptr, peer, pushed, parity, me, stage, P, T, K, H,
                                      ROW_BYTES, BC, FIXED)  # fmt: skip
                 tl.debug_barrier()
                 publish(tab, peer, flags, me * T + group, epoch + 1)
     if (ROLE == OWN) | (ROLE == IN_TURN) | ((ROLE == SPLIT) & (pid % 2 == 1)):
         failed = tl.load(int_pointer(address_of(tab, me, errors)), volatile=True)
-        for peer in tl.static_range(1, P):
-            failed = failed | tl.load(int_pointer(address_of(tab, me, errors + 4 * peer)), volatile=True)
-        count = tl.load(num_tokens_ptr + me)
-        for group in range(worker, tl.maximum((count + G - 1) // G, 1), workers):
+        for reporter in tl.static_range(1, P):
+            failed = failed | tl.load(int_pointer(address_of(tab, me, errors + 4 * reporter)), volatile=True)
+        own_count = tl.load(num_tokens_ptr + me)
+        for own_group in range(worker, tl.maximum((own_count + G - 1) // G, 1), workers):
             arrived = failed == 0
-            for step in tl.static_range(1, P):
-                peer = (me + step) % P
-                arrived = arrived & wait(tab, me, flags, peer * T + group, epoch + 1, timeout_ns, errors, COMBINE,
-                                         peer, P, THREADS)  # fmt: skip
-            for i in tl.static_range(G):
-                token = pid * 0 + group * G + i
-                if token < count:
+            for ahead in tl.static_range(1, P):
+                source = (me + ahead) % P
+                arrived = arrived & wait(tab, me, flags, source * T + own_group, epoch + 1, timeout_ns, errors, COMBINE,
+                                         source, P, THREADS)  # fmt: skip
+            for j in tl.static_range(G):
+                token = pid * 0 + own_group * G + j
+                if token < own_count:
                     own_token(tab, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me,
                               stage, P, T, K, H, ROW_BYTES, BC, FIXED)  # fmt: skip
     if ROLE != PUSH:

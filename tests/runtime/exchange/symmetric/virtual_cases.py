@@ -70,6 +70,7 @@ def make_states(batch: Batch, capacity, *, steps_before=0, device="cpu", fixed_o
     for state in states:
         state.poison()
         state.epochs.fill_(steps_before)
+        state.part("counters").view(torch.int32).fill_((steps_before * capacity + 2**31) % 2**32 - 2**31)
         for part in ("choices_flags", "dispatch_flags", "combine_flags"):
             state.part(part).view(torch.int32).fill_(steps_before)
     return states
@@ -97,6 +98,34 @@ def dispatched(states, layouts, batch: Batch, settings=SMALL) -> list[torch.Tens
         for state, layout, x, out in zip(states, layouts, batch.x, rows, strict=True):
             dispatch_rows(state, layout, settings, x, out, phase)
     return rows
+
+
+def low_latency_dispatched(states, batch: Batch):
+    """Layouts and rows of every rank; the layout kernels of the normal mode do not run."""
+    from eplb.runtime.kernels.low_latency import dispatch_low_latency
+
+    layouts = [ExchangeLayout.allocate(state, slots) for state, slots in zip(states, batch.slots, strict=True)]
+    rows = [torch.full((state.max_rows, batch.x[0].shape[1]), float("nan"), dtype=batch.x[0].dtype) for state in states]
+    for phase in (Phase.SEND, Phase.RECEIVE):
+        for state, layout, weights, x, out in zip(states, layouts, batch.weights, batch.x, rows, strict=True):
+            layout.num_tokens.fill_(len(x))
+            dispatch_low_latency(state, layout, weights, x, out, float8_wire=False, phase=phase)
+    for state, layout in zip(states, layouts, strict=True):
+        own = state.first_slot[state.rank], state.first_slot[state.rank + 1]
+        ids = state.part("ids").view(torch.int32).view(2, *layout.row_CK.shape)[(int(state.epochs[1]) - 1) & 1]
+        layout.local_slot_CK.copy_(torch.where((ids >= own[0]) & (ids < own[1]), ids - own[0], -1))
+    return layouts, rows
+
+
+def low_latency_combined(states, layouts, rows) -> list[torch.Tensor]:
+    """The result of every rank for rows that the experts have computed."""
+    from eplb.runtime.kernels.low_latency import combine_low_latency
+
+    results = [torch.full((len(layout.slot_TK), rows[0].shape[1]), -99.0, dtype=rows[0].dtype) for layout in layouts]
+    for phase in (Phase.SEND, Phase.RECEIVE):
+        for state, layout, y, out in zip(states, layouts, rows, results, strict=True):
+            combine_low_latency(state, layout, y, out, phase)
+    return results
 
 
 def combined(states, layouts, rows, settings=SMALL) -> list[torch.Tensor]:
@@ -133,18 +162,22 @@ SHAPES = {
 }
 
 
-def wrong_steps(_, names) -> list[str]:
-    """What differs from the plain loop in three steps of each named shape."""
+def wrong_steps(_, argument) -> list[str]:
+    """What differs from the plain loop in three steps of each named shape, in one of the two modes."""
     wrong = []
+    names, low_latency = argument
     for name in names:
         words, capacity, changes = SHAPES[name]
         batch = make_batch(len(name), **words)
         states = make_states(batch, capacity, **changes)
         for step in range(3):
-            layouts = laid_out(states, batch)
-            rows = dispatched(states, layouts, batch)
+            if low_latency:
+                layouts, rows = low_latency_dispatched(states, batch)
+            else:
+                layouts = laid_out(states, batch)
+                rows = dispatched(states, layouts, batch)
             y = [computed(*parts, batch) for parts in zip(states, layouts, rows, strict=True)]
-            results = combined(states, layouts, y)
+            results = (low_latency_combined if low_latency else combined)(states, layouts, y)
             for state, layout, row, result in zip(states, layouts, rows, results, strict=True):
                 where = f"{name}, step {step}, rank {state.rank}"
                 expected = batch.expected_rows(state.rank, capacity)

@@ -1,4 +1,4 @@
-"""The kernels of the normal mode in Triton's interpreter: virtual ranks, compared with plain loops."""
+"""The kernels of both modes in Triton's interpreter: virtual ranks, compared with plain loops."""
 
 from importlib.util import find_spec
 
@@ -17,9 +17,10 @@ def interpreted(monkeypatch):
     return lambda worker, argument=None: run_processes(Launch(1), worker, argument)[0]
 
 
+@pytest.mark.parametrize("mode", ["normal", "low latency"])
 @pytest.mark.parametrize("name", virtual_cases.SHAPES)
-def test_layout_rows_and_results_equal_the_plain_loop(interpreted, name):
-    assert interpreted(virtual_cases.wrong_steps, [name]) == []
+def test_layout_rows_and_results_equal_the_plain_loop(interpreted, name, mode):
+    assert interpreted(virtual_cases.wrong_steps, ([name], mode == "low latency")) == []
 
 
 def test_float8_rows_are_rounded_as_in_torch_on_every_rank(interpreted):
