@@ -8,8 +8,9 @@
     own    tokens of this rank: the same sum; wait for the other ranks; add the sums in the order of ranks
 
 In fixed order the rows themselves are returned and the token's rank adds weight * row in the order of choices, so the
-result has the same bits for every placement. A program of role SPLIT pushes or adds by its parity: all programs must be
-resident together. A rank that has failed writes NaN.
+result has the same bits for every placement. Under SPLIT even programs push and odd ones add, in the same order of
+tokens: all programs must be resident together. Under PUSH_FIRST the lower half pushes, so a push never waits for a
+program that waits. A rank that has failed writes NaN.
 """
 
 import triton
@@ -20,7 +21,7 @@ from eplb.runtime.kernels.signals_kernel import COMBINE, address_of, int_pointer
 SPLIT = tl.constexpr(0)
 PUSH = tl.constexpr(1)
 OWN = tl.constexpr(2)
-IN_TURN = tl.constexpr(3)
+PUSH_FIRST = tl.constexpr(3)
 
 
 @triton.jit
@@ -143,13 +144,16 @@ def combine_kernel(
     ROLE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    """Grid: any number of programs; even under SPLIT."""
+    """Grid: any number of programs; an even one under SPLIT and PUSH_FIRST."""
     pid = tl.program_id(0)
     epoch = tl.load(epoch_ptr)
     parity = epoch & 1
-    roles = 2 if ROLE == SPLIT else 1
-    worker, workers = pid // roles, tl.num_programs(0) // roles
-    if (ROLE == PUSH) | (ROLE == IN_TURN) | ((ROLE == SPLIT) & (pid % 2 == 0)):
+    worker, workers, pushes = pid, tl.num_programs(0), pid >= 0
+    if ROLE == SPLIT:
+        worker, workers, pushes = pid // 2, workers // 2, pid % 2 == 0
+    if ROLE == PUSH_FIRST:
+        worker, workers, pushes = pid % (workers // 2), workers // 2, pid < workers // 2
+    if (ROLE != OWN) & pushes:
         for step in tl.static_range(1, P):
             peer = (me + step) % P
             count = tl.load(num_tokens_ptr + peer)
@@ -161,7 +165,7 @@ def combine_kernel(
                                      ROW_BYTES, BC, FIXED)  # fmt: skip
                 tl.debug_barrier()
                 publish(tab, peer, flags, me * T + group, epoch + 1)
-    if (ROLE == OWN) | (ROLE == IN_TURN) | ((ROLE == SPLIT) & (pid % 2 == 1)):
+    if (ROLE == OWN) | ((ROLE != PUSH) & (not pushes)):
         failed = tl.load(int_pointer(address_of(tab, me, errors)), volatile=True)
         for reporter in tl.static_range(1, P):
             failed = failed | tl.load(int_pointer(address_of(tab, me, errors + 4 * reporter)), volatile=True)

@@ -90,10 +90,10 @@ def combine_low_latency(
     state: RankState, layout: ExchangeLayout, y_MH: Tensor, out_TH: Tensor, phase: Phase = Phase.BOTH
 ) -> None:
     """Return the weighted sums of other ranks' tokens, and add those of the own tokens [T, H]."""
-    from eplb.runtime.kernels.combine_kernel import IN_TURN, combine_kernel
+    from eplb.runtime.kernels.combine_kernel import PUSH_FIRST, combine_kernel
 
     shape, offsets, hidden = state.shape, state.shape.offsets, y_MH.shape[1]
-    combine_kernel[(shape.tokens,)](
+    combine_kernel[(shape.tokens * (2 if phase is Phase.BOTH else 1),)](
         state.memory.addresses,
         y_MH,
         layout.row_CK,
@@ -117,8 +117,9 @@ def combine_low_latency(
         G=1,
         BC=tile(max(hidden, 128), _ROW_TILE),
         FIXED=shape.fixed_order,
-        ROLE=int(IN_TURN) if phase is Phase.BOTH else int(phase),
-        THREADS=512,
-        num_warps=16,
+        ROLE=int(PUSH_FIRST) if phase is Phase.BOTH else int(phase),
+        THREADS=128,
+        num_warps=4,
+        maxnreg=128,
         enable_fp_fusion=False,  # weight * row is rounded before it is added, as in the reference
     )

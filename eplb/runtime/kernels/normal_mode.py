@@ -77,7 +77,7 @@ def make_layout(state: RankState, layout: ExchangeLayout) -> None:
         KP=power_of_two(shape.top_k),
         BT=BLOCK_TOKENS,
         SP=slots_padded,
-        CHUNK=32,
+        CHUNK=8,
         THREADS=256,
         num_warps=8,
     )

@@ -67,6 +67,19 @@ class RankState:
         """Allocate the state of a rank."""
         if memory.own.numel() < shape.num_bytes:
             raise InputError(f"symmetric memory of {memory.own.numel()} bytes: the region needs {shape.num_bytes}")
+        return cls.of_region(memory, shape, first_slot, max_rows=max_rows, timeout_s=timeout_s)
+
+    @classmethod
+    def of_region(
+        cls,
+        memory: SymmetricMemory,
+        shape: RegionShape,
+        first_slot: tuple[int, ...],
+        *,
+        max_rows: int | None,
+        timeout_s: float,
+    ) -> "RankState":
+        """The state of a rank in a region whose size is not checked: without tokens, rows are never written."""
         if len(first_slot) != shape.num_ranks + 1 or memory.num_ranks != shape.num_ranks:
             raise InputError(
                 f"{memory.num_ranks} regions and {len(first_slot) - 1} ranks with slots: expected {shape.num_ranks}"
