@@ -315,7 +315,8 @@ def main():
     section("stress", lambda: stress(True, 100, 128))
     section("stress", lambda: stress(False, 100, 512))
     section("stress", lambda: stress(False, 20, 4096))
-    section("timings", timings)
+    if "--times" in sys.argv:
+        section("timings", timings)
 
 
 if __name__ == "__main__":
