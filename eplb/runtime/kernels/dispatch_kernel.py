@@ -210,3 +210,29 @@ def dispatch_kernel(
                            ROW_BYTES, PLACE_BC, PLACE_BC // 128, FP8)  # fmt: skip
     if ROLE != PUSH:
         tick(epoch_ptr, arrived_ptr, epoch)
+
+
+@triton.jit(do_not_specialize=["me"])
+def await_tokens_kernel(
+    tab,
+    num_tokens_ptr,  # [P] i32 tokens of each rank
+    epoch_ptr,
+    arrived_ptr,
+    me,
+    errors,
+    flags,
+    timeout_ns,
+    P: tl.constexpr,
+    T: tl.constexpr,
+    G: tl.constexpr,
+    THREADS: tl.constexpr,
+):
+    """Wait for all tokens of all ranks, without placing them. Grid: any number of programs."""
+    pid = tl.program_id(0)
+    epoch = tl.load(epoch_ptr)
+    for step in tl.static_range(1, P):
+        source = (me + step) % P
+        groups = tl.maximum((tl.load(num_tokens_ptr + source) + G - 1) // G, 1)
+        for group in range(pid, groups, tl.num_programs(0)):
+            wait(tab, me, flags, source * T + group, epoch + 1, timeout_ns, errors, DISPATCH, source, P, THREADS)
+    tick(epoch_ptr, arrived_ptr, epoch)

@@ -163,6 +163,28 @@ def dispatch_rows(  # noqa: PLR0913  # state, layout and settings are one argume
     )
 
 
+def await_tokens(state: RankState, layout: ExchangeLayout, settings: KernelSettings) -> None:
+    """Wait for the tokens of all ranks: after a dispatch of phase SEND whose copies are not placed."""
+    from eplb.runtime.kernels.dispatch_kernel import await_tokens_kernel
+
+    shape, offsets = state.shape, state.shape.offsets
+    await_tokens_kernel[(settings.pushers,)](
+        state.memory.addresses,
+        layout.num_tokens_P,
+        state.epochs[Family.DISPATCH :],
+        state.arrived[Family.DISPATCH :],
+        state.rank,
+        offsets["errors"],
+        offsets["dispatch_flags"],
+        nanoseconds(state.timeout_s),
+        P=shape.num_ranks,
+        T=shape.tokens,
+        G=settings.dispatch_group,
+        THREADS=128,
+        num_warps=4,
+    )
+
+
 def combine_rows(  # noqa: PLR0913  # state, layout and settings are one argument each
     state: RankState,
     layout: ExchangeLayout,
