@@ -14,11 +14,19 @@ except ImportError as error:
 from eplb.runtime.agreement import check_agreement, summed_counts
 from eplb.runtime.exchange.allgather import AllGather
 from eplb.runtime.exchange.alltoall import AllToAll
-from eplb.runtime.exchange.backend_choice import auto_backend, exchange_bytes, make_backend
+from eplb.runtime.exchange.backend_choice import (
+    BackendChoice,
+    auto_backend,
+    choose_backend,
+    exchange_bytes,
+    make_backend,
+)
 from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow, read_buffer_scale_factors
 from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
+from eplb.runtime.exchange.symmetric.backend import BufferSizes, Symmetric
+from eplb.runtime.exchange.symmetric.failures import ExchangeTimeoutError
 from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
@@ -48,12 +56,15 @@ __all__ = [
     "AllGather",
     "AllToAll",
     "Backend",
+    "BackendChoice",
+    "BufferSizes",
     "CheckpointError",
     "Dense",
     "ExchangeEpochError",
     "ExchangeHandle",
     "ExchangeLimits",
     "ExchangeOverflowError",
+    "ExchangeTimeoutError",
     "ExpertWeights",
     "ExpertWeightsShape",
     "Fault",
@@ -79,11 +90,13 @@ __all__ = [
     "SlotExperts",
     "SoftmaxGate",
     "StateDict",
+    "Symmetric",
     "TokenSource",
     "VerifyReport",
     "VerifyRequest",
     "auto_backend",
     "check_agreement",
+    "choose_backend",
     "choose_slots",
     "exchange_bytes",
     "hash_table",

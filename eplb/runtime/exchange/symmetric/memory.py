@@ -5,6 +5,8 @@ so a kernel reaches byte `o` of rank `r` at `addresses[r] + o`.
 """
 
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -91,3 +93,18 @@ def memory_over_files(process_group: dist.ProcessGroup, num_bytes: int, folder: 
     regions = tuple(torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8) for path in paths)
     dist.barrier(process_group)
     return SymmetricMemory(rank, regions, torch.tensor([region.data_ptr() for region in regions], dtype=torch.int64))
+
+
+def memory_of_group(process_group: dist.ProcessGroup | None, num_bytes: int, device: torch.device) -> SymmetricMemory:
+    """The memory that suits the device: peer access for GPUs, mapped files on the CPU. A collective call."""
+    if process_group is None:
+        return memory_in_process(1, num_bytes, device)[0]
+    if device.type == "cuda":
+        return memory_over_nvlink(process_group, num_bytes, device)
+    folder = [tempfile.mkdtemp(prefix="eplb-region-") if process_group.rank() == 0 else ""]
+    dist.broadcast_object_list(folder, group=process_group, group_src=0)
+    memory = memory_over_files(process_group, num_bytes, Path(folder[0]))
+    dist.barrier(process_group)
+    if process_group.rank() == 0:
+        shutil.rmtree(folder[0])  # the mappings stay
+    return memory

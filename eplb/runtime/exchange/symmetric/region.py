@@ -41,7 +41,7 @@ HEADER_WORDS = 4
 SCALE_GROUP = 128
 """Channels that share a float8 scale."""
 _ALIGNMENT = 256
-_MOST_RANKS = 31
+MOST_RANKS = 31
 """The ranks that a token visits are bits of an int32."""
 
 
@@ -82,8 +82,8 @@ class RegionShape:
         for name in ("tokens", "top_k", "hidden", "element_bytes"):
             if getattr(self, name) < 1:
                 raise InputError(f"symmetric region: {name} = {getattr(self, name)}, expected >= 1")
-        if not 1 <= self.num_ranks <= _MOST_RANKS:
-            raise InputError(f"symmetric region: {self.num_ranks} ranks, expected 1 to {_MOST_RANKS}")
+        if not 1 <= self.num_ranks <= MOST_RANKS:
+            raise InputError(f"symmetric region: {self.num_ranks} ranks, expected 1 to {MOST_RANKS}")
 
     @property
     def row_bytes(self) -> int:
