@@ -95,12 +95,12 @@ class Ranks:
         from eplb.runtime.kernels.low_latency import dispatch_low_latency
 
         weights, x, rows = self.weights[rank], self.x[rank], self.rows[rank]
-        dispatch_low_latency(*self.parts(rank), weights, x, rows, float8_wire=self.settings.float8_wire)
+        dispatch_low_latency(*self.parts(rank), weights, x, rows, settings=self.settings)
 
     def low_latency_combine(self, rank):
         from eplb.runtime.kernels.low_latency import combine_low_latency
 
-        combine_low_latency(*self.parts(rank), self.rows[rank], self.out[rank])
+        combine_low_latency(*self.parts(rank), self.settings, self.rows[rank], self.out[rank])
 
     def on_streams(self, *steps, delays=None):
         """Enqueue the steps of every rank on its stream, after the current stream and before it goes on."""
@@ -117,7 +117,7 @@ class Ranks:
     def warm(self, *, low_latency=False):
         for state in self.states:
             if low_latency:
-                warm_up_low_latency(state, torch.bfloat16, float8_wire=self.settings.float8_wire)
+                warm_up_low_latency(state, self.settings, torch.bfloat16)
             else:
                 warm_up(state, self.settings, torch.bfloat16)
 

@@ -47,7 +47,7 @@ def auto_backend(num_ranks: int, top_k: int) -> str:
     return "allgather" if num_ranks <= top_k else "alltoall"
 
 
-def make_backend(
+def make_backend(  # noqa: PLR0913  # what a backend is made of
     name: str,
     group: RankGroup,
     *,

@@ -143,7 +143,8 @@ def count_choices_kernel(
     blocks = (T + BT - 1) // BT
     epoch = tl.load(epoch_ptr)
     source, inner = block // blocks, block % blocks
-    arrived = wait(tab, me, flags, source * T + inner, epoch + 1, timeout_ns, errors, CHOICES, source, P, THREADS)
+    own = tl.load(tab + me)
+    arrived = wait(tab, own, me, flags, source * T + inner, epoch + 1, timeout_ns, errors, CHOICES, source, P, THREADS)
     half = (epoch & 1) * P + source
     low, high = tl.load(first_slot_ptr + me), tl.load(first_slot_ptr + me + 1)
     ids_ptr = int_pointer(address_of(tab, me, ids + half * (T * K * 4)))

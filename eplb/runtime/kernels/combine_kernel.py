@@ -16,7 +16,7 @@ program that waits. A rank that has failed writes NaN.
 import triton
 import triton.language as tl
 
-from eplb.runtime.kernels.signals_kernel import COMBINE, address_of, int_pointer, publish, tick, wait
+from eplb.runtime.kernels.signals_kernel import COMBINE, int_pointer, publish, tick, wait
 
 SPLIT = tl.constexpr(0)
 PUSH = tl.constexpr(1)
@@ -25,93 +25,102 @@ PUSH_FIRST = tl.constexpr(3)
 
 
 @triton.jit
-def staged_row(tab, peer, stage, index, y_ptr, ROW_BYTES: tl.constexpr):
-    """Pointer to a row of `stage` on a rank, in the type of the rows."""
-    address = address_of(tab, peer, stage + index.to(tl.int64) * ROW_BYTES)
+def staged_row(base, stage, index, y_ptr, ROW_BYTES: tl.constexpr):
+    """Pointer to a row of `stage` in the region at `base`, in the type of the rows."""
+    address = base + stage + index.to(tl.int64) * ROW_BYTES
     return tl.multiple_of(address.to(tl.pointer_type(y_ptr.dtype.element_ty)), 16)
 
 
 @triton.jit
-def weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K: tl.constexpr, H: tl.constexpr):
-    """[BC] f32 sum of weight * row over the rows of a copy, and whether it has any."""
+def weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K: tl.constexpr, H: tl.constexpr, SKIP: tl.constexpr):
+    """[BC] f32 sum of weight * row over the rows of a copy, and whether it has any.
+
+    With SKIP a choice without a row costs nothing; without it the loads of all choices are in flight together.
+    """
     total = column.to(tl.float32) * 0.0
     last_row = tl.load(row_ptr + copy * K)
-    for k in tl.static_range(K):
-        row = tl.load(row_ptr + copy * K + k)
-        weight = tl.load(weight_ptr + copy * K + k)
-        here = column < tl.where(row >= 0, H, 0)
-        y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=here, other=0.0).to(tl.float32)
-        total += tl.where(here, y * weight, 0.0)
-        last_row = tl.maximum(last_row, row)
+    if SKIP:
+        for choice in range(K):
+            at = copy * K + choice
+            row = tl.load(row_ptr + at)
+            if row >= 0:
+                y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=column < H, other=0.0)
+                total += y.to(tl.float32) * tl.load(weight_ptr + at)
+            last_row = tl.maximum(last_row, row)
+    else:
+        for k in tl.static_range(K):
+            row_k = tl.load(row_ptr + copy * K + k)
+            width = tl.where(row_k >= 0, H, 0)
+            y_k = tl.load(y_ptr + row_k.to(tl.int64) * H + column, mask=column < width, other=0.0)
+            total += y_k.to(tl.float32) * tl.where(row_k >= 0, tl.load(weight_ptr + copy * K + k), 0.0)
+            last_row = tl.maximum(last_row, row_k)
     return total, last_row >= 0
 
 
 @triton.jit
-def pushed_token(tab, y_ptr, row_ptr, weight_ptr, peer, token, parity, me, stage, P: tl.constexpr, T: tl.constexpr,
-                 K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr, BC: tl.constexpr,
-                 FIXED: tl.constexpr):  # fmt: skip
-    """Return the sum, or each row, of a token of another rank."""
+def pushed_token(base, y_ptr, row_ptr, weight_ptr, peer, token, parity, me, stage, P: tl.constexpr, T: tl.constexpr,
+                 K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr, BC: tl.constexpr, FIXED: tl.constexpr,
+                 SKIP: tl.constexpr):  # fmt: skip
+    """Return the sum, or each row, of a token of another rank, whose region is at `base`."""
     copy = peer * T + token
     for first in range(0, H, BC):
         column = first + tl.arange(0, BC)
         if FIXED:
             for k in tl.static_range(K):
                 row = tl.load(row_ptr + copy * K + k)
-                here = column < tl.where(row >= 0, H, 0)
-                y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=here)
-                index = (parity * T + token) * K + k
-                tl.store(staged_row(tab, peer, stage, index, y_ptr, ROW_BYTES) + column, y, mask=here)
+                if row >= 0:
+                    y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=column < H)
+                    index = (parity * T + token) * K + k
+                    tl.store(staged_row(base, stage, index, y_ptr, ROW_BYTES) + column, y, mask=column < H)
         else:
-            total, exists = weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K, H)
-            index = (parity * P + me) * T + token
-            target_ptr = staged_row(tab, peer, stage, index, y_ptr, ROW_BYTES)
-            tl.store(target_ptr + column, total.to(y_ptr.dtype.element_ty), mask=column < tl.where(exists, H, 0))
+            total, exists = weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K, H, SKIP)
+            if exists:
+                target_ptr = staged_row(base, stage, (parity * P + me) * T + token, y_ptr, ROW_BYTES)
+                tl.store(target_ptr + column, total.to(y_ptr.dtype.element_ty), mask=column < H)
 
 
 @triton.jit
-def fixed_order_sum(tab, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity, me, stage, T: tl.constexpr,
+def fixed_order_sum(base, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity, me, stage, T: tl.constexpr,
                     K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """[BC] f32 sum of weight * row over the choices of an own token, rows of this rank and returned ones."""
     total = column.to(tl.float32) * 0.0
     for k in tl.static_range(K):
         at = (me * T + token) * K + k
         row = tl.load(row_ptr + at)
-        width = tl.where(tl.load(slot_ptr + token * K + k) >= 0, H, 0)
-        here = column < tl.where(row >= 0, width, 0)
-        elsewhere = column < tl.where(row < 0, width, 0)
-        own = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=here, other=0.0)
-        staged_ptr = staged_row(tab, me, stage, (parity * T + token) * K + k, y_ptr, ROW_BYTES)
-        staged = tl.load(staged_ptr + column, mask=elsewhere, other=0.0, cache_modifier=".cg")
-        y = tl.where(here, own, staged).to(tl.float32)
-        total += tl.where(here | elsewhere, y * tl.load(weight_ptr + at), 0.0)
+        weight = tl.load(weight_ptr + at)
+        if row >= 0:
+            total += tl.load(y_ptr + row.to(tl.int64) * H + column, mask=column < H, other=0.0).to(tl.float32) * weight
+        else:
+            width = tl.where(tl.load(slot_ptr + token * K + k) >= 0, H, 0)
+            staged_ptr = staged_row(base, stage, (parity * T + token) * K + k, y_ptr, ROW_BYTES)
+            staged = tl.load(staged_ptr + column, mask=column < width, other=0.0, cache_modifier=".cg")
+            total += staged.to(tl.float32) * weight
     return total
 
 
 @triton.jit
-def own_token(tab, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me, stage,
+def own_token(base, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me, stage,
               P: tl.constexpr, T: tl.constexpr, K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr,
-              BC: tl.constexpr, FIXED: tl.constexpr):  # fmt: skip
+              BC: tl.constexpr, FIXED: tl.constexpr, SKIP: tl.constexpr):  # fmt: skip
     """Write the result of an own token: the sums of all ranks that it visited, in the order of ranks."""
     hit = tl.load(hit_ptr + token)
     for first in range(0, H, BC):
         column = first + tl.arange(0, BC)
         if FIXED:
-            total = fixed_order_sum(tab, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity, me, stage, T, K,
+            total = fixed_order_sum(base, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity, me, stage, T, K,
                                     H, ROW_BYTES)  # fmt: skip
         else:
-            own, _ = weighted_rows(y_ptr, row_ptr, weight_ptr, me * T + token, column, K, H)
-            own = own.to(y_ptr.dtype.element_ty).to(tl.float32)
-            total = own * 0.0
+            own, _ = weighted_rows(y_ptr, row_ptr, weight_ptr, me * T + token, column, K, H, SKIP)
+            own = own.to(y_ptr.dtype.element_ty)
+            total = column.to(tl.float32) * 0.0
             for peer in tl.static_range(P):
-                staged_ptr = staged_row(tab, me, stage, (parity * P + peer) * T + token, y_ptr, ROW_BYTES)
-                width = tl.where((hit >> peer) & 1 > 0, H, 0)
-                staged = tl.load(
-                    staged_ptr + column,
-                    mask=column < tl.where(arrived, tl.where(me == peer, 0, width), 0),
-                    other=0.0,
-                    cache_modifier=".cg",
-                ).to(tl.float32)
-                total += tl.where(column * 0 + me == peer, own, staged)
+                if me == peer:
+                    total += own.to(tl.float32)
+                else:
+                    width = tl.where(arrived, tl.where((hit >> peer) & 1 > 0, H, 0), 0)
+                    staged_ptr = staged_row(base, stage, (parity * P + peer) * T + token, y_ptr, ROW_BYTES)
+                    staged = tl.load(staged_ptr + column, mask=column < width, other=0.0, cache_modifier=".cg")
+                    total += staged.to(tl.float32)
         total += tl.where(arrived, 0.0, float("nan"))
         tl.store(out_ptr + token.to(tl.int64) * H + column, total.to(out_ptr.dtype.element_ty), mask=column < H)
 
@@ -141,6 +150,7 @@ def combine_kernel(
     G: tl.constexpr,
     BC: tl.constexpr,
     FIXED: tl.constexpr,
+    SKIP: tl.constexpr,
     ROLE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
@@ -156,30 +166,32 @@ def combine_kernel(
     if (ROLE != OWN) & pushes:
         for step in tl.static_range(1, P):
             peer = (me + step) % P
+            base = tl.load(tab + peer)
             count = tl.load(num_tokens_ptr + peer)
             for group in range(worker, tl.maximum((count + G - 1) // G, 1), workers):
                 for i in tl.static_range(G):
                     pushed = pid * 0 + group * G + i
                     if pushed < count:
-                        pushed_token(tab, y_ptr, row_ptr, weight_ptr, peer, pushed, parity, me, stage, P, T, K, H,
-                                     ROW_BYTES, BC, FIXED)  # fmt: skip
+                        pushed_token(base, y_ptr, row_ptr, weight_ptr, peer, pushed, parity, me, stage, P, T, K, H,
+                                     ROW_BYTES, BC, FIXED, SKIP)  # fmt: skip
                 tl.debug_barrier()
                 publish(tab, peer, flags, me * T + group, epoch + 1)
     if (ROLE == OWN) | ((ROLE != PUSH) & (not pushes)):
-        failed = tl.load(int_pointer(address_of(tab, me, errors)), volatile=True)
+        own = tl.load(tab + me)
+        failed = tl.load(int_pointer(own + errors), volatile=True)
         for reporter in tl.static_range(1, P):
-            failed = failed | tl.load(int_pointer(address_of(tab, me, errors + 4 * reporter)), volatile=True)
+            failed = failed | tl.load(int_pointer(own + errors + 4 * reporter), volatile=True)
         own_count = tl.load(num_tokens_ptr + me)
         for own_group in range(worker, tl.maximum((own_count + G - 1) // G, 1), workers):
             arrived = failed == 0
             for ahead in tl.static_range(1, P):
                 source = (me + ahead) % P
-                arrived = arrived & wait(tab, me, flags, source * T + own_group, epoch + 1, timeout_ns, errors, COMBINE,
-                                         source, P, THREADS)  # fmt: skip
+                arrived = arrived & wait(tab, own, me, flags, source * T + own_group, epoch + 1, timeout_ns, errors,
+                                         COMBINE, source, P, THREADS)  # fmt: skip
             for j in tl.static_range(G):
                 token = pid * 0 + own_group * G + j
                 if token < own_count:
-                    own_token(tab, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me,
-                              stage, P, T, K, H, ROW_BYTES, BC, FIXED)  # fmt: skip
+                    own_token(own, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me,
+                              stage, P, T, K, H, ROW_BYTES, BC, FIXED, SKIP)  # fmt: skip
     if ROLE != PUSH:
         tick(epoch_ptr, arrived_ptr, epoch)

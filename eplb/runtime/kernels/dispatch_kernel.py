@@ -50,13 +50,14 @@ def pushed_plain(tab, x_ptr, hit, t, num_tokens, parity, me, recv, P: tl.constex
 
 @triton.jit
 def pushed_float8(tab, x_ptr, hit_ptr, group, num_tokens, parity, me, recv, scales, P: tl.constexpr, T: tl.constexpr,
-                  H: tl.constexpr, ROW_BYTES: tl.constexpr, G: tl.constexpr, NG: tl.constexpr):  # fmt: skip
+                  H: tl.constexpr, ROW_BYTES: tl.constexpr, G: tl.constexpr, NG: tl.constexpr,
+                  STAGES: tl.constexpr):  # fmt: skip
     """Store e4m3 rows and scales of G tokens on the ranks that they visit."""
     n = tl.arange(0, G * NG)
     t = group * G + n // NG
     hit = tl.load(hit_ptr + t, mask=t < num_tokens, other=0)
     lane = tl.arange(0, 128)
-    for first in range(0, H // 128, NG):
+    for first in tl.range(0, H // 128, NG, num_stages=STAGES):
         block = first + n % NG
         inside = (t < num_tokens) & (block < H // 128)
         at = t.to(tl.int64) * H + block * 128
@@ -79,8 +80,8 @@ def stored_at_rows(x, out_ptr, row_ptr, copy, column, width, K: tl.constexpr, H:
     """Store a tile at the columns below `width` of each row of a copy."""
     for k in tl.static_range(K):
         row = tl.load(row_ptr + copy * K + k)
-        end = tl.where(row >= 0, width, 0)
-        tl.store(out_ptr + row.to(tl.int64) * H + column, x, mask=column < end)
+        if row >= 0:
+            tl.store(out_ptr + row.to(tl.int64) * H + column, x, mask=column < width)
 
 
 @triton.jit
@@ -118,7 +119,7 @@ def placed_own_float8(x_ptr, out_ptr, row_ptr, copy, K: tl.constexpr, H: tl.cons
 
 
 @triton.jit
-def place_copy(tab, x_ptr, out_ptr, row_ptr, source, token, width, parity, me, recv, scales, P: tl.constexpr,
+def place_copy(own, x_ptr, out_ptr, row_ptr, source, token, width, parity, me, recv, scales, P: tl.constexpr,
                T: tl.constexpr, K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr, BC: tl.constexpr,
                NG: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
     """Store one copy, of this rank or received, at its rows."""
@@ -131,10 +132,10 @@ def place_copy(tab, x_ptr, out_ptr, row_ptr, source, token, width, parity, me, r
             placed_plain(own_ptr, out_ptr, row_ptr, copy, H, K, H, BC)
     else:
         index = (parity * P + source).to(tl.int64) * T + token
-        address = address_of(tab, me, recv + index * ROW_BYTES)
+        address = own + recv + index * ROW_BYTES
         if FP8:
             value_ptr = tl.multiple_of(address.to(tl.pointer_type(tl.float8e4nv)), 16)
-            scale_address = address_of(tab, me, scales + index * (H // 128 * 4))
+            scale_address = own + scales + index * (H // 128 * 4)
             scale_ptr = scale_address.to(tl.pointer_type(tl.float32))
             placed_float8(value_ptr, scale_ptr, out_ptr, row_ptr, copy, width, K, H, NG)
         else:
@@ -168,6 +169,7 @@ def dispatch_kernel(
     G: tl.constexpr,
     PUSH_BC: tl.constexpr,
     PLACE_BC: tl.constexpr,
+    STAGES: tl.constexpr,
     FP8: tl.constexpr,
     ROLE: tl.constexpr,
     THREADS: tl.constexpr,
@@ -181,7 +183,7 @@ def dispatch_kernel(
         for group in range(pid, tl.maximum((num_tokens + G - 1) // G, 1), pushers):
             if FP8:
                 pushed_float8(tab, x_ptr, hit_ptr, group, num_tokens, parity, me, recv, scales, P, T, H, ROW_BYTES, G,
-                              PUSH_BC // 128)  # fmt: skip
+                              PUSH_BC // 128, STAGES)  # fmt: skip
             else:
                 t = group * G + tl.arange(0, G)
                 hit = tl.load(hit_ptr + t, mask=t < num_tokens, other=0)
@@ -191,10 +193,11 @@ def dispatch_kernel(
                 publish(tab, (me + step) % P, flags, me * T + group, epoch + 1)
     if (ROLE == PLACE) | ((ROLE == BOTH) & (pid >= pushers)):
         skip = pushers if ROLE == BOTH else 0
+        own = tl.load(tab + me)
         if pid == skip:  # a rank without tokens for this rank has raised its first flag too
             for step in tl.static_range(1, P):
                 peer = (me + step) % P
-                wait(tab, me, flags, peer * T, epoch + 1, timeout_ns, errors, DISPATCH, peer, P, THREADS)
+                wait(tab, own, me, flags, peer * T, epoch + 1, timeout_ns, errors, DISPATCH, peer, P, THREADS)
         for item in range(pid - skip, P * T, tl.num_programs(0) - skip):
             number = pid * 0 + item  # a tensor in the interpreter too
             source, token = (me + number // T) % P, number % T
@@ -203,10 +206,10 @@ def dispatch_kernel(
             if tl.max(rows, axis=0) >= 0:
                 width = number * 0 + H
                 if source != me:
-                    arrived = wait(tab, me, flags, source * T + token // G, epoch + 1, timeout_ns, errors, DISPATCH,
-                                   source, P, THREADS)  # fmt: skip
+                    arrived = wait(tab, own, me, flags, source * T + token // G, epoch + 1, timeout_ns, errors,
+                                   DISPATCH, source, P, THREADS)  # fmt: skip
                     width = tl.where(arrived, H, 0)
-                place_copy(tab, x_ptr, out_ptr, row_ptr, source, token, width, parity, me, recv, scales, P, T, K, H,
+                place_copy(own, x_ptr, out_ptr, row_ptr, source, token, width, parity, me, recv, scales, P, T, K, H,
                            ROW_BYTES, PLACE_BC, PLACE_BC // 128, FP8)  # fmt: skip
     if ROLE != PUSH:
         tick(epoch_ptr, arrived_ptr, epoch)
@@ -230,9 +233,10 @@ def await_tokens_kernel(
     """Wait for all tokens of all ranks, without placing them. Grid: any number of programs."""
     pid = tl.program_id(0)
     epoch = tl.load(epoch_ptr)
+    own = tl.load(tab + me)
     for step in tl.static_range(1, P):
         source = (me + step) % P
         groups = tl.maximum((tl.load(num_tokens_ptr + source) + G - 1) // G, 1)
         for group in range(pid, groups, tl.num_programs(0)):
-            wait(tab, me, flags, source * T + group, epoch + 1, timeout_ns, errors, DISPATCH, source, P, THREADS)
+            wait(tab, own, me, flags, source * T + group, epoch + 1, timeout_ns, errors, DISPATCH, source, P, THREADS)
     tick(epoch_ptr, arrived_ptr, epoch)

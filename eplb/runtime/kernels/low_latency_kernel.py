@@ -3,9 +3,9 @@
     P ranks   T tokens of a rank (capacity) = programs   K choices   S slots of this rank   H hidden   C = P*T copies
     NSEL: P*T*K rounded up to a power of two
 
-Every program sends one token, adds 1 to its rank's counter on every rank and waits for the counters of all ranks, so
-all programs of a rank must be resident together. Rows are counted instead of sorted: choice i of slot e has the row
-#(slots < e) + #(slots == e before i), and the rows of slot e end at #(slots <= e).
+A program sends one token, adds 1 to its rank's counter on every rank, waits for the counters of all ranks and places
+one copy, so all programs of a rank must be resident together. Rows are counted instead of sorted: choice i of slot e
+has the row #(slots < e) + #(slots == e before i), and the rows of slot e end at #(slots <= e).
 """
 
 import triton
@@ -28,21 +28,20 @@ from eplb.runtime.kernels.signals_kernel import (
 
 @triton.jit
 def numbered_rows(slot, ids_ptr, weights_ptr, row_ptr, weight_ptr, copy, low, num_slots, max_rows, width,
-                  NSEL: tl.constexpr, K: tl.constexpr):  # fmt: skip
+                  NSEL: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):  # fmt: skip
     """Write row and weight of each choice of a copy; whether it has a row. `slot` [NSEL] are all local slots."""
+    k = tl.arange(0, KP)
+    choice = copy * K + k
+    known = k < tl.where(width > 0, K, 0)
+    own = tl.load(ids_ptr + choice, mask=known, other=-1, cache_modifier=".cg") - low
+    weight = tl.load(weights_ptr + choice, mask=known, other=0.0, cache_modifier=".cg")
     n = tl.arange(0, NSEL)
-    last_row = copy * 0 - 1
-    for k in tl.static_range(K):
-        choice = copy * K + k
-        known = width > 0
-        own = tl.load(ids_ptr + choice, mask=known, other=-1, cache_modifier=".cg") - low
-        before = tl.sum(((slot < own) | ((slot == own) & (n < choice))).to(tl.int32), axis=0)
-        own = tl.where(own < num_slots, own, -1)
-        row = tl.where(own >= 0, tl.where(before < max_rows, before, -1), -1)
-        tl.store(row_ptr + choice, row)
-        tl.store(weight_ptr + choice, tl.load(weights_ptr + choice, mask=known, other=0.0, cache_modifier=".cg"))
-        last_row = tl.maximum(last_row, row)
-    return last_row >= 0
+    earlier = (slot[None, :] < own[:, None]) | ((slot[None, :] == own[:, None]) & (n[None, :] < choice[:, None]))
+    before = tl.sum(earlier.to(tl.int32), axis=1)
+    row = tl.where((own >= 0) & (own < num_slots) & (before < max_rows), before, -1)
+    tl.store(row_ptr + choice, row, mask=k < K)
+    tl.store(weight_ptr + choice, weight, mask=k < K)
+    return tl.max(row, axis=0) >= 0
 
 
 @triton.jit(do_not_specialize=["me"])
@@ -83,12 +82,12 @@ def low_latency_dispatch_kernel(
     ROLE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    """Grid: T."""
+    """Grid: at least T; the first T programs send a token."""
     pid = tl.program_id(0)
     epoch = tl.load(epoch_ptr)
     parity = epoch & 1
     num_tokens = tl.load(num_tokens_ptr)
-    if ROLE != PLACE:
+    if (ROLE != PLACE) & (pid < T):
         t = pid + tl.arange(0, 1)
         written_choices(tab, slot_ptr, weight_ptr, hit_ptr, first_slot_ptr, num_tokens, t, parity, me, errors, ids,
                         weights, P, T, K, KP)  # fmt: skip
@@ -100,39 +99,41 @@ def low_latency_dispatch_kernel(
         tl.debug_barrier()
         if FP8:
             pushed_float8(tab, x_ptr, hit_ptr, pid, num_tokens, parity, me, recv, scales, P, T, H, ROW_BYTES, 1,
-                          BC // 128)  # fmt: skip
+                          BC // 128, 1)  # fmt: skip
         else:
             hit = tl.load(hit_ptr + t, mask=t < num_tokens, other=0)
             pushed_plain(tab, x_ptr, hit, t, num_tokens, parity, me, recv, P, T, H, ROW_BYTES, BC)
         tl.debug_barrier()
-        for peer in tl.static_range(P):
-            counter_ptr = int_pointer(address_of(tab, peer, counters + 4 * me))
+        for step in tl.static_range(1, P):
+            counter_ptr = int_pointer(address_of(tab, (me + step) % P, counters + 4 * me))
             tl.atomic_add(counter_ptr, 1, sem="release", scope="sys")
+        tl.atomic_add(int_pointer(address_of(tab, me, counters + 4 * me)), 1, sem="release", scope="gpu")
     if ROLE != PUSH:
         width = pid * 0 + H
+        base = tl.load(tab + me)
         for source in tl.static_range(P):
-            arrived = wait(tab, me, counters, source, (epoch + 1) * T, timeout_ns, errors, DISPATCH, source, P,
+            arrived = wait(tab, base, me, counters, source, (epoch + 1) * T, timeout_ns, errors, DISPATCH, source, P,
                            THREADS)  # fmt: skip
             width = tl.where(arrived, width, 0)
         low = tl.load(first_slot_ptr + me)
-        ids_ptr = int_pointer(address_of(tab, me, ids + parity * (P * T * K * 4)))
-        weights_address = address_of(tab, me, weights + parity * (P * T * K * 4))
+        ids_ptr = int_pointer(base + ids + parity * (P * T * K * 4))
+        weights_address = base + weights + parity * (P * T * K * 4)
         weights_ptr = weights_address.to(tl.pointer_type(tl.float32))
         n = tl.arange(0, NSEL)
         known = tl.where(width > 0, P * T * K, 0)
         slot = tl.load(ids_ptr + n, mask=n < known, other=-1, cache_modifier=".cg") - low
         slot = tl.where((slot >= 0) & (slot < num_slots), slot, num_slots)
-        for e in range(pid, num_slots, T):
+        for e in range(pid, num_slots, tl.num_programs(0)):
             end = tl.sum((slot <= e).to(tl.int32), axis=0)
             tl.store(offs_ptr + e, tl.minimum(end, max_rows))
             if (e == num_slots - 1) & (end > max_rows):
                 report(tab, me, errors, ROWS_OVERFLOW, DISPATCH, 0, P)
-        for item in range(pid, P * T, T):
+        for item in range(pid, P * T, tl.num_programs(0)):
             copy = pid * 0 + item
             here = numbered_rows(slot, ids_ptr, weights_ptr, row_ptr, copy_weight_ptr, copy, low, num_slots, max_rows,
-                                 width, NSEL, K)  # fmt: skip
+                                 width, NSEL, K, KP)  # fmt: skip
             tl.debug_barrier()
             if here:
-                place_copy(tab, x_ptr, out_ptr, row_ptr, copy // T, copy % T, width, parity, me, recv, scales, P, T, K,
+                place_copy(base, x_ptr, out_ptr, row_ptr, copy // T, copy % T, width, parity, me, recv, scales, P, T, K,
                            H, ROW_BYTES, BC, BC // 128, FP8)  # fmt: skip
         tick(epoch_ptr, arrived_ptr, epoch)

@@ -8,7 +8,7 @@ from torch import Tensor
 from eplb.runtime.exchange.symmetric.failures import Family
 from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
 from eplb.runtime.exchange.symmetric.state import BLOCK_TOKENS, ExchangeLayout, RankState
-from eplb.runtime.kernels.launch import nanoseconds, power_of_two, tile
+from eplb.runtime.kernels.launch import nanoseconds, power_of_two, resident_registers, tile
 
 _ROW_TILE = 8192
 """Most columns of a tile that holds one row."""
@@ -156,10 +156,12 @@ def dispatch_rows(  # noqa: PLR0913  # state, layout and settings are one argume
         G=settings.dispatch_group,
         PUSH_BC=tile(max(hidden, 128), settings.push_columns),
         PLACE_BC=tile(max(hidden, 128), _ROW_TILE),
+        STAGES=3 if phase is Phase.SEND else 1,  # the other role needs the registers
         FP8=settings.float8_wire,
         ROLE=int(phase),
-        THREADS=256,
-        num_warps=8,
+        THREADS=32 * settings.dispatch_warps,
+        num_warps=settings.dispatch_warps,
+        maxnreg=resident_registers(programs, settings.dispatch_warps, x_TH.device),
     )
 
 
@@ -197,7 +199,8 @@ def combine_rows(  # noqa: PLR0913  # state, layout and settings are one argumen
     from eplb.runtime.kernels.combine_kernel import combine_kernel
 
     shape, offsets, hidden = state.shape, state.shape.offsets, y_MH.shape[1]
-    combine_kernel[(settings.combiners // 2 * 2 if phase is Phase.BOTH else -(-settings.combiners // 2),)](
+    programs = settings.combiners // 2 * 2 if phase is Phase.BOTH else -(-settings.combiners // 2)
+    combine_kernel[(programs,)](
         state.memory.addresses,
         y_MH,
         layout.row_CK,
@@ -219,11 +222,12 @@ def combine_rows(  # noqa: PLR0913  # state, layout and settings are one argumen
         H=hidden,
         ROW_BYTES=shape.row_bytes,
         G=settings.combine_group,
-        BC=tile(max(hidden, 128), _ROW_TILE),
+        BC=tile(max(hidden, 128), settings.combine_columns),
         FIXED=shape.fixed_order,
+        SKIP=settings.skip_absent,
         ROLE=int(phase),
-        THREADS=128,
-        num_warps=4,
-        maxnreg=128,  # four programs on an SM
+        THREADS=32 * settings.combine_warps,
+        num_warps=settings.combine_warps,
+        maxnreg=resident_registers(settings.combiners, settings.combine_warps, y_MH.device),
         enable_fp_fusion=False,  # weight * row is rounded before it is added, as in the reference
     )

@@ -36,49 +36,58 @@ def int_pointer(address):
 
 if INTERPRETED:
 
-    def acquire(pointer, target, limit_ns, THREADS):
-        """Read an int32 until it reaches `target` or the time is over; the last value."""
+    def acquire(pointer, target, limit_ns, error_pointer, THREADS):
+        """Read an int32 until it reaches `target`, an error word is set or the time is over; the last value."""
         cell = ctypes.c_int32.from_address(int(pointer.handle.data.item()))
+        failed = ctypes.c_int32.from_address(int(error_pointer.handle.data.item()))
         wanted = int(target.handle.data.item())
         end = time.monotonic_ns() + int(limit_ns.handle.data.item())
-        while (cell.value - wanted + 2**31) % 2**32 < 2**31 and time.monotonic_ns() < end:
+        while (cell.value - wanted + 2**31) % 2**32 < 2**31 and not failed.value and time.monotonic_ns() < end:
             time.sleep(0)
         return target - (wanted - cell.value)
 
 else:
 
     @triton.jit
-    def acquire(pointer, target, limit_ns, THREADS: tl.constexpr):
-        """Read an int32 until it reaches `target` or the time is over; the smallest value that a thread saw.
+    def acquire(pointer, target, limit_ns, error_pointer, THREADS: tl.constexpr):
+        """Read an int32 until it reaches `target`, an error word is set or the time is over; the least value read.
 
         Each of the THREADS threads polls once, so the reads after it are ordered in every thread, and the minimum is
-        the same in all of them.
+        the same in all of them. Time is counted in cycles, two for a nanosecond: no GPU's clock is faster.
         """
         lanes = tl.zeros([THREADS], dtype=tl.int64)
         values = tl.inline_asm_elementwise(
             """
             {
-            .reg .pred reached, early;
+            .reg .pred reached, over;
             .reg .u64 start, now;
-            .reg .s32 ahead;
-            mov.u64 start, %globaltimer;
+            .reg .s32 ahead, failed;
+            ld.acquire.sys.global.u32 $0, [$1];
+            sub.s32 ahead, $0, $2;
+            setp.ge.s32 reached, ahead, 0;
+            @reached bra DONE;
+            mov.u64 start, %clock64;
             POLL:
             ld.acquire.sys.global.u32 $0, [$1];
             sub.s32 ahead, $0, $2;
             setp.ge.s32 reached, ahead, 0;
             @reached bra DONE;
-            mov.u64 now, %globaltimer;
+            ld.relaxed.sys.global.s32 failed, [$4];
+            setp.ne.s32 over, failed, 0;
+            @over bra DONE;
+            mov.u64 now, %clock64;
             sub.u64 now, now, start;
-            setp.lt.u64 early, now, $3;
-            @early bra POLL;
+            setp.lt.u64 over, now, $3;
+            @over bra POLL;
             DONE:
             }
             """,
-            "=&r,l,r,l",
+            "=&r,l,r,l,l",
             [
                 pointer.to(tl.int64) + lanes,
                 target + lanes.to(tl.int32),
-                limit_ns.to(tl.int64) + lanes,
+                limit_ns.to(tl.int64) * 2 + lanes,
+                error_pointer.to(tl.int64) + lanes,
             ],
             dtype=tl.int32,
             is_pure=False,
@@ -91,18 +100,17 @@ else:
 
 @triton.jit
 def report(tab, me, errors, kind, family, rank, P: tl.constexpr):
-    """Write an error word into this rank's entry on every rank; the largest word stays."""
+    """Write an error word into this rank's entry on every rank; the first word stays."""
     word = me * 0 + rank * 65536 + family * 256 + kind
     for peer in tl.static_range(P):
-        tl.atomic_max(int_pointer(address_of(tab, peer, errors + 4 * me)), word, sem="relaxed", scope="sys")
+        tl.atomic_cas(int_pointer(address_of(tab, peer, errors + 4 * me)), word * 0, word, sem="relaxed", scope="sys")
 
 
 @triton.jit
-def wait(tab, me, flags, index, target, timeout_ns, errors, family, peer, P: tl.constexpr, THREADS: tl.constexpr):
-    """Wait for a flag of this rank's region; False if it was not raised in time or this rank has failed before."""
-    failed_before = tl.load(int_pointer(address_of(tab, me, errors + 4 * me)), volatile=True)
-    limit_ns = tl.where(failed_before != 0, timeout_ns * 0, timeout_ns)
-    value = acquire(int_pointer(address_of(tab, me, flags + 4 * index)), target, limit_ns, THREADS)
+def wait(tab, own, me, flags, index, target, timeout_ns, errors, family, peer, P: tl.constexpr, THREADS: tl.constexpr):
+    """Wait for a flag of this rank's region, at address `own`; False if it was late or this rank has failed before."""
+    error_pointer = int_pointer(own + errors + 4 * me)
+    value = acquire(int_pointer(own + flags + 4 * index), target, timeout_ns, error_pointer, THREADS)
     arrived = value - target >= 0
     if not arrived:
         report(tab, me, errors, TIMEOUT, family, peer, P)

@@ -31,6 +31,38 @@ LONGEST_DELAY = 350_000
 BARS = {"R1": 175.0, "R2": 104.0, "R1b": 205.0, "R3b": 205.0, "R4": 19.0, "R5": 15.0}
 
 
+PUSH_VARIANTS: tuple[dict[str, int], ...] = (
+    {"pushers": 64},
+    {"pushers": 64, "dispatch_group": 16, "dispatch_warps": 16},
+    {"pushers": 32, "dispatch_group": 16, "dispatch_warps": 16},
+    {"pushers": 64, "dispatch_warps": 16},
+    {"pushers": 64, "dispatch_group": 16},
+)
+EXPAND_VARIANTS: tuple[dict[str, int], ...] = (
+    {"pushers": 64},
+    {"pushers": 64, "dispatch_group": 16},
+    {"pushers": 64, "placers": 464},
+    {"pushers": 96, "placers": 300},
+)
+COMBINE_VARIANTS: tuple[dict[str, int], ...] = (
+    {"combiners": 528, "combine_warps": 4, "combine_columns": 8192, "skip_absent": True},
+    {"combiners": 264, "combine_warps": 8, "combine_columns": 8192, "skip_absent": True},
+    {"combiners": 528, "combine_warps": 4, "combine_columns": 4096, "skip_absent": True},
+    {"combiners": 660, "combine_warps": 4, "combine_columns": 1024, "skip_absent": False},
+    {"combiners": 528, "combine_warps": 4, "combine_columns": 2048, "skip_absent": False},
+    {"combiners": 264, "combine_warps": 8, "combine_columns": 8192, "skip_absent": True, "combine_group": 4},
+    {"combiners": 660, "combine_warps": 4, "combine_columns": 1024, "skip_absent": False, "combine_group": 4},
+    {"combiners": 528, "combine_warps": 4, "combine_columns": 8192, "skip_absent": False},
+)
+FAST_COMBINE_VARIANTS: tuple[dict[str, int], ...] = (
+    {"fast_combine_warps": 4, "fast_skip_absent": False},
+    {"fast_combine_warps": 8, "fast_skip_absent": False},
+    {"fast_combine_warps": 16, "fast_skip_absent": False},
+    {"fast_combine_warps": 8, "fast_skip_absent": True},
+    {"fast_combine_warps": 16, "fast_skip_absent": True},
+)
+
+
 @dataclass(frozen=True)
 class Result:
     """One figure."""
@@ -109,11 +141,12 @@ class Rank:
         normal_mode.combine_rows(self.state, self.layout, self.settings, self.rows, self.out)
 
     def fast_dispatch(self) -> None:
-        fp8 = self.settings.float8_wire
-        low_latency.dispatch_low_latency(self.state, self.layout, self.weights, self.x, self.rows, float8_wire=fp8)
+        low_latency.dispatch_low_latency(
+            self.state, self.layout, self.weights, self.x, self.rows, settings=self.settings
+        )
 
     def fast_combine(self) -> None:
-        low_latency.combine_low_latency(self.state, self.layout, self.rows, self.out)
+        low_latency.combine_low_latency(self.state, self.layout, self.settings, self.rows, self.out)
 
     def experts(self) -> None:
         """Multiply every row by the number of its slot, without a wait of the host."""
@@ -124,7 +157,7 @@ class Rank:
     def warm(self, *, fast: bool) -> None:
         """Compile and load the kernels on every rank."""
         if fast:
-            warm_up_low_latency(self.state, torch.bfloat16, float8_wire=self.settings.float8_wire)
+            warm_up_low_latency(self.state, self.settings, torch.bfloat16)
         else:
             warm_up(self.state, self.settings, torch.bfloat16)
             self.fill([0] * self.P)
@@ -219,6 +252,10 @@ def stress(rank: Rank, replays: int, *, fast: bool) -> int:
 
 def chain_us(rank: Rank, *steps: Callable[[], None]) -> float:
     """Median time of a call in a graph of CALLS calls."""
+    for step in steps:
+        step()  # compiled and loaded on every rank before the first capture
+    torch.cuda.synchronize()
+    dist.barrier()
     graph = captured(*steps, calls=CALLS)
     times = []
     for _ in range(REPLAYS):
@@ -265,7 +302,12 @@ def _step_fewer(member: Member) -> str:
     return "nothing"
 
 
-def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[Result]]:
+def shown(words: dict[str, int]) -> str:
+    """A variant in short: the capitals of its settings."""
+    return " ".join(f"{''.join(part[0] for part in name.split('_'))}{int(value)}" for name, value in words.items())
+
+
+def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[Result]]:  # noqa: C901
     """Checks, then times, of this rank."""
     checks, results = [], []
 
@@ -277,8 +319,9 @@ def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[
     def add(row: str, what: str, rank: Rank, *steps: Callable[[], None], wire: float) -> None:
         if row not in wanted:
             return
+        chain = chain_us(rank, *steps)
         single = single_us(rank, steps[0]) if len(steps) == 1 else float("nan")
-        results.append(Result(row, what, chain_us(rank, *steps), single, wire / 1e6, BARS.get(row, float("nan"))))
+        results.append(Result(row, what, chain, single, wire / 1e6, BARS.get(row, float("nan"))))
 
     for fp8 in (False, True):
         kind = "fp8" if fp8 else "bf16"
@@ -286,24 +329,27 @@ def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[
         rank = Rank(member, 4096, settings)
         rank.warm(fast=False)
         note(f"{kind} normal, wrong layout/rows/results: {check(rank, [[4096, 3001], [0, 4096]], fast=False)}")
-        skewed = [check(rank, [[4096, 4096]], fast=False, bias=bias) for bias in (1.0, 3.0)]
-        note(f"{kind} normal, lognormal routing 1 and 3: {skewed}")
         if not fp8:
+            skewed = [check(rank, [[4096, 4096]], fast=False, bias=bias) for bias in (1.0, 3.0)]
+            note(f"normal, lognormal routing 1 and 3: {skewed}")
             note(f"normal, 60 replays of 4096 with delays: {stress(rank, 60, fast=False)} wrong")
         rank.fill([4096] * rank.P, masked=0.0)
         rank.plan()
         torch.cuda.synchronize()
-        away = ~(1 << rank.me)
-        copies = int(((rank.layout.hit_T & away) != 0).sum())
+        copies = int(((rank.layout.hit_T & ~(1 << rank.me)) != 0).sum())
         wire = copies * (HIDDEN + HIDDEN // 32 if fp8 else 2 * HIDDEN)
-        for pushers in (32, 64):
-            rank.settings = replace(settings, pushers=pushers)
-            add("R2" if fp8 else "R1", f"dispatch {kind}, {pushers} programs", rank, rank.push, wire=wire)
-            add("R1b", f"dispatch + expand {kind}, {pushers} push", rank, rank.dispatch, wire=wire)
-        rank.settings = settings
+        for words in PUSH_VARIANTS:
+            rank.settings = replace(settings, **words)
+            add("R2" if fp8 else "R1", f"dispatch {kind} {shown(words)}", rank, rank.push, wire=wire)
+        for words in EXPAND_VARIANTS:
+            rank.settings = replace(settings, **words)
+            add("R1b", f"dispatch + expand {kind} {shown(words)}", rank, rank.dispatch, wire=wire)
         if not fp8:
-            add("R3b", "weighted reduce + combine bf16", rank, rank.combine, wire=copies * 2 * HIDDEN)
+            for words in COMBINE_VARIANTS:
+                rank.settings = replace(settings, **words)
+                add("R3b", f"reduce + combine {shown(words)}", rank, rank.combine, wire=copies * 2 * HIDDEN)
             add("layout", "choices + layout", rank, rank.plan, wire=0)
+        rank.settings = settings
         add("front", f"layout, dispatch, combine {kind}", rank, rank.plan, rank.dispatch, rank.combine, wire=2 * wire)
         del rank
         rank = Rank(member, 128, settings)
@@ -314,7 +360,10 @@ def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[
         rank.fill([128] * rank.P, masked=0.0)
         wire = 128 * (HIDDEN + HIDDEN // 32 if fp8 else 2 * HIDDEN)
         add("R4", f"low-latency dispatch {kind}", rank, rank.fast_dispatch, wire=wire)
-        add("R5", "low-latency combine", rank, rank.fast_combine, wire=128 * 2 * HIDDEN)
+        for words in FAST_COMBINE_VARIANTS if not fp8 else ({},):
+            rank.settings = replace(settings, **words)
+            add("R5", f"low-latency combine {shown(words)}", rank, rank.fast_combine, wire=128 * 2 * HIDDEN)
+        rank.settings = settings
         add("pair", f"both, {kind}", rank, rank.fast_dispatch, rank.fast_combine, wire=wire + 128 * 2 * HIDDEN)
         del rank
     note(f"a rank executes a step fewer: {_step_fewer(member)}")
@@ -343,10 +392,10 @@ def measure(wanted: tuple[str, ...] = ROWS) -> list[Result]:
 
 def report(results: list[Result]) -> str:
     """The results as a table."""
-    lines = [f"{'row':7} {'what':34} {'chain us':>9} {'single us':>9} {'wire MB':>8} {'GB/s':>6} {'bar us':>7}"]
+    lines = [f"{'row':7} {'what':50} {'chain us':>9} {'single us':>9} {'wire MB':>8} {'GB/s':>6} {'bar us':>7}"]
     for one in results:
         lines.append(
-            f"{one.row:7} {one.what:34} {one.chain_us:9.1f} {one.single_us:9.1f} {one.wire_mb:8.2f} "
+            f"{one.row:7} {one.what:50} {one.chain_us:9.1f} {one.single_us:9.1f} {one.wire_mb:8.2f} "
             f"{one.wire_gb_s:6.0f} {one.bar_us:7.0f}"
         )
     return "\n".join(lines)

@@ -33,8 +33,12 @@ class KernelSettings:
         Programs of combine.
     dispatch_group, combine_group
         Tokens of one flag; powers of two.
-    push_columns
-        Columns of a tile that is sent.
+    push_columns, combine_columns
+        Columns of a tile that is sent, and of one that is summed.
+    dispatch_warps, combine_warps, fast_combine_warps
+        Warps of a program; the last in the low-latency mode.
+    skip_absent, fast_skip_absent
+        Combine branches around choices without a row, instead of masking their loads.
     float8_wire
         Send e4m3 values with one scale for each 128 channels.
 
@@ -50,13 +54,19 @@ class KernelSettings:
     dispatch_group: int = 8
     combine_group: int = 2
     push_columns: int = 1024
+    combine_columns: int = 8192
+    dispatch_warps: int = 8
+    combine_warps: int = 4
+    fast_combine_warps: int = 4
+    skip_absent: bool = True
+    fast_skip_absent: bool = False
     float8_wire: bool = False
 
     def __post_init__(self) -> None:
         for name in ("pushers", "placers", "combiners", "dispatch_group", "combine_group", "push_columns"):
             if getattr(self, name) < 1:
                 raise InputError(f"kernel settings: {name} = {getattr(self, name)}, expected >= 1")
-        for name in ("dispatch_group", "combine_group", "push_columns"):
+        for name in ("dispatch_group", "combine_group", "push_columns", "combine_columns"):
             if getattr(self, name).bit_count() != 1:
                 raise InputError(f"kernel settings: {name} = {getattr(self, name)}, expected a power of two")
 

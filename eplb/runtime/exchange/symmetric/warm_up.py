@@ -32,7 +32,7 @@ def warm_up(state: RankState, settings: KernelSettings, dtype: torch.dtype) -> N
     _check(scratch)
 
 
-def warm_up_low_latency(state: RankState, dtype: torch.dtype, *, float8_wire: bool) -> None:
+def warm_up_low_latency(state: RankState, settings: KernelSettings, dtype: torch.dtype) -> None:
     """Execute the kernels of the low-latency mode for rows of one type.
 
     Raises
@@ -44,9 +44,9 @@ def warm_up_low_latency(state: RankState, dtype: torch.dtype, *, float8_wire: bo
 
     scratch, layout, x_TH = _scratch(state, dtype)
     weight_TK = torch.zeros(layout.slot_TK.shape, device=x_TH.device)
-    dispatch_low_latency(scratch, layout, weight_TK, x_TH, x_TH, float8_wire=float8_wire)
+    dispatch_low_latency(scratch, layout, weight_TK, x_TH, x_TH, settings=settings)
     layout.num_tokens_P.zero_()
-    combine_low_latency(scratch, layout, x_TH, x_TH)
+    combine_low_latency(scratch, layout, settings, x_TH, x_TH)
     _check(scratch)
 
 
