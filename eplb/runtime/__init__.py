@@ -25,8 +25,10 @@ from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, 
 from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
-from eplb.runtime.exchange.symmetric.backend import BufferSizes, Symmetric
+from eplb.runtime.exchange.symmetric.backend import Symmetric
 from eplb.runtime.exchange.symmetric.failures import ExchangeTimeoutError
+from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
+from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
@@ -63,11 +65,13 @@ __all__ = [
     "ExchangeEpochError",
     "ExchangeHandle",
     "ExchangeLimits",
+    "ExchangeMode",
     "ExchangeOverflowError",
     "ExchangeTimeoutError",
     "ExpertWeights",
     "ExpertWeightsShape",
     "Fault",
+    "FixedExchange",
     "Fp4Blocks",
     "Fp8Blocks",
     "Gate",

@@ -13,7 +13,8 @@ from eplb.runtime.exchange.limits import ExchangeLimits
 from eplb.runtime.exchange.protocol import Backend
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
-from eplb.runtime.exchange.symmetric.backend import BufferSizes, Symmetric
+from eplb.runtime.exchange.symmetric.backend import Symmetric
+from eplb.runtime.exchange.symmetric.region import BufferSizes
 
 BACKENDS = ("allgather", "alltoall", "symmetric")
 

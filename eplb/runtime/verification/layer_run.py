@@ -21,7 +21,8 @@ from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError
 from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
-from eplb.runtime.exchange.symmetric.backend import BufferSizes, Symmetric
+from eplb.runtime.exchange.symmetric.backend import Symmetric
+from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.layer.gate import GateChoice, GroupLimit, SigmoidGroupGate, SoftmaxGate
 from eplb.runtime.layer.moe_layer import route, source_counts
 from eplb.runtime.layer.placement_tables import PlacementTables

@@ -19,34 +19,10 @@ from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup, as_bytes_if_float8
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
 from eplb.runtime.exchange.symmetric.memory import memory_of_group
-from eplb.runtime.exchange.symmetric.region import RegionShape
-from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
+from eplb.runtime.exchange.symmetric.region import BufferSizes, RegionShape
+from eplb.runtime.exchange.symmetric.settings import KernelSettings, phases
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
-from eplb.runtime.kernels.launch import interpreted
 from eplb.runtime.kernels.normal_mode import combine_rows, dispatch_rows, make_layout, publish_choices
-
-
-@final
-@dataclass(frozen=True)
-class BufferSizes:
-    """Largest batch that the buffers hold.
-
-    Parameters
-    ----------
-    tokens
-        Tokens of a process.
-    top_k
-        K.
-    hidden
-        H.
-    element_bytes
-        Bytes of the largest element of a row.
-    """
-
-    tokens: int
-    top_k: int
-    hidden: int
-    element_bytes: int = 2
 
 
 @final
@@ -94,13 +70,11 @@ class Symmetric:
         """
         if refusal := symmetric_refusal(group, device):
             raise InputError(f"backend symmetric: {refusal}")
-        shape = RegionShape(
-            group.num_processes, sizes.tokens, sizes.top_k, sizes.hidden, sizes.element_bytes, fixed_order
-        )
+        shape = RegionShape.of(group.num_processes, sizes, fixed_order=fixed_order)
         memory = memory_of_group(group.process_group, shape.num_bytes, device)
         first_slot = tuple(group.first_slot(process) for process in range(group.num_processes + 1))
         state = RankState.create(memory, shape, first_slot, timeout_s=timeout_s)
-        return cls(group, state, _INTERPRETED if interpreted() else KernelSettings())
+        return cls(group, state, KernelSettings.default())
 
     @property
     def fixed_order(self) -> bool:
@@ -143,7 +117,7 @@ class Symmetric:
         self._check_row(x_TH)
         x = as_bytes_if_float8(x_TH.contiguous())
         out = self.group.allocate((handle.rows.copy_of_row_M.numel(), x.shape[1]), x.dtype, x.device)
-        for phase in _phases():
+        for phase in phases():
             dispatch_rows(self.state, _layout_of(handle), self.settings, x, out, phase)
         return out.view(x_TH.dtype)
 
@@ -161,7 +135,7 @@ class Symmetric:
         if y_MH.dtype == torch.float64:
             raise InputError("backend symmetric: float64 rows, expected a type that is summed in float32")
         out = torch.empty((handle.routing.num_tokens, y_MH.shape[1]), dtype=y_MH.dtype, device=y_MH.device)
-        for phase in _phases():
+        for phase in phases():
             combine_rows(self.state, _layout_of(handle), self.settings, y_MH.contiguous(), out, phase)
         self.state.raise_on_error()
         return out
@@ -198,15 +172,6 @@ class Symmetric:
             raise InputError(
                 f"rows of {x.shape[1]} {x.dtype}: the symmetric buffers hold rows of {self.state.shape.row_bytes} bytes"
             )
-
-
-_INTERPRETED = KernelSettings(pushers=1, placers=1, combiners=2)
-"""Programs run one after another in the interpreter."""
-
-
-def _phases() -> tuple[Phase, ...]:
-    """One kernel on the GPU; in the interpreter, programs that send must all run before one that waits."""
-    return (Phase.SEND, Phase.RECEIVE) if interpreted() else (Phase.BOTH,)
 
 
 def _pairs(source_C: Tensor, destination_C: Tensor, num_ranks: int) -> Tensor:

@@ -47,6 +47,29 @@ MOST_RANKS = 31
 
 @final
 @dataclass(frozen=True)
+class BufferSizes:
+    """Largest batch that the buffers hold.
+
+    Parameters
+    ----------
+    tokens
+        Tokens of a process.
+    top_k
+        K.
+    hidden
+        H.
+    element_bytes
+        Bytes of the largest element of a row.
+    """
+
+    tokens: int
+    top_k: int
+    hidden: int
+    element_bytes: int = 2
+
+
+@final
+@dataclass(frozen=True)
 class RegionShape:
     """Sizes of the symmetric region.
 
@@ -84,6 +107,11 @@ class RegionShape:
                 raise InputError(f"symmetric region: {name} = {getattr(self, name)}, expected >= 1")
         if not 1 <= self.num_ranks <= MOST_RANKS:
             raise InputError(f"symmetric region: {self.num_ranks} ranks, expected 1 to {MOST_RANKS}")
+
+    @classmethod
+    def of(cls, num_ranks: int, sizes: BufferSizes, *, fixed_order: bool = False) -> "RegionShape":
+        """The region for the largest batch."""
+        return cls(num_ranks, sizes.tokens, sizes.top_k, sizes.hidden, sizes.element_bytes, fixed_order)
 
     @property
     def row_bytes(self) -> int:

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import final
 
 from eplb.errors import InputError
+from eplb.runtime.kernels.launch import interpreted
 
 
 class Phase(IntEnum):
@@ -16,6 +17,11 @@ class Phase(IntEnum):
     BOTH = 0
     SEND = 1
     RECEIVE = 2
+
+
+def phases() -> tuple[Phase, ...]:
+    """One kernel on the GPU; in the interpreter, programs that send must all run before one that waits."""
+    return (Phase.SEND, Phase.RECEIVE) if interpreted() else (Phase.BOTH,)
 
 
 @final
@@ -69,6 +75,11 @@ class KernelSettings:
         for name in ("dispatch_group", "combine_group", "push_columns", "combine_columns"):
             if getattr(self, name).bit_count() != 1:
                 raise InputError(f"kernel settings: {name} = {getattr(self, name)}, expected a power of two")
+
+    @classmethod
+    def default(cls) -> "KernelSettings":
+        """For the GPU; in the interpreter programs run one after another, so few of them."""
+        return cls(pushers=1, placers=1, combiners=2) if interpreted() else cls()
 
     def shared_by(self, num_ranks: int) -> "KernelSettings":
         """The settings for virtual ranks that share one device."""

@@ -17,7 +17,9 @@ from eplb.runtime import (
     CAUGHT_BY,
     BufferSizes,
     ExchangeLimits,
+    ExchangeMode,
     Fault,
+    FixedExchange,
     Launch,
     RankGroup,
     RoutingPlan,
@@ -174,3 +176,51 @@ def _refusals(member, _):
 
 def _foreign_handle():
     return make_backend("alltoall", RankGroup(Topology(1, 2, 2)), top_k=2).plan_exchange(_plan(2))
+
+
+def _fixed(member, mode):
+    """What is wrong in steps with other tokens, routing and counts, in the same buffers."""
+    group = RankGroup.of(Topology(1, 2, 2), member.process_group)
+    cpu = torch.device("cpu")
+    exchange = FixedExchange.create(group, BufferSizes(4, 2, 8, 4), torch.float32, cpu, mode=mode, timeout_s=20.0)
+    wrong = []
+    for step, tokens in enumerate(((4, 2), (0, 3), (1, 4))):
+        generator = torch.Generator().manual_seed(step)
+        x_TH = torch.randint(-4, 5, (2, 4, 8), generator=generator).float()[member.process]
+        slots = torch.rand((2, 4, 4), generator=generator).argsort(dim=2)[member.process, :, :2]
+        exchange.slot_TK.copy_(slots)
+        exchange.weight_TK.copy_(torch.tensor([0.5, 2.0]))
+        exchange.set_tokens(tokens[member.process])
+        rows = exchange.dispatch(x_TH)
+        ends = exchange.ends_S.tolist()
+        factors = torch.repeat_interleave(
+            torch.tensor([1.0, 3.0]) + 10 * member.process,
+            exchange.ends_S.diff(prepend=torch.zeros(1, dtype=torch.int32)),
+        )
+        rows[: ends[-1]] *= factors[:, None]
+        out = exchange.combine(rows)[: tokens[member.process]]
+        exchange.raise_on_error()
+        factor_TK = torch.tensor([1.0, 3.0, 11.0, 13.0])[slots] * torch.tensor([0.5, 2.0])
+        if not torch.equal(out, (x_TH * factor_TK.sum(dim=1, keepdim=True))[: tokens[member.process]]):
+            wrong.append(f"step {step}")
+    return wrong
+
+
+@needs_triton
+@pytest.mark.parametrize("mode", list(ExchangeMode))
+def test_fixed_buffers_follow_changing_tokens_and_routing(mode):
+    assert run_processes(Launch(2), _fixed, mode) == [[], []]
+
+
+@needs_triton
+def test_a_batch_too_large_for_the_low_latency_mode_is_refused():
+    assert run_processes(Launch(1), _too_large, None) == ["low-latency mode: 1 ranks x 4097 tokens x top-2 = 8194"]
+
+
+def _too_large(member, _):
+    sizes, mode = BufferSizes(4097, 2, 8, 4), ExchangeMode.LOW_LATENCY
+    try:
+        FixedExchange.create(RankGroup(Topology(1, 1, 4)), sizes, torch.float32, torch.device("cpu"), mode=mode)
+    except InputError as error:
+        return str(error).split(" choices")[0]
+    return "accepted"
