@@ -41,15 +41,11 @@ def choose_slots_on_device(
         )
     if not out_TK.is_contiguous():
         raise InputError(f"slots with strides {out_TK.stride()}: expected a contiguous tensor")
-    from eplb.runtime.kernels import replica_choice_kernel as kernel
+    from eplb.runtime.kernels.replica_choice_kernel import EVEN, LOCAL_FIRST, WEIGHTED, choose_slots_kernel
 
-    rules = {
-        DispatchRule.EVEN: kernel.EVEN,
-        DispatchRule.WEIGHTED: kernel.WEIGHTED,
-        DispatchRule.LOCAL_FIRST: kernel.LOCAL_FIRST,
-    }
+    rules = {DispatchRule.EVEN: EVEN, DispatchRule.WEIGHTED: WEIGHTED, DispatchRule.LOCAL_FIRST: LOCAL_FIRST}
     selections = expert_ids_TK.numel()
-    kernel.choose_slots_kernel[(max(-(-selections // _BLOCK), 1),)](
+    choose_slots_kernel[(max(-(-selections // _BLOCK), 1),)](
         expert_ids_TK.contiguous(),
         out_TK,
         source.rank_T,
