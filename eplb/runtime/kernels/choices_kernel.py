@@ -42,7 +42,7 @@ def ranks_hit(slot, first_slot_ptr, P: tl.constexpr):
 @triton.jit
 def written_choices(tab, slot_ptr, weight_ptr, hit_ptr, first_slot_ptr, num_tokens, t, parity, me, errors, ids, weights,
                     P: tl.constexpr, T: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):  # fmt: skip
-    """Write slots, weights and hit bits of the tokens t; -1 for tokens behind the last."""
+    """Write slots, weights and hit bits of the tokens t, -1 for tokens behind the last; the hit bits."""
     k = tl.arange(0, KP)
     at = t[:, None] * K + k[None, :]
     inside = (t < T)[:, None] & (k < K)[None, :]
@@ -51,13 +51,15 @@ def written_choices(tab, slot_ptr, weight_ptr, hit_ptr, first_slot_ptr, num_toke
     weight = tl.load(weight_ptr + at, mask=real, other=0.0)
     if tl.max(tl.max(slot, axis=1), axis=0) >= tl.load(first_slot_ptr + P):
         report(tab, me, errors, BAD_SLOT, CHOICES, 0, P)
-    tl.store(hit_ptr + t, ranks_hit(slot, first_slot_ptr, P), mask=t < T)
+    hit = ranks_hit(slot, first_slot_ptr, P)
+    tl.store(hit_ptr + t, hit, mask=t < T)
     for peer in tl.static_range(P):
         half = parity * P + me
         ids_ptr = int_pointer(address_of(tab, peer, ids + half * (T * K * 4)))
         tl.store(ids_ptr + at, slot, mask=inside)
         weights_ptr = address_of(tab, peer, weights + half * (T * K * 4)).to(tl.pointer_type(tl.float32))
         tl.store(weights_ptr + at, weight, mask=inside)
+    return hit
 
 
 @triton.jit(do_not_specialize=["me"])
@@ -105,7 +107,7 @@ def publish_choices_kernel(
             tl.store(header_ptr + 1, map_epoch)
     tl.debug_barrier()
     for peer in tl.static_range(P):
-        publish(tab, peer, flags, me * T + block, epoch + 1)
+        publish(tl.load(tab + peer), flags, me * T + block, epoch + 1)
 
 
 @triton.jit(do_not_specialize=["me"])

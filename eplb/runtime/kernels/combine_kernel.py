@@ -99,30 +99,32 @@ def fixed_order_sum(base, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, p
 
 
 @triton.jit
-def own_token(base, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me, stage,
-              P: tl.constexpr, T: tl.constexpr, K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr,
-              BC: tl.constexpr, FIXED: tl.constexpr, SKIP: tl.constexpr):  # fmt: skip
-    """Write the result of an own token: the sums of all ranks that it visited, in the order of ranks."""
-    hit = tl.load(hit_ptr + token)
-    for first in range(0, H, BC):
-        column = first + tl.arange(0, BC)
-        if FIXED:
-            total = fixed_order_sum(base, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity, me, stage, T, K,
-                                    H, ROW_BYTES)  # fmt: skip
+def waited_for(tab, own, me, flags, group, target, timeout_ns, errors, P: tl.constexpr, T: tl.constexpr,
+               THREADS: tl.constexpr):  # fmt: skip
+    """Wait for the sums of a group of own tokens from all other ranks."""
+    arrived = me >= 0
+    for ahead in tl.static_range(1, P):
+        source = (me + ahead) % P
+        arrived = arrived & wait(tab, own, me, flags, source * T + group, target, timeout_ns, errors, COMBINE, source,
+                                 P, THREADS)  # fmt: skip
+    return arrived
+
+
+@triton.jit
+def added_sums(base, own, hit, token, column, arrived, parity, me, stage, P: tl.constexpr, T: tl.constexpr,
+               H: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
+    """[BC] f32 sum of the own sum and those that other ranks returned, in the order of ranks."""
+    total = column.to(tl.float32) * 0.0
+    for peer in tl.static_range(P):
+        if me == peer:
+            total += own.to(tl.float32)
         else:
-            own, _ = weighted_rows(y_ptr, row_ptr, weight_ptr, me * T + token, column, K, H, SKIP)
-            own = own.to(y_ptr.dtype.element_ty)
-            total = column.to(tl.float32) * 0.0
-            for peer in tl.static_range(P):
-                if me == peer:
-                    total += own.to(tl.float32)
-                else:
-                    width = tl.where(arrived, tl.where((hit >> peer) & 1 > 0, H, 0), 0)
-                    staged_ptr = staged_row(base, stage, (parity * P + peer) * T + token, y_ptr, ROW_BYTES)
-                    staged = tl.load(staged_ptr + column, mask=column < width, other=0.0, cache_modifier=".cg")
-                    total += staged.to(tl.float32)
-        total += tl.where(arrived, 0.0, float("nan"))
-        tl.store(out_ptr + token.to(tl.int64) * H + column, total.to(out_ptr.dtype.element_ty), mask=column < H)
+            width = tl.where(arrived, tl.where((hit >> peer) & 1 > 0, H, 0), 0)
+            address = base + stage + ((parity * P + peer) * T + token).to(tl.int64) * ROW_BYTES
+            staged_ptr = tl.multiple_of(address.to(tl.pointer_type(own.dtype)), 16)
+            staged = tl.load(staged_ptr + column, mask=column < width, other=0.0, cache_modifier=".cg")
+            total += staged.to(tl.float32)
+    return total
 
 
 @triton.jit(do_not_specialize=["me"])
@@ -175,7 +177,7 @@ def combine_kernel(
                         pushed_token(base, y_ptr, row_ptr, weight_ptr, peer, pushed, parity, me, stage, P, T, K, H,
                                      ROW_BYTES, BC, FIXED, SKIP)  # fmt: skip
                 tl.debug_barrier()
-                publish(tab, peer, flags, me * T + group, epoch + 1)
+                publish(base, flags, me * T + group, epoch + 1)
     if (ROLE == OWN) | ((ROLE != PUSH) & (not pushes)):
         own = tl.load(tab + me)
         failed = tl.load(int_pointer(own + errors), volatile=True)
@@ -184,14 +186,28 @@ def combine_kernel(
         own_count = tl.load(num_tokens_ptr + me)
         for own_group in range(worker, tl.maximum((own_count + G - 1) // G, 1), workers):
             arrived = failed == 0
-            for ahead in tl.static_range(1, P):
-                source = (me + ahead) % P
-                arrived = arrived & wait(tab, own, me, flags, source * T + own_group, epoch + 1, timeout_ns, errors,
-                                         COMBINE, source, P, THREADS)  # fmt: skip
+            if (G > 1) | (own_count == 0):  # a group of one token sums its own rows before it waits
+                arrived = arrived & waited_for(tab, own, me, flags, own_group, epoch + 1, timeout_ns, errors, P, T,
+                                               THREADS)  # fmt: skip
             for j in tl.static_range(G):
                 token = pid * 0 + own_group * G + j
                 if token < own_count:
-                    own_token(own, y_ptr, row_ptr, weight_ptr, hit_ptr, slot_ptr, out_ptr, token, arrived, parity, me,
-                              stage, P, T, K, H, ROW_BYTES, BC, FIXED, SKIP)  # fmt: skip
+                    hit = tl.load(hit_ptr + token)
+                    for first in range(0, H, BC):
+                        column = first + tl.arange(0, BC)
+                        here, _ = weighted_rows(y_ptr, row_ptr, weight_ptr, me * T + token, column, K, H, SKIP)
+                        here = here.to(y_ptr.dtype.element_ty)
+                        if G == 1:
+                            arrived = (failed == 0) & waited_for(tab, own, me, flags, own_group, epoch + 1, timeout_ns,
+                                                                 errors, P, T, THREADS)  # fmt: skip
+                        if FIXED:
+                            total = fixed_order_sum(own, y_ptr, row_ptr, weight_ptr, slot_ptr, token, column, parity,
+                                                    me, stage, T, K, H, ROW_BYTES)  # fmt: skip
+                        else:
+                            total = added_sums(own, here, hit, token, column, arrived, parity, me, stage, P, T, H,
+                                               ROW_BYTES)  # fmt: skip
+                        total += tl.where(arrived, 0.0, float("nan"))
+                        row = out_ptr + token.to(tl.int64) * H
+                        tl.store(row + column, total.to(out_ptr.dtype.element_ty), mask=column < H)
     if ROLE != PUSH:
         tick(epoch_ptr, arrived_ptr, epoch)

@@ -18,6 +18,7 @@ from eplb.runtime.kernels.signals_kernel import DISPATCH, address_of, publish, t
 BOTH = tl.constexpr(0)
 PUSH = tl.constexpr(1)
 PLACE = tl.constexpr(2)
+PUSH_AND_WAIT = tl.constexpr(3)
 E4M3_MAX = tl.constexpr(448.0)
 SMALLEST_MAX = tl.constexpr(1e-10)
 
@@ -49,13 +50,12 @@ def pushed_plain(tab, x_ptr, hit, t, num_tokens, parity, me, recv, P: tl.constex
 
 
 @triton.jit
-def pushed_float8(tab, x_ptr, hit_ptr, group, num_tokens, parity, me, recv, scales, P: tl.constexpr, T: tl.constexpr,
+def pushed_float8(tab, x_ptr, hit, group, num_tokens, parity, me, recv, scales, P: tl.constexpr, T: tl.constexpr,
                   H: tl.constexpr, ROW_BYTES: tl.constexpr, G: tl.constexpr, NG: tl.constexpr,
                   STAGES: tl.constexpr):  # fmt: skip
-    """Store e4m3 rows and scales of G tokens on the ranks that they visit."""
+    """Store e4m3 rows and scales of G tokens on the ranks that they visit; `hit` [G * NG] or a scalar."""
     n = tl.arange(0, G * NG)
     t = group * G + n // NG
-    hit = tl.load(hit_ptr + t, mask=t < num_tokens, other=0)
     lane = tl.arange(0, 128)
     for first in tl.range(0, H // 128, NG, num_stages=STAGES):
         block = first + n % NG
@@ -151,6 +151,7 @@ def dispatch_kernel(
     row_ptr,  # [C, K] i32, -1 for none
     out_ptr,  # [rows, H], out
     num_tokens_ptr,  # [1] i32
+    num_tokens_P_ptr,  # [P] i32 tokens of each rank
     epoch_ptr,
     arrived_ptr,
     me,
@@ -174,15 +175,20 @@ def dispatch_kernel(
     ROLE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    """Grid: `pushers` programs that push, then the programs that place; one of both under ROLE PUSH or PLACE."""
+    """Grid: `pushers` programs that push, then the programs that place; under the other roles one kind only.
+
+    Under PUSH_AND_WAIT the programs that push wait for the tokens of all ranks, and nothing is placed.
+    """
     pid = tl.program_id(0)
     epoch = tl.load(epoch_ptr)
     parity = epoch & 1
-    if (ROLE == PUSH) | ((ROLE == BOTH) & (pid < pushers)):
+    if (ROLE == PUSH) | (ROLE == PUSH_AND_WAIT) | ((ROLE == BOTH) & (pid < pushers)):
         num_tokens = tl.minimum(tl.load(num_tokens_ptr), T)
         for group in range(pid, tl.maximum((num_tokens + G - 1) // G, 1), pushers):
             if FP8:
-                pushed_float8(tab, x_ptr, hit_ptr, group, num_tokens, parity, me, recv, scales, P, T, H, ROW_BYTES, G,
+                tile_t = group * G + tl.arange(0, G * (PUSH_BC // 128)) // (PUSH_BC // 128)
+                tile_hit = tl.load(hit_ptr + tile_t, mask=tile_t < num_tokens, other=0)
+                pushed_float8(tab, x_ptr, tile_hit, group, num_tokens, parity, me, recv, scales, P, T, H, ROW_BYTES, G,
                               PUSH_BC // 128, STAGES)  # fmt: skip
             else:
                 t = group * G + tl.arange(0, G)
@@ -190,7 +196,7 @@ def dispatch_kernel(
                 pushed_plain(tab, x_ptr, hit, t, num_tokens, parity, me, recv, P, T, H, ROW_BYTES, PUSH_BC)
             tl.debug_barrier()
             for step in tl.static_range(1, P):
-                publish(tab, (me + step) % P, flags, me * T + group, epoch + 1)
+                publish(tl.load(tab + (me + step) % P), flags, me * T + group, epoch + 1)
     if (ROLE == PLACE) | ((ROLE == BOTH) & (pid >= pushers)):
         skip = pushers if ROLE == BOTH else 0
         own = tl.load(tab + me)
@@ -211,32 +217,13 @@ def dispatch_kernel(
                     width = tl.where(arrived, H, 0)
                 place_copy(own, x_ptr, out_ptr, row_ptr, source, token, width, parity, me, recv, scales, P, T, K, H,
                            ROW_BYTES, PLACE_BC, PLACE_BC // 128, FP8)  # fmt: skip
+    if ROLE == PUSH_AND_WAIT:
+        base = tl.load(tab + me)
+        for ahead in tl.static_range(1, P):
+            other = (me + ahead) % P
+            groups = tl.maximum((tl.load(num_tokens_P_ptr + other) + G - 1) // G, 1)
+            for other_group in range(pid, groups, pushers):
+                wait(tab, base, me, flags, other * T + other_group, epoch + 1, timeout_ns, errors, DISPATCH, other, P,
+                     THREADS)  # fmt: skip
     if ROLE != PUSH:
         tick(epoch_ptr, arrived_ptr, epoch)
-
-
-@triton.jit(do_not_specialize=["me"])
-def await_tokens_kernel(
-    tab,
-    num_tokens_ptr,  # [P] i32 tokens of each rank
-    epoch_ptr,
-    arrived_ptr,
-    me,
-    errors,
-    flags,
-    timeout_ns,
-    P: tl.constexpr,
-    T: tl.constexpr,
-    G: tl.constexpr,
-    THREADS: tl.constexpr,
-):
-    """Wait for all tokens of all ranks, without placing them. Grid: any number of programs."""
-    pid = tl.program_id(0)
-    epoch = tl.load(epoch_ptr)
-    own = tl.load(tab + me)
-    for step in tl.static_range(1, P):
-        source = (me + step) % P
-        groups = tl.maximum((tl.load(num_tokens_ptr + source) + G - 1) // G, 1)
-        for group in range(pid, groups, tl.num_programs(0)):
-            wait(tab, own, me, flags, source * T + group, epoch + 1, timeout_ns, errors, DISPATCH, source, P, THREADS)
-    tick(epoch_ptr, arrived_ptr, epoch)

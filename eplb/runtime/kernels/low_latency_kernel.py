@@ -22,7 +22,7 @@ from eplb.runtime.kernels.signals_kernel import (
     int_pointer,
     report,
     tick,
-    wait,
+    wait_for_all,
 )
 
 
@@ -89,19 +89,17 @@ def low_latency_dispatch_kernel(
     num_tokens = tl.load(num_tokens_ptr)
     if (ROLE != PLACE) & (pid < T):
         t = pid + tl.arange(0, 1)
-        written_choices(tab, slot_ptr, weight_ptr, hit_ptr, first_slot_ptr, num_tokens, t, parity, me, errors, ids,
-                        weights, P, T, K, KP)  # fmt: skip
+        hit = written_choices(tab, slot_ptr, weight_ptr, hit_ptr, first_slot_ptr, num_tokens, t, parity, me, errors,
+                              ids, weights, P, T, K, KP)  # fmt: skip
         if pid == 0:
             for peer in tl.static_range(P):
                 tl.store(num_tokens_P_ptr + peer, tl.where(me == peer, tl.minimum(num_tokens, T), T))
             if num_tokens > T:
                 report(tab, me, errors, TOKENS_OVERFLOW, CHOICES, 0, P)
-        tl.debug_barrier()
         if FP8:
-            pushed_float8(tab, x_ptr, hit_ptr, pid, num_tokens, parity, me, recv, scales, P, T, H, ROW_BYTES, 1,
-                          BC // 128, 1)  # fmt: skip
+            pushed_float8(tab, x_ptr, tl.max(hit, axis=0), pid, num_tokens, parity, me, recv, scales, P, T, H, ROW_BYTES,
+                          1, BC // 128, 1)  # fmt: skip
         else:
-            hit = tl.load(hit_ptr + t, mask=t < num_tokens, other=0)
             pushed_plain(tab, x_ptr, hit, t, num_tokens, parity, me, recv, P, T, H, ROW_BYTES, BC)
         tl.debug_barrier()
         for step in tl.static_range(1, P):
@@ -109,12 +107,9 @@ def low_latency_dispatch_kernel(
             tl.atomic_add(counter_ptr, 1, sem="release", scope="sys")
         tl.atomic_add(int_pointer(address_of(tab, me, counters + 4 * me)), 1, sem="release", scope="gpu")
     if ROLE != PUSH:
-        width = pid * 0 + H
         base = tl.load(tab + me)
-        for source in tl.static_range(P):
-            arrived = wait(tab, base, me, counters, source, (epoch + 1) * T, timeout_ns, errors, DISPATCH, source, P,
-                           THREADS)  # fmt: skip
-            width = tl.where(arrived, width, 0)
+        arrived = wait_for_all(tab, base, me, counters, (epoch + 1) * T, timeout_ns, errors, DISPATCH, P, THREADS)
+        width = tl.where(arrived, H, 0)
         low = tl.load(first_slot_ptr + me)
         ids_ptr = int_pointer(base + ids + parity * (P * T * K * 4))
         weights_address = base + weights + parity * (P * T * K * 4)

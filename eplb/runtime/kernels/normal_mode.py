@@ -130,6 +130,7 @@ def dispatch_rows(  # noqa: PLR0913  # state, layout and settings are one argume
         Phase.BOTH: settings.pushers + settings.placers,
         Phase.SEND: settings.pushers,
         Phase.RECEIVE: settings.placers,
+        Phase.SEND_AND_WAIT: settings.pushers,
     }[phase]
     dispatch_kernel[(programs,)](
         state.memory.addresses,
@@ -138,6 +139,7 @@ def dispatch_rows(  # noqa: PLR0913  # state, layout and settings are one argume
         layout.row_CK,
         out_MH,
         layout.num_tokens,
+        layout.num_tokens_P,
         state.epochs[Family.DISPATCH :],
         state.arrived[Family.DISPATCH :],
         state.rank,
@@ -156,34 +158,12 @@ def dispatch_rows(  # noqa: PLR0913  # state, layout and settings are one argume
         G=settings.dispatch_group,
         PUSH_BC=tile(max(hidden, 128), settings.push_columns),
         PLACE_BC=tile(max(hidden, 128), _ROW_TILE),
-        STAGES=3 if phase is Phase.SEND else 1,  # the other role needs the registers
+        STAGES=1 if phase is Phase.BOTH else 3,  # the other role needs the registers
         FP8=settings.float8_wire,
         ROLE=int(phase),
         THREADS=32 * settings.dispatch_warps,
         num_warps=settings.dispatch_warps,
         maxnreg=resident_registers(programs, settings.dispatch_warps, x_TH.device),
-    )
-
-
-def await_tokens(state: RankState, layout: ExchangeLayout, settings: KernelSettings) -> None:
-    """Wait for the tokens of all ranks: after a dispatch of phase SEND whose copies are not placed."""
-    from eplb.runtime.kernels.dispatch_kernel import await_tokens_kernel
-
-    shape, offsets = state.shape, state.shape.offsets
-    await_tokens_kernel[(settings.pushers,)](
-        state.memory.addresses,
-        layout.num_tokens_P,
-        state.epochs[Family.DISPATCH :],
-        state.arrived[Family.DISPATCH :],
-        state.rank,
-        offsets["errors"],
-        offsets["dispatch_flags"],
-        nanoseconds(state.timeout_s),
-        P=shape.num_ranks,
-        T=shape.tokens,
-        G=settings.dispatch_group,
-        THREADS=128,
-        num_warps=4,
     )
 
 

@@ -36,26 +36,35 @@ def int_pointer(address):
 
 if INTERPRETED:
 
-    def acquire(pointer, target, limit_ns, error_pointer, THREADS):
-        """Read an int32 until it reaches `target`, an error word is set or the time is over; the last value."""
-        cell = ctypes.c_int32.from_address(int(pointer.handle.data.item()))
+    def acquire(pointer, target, limit_ns, error_pointer, SOURCES, THREADS):
+        """Read SOURCES int32 until all reach `target`, an error word is set or the time is over.
+
+        Returns how far the last one is ahead of the target, negative if it is late, and its number.
+        """
+        start = int(pointer.handle.data.item())
+        cells = [ctypes.c_int32.from_address(start + 4 * source) for source in range(SOURCES)]
         failed = ctypes.c_int32.from_address(int(error_pointer.handle.data.item()))
         wanted = int(target.handle.data.item())
         end = time.monotonic_ns() + int(limit_ns.handle.data.item())
-        while (cell.value - wanted + 2**31) % 2**32 < 2**31 and not failed.value and time.monotonic_ns() < end:
-            time.sleep(0)
-        return target - (wanted - cell.value)
+        for source, cell in enumerate(cells):
+            while (ahead := (cell.value - wanted + 2**31) % 2**32 - 2**31) < 0:
+                if failed.value or time.monotonic_ns() >= end:
+                    return target * 0 + ahead, target * 0 + source
+                time.sleep(0)
+        return target * 0, target * 0
 
 else:
 
     @triton.jit
-    def acquire(pointer, target, limit_ns, error_pointer, THREADS: tl.constexpr):
-        """Read an int32 until it reaches `target`, an error word is set or the time is over; the least value read.
+    def acquire(pointer, target, limit_ns, error_pointer, SOURCES: tl.constexpr, THREADS: tl.constexpr):
+        """Read SOURCES int32 until all reach `target`, an error word is set or the time is over.
 
-        Each of the THREADS threads polls once, so the reads after it are ordered in every thread, and the minimum is
-        the same in all of them. Time is counted in cycles, two for a nanosecond: no GPU's clock is faster.
+        Returns how far the last one is ahead of the target, negative if it is late, and its number. Each of the THREADS
+        threads polls one source; the barrier orders the reads after it behind all of them, and the minimum is the same
+        in all threads. Time is counted in cycles, two for a nanosecond: no GPU's clock is faster.
         """
-        lanes = tl.zeros([THREADS], dtype=tl.int64)
+        source = tl.arange(0, THREADS) % SOURCES
+        lanes = (source * 0).to(tl.int64)
         values = tl.inline_asm_elementwise(
             """
             {
@@ -84,7 +93,7 @@ else:
             """,
             "=&r,l,r,l,l",
             [
-                pointer.to(tl.int64) + lanes,
+                pointer.to(tl.int64) + 4 * source.to(tl.int64),
                 target + lanes.to(tl.int32),
                 limit_ns.to(tl.int64) * 2 + lanes,
                 error_pointer.to(tl.int64) + lanes,
@@ -93,9 +102,10 @@ else:
             is_pure=False,
             pack=1,
         )
-        ahead = tl.min(values - target)
+        ahead = tl.min(values - target, axis=0)
+        late = tl.max(tl.where(values - target < 0, source, 0), axis=0)
         tl.debug_barrier()
-        return target + ahead
+        return ahead, late
 
 
 @triton.jit
@@ -110,25 +120,33 @@ def report(tab, me, errors, kind, family, rank, P: tl.constexpr):
 def wait(tab, own, me, flags, index, target, timeout_ns, errors, family, peer, P: tl.constexpr, THREADS: tl.constexpr):
     """Wait for a flag of this rank's region, at address `own`; False if it was late or this rank has failed before."""
     error_pointer = int_pointer(own + errors + 4 * me)
-    value = acquire(int_pointer(own + flags + 4 * index), target, timeout_ns, error_pointer, THREADS)
-    arrived = value - target >= 0
-    if not arrived:
+    ahead, _ = acquire(int_pointer(own + flags + 4 * index), target, timeout_ns, error_pointer, 1, THREADS)
+    if ahead < 0:
         report(tab, me, errors, TIMEOUT, family, peer, P)
-    return arrived
+    return ahead >= 0
 
 
 @triton.jit
-def publish(tab, peer, flags, index, value):
-    """Raise a flag on a rank, after a barrier that follows the writes of all threads."""
-    pointer = int_pointer(address_of(tab, peer, flags + 4 * index))
-    tl.atomic_xchg(pointer, value, sem="release", scope="sys")
+def wait_for_all(tab, own, me, counters, target, timeout_ns, errors, family, P: tl.constexpr, THREADS: tl.constexpr):
+    """Wait for the counters of all ranks in this rank's region, at once; False as in `wait`."""
+    error_pointer = int_pointer(own + errors + 4 * me)
+    ahead, late = acquire(int_pointer(own + counters), target, timeout_ns, error_pointer, P, THREADS)
+    if ahead < 0:
+        report(tab, me, errors, TIMEOUT, family, late, P)
+    return ahead >= 0
+
+
+@triton.jit
+def publish(base, flags, index, value):
+    """Raise a flag in the region at `base`, after a barrier that follows the writes of all threads."""
+    tl.atomic_xchg(int_pointer(base + flags + 4 * index), value, sem="release", scope="sys")
 
 
 @triton.jit
 def tick(epoch_ptr, arrived_ptr, epoch):
-    """The last program of a grid increments the epoch; none may read it afterwards."""
+    """The last program of a grid increments the epoch; all have read it, because they used its value before."""
     tl.debug_barrier()
-    arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu")
+    arrived = tl.atomic_add(arrived_ptr, 1, sem="relaxed", scope="gpu")
     if arrived == tl.num_programs(0) - 1:
         tl.store(arrived_ptr, 0)
         tl.store(epoch_ptr, epoch + 1)

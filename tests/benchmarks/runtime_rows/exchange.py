@@ -32,34 +32,13 @@ BARS = {"R1": 175.0, "R2": 104.0, "R1b": 205.0, "R3b": 205.0, "R4": 19.0, "R5": 
 
 
 PUSH_VARIANTS: tuple[dict[str, int], ...] = (
-    {"pushers": 64},
+    {"pushers": 64, "dispatch_group": 16},
     {"pushers": 64, "dispatch_group": 16, "dispatch_warps": 16},
-    {"pushers": 32, "dispatch_group": 16, "dispatch_warps": 16},
-    {"pushers": 64, "dispatch_warps": 16},
-    {"pushers": 64, "dispatch_group": 16},
-)
-EXPAND_VARIANTS: tuple[dict[str, int], ...] = (
-    {"pushers": 64},
-    {"pushers": 64, "dispatch_group": 16},
-    {"pushers": 64, "placers": 464},
-    {"pushers": 96, "placers": 300},
-)
-COMBINE_VARIANTS: tuple[dict[str, int], ...] = (
-    {"combiners": 528, "combine_warps": 4, "combine_columns": 8192, "skip_absent": True},
-    {"combiners": 264, "combine_warps": 8, "combine_columns": 8192, "skip_absent": True},
-    {"combiners": 528, "combine_warps": 4, "combine_columns": 4096, "skip_absent": True},
-    {"combiners": 660, "combine_warps": 4, "combine_columns": 1024, "skip_absent": False},
-    {"combiners": 528, "combine_warps": 4, "combine_columns": 2048, "skip_absent": False},
-    {"combiners": 264, "combine_warps": 8, "combine_columns": 8192, "skip_absent": True, "combine_group": 4},
-    {"combiners": 660, "combine_warps": 4, "combine_columns": 1024, "skip_absent": False, "combine_group": 4},
-    {"combiners": 528, "combine_warps": 4, "combine_columns": 8192, "skip_absent": False},
+    {"pushers": 64, "dispatch_group": 32, "dispatch_warps": 16},
 )
 FAST_COMBINE_VARIANTS: tuple[dict[str, int], ...] = (
     {"fast_combine_warps": 4, "fast_skip_absent": False},
-    {"fast_combine_warps": 8, "fast_skip_absent": False},
-    {"fast_combine_warps": 16, "fast_skip_absent": False},
     {"fast_combine_warps": 8, "fast_skip_absent": True},
-    {"fast_combine_warps": 16, "fast_skip_absent": True},
 )
 
 
@@ -131,8 +110,8 @@ class Rank:
         normal_mode.make_layout(self.state, self.layout)
 
     def push(self) -> None:
-        normal_mode.dispatch_rows(self.state, self.layout, self.settings, self.x, self.rows, Phase.SEND)
-        normal_mode.await_tokens(self.state, self.layout, self.settings)
+        phase = Phase.SEND_AND_WAIT
+        normal_mode.dispatch_rows(self.state, self.layout, self.settings, self.x, self.rows, phase)
 
     def dispatch(self) -> None:
         normal_mode.dispatch_rows(self.state, self.layout, self.settings, self.x, self.rows)
@@ -341,15 +320,11 @@ def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[
         for words in PUSH_VARIANTS:
             rank.settings = replace(settings, **words)
             add("R2" if fp8 else "R1", f"dispatch {kind} {shown(words)}", rank, rank.push, wire=wire)
-        for words in EXPAND_VARIANTS:
-            rank.settings = replace(settings, **words)
-            add("R1b", f"dispatch + expand {kind} {shown(words)}", rank, rank.dispatch, wire=wire)
-        if not fp8:
-            for words in COMBINE_VARIANTS:
-                rank.settings = replace(settings, **words)
-                add("R3b", f"reduce + combine {shown(words)}", rank, rank.combine, wire=copies * 2 * HIDDEN)
-            add("layout", "choices + layout", rank, rank.plan, wire=0)
         rank.settings = settings
+        add("R1b", f"dispatch + expand {kind}", rank, rank.dispatch, wire=wire)
+        if not fp8:
+            add("R3b", "weighted reduce + combine bf16", rank, rank.combine, wire=copies * 2 * HIDDEN)
+            add("layout", "choices + layout", rank, rank.plan, wire=0)
         add("front", f"layout, dispatch, combine {kind}", rank, rank.plan, rank.dispatch, rank.combine, wire=2 * wire)
         del rank
         rank = Rank(member, 128, settings)

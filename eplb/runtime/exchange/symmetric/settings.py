@@ -17,6 +17,8 @@ class Phase(IntEnum):
     BOTH = 0
     SEND = 1
     RECEIVE = 2
+    SEND_AND_WAIT = 3
+    """Dispatch without the expansion: the copies stay where they arrive."""
 
 
 def phases() -> tuple[Phase, ...]:
