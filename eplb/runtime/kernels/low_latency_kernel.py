@@ -97,8 +97,8 @@ def low_latency_dispatch_kernel(
             if num_tokens > T:
                 report(tab, me, errors, TOKENS_OVERFLOW, CHOICES, 0, P)
         if FP8:
-            pushed_float8(tab, x_ptr, tl.max(hit, axis=0), pid, num_tokens, parity, me, recv, scales, P, T, H, ROW_BYTES,
-                          1, BC // 128, 1)  # fmt: skip
+            pushed_float8(tab, x_ptr, tl.max(hit, axis=0), pid, num_tokens, parity, me, recv, scales, P, T, H,
+                          ROW_BYTES, 1, BC // 128, 1)  # fmt: skip
         else:
             pushed_plain(tab, x_ptr, hit, t, num_tokens, parity, me, recv, P, T, H, ROW_BYTES, BC)
         tl.debug_barrier()
