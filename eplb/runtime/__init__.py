@@ -14,11 +14,21 @@ except ImportError as error:
 from eplb.runtime.agreement import check_agreement, summed_counts
 from eplb.runtime.exchange.allgather import AllGather
 from eplb.runtime.exchange.alltoall import AllToAll
-from eplb.runtime.exchange.backend_choice import auto_backend, exchange_bytes, make_backend
+from eplb.runtime.exchange.backend_choice import (
+    BackendChoice,
+    auto_backend,
+    choose_backend,
+    exchange_bytes,
+    make_backend,
+)
 from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow, read_buffer_scale_factors
 from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
+from eplb.runtime.exchange.symmetric.backend import Symmetric
+from eplb.runtime.exchange.symmetric.failures import ExchangeTimeoutError
+from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
+from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
@@ -48,15 +58,20 @@ __all__ = [
     "AllGather",
     "AllToAll",
     "Backend",
+    "BackendChoice",
+    "BufferSizes",
     "CheckpointError",
     "Dense",
     "ExchangeEpochError",
     "ExchangeHandle",
     "ExchangeLimits",
+    "ExchangeMode",
     "ExchangeOverflowError",
+    "ExchangeTimeoutError",
     "ExpertWeights",
     "ExpertWeightsShape",
     "Fault",
+    "FixedExchange",
     "Fp4Blocks",
     "Fp8Blocks",
     "Gate",
@@ -79,11 +94,13 @@ __all__ = [
     "SlotExperts",
     "SoftmaxGate",
     "StateDict",
+    "Symmetric",
     "TokenSource",
     "VerifyReport",
     "VerifyRequest",
     "auto_backend",
     "check_agreement",
+    "choose_backend",
     "choose_slots",
     "exchange_bytes",
     "hash_table",

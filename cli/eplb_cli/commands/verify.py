@@ -29,7 +29,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option("--mindie-config", metavar="FILE", help="Exchange and buffer sizes from MindIE's config.json."),
     ] = None,
     exchange: Annotated[
-        str, typer.Option("--exchange", metavar="X", help="all, auto (by bytes), allgather or alltoall.")
+        str, typer.Option("--exchange", metavar="X", help="all, auto (by bytes), allgather, alltoall or symmetric.")
     ] = "all",
     dispatch: Annotated[
         str,

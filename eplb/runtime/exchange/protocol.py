@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eplb.errors import EplbError
 from eplb.runtime.exchange.expert_rows import ExpertRows
+from eplb.runtime.exchange.symmetric.state import ExchangeLayout
 from eplb.runtime.layer.replica_choice import TokenSource
 
 
@@ -88,7 +89,7 @@ class ExchangeHandle:
     rows: ExpertRows
     dropped_P: Tensor
     """[P] int64 selections that this process dropped, by slot."""
-    sent: Splits | PaddedTokens
+    sent: Splits | PaddedTokens | ExchangeLayout
 
 
 @final

@@ -11,6 +11,7 @@ from eplb.errors import UnknownNameError
 from eplb.runtime.exchange.expert_rows import ExpertRows, kept_rows
 from eplb.runtime.exchange.protocol import Backend, ExchangeHandle, RoutingPlan, Splits, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.symmetric.state import ExchangeLayout
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.verification.probe_experts import ProbeExperts
 
@@ -93,7 +94,11 @@ class FaultyBackend:
             case Fault.DUPLICATE_ROW:
                 return _with_rows(handle, _first_row_twice(rows), shift=1)
             case Fault.SWAP_ROWS:
-                return replace(handle, rows=replace(rows, copy_of_row_M=rows.copy_of_row_M.flip(0)))
+                row_DJ = rows.row_DJ
+                if isinstance(handle.sent, ExchangeLayout):  # its dispatch reads the rows of the choices
+                    row_DJ = torch.where(row_DJ >= 0, rows.copy_of_row_M.numel() - 1 - row_DJ, -1)
+                swapped = replace(rows, copy_of_row_M=rows.copy_of_row_M.flip(0), row_DJ=row_DJ)
+                return replace(handle, rows=swapped)
             case _:
                 return handle
 

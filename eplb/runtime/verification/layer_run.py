@@ -14,11 +14,15 @@ from torch import Tensor
 
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
+from eplb.errors import InputError
 from eplb.runtime.exchange.allgather import AllGather
 from eplb.runtime.exchange.alltoall import AllToAll
 from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError
 from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
+from eplb.runtime.exchange.symmetric.backend import Symmetric
+from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.layer.gate import GateChoice, GroupLimit, SigmoidGroupGate, SoftmaxGate
 from eplb.runtime.layer.moe_layer import route, source_counts
 from eplb.runtime.layer.placement_tables import PlacementTables
@@ -59,8 +63,9 @@ def poisoned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
     return torch.full(tuple(shape), torch.iinfo(dtype).min // 2, dtype=dtype, device=device)
 
 
-def exchange_modes(group: RankGroup, limits: ExchangeLimits, exchange: str) -> dict[str, Backend]:
-    """The exchange modes to verify, by name."""
+def exchange_modes(group: RankGroup, job: VerifyJob, device: torch.device) -> dict[str, Backend]:
+    """The exchange modes to verify, by name; "all" has the symmetric ones where they are available on GPUs."""
+    limits, exchange = job.limits, job.exchange
     modes: dict[str, Backend] = {
         "allgather": AllGather(group, limits=limits),
         "allgather, fixed order": AllGather(group, fixed_order=True, limits=limits),
@@ -69,6 +74,17 @@ def exchange_modes(group: RankGroup, limits: ExchangeLimits, exchange: str) -> d
         "alltoall, no dedup": AllToAll(group, dedup=False, limits=limits),
         "alltoall, no dedup, fixed order": AllToAll(group, dedup=False, fixed_order=True, limits=limits),
     }
+    on_gpus = device.type == "cuda" and limits == ExchangeLimits() and group.num_processes > 1
+    if exchange == "symmetric" or (exchange == "all" and on_gpus and not symmetric_refusal(group, device)):
+        if limits != ExchangeLimits():
+            raise InputError("exchange symmetric: exchange limits are for allgather and alltoall")
+        tokens = [
+            sum(job.tokens_of_rank[group.first_rank(process) : group.first_rank(process + 1)])
+            for process in range(group.num_processes)
+        ]
+        sizes = BufferSizes(max(1, *tokens), job.top_k, max(job.hidden, 4), element_bytes=4)
+        for name, fixed_order in (("symmetric", False), ("symmetric, fixed order", True)):
+            modes[name] = Symmetric.create(group, sizes, device, fixed_order=fixed_order)
     return modes if exchange == "all" else {name: mode for name, mode in modes.items() if mode.name == exchange}
 
 
@@ -103,7 +119,7 @@ class LayerRun:
         epoch, fingerprints = int(tables.epoch_L[layer]), self.experts.fingerprints()
         modes = {
             name: self._mode(FaultyBackend(backend, self.fault, self.group), routing, exact_x_TH, real_x_TH)
-            for name, backend in exchange_modes(self.group, job.limits, job.exchange).items()
+            for name, backend in exchange_modes(self.group, job, device).items()
         }
         recorded_E = source_counts(choice.expert_ids_TK, source, tables).sum(dim=0).cpu()
         if self.fault is Fault.LOST_RECORD:

@@ -1,0 +1,51 @@
+"""Helpers of the kernel launchers: powers of two, the interpreter, the number of programs that fit on a GPU."""
+
+import os
+
+import torch
+
+from eplb.errors import InputError
+
+_FEWEST_REGISTERS = 40
+_REGISTERS_OF_SM = 65536
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def power_of_two(number: int) -> int:
+    """Smallest power of two that is not below `number`."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def tile(number: int, most: int) -> int:
+    """Columns of a tile: all of them, rounded up to a power of two, but at most `most`."""
+    return min(power_of_two(number), most)
+
+
+def nanoseconds(seconds: float) -> int:
+    """The time as the kernels take it."""
+    return int(seconds * 1e9)
+
+
+def resident_registers(programs: int, warps: int, device: torch.device) -> int:
+    """Most registers of a thread with which all programs of a grid are resident together; 255 in the interpreter.
+
+    Raises
+    ------
+    InputError
+        If so few are left that the grid cannot be resident.
+    """
+    if device.type != "cuda":
+        return 255
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    threads = -(-programs // multiprocessors) * warps * 32
+    registers = min(_REGISTERS_OF_SM // threads // 8 * 8, 255)
+    if registers < _FEWEST_REGISTERS or threads > 2048:
+        raise InputError(
+            f"{programs} programs of {warps} warps on {multiprocessors} multiprocessors: {registers} registers a "
+            f"thread, expected at least {_FEWEST_REGISTERS} so that all programs are resident"
+        )
+    return registers

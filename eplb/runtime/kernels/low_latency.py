@@ -1,0 +1,133 @@
+"""Launches the kernels of the low-latency mode: one for dispatch with its layout, one for combine.
+
+Every function enqueues on the current stream and never waits for the device.
+"""
+
+from torch import Tensor
+
+from eplb.errors import InputError
+from eplb.runtime.exchange.symmetric.failures import Family
+from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
+from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
+from eplb.runtime.kernels.launch import nanoseconds, power_of_two, resident_registers, tile
+
+MOST_CHOICES = 8192
+"""P*T*K: the choices of all ranks are held in the registers of every program."""
+_ROW_TILE = 8192
+
+
+def check_low_latency(state: RankState) -> None:
+    """Check that the choices of all ranks fit into the registers of a program.
+
+    Raises
+    ------
+    InputError
+        With the largest capacity.
+    """
+    shape = state.shape
+    if (choices := shape.num_ranks * shape.tokens * shape.top_k) > MOST_CHOICES:
+        raise InputError(
+            f"low-latency mode: {shape.num_ranks} ranks x {shape.tokens} tokens x top-{shape.top_k} = {choices} "
+            f"choices, expected at most {MOST_CHOICES}"
+        )
+
+
+def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one argument each
+    state: RankState,
+    layout: ExchangeLayout,
+    weight_TK: Tensor,
+    x_TH: Tensor,
+    out_MH: Tensor,
+    *,
+    settings: KernelSettings,
+    phase: Phase = Phase.BOTH,
+) -> None:
+    """Send choices and tokens, and store every copy that arrives at its rows [M, H]; writes the layout too."""
+    from eplb.runtime.kernels.low_latency_kernel import low_latency_dispatch_kernel
+
+    shape, offsets, hidden = state.shape, state.shape.offsets, x_TH.shape[1]
+    low_latency_dispatch_kernel[(shape.num_ranks * shape.tokens,)](
+        state.memory.addresses,
+        x_TH,
+        layout.slot_TK,
+        weight_TK,
+        layout.hit_T,
+        layout.row_CK,
+        layout.weight_CK,
+        layout.offs_S,
+        layout.num_tokens_P,
+        out_MH,
+        layout.num_tokens,
+        state.first_slot_P1,
+        state.epochs[Family.DISPATCH :],
+        state.arrived[Family.DISPATCH :],
+        state.rank,
+        offsets["errors"],
+        offsets["counters"],
+        offsets["ids"],
+        offsets["weights"],
+        offsets["recv"],
+        offsets["scales"],
+        state.num_slots,
+        state.max_rows,
+        nanoseconds(state.timeout_s),
+        P=shape.num_ranks,
+        T=shape.tokens,
+        K=shape.top_k,
+        KP=power_of_two(shape.top_k),
+        H=hidden,
+        ROW_BYTES=shape.row_bytes,
+        NSEL=power_of_two(shape.num_ranks * shape.tokens * shape.top_k),
+        BC=tile(max(hidden, 128), _ROW_TILE),
+        FP8=settings.float8_wire,
+        ROLE=int(phase),
+        THREADS=128,
+        num_warps=4,
+        maxnreg=resident_registers(shape.num_ranks * shape.tokens, 4, x_TH.device),
+    )
+
+
+def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors are one argument each
+    state: RankState,
+    layout: ExchangeLayout,
+    settings: KernelSettings,
+    y_MH: Tensor,
+    out_TH: Tensor,
+    phase: Phase = Phase.BOTH,
+) -> None:
+    """Return the weighted sums of other ranks' tokens, and add those of the own tokens [T, H]."""
+    from eplb.runtime.kernels.combine_kernel import PUSH_FIRST, combine_kernel
+
+    shape, offsets, hidden = state.shape, state.shape.offsets, y_MH.shape[1]
+    programs = shape.tokens * (2 if phase is Phase.BOTH else 1)
+    combine_kernel[(programs,)](
+        state.memory.addresses,
+        y_MH,
+        layout.row_CK,
+        layout.weight_CK,
+        layout.hit_T,
+        layout.slot_TK,
+        out_TH,
+        layout.num_tokens_P,
+        state.epochs[Family.COMBINE :],
+        state.arrived[Family.COMBINE :],
+        state.rank,
+        offsets["errors"],
+        offsets["combine_flags"],
+        offsets["stage"],
+        nanoseconds(state.timeout_s),
+        P=shape.num_ranks,
+        T=shape.tokens,
+        K=shape.top_k,
+        H=hidden,
+        ROW_BYTES=shape.row_bytes,
+        G=1,
+        BC=tile(max(hidden, 128), _ROW_TILE),
+        FIXED=shape.fixed_order,
+        SKIP=settings.fast_skip_absent,
+        ROLE=int(PUSH_FIRST) if phase is Phase.BOTH else int(phase),
+        THREADS=32 * settings.fast_combine_warps,
+        num_warps=settings.fast_combine_warps,
+        maxnreg=resident_registers(2 * shape.tokens, settings.fast_combine_warps, y_MH.device),
+        enable_fp_fusion=False,  # weight * row is rounded before it is added, as in the reference
+    )
