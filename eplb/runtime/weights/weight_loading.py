@@ -79,7 +79,7 @@ def load_experts(
     reader.check_names(num_experts, layer_ids)
     for layer, layer_id in enumerate(layer_ids):
         for expert in np.unique(experts[layer][experts[layer] != EMPTY_SLOT]).tolist():
-            parts = reader.parts(layer_id, expert)
+            parts = weights.in_layout(reader.parts(layer_id, expert))
             for slot in np.nonzero(experts[layer] == expert)[0].tolist():
                 weights.write_parts(layer, slot, parts)
 
