@@ -19,6 +19,9 @@ from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, 
 from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
+from eplb.runtime.exchange.static_rows import StaticRows
+from eplb.runtime.experts.timed_experts import TimedExperts, Trial
+from eplb.runtime.layer.captured import CapturedLayers
 from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
@@ -39,7 +42,7 @@ from eplb.runtime.verification.verify import verify
 from eplb.runtime.verification.verify_report import VerifyReport
 from eplb.runtime.verification.verify_request import VerifyRequest, read_layers
 from eplb.runtime.weights.checkpoint import CheckpointError, SafetensorsCheckpoint, StateDict
-from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape
+from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape, GateUpLayout
 from eplb.runtime.weights.quantization import Dense, Fp4Blocks, Fp8Blocks
 from eplb.runtime.weights.weight_loading import load_experts, slot_experts
 
@@ -48,6 +51,7 @@ __all__ = [
     "AllGather",
     "AllToAll",
     "Backend",
+    "CapturedLayers",
     "CheckpointError",
     "Dense",
     "ExchangeEpochError",
@@ -61,6 +65,7 @@ __all__ = [
     "Fp8Blocks",
     "Gate",
     "GateChoice",
+    "GateUpLayout",
     "GroupLimit",
     "HashGate",
     "Launch",
@@ -79,7 +84,10 @@ __all__ = [
     "SlotExperts",
     "SoftmaxGate",
     "StateDict",
+    "StaticRows",
+    "TimedExperts",
     "TokenSource",
+    "Trial",
     "VerifyReport",
     "VerifyRequest",
     "auto_backend",

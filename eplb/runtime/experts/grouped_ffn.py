@@ -67,8 +67,9 @@ class WideFfn:
     @property
     def name(self) -> str:
         """See `GroupedFfn`."""
-        heights = [str(main + tail) for main, tail in self.heights.of_lists() if main]
-        return f"wide {'/'.join(heights)}"
+        heights = "/".join(str(main + tail) for main, tail in self.heights.of_lists() if main)
+        first = self.gate_up[0]
+        return f"wide {heights}, {first.weight_rows} x {first.depth} x {first.stages}, grid {first.grid}"
 
     def __call__(self, parts: Mapping[str, Tensor], x_RH: Tensor, ends_S: Tensor) -> Tensor:
         """See `GroupedFfn`."""
@@ -112,7 +113,8 @@ class Fp8Ffn:
     @property
     def name(self) -> str:
         """See `GroupedFfn`."""
-        return f"fp8 {self.tokens} x {self.gate_up.columns}"
+        first = self.gate_up
+        return f"fp8 {self.tokens} x {first.columns} x {first.stages}, grid {first.grid}"
 
     def __call__(self, parts: Mapping[str, Tensor], x_RH: Tensor, ends_S: Tensor) -> Tensor:
         """See `GroupedFfn`."""

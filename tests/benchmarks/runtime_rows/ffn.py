@@ -64,11 +64,11 @@ def measure(wanted: Sequence[Case] = CASES, extra: Sequence[GroupedFfn] = ()) ->
 
 def report(results: Sequence[Result]) -> str:
     """The results as a table."""
-    lines = [f"slots  rows {'variant':22} {'us':>8} {'TFLOP/s':>8} of dense  TB/s    error  bar"]
+    lines = [f"slots  rows {'variant':44} {'us':>8} {'TFLOP/s':>8} of dense  TB/s    error  bar"]
     for one in results:
         share = f"{one.tflops / one.dense_tflops:8.1%}"
         lines.append(
-            f"{one.slots:5} {one.rows:5} {one.variant:22} {one.us:8.1f} {one.tflops:8.1f} {share}"
+            f"{one.slots:5} {one.rows:5} {one.variant:44} {one.us:8.1f} {one.tflops:8.1f} {share}"
             f" {one.weights_tb_s:5.2f} {one.error:8.1e}  {one.bar} {'reached' if one.reached else 'missed'}"
         )
     return "\n".join(lines)
