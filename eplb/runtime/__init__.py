@@ -36,6 +36,7 @@ from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult, SlotExperts, route
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_quotas
 from eplb.runtime.live_migration import LiveMigration, MigrationError, migrate
+from eplb.runtime.model.parallelize import ParallelModel, parallelize
 from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
 from eplb.runtime.verification.verify import verify
@@ -75,6 +76,7 @@ __all__ = [
     "MoeLayer",
     "MoeResult",
     "Overflow",
+    "ParallelModel",
     "PlacementTables",
     "RankGroup",
     "Reference",
@@ -99,6 +101,7 @@ __all__ = [
     "make_backend",
     "migrate",
     "online_quotas",
+    "parallelize",
     "rank_limited_top_k",
     "read_buffer_scale_factors",
     "read_layers",

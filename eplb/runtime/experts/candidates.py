@@ -17,26 +17,27 @@ from eplb.runtime.weights.quantization import Dense, Fp8Blocks
 _WIDTH_MULTIPLE = 128
 _HOPPER = (9, 0)
 _SMALL = GemmShape(warps=4, grid=264)
+_DEEP = GemmShape(depth=128, stages=3, warps=4, grid=264)
+_NARROW = GemmShape(weight_rows=64, warps=4, grid=264)
 _LISTS = WideFfn(
     TileHeights(256, 32, 64, 32),
     (GemmShape(), GemmShape(), _SMALL, _SMALL),
     (GemmShape(), GemmShape(), _SMALL, _SMALL),
 )
-_WIDE_128 = WideFfn(
-    TileHeights(128),
-    (GemmShape(weight_rows=64, depth=128),) * 4,
-    (GemmShape(weight_rows=64, warps=4, grid=264),) * 4,
-)
 BF16_FFNS: tuple[GroupedFfn, ...] = (
-    *(WideFfn(TileHeights(height), (_SMALL,) * 4, (_SMALL,) * 4) for height in (16, 32, 64)),
-    _WIDE_128,
+    WideFfn(TileHeights(16), (_DEEP,) * 4, (_DEEP,) * 4),
+    WideFfn(TileHeights(32), (GemmShape(stages=5, warps=4, grid=264),) * 4, (_SMALL,) * 4),
+    WideFfn(TileHeights(64), (_SMALL,) * 4, (_SMALL,) * 4),
+    WideFfn(TileHeights(128), (GemmShape(stages=6),) * 4, (GemmShape(stages=6),) * 4),
+    WideFfn(TileHeights(128), (GemmShape(weight_rows=64, depth=128),) * 4, (_NARROW,) * 4),
     _LISTS,
     TorchFfn(),
 )
 """For dense bf16 weights, gate and up interleaved."""
 FP8_FFNS: tuple[GroupedFfn, ...] = (
+    Fp8Ffn(64, Fp8Shape(columns=64, stages=3, grid=396), Fp8Shape()),
+    Fp8Ffn(64, Fp8Shape(columns=64, stages=3, grid=396), Fp8Shape(columns=64, stages=3, grid=396)),
     Fp8Ffn(64, Fp8Shape(columns=64), Fp8Shape()),
-    Fp8Ffn(128, Fp8Shape(columns=64, warps=8, grid=132), Fp8Shape(warps=8, grid=132)),
 )
 """For FP8 weights in blocks of 128 x 128."""
 

@@ -69,7 +69,7 @@ class WideFfn:
         """See `GroupedFfn`."""
         heights = "/".join(str(main + tail) for main, tail in self.heights.of_lists() if main)
         first = self.gate_up[0]
-        return f"wide {heights}, {first.weight_rows} x {first.depth} x {first.stages}, grid {first.grid}"
+        return f"wide {heights}: {first.weight_rows} x {first.depth} x {first.stages} on {first.grid}"
 
     def __call__(self, parts: Mapping[str, Tensor], x_RH: Tensor, ends_S: Tensor) -> Tensor:
         """See `GroupedFfn`."""
@@ -113,8 +113,8 @@ class Fp8Ffn:
     @property
     def name(self) -> str:
         """See `GroupedFfn`."""
-        first = self.gate_up
-        return f"fp8 {self.tokens} x {first.columns} x {first.stages}, grid {first.grid}"
+        shapes = [f"{one.columns} x {one.stages} on {one.grid}" for one in (self.gate_up, self.down)]
+        return f"fp8 {self.tokens}: {', '.join(shapes)}"
 
     def __call__(self, parts: Mapping[str, Tensor], x_RH: Tensor, ends_S: Tensor) -> Tensor:
         """See `GroupedFfn`."""
