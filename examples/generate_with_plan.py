@@ -64,6 +64,8 @@ def main(*, online: bool) -> None:
             print(f"{strategy}: {speed:.0f} tokens/s a process, busiest rank {worst:.3f} x the mean")
     if process == 0:
         print(f"same tokens: {'yes' if same else 'no'}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Replaces the experts of a Hugging Face model by those of a plan's ranks.
 
 Every process holds the whole model except experts, and computes its own prompts (data parallel). In a MoE block its
-tokens travel to the experts and back, so all processes must run the same number of forward passes: pass `synced_gpus=True` to
-`generate` if their prompts may end at different steps.
+tokens travel to the experts and back, so all processes must run the same number of forward passes: pass
+`synced_gpus=True` to `generate` if their prompts may end at different steps.
 
 T tokens of this process   K choices   H hidden   E experts   L MoE layers
 """
