@@ -17,39 +17,27 @@ from eplb import runtime
 from eplb_traces import ExpertLoad, ModelShape
 
 EXPERTS, LAYERS, TOP_K, NEW_TOKENS = 16, 2, 4, 8
-
-
-def small_model() -> transformers.PreTrainedModel:
-    """A random MoE model of 2 layers with 16 experts, top-4."""
-    torch.manual_seed(0)
-    config = transformers.OlmoeConfig(
-        vocab_size=256, hidden_size=64, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=2,
-        num_key_value_heads=2, num_experts=EXPERTS, num_experts_per_tok=TOP_K, pad_token_id=0, eos_token_id=None,
-    )  # fmt: skip
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+CONFIG = transformers.OlmoeConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=2,
+    num_key_value_heads=2, num_experts=EXPERTS, num_experts_per_tok=TOP_K, pad_token_id=0, eos_token_id=None,
+)  # fmt: skip
 
 
 def main(*, online: bool) -> None:
     """Generate under each plan and compare the tokens with those of the whole model."""
-    if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
-    process = dist.get_rank() if dist.is_initialized() else 0
-    model, prompts = small_model(), torch.randint(3, 256, (4, 16), generator=torch.Generator().manual_seed(process))
     topology = eplb.Topology.for_experts(EXPERTS, num_ranks=4, num_redundant=4)
     group = runtime.RankGroup(topology)
-    if dist.is_initialized():
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
         group = runtime.RankGroup.of(topology, dist.group.WORLD)
-
-    def generated(processors: list) -> torch.Tensor:
-        mask = torch.ones_like(prompts)
-        return model.generate(
-            prompts, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, logits_processor=processors
-        )
-
-    whole, same = generated([]), True
+    generator = torch.Generator().manual_seed(group.process)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIG).eval()
+    prompts = torch.randint(3, 256, (4, 16), generator=generator)
+    options = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": NEW_TOKENS, "do_sample": False}
+    whole, same = model.generate(prompts, **options), True
     flat = ExpertLoad(torch.ones(LAYERS, EXPERTS).numpy(), shape=ModelShape(LAYERS, EXPERTS, TOP_K))
-    plan = eplb.plan(flat, topology, strategy="linear")
-    parallel = runtime.parallelize(model, plan, group)
+    parallel = runtime.parallelize(model, eplb.plan(flat, topology, strategy="linear"), group)
     for strategy in ("linear", "deepseek", "greedy"):
         load = ExpertLoad(runtime.summed_counts(parallel.counts_LE, group).numpy() + 1.0, shape=flat.shape)
         plan = eplb.plan(load, topology, strategy=strategy)
@@ -57,12 +45,12 @@ def main(*, online: bool) -> None:
         if not online:
             parallel.migrate(plan.placement)
         start = time.perf_counter()
-        same = torch.equal(generated(moves), whole) and same
+        same = torch.equal(model.generate(prompts, **options, logits_processor=moves), whole) and same
         speed = len(prompts) * NEW_TOKENS / (time.perf_counter() - start)
         worst = eplb.evaluate(plan.placement, load).max_over_mean.max()
-        if process == 0:
+        if group.process == 0:
             print(f"{strategy}: {speed:.0f} tokens/s a process, busiest rank {worst:.3f} x the mean")
-    if process == 0:
+    if group.process == 0:
         print(f"same tokens: {'yes' if same else 'no'}")
     if dist.is_initialized():
         dist.destroy_process_group()

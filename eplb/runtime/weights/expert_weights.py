@@ -230,7 +230,7 @@ class ExpertWeights:
         return (
             self._grouped(layer, x_RH, rows_per_slot)
             if self.has_grouped_path
-            else self._looped(layer, x_RH, rows_per_slot)
+            else self.looped(layer, x_RH, rows_per_slot)
         )
 
     @property
@@ -256,8 +256,8 @@ class ExpertWeights:
         used_R1 = torch.arange(x_RH.shape[0], device=x_RH.device).unsqueeze(1) < last_row[-1]
         return torch.where(used_R1, y_RH, 0)
 
-    def _looped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
-        """Slot by slot; copies the counts to the host."""
+    def looped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
+        """`forward` slot by slot; copies the counts to the host."""
         y_RH = torch.zeros_like(x_RH)
         first = 0
         for slot, num_rows in enumerate(rows_per_slot.tolist()):

@@ -49,6 +49,11 @@ class WeightCodec(Protocol):
         """Name on the command line."""
         ...
 
+    @property
+    def block(self) -> int:
+        """Rows or columns that may share a scale: a matrix can be cut between blocks."""
+        ...
+
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """The parts of a stored matrix, "weight" first.
 
@@ -75,6 +80,7 @@ class Dense:
 
     dtype: torch.dtype = torch.bfloat16
     name: ClassVar[str] = "dense"
+    block: ClassVar[int] = 1
 
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """See `WeightCodec`."""
@@ -95,6 +101,7 @@ class Fp8Blocks:
     """e4m3 under one float32 scale for each block of 128 x 128; blocks at the edge may be smaller."""
 
     name: ClassVar[str] = "fp8"
+    block: ClassVar[int] = FP8_BLOCK
 
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """See `WeightCodec`."""
@@ -128,6 +135,7 @@ class Fp4Blocks:
     """e2m1, two a byte, under one power of two for each 32 columns of a row."""
 
     name: ClassVar[str] = "fp4"
+    block: ClassVar[int] = FP4_BLOCK
 
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """See `WeightCodec`."""

@@ -44,7 +44,7 @@ def test_both_paths_equal_the_reference_for_any_counts(counts, num_unused):
     x[sum(counts) :] = float("nan")  # unused rows may hold anything
     expected = _reference(weights, 1, x, counts)
     assert weights.has_grouped_path
-    for y in (weights.forward(1, x, torch.tensor(counts)), weights._looped(1, x, torch.tensor(counts))):
+    for y in (weights.forward(1, x, torch.tensor(counts)), weights.looped(1, x, torch.tensor(counts))):
         assert y.shape == x.shape
         assert torch.allclose(y.double(), expected, atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_a_large_gate_makes_integers_exact():
     x = torch.randint(-1, 2, (4, HIDDEN), generator=torch.Generator().manual_seed(5)).float()
     expected = (((x @ gate.T).clamp(min=0) * (x @ up.T)).sum(-1, keepdim=True)).expand(4, HIDDEN)
     assert torch.equal(weights.forward(0, x, torch.tensor([4])), expected)
-    assert torch.equal(weights._looped(0, x, torch.tensor([4])), expected)
+    assert torch.equal(weights.looped(0, x, torch.tensor([4])), expected)
 
 
 def test_no_rows():
@@ -195,7 +195,7 @@ def test_interleaved_rows_alternate_by_eights_and_compute_the_same():
             assert torch.equal(found, expected)
     x, rows = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(1)), torch.tensor([2, 3])
     assert torch.equal(weights.forward(0, x, rows), split_weights.forward(0, x, rows))
-    assert torch.allclose(weights._looped(0, x, rows), weights.forward(0, x, rows), atol=1e-5)
+    assert torch.allclose(weights.looped(0, x, rows), weights.forward(0, x, rows), atol=1e-5)
     # Parts in another order than that of the layout have another shape, so that they cannot be written by mistake.
     with pytest.raises(InputError, match=r"gate_up\.weight is torch\.float32"):
         weights.write_parts(0, 0, split_weights.slot_parts(0, 0))
