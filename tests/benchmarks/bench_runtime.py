@@ -15,9 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from runtime_rows import ffn
+from runtime_rows import captured_layer, ffn
 
-ROWS = {"R6": ffn}
+ROWS = {"R6": ffn, "L1": captured_layer}
 
 
 def main() -> int:

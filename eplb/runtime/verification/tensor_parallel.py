@@ -35,7 +35,8 @@ from eplb.runtime.weights.shards import Shard, shard_parts
 
 GROUPED_ABOVE = 32
 """Experts of a rank above which MindIE multiplies them in one grouped matmul ("Expert Parallelism" page)."""
-TOLERANCE = 1e-4
+ARITHMETIC = {"gloo": (torch.float32, 1e-4), "nccl": (torch.bfloat16, 3e-2)}
+"""Type of the rows, and the largest error allowed: GPUs have a grouped matmul for bf16 only."""
 _CHANNELS_OF_A_CUT = 128
 CODECS: tuple[WeightCodec, ...] = (Dense(torch.bfloat16), Fp8Blocks(), Fp4Blocks())
 
@@ -66,18 +67,20 @@ class TensorParallelReport:
     job: TensorParallelJob
     max_error: dict[str, float]
     """Largest error of a token by storage, relative to the largest output."""
+    tolerance: float
 
     @property
     def failures(self) -> list[str]:
         """Storages with an error above the tolerance."""
-        return [name for name, error in self.max_error.items() if not error <= TOLERANCE]
+        return [name for name, error in self.max_error.items() if not error <= self.tolerance]
 
     def raise_on_failure(self) -> None:
         """Raise VerificationError if a token differs from the whole experts' result."""
         if self.failures:
             worst = self.failures[0]
             raise VerificationError(
-                f"tensor parallel experts, {worst}: error {self.max_error[worst]:.1e}: expected at most {TOLERANCE}"
+                f"tensor parallel experts, {worst}: error {self.max_error[worst]:.1e}: "
+                f"expected at most {self.tolerance}"
             )
 
     def summary(self) -> dict[str, object]:
@@ -123,7 +126,7 @@ def verify_tensor_parallel(job: TensorParallelJob, launch: Launch) -> TensorPara
         )
     answers = run_processes(launch, run_member, job)
     errors = {name: max(answer[name] for answer in answers) for name in answers[0]}
-    return TensorParallelReport(job, errors)
+    return TensorParallelReport(job, errors, ARITHMETIC[launch.communicator][1])
 
 
 def process_grid(layout: ParallelLayout, num_processes: int) -> tuple[int, int]:
@@ -204,7 +207,8 @@ def _cut_experts(
     shape = ExpertWeightsShape(
         num_layers=1, num_slots=len(group.slots), hidden_size=job.hidden, intermediate_size=_CHANNELS_OF_A_CUT
     )
-    weights = ExpertWeights(shape, codec, compute_dtype=torch.float32, device=device)
+    dtype, _ = ARITHMETIC[dist.get_backend()]
+    weights = ExpertWeights(shape, codec, compute_dtype=dtype, device=device)
     row = job.placement.physical_to_logical_map[job.layer]
     for slot in group.slots:
         if row[slot] >= 0:
@@ -240,7 +244,8 @@ def _batch(member: Member, job: TensorParallelJob) -> tuple[Tensor, GateChoice]:
     scores_TE = torch.rand((num_tokens, job.placement.num_experts), generator=generator)
     weight_TK = torch.rand((num_tokens, job.top_k), generator=generator)
     choice = GateChoice(scores_TE.topk(job.top_k).indices, weight_TK)
-    return x_TH.to(member.device), GateChoice(*(tensor.to(member.device) for tensor in choice))
+    dtype, _ = ARITHMETIC[dist.get_backend()]
+    return x_TH.to(member.device, dtype), GateChoice(*(tensor.to(member.device) for tensor in choice))
 
 
 def _error(job: TensorParallelJob, codec: WeightCodec, x_TH: Tensor, choice: GateChoice, y_TH: Tensor) -> float:

@@ -1,32 +1,18 @@
 """Executed on each process by `test_parallelize.py`: tiny random models, whole and with placed experts."""
 
-import numpy as np
 import torch
 
-from eplb.core.placement import Placement
 from eplb.core.problem import Plan
-from eplb.core.topology import Topology
 from eplb.runtime import RankGroup
 from eplb.runtime.agreement import summed_counts
 from eplb.runtime.model.moe_blocks import moe_blocks
 from eplb.runtime.model.parallelize import parallelize
 from eplb_traces import ModelShape
+from tests.runtime.model.placements import placements
 from tests.traces.recorder import models
 
 FAMILIES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
 NEW_TOKENS = 6
-
-
-def placements(num_layers, num_experts, num_ranks=4):
-    """Two placements with replicas of some experts, random and the same on all processes."""
-    slots = -(-(num_experts + 3) // num_ranks)
-    rng = np.random.default_rng(num_experts)
-    found = []
-    for _ in range(2):
-        extra = [rng.choice(num_experts, num_ranks * slots - num_experts) for _ in range(num_layers)]
-        rows = [rng.permutation(np.concatenate([np.arange(num_experts), more])) for more in extra]
-        found.append(Placement(np.stack(rows), num_experts, Topology(1, num_ranks, slots)))
-    return found
 
 
 def generated(model, prompts):

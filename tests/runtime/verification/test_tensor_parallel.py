@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
@@ -54,6 +55,17 @@ def test_cut_experts_give_the_result_of_whole_experts(job, processes):
     report.raise_on_failure()
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("exchange", ["allgather", "alltoall"])
+def test_cut_experts_on_two_gpus(exchange):
+    # 48 experts on a rank: the grouped matmul.
+    for layout, experts in ((DP8, range(48)), (ParallelLayout(world_size=4, dp=4, moe_tp=2, moe_ep=2), range(6))):
+        job = _job(layout, experts, len(experts), exchange)
+        report = verify_tensor_parallel(job, Launch(2, "nccl"))
+        assert report.failures == []
+        assert verify_tensor_parallel(replace(job, fault=Fault.SWAP_WEIGHTS), Launch(2, "nccl")).failures
+
+
 def test_swapped_weights_of_one_cut_are_found():
     report = verify_tensor_parallel(replace(_job(DP8, range(4), 4), fault=Fault.SWAP_WEIGHTS), Launch(2))
     assert report.failures == ["dense", "fp8", "fp4"]
@@ -64,7 +76,7 @@ def test_swapped_weights_of_one_cut_are_found():
 def test_what_each_rank_holds():
     from eplb.runtime.verification.tensor_parallel import TensorParallelReport
 
-    rows = TensorParallelReport(_job(BOTH, [0, 1, 2, 3, 4, 5, 0, 2], 6), {}).holdings()
+    rows = TensorParallelReport(_job(BOTH, [0, 1, 2, 3, 4, 5, 0, 2], 6), {}, 0.0).holdings()
     assert rows[0] == (0, 0, "0-1", "1 of 2", "loop")
     assert rows[7] == (7, 3, "0, 2", "2 of 2", "loop")
     assert [row[1] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
