@@ -45,6 +45,8 @@ from eplb.runtime.verification.verify_request import VerifyRequest, read_layers
 from eplb.runtime.weights.checkpoint import CheckpointError, SafetensorsCheckpoint, StateDict
 from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape, GateUpLayout
 from eplb.runtime.weights.quantization import Dense, Fp4Blocks, Fp8Blocks
+from eplb.runtime.weights.recode import experts_as_fp8
+from eplb.runtime.weights.shards import Shard
 from eplb.runtime.weights.weight_loading import load_experts, slot_experts
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "Reference",
     "RoutingPlan",
     "SafetensorsCheckpoint",
+    "Shard",
     "SigmoidGroupGate",
     "SlotExperts",
     "SoftmaxGate",
@@ -96,6 +99,7 @@ __all__ = [
     "check_agreement",
     "choose_slots",
     "exchange_bytes",
+    "experts_as_fp8",
     "hash_table",
     "load_experts",
     "make_backend",

@@ -1,1 +1,1 @@
-"""Triton kernels of the runtime and their launchers; Triton is imported on first launch."""
+"""Triton kernels of the runtime and their launchers. Triton is imported when a kernel is first launched."""

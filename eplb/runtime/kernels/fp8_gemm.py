@@ -79,7 +79,7 @@ def fp8_gemm(rows: QuantizedRows, weights: Fp8Weights, lists: TileLists, shape: 
         TensorDescriptor.from_tensor(weight, [shape.columns, 128]),
         weights.scale,
         out, lists.tiles, lists.counts, num_rows,
-        O=height, K=depth, WIDTH=width, TM=lists.heights.big, BN=shape.columns, SWIGLU=swiglu,
+        OUT=height, K=depth, WIDTH=width, TM=lists.heights.big, BN=shape.columns, SWIGLU=swiglu,
         num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
     return out

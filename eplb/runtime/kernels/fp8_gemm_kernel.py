@@ -21,13 +21,14 @@ def fp8_gemm_kernel(
     tiles_ptr,  # [capacity, 4] int32 (slot, first row, end of the slot's rows, unused)
     count_ptr,  # [1] int32 number of tiles
     num_rows,  # R
-    O: tl.constexpr,
+    OUT: tl.constexpr,  # O
     K: tl.constexpr,
     WIDTH: tl.constexpr,  # O, or O / 2 after SwiGLU
     TM: tl.constexpr,
     BN: tl.constexpr,
     SWIGLU: tl.constexpr,
 ):
+    """Blocks take every num_programs-th job; neighbouring jobs share a tile of tokens."""
     parts: tl.constexpr = WIDTH // BN
     blocks: tl.constexpr = K // 128
     num_jobs = tl.load(count_ptr) * parts
@@ -39,7 +40,7 @@ def fp8_gemm_kernel(
         end = tl.load(tiles_ptr + tile * 4 + 2)
         tokens = first + tl.arange(0, TM)
         live = tokens < end
-        top = slot * O + column  # weight row of the first output column
+        top = slot * OUT + column  # weight row of the first output column
         scale_ptr = weight_scale_ptr + top // 128 * blocks
         value = tl.zeros((TM, BN), tl.float32)
         if SWIGLU:
@@ -71,6 +72,7 @@ def quantize_rows_kernel(
     TM: tl.constexpr,
     GROUPS: tl.constexpr,  # groups of 128 columns that a block converts
 ):
+    """Block (i, j) converts TM rows and GROUPS groups of columns."""
     tokens = tl.program_id(0) * TM + tl.arange(0, TM)
     used = tokens < tl.load(used_ptr)
     groups = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)

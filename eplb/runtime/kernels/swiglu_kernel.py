@@ -16,6 +16,7 @@ def swiglu_kernel(
     TM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    """Blocks (i, j) take every num_programs-th group of TM rows of BN columns."""
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     used = tl.load(used_ptr)
     for first in tl.range(tl.program_id(0) * TM, used, tl.num_programs(0) * TM):

@@ -27,6 +27,7 @@ def tile_lists_kernel(
     MEDIUM: tl.constexpr,
     SMALL: tl.constexpr,
 ):
+    """One block."""
     slot = tl.arange(0, SLOTS)
     end = tl.load(ends_ptr + slot, mask=slot < num_slots, other=0)
     first = tl.load(ends_ptr + slot - 1, mask=(slot > 0) & (slot < num_slots), other=0)

@@ -77,7 +77,7 @@ def wide_gemm(
             TensorDescriptor.from_tensor(rows_RK, [main, shape.depth]),
             TensorDescriptor.from_tensor(rows_RK, [tail or main, shape.depth]),
             out, lists.tiles[number], lists.counts[number:],
-            O=height, K=depth, WIDTH=width, TA=main, TB=tail, WR=shape.weight_rows, BK=shape.depth, SWIGLU=swiglu,
+            OUT=height, K=depth, WIDTH=width, TA=main, TB=tail, WR=shape.weight_rows, BK=shape.depth, SWIGLU=swiglu,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
     return out

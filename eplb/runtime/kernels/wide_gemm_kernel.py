@@ -22,7 +22,7 @@ def wide_gemm_kernel(
     out_ptr,  # [R, WIDTH]
     tiles_ptr,  # [capacity, 4] int32 (slot, first row, end of the slot's rows, unused)
     count_ptr,  # [1] int32 number of tiles
-    O: tl.constexpr,
+    OUT: tl.constexpr,  # O
     K: tl.constexpr,
     WIDTH: tl.constexpr,  # O, or O / 2 after SwiGLU
     TA: tl.constexpr,
@@ -31,8 +31,9 @@ def wide_gemm_kernel(
     BK: tl.constexpr,
     SWIGLU: tl.constexpr,
 ):
-    parts: tl.constexpr = O // WR
-    columns: tl.constexpr = WR * WIDTH // O
+    """Blocks take every num_programs-th job; neighbouring jobs share a tile of tokens."""
+    parts: tl.constexpr = OUT // WR
+    columns: tl.constexpr = WR * WIDTH // OUT
     num_jobs = tl.load(count_ptr) * parts
     for job in tl.range(tl.program_id(0), num_jobs, tl.num_programs(0)):
         tile = job // parts
@@ -44,7 +45,7 @@ def wide_gemm_kernel(
         if TB > 0:
             tail = tl.zeros((WR, TB), tl.float32)
         for k in tl.range(0, K, BK):
-            weight = weight_desc.load([slot * O + part * WR, k])
+            weight = weight_desc.load([slot * OUT + part * WR, k])
             rows = row_desc.load([first, k])
             main = tl.dot(weight, tl.trans(rows), main)
             if TB > 0:
