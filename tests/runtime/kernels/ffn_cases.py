@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
+from eplb.runtime.exchange.expert_rows import weighted_sum
 from eplb.runtime.kernels.fp8_gemm import Fp8Shape, Fp8Weights, fp8_gemm, quantize_rows
 from eplb.runtime.kernels.swiglu import swiglu
 from eplb.runtime.kernels.tile_lists import TileHeights, make_tile_lists
+from eplb.runtime.kernels.weighted_sum import fused_weighted_sum
 from eplb.runtime.kernels.wide_gemm import GemmShape, wide_gemm
 from eplb.runtime.weights.quantization import Fp8Blocks
 
@@ -92,6 +94,17 @@ def test_the_fp8_gemm_equals_the_product_of_the_decoded_numbers(rows, fused):
             product = F.silu(product[:, :128]) * product[:, 128:]
         first = sum(rows[:slot])
         torch.testing.assert_close(y[first : first + len(part)].float(), product, atol=5e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize(("num_tokens", "hidden"), [(5, 40), (1, 1030), (0, 8)])
+def test_the_fused_weighted_sum_is_that_of_the_backends(num_tokens, hidden):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(3 * num_tokens + 1, hidden, generator=generator)
+    y[-1] = float("nan")  # a row that no choice adds
+    rows = torch.randint(-1, 3 * num_tokens, (num_tokens, 3), generator=generator) if num_tokens else torch.empty(0, 3)
+    weights = torch.rand(num_tokens, 3, generator=generator)
+    found = fused_weighted_sum(y, rows.long(), weights)
+    assert torch.allclose(found, weighted_sum(y, rows.long(), weights), atol=1e-6)
 
 
 def test_scales_of_rows_and_zeros():
