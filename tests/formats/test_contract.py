@@ -255,7 +255,7 @@ def test_pt_files_are_read_without_torch_and_written_with_it(small_plan, tmp_pat
     write_plan(small_plan, tmp_path / "plan.pt", "sglang")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert read_plan(tmp_path / "plan.pt").placement == small_plan.placement
-    with pytest.raises(MissingExtraError, match=r"eplb\[runtime\]"):
+    with pytest.raises(MissingExtraError, match="extra 'runtime'"):
         write_plan(small_plan, tmp_path / "other.pt", "sglang")
     assert not (tmp_path / "other.pt").exists()
 
