@@ -1,6 +1,7 @@
 """What every strategy owes, whatever it is: the same generated problems for each name in the table."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eplb
-from eplb.core import layer_threads
 from eplb.core.problem import GroupMode, Problem, SolveStatus
 from eplb.errors import InfeasibleError
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
@@ -92,11 +92,11 @@ def test_the_claim_is_what_the_judge_and_plain_loops_find_and_not_below_the_boun
 @given(problem=problems(), num_threads=st.integers(2, 5))
 def test_repetition_the_unit_of_load_and_the_number_of_threads_change_nothing(name, problem, num_threads):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_threads.os, "sched_getaffinity", lambda _: {0})
+        patch.setattr(os, "sched_getaffinity", lambda _: {0})
         first = planned(name, problem)
         assert planned(name, problem) == first
         in_eighths = planned(name, scaled(problem, 8.0))
-        patch.setattr(layer_threads.os, "sched_getaffinity", lambda _: set(range(num_threads)))
+        patch.setattr(os, "sched_getaffinity", lambda _: set(range(num_threads)))
         threaded = planned(name, problem)
     assert threaded == first
     expected = first.placement.physical_to_logical_map.tobytes()

@@ -1,10 +1,11 @@
 """Runs a kernel over the layers on several threads. Layers are independent everywhere."""
 
-import os
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from threading import Thread
+
+from eplb_traces.usable_cores import usable_cores
 
 CHUNKS_PER_THREAD = 2  # layers differ in cost: a thread that is done early takes another chunk
 
@@ -16,7 +17,7 @@ def for_layer_chunks(work: Callable[[slice], None], num_layers: int) -> None:
     number of threads. The calling thread takes its part: a plan takes milliseconds, and waking a pool would cost one of
     them. The first exception of any thread is raised here.
     """
-    num_threads = min(len(os.sched_getaffinity(0)), num_layers)
+    num_threads = min(usable_cores(), num_layers)
     num_chunks = 1 if num_threads == 1 else min(num_layers, num_threads * CHUNKS_PER_THREAD)
     edges = [num_layers * i // num_chunks for i in range(num_chunks + 1)]
     chunks = deque(slice(first, last) for first, last in pairwise(edges))

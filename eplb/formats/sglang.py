@@ -8,7 +8,6 @@ too, never read but checked like the others. A slot j is on rank ``j // (slots /
 """
 
 import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, final
@@ -25,6 +24,7 @@ from eplb.formats.loader_map import LoaderMap, numbered_layers
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus, check_suffix
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
+from eplb_traces.files.torch_file import read_torch
 from eplb_traces.model_shape import required_hidden_layers
 
 _KEY = "physical_to_logical_map"
@@ -193,19 +193,13 @@ def _with_absent_ranks(rows: NDArray[np.int64], plan: Plan) -> NDArray[np.int64]
 
 def _load_tensors(source: SourceFile) -> object:
     """The object in a .pt file, tensors of integers turned into lists."""
-    content = source.content
     try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("reading .pt files", "runtime") from error
-    try:
-        loaded: object = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise FormatError(f"{source.path}: not a .pt file of plain tensors: {first_line}") from error
+        loaded = read_torch(io.BytesIO(source.content))
+    except InputError as error:
+        raise FormatError(f"{source.path}: not a .pt file of plain tensors: {error}") from error
     if not isinstance(loaded, dict):
         return loaded
-    return {key: item.tolist() if isinstance(item, torch.Tensor) else item for key, item in loaded.items()}
+    return {key: item.tolist() if isinstance(item, np.ndarray) else item for key, item in loaded.items()}
 
 
 def _tensor_bytes(rows: NDArray[np.int64]) -> bytes:

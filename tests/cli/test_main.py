@@ -219,7 +219,7 @@ def test_a_missing_extra_says_in_one_line_what_to_install(run, monkeypatch, tmp_
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = run("trace", "synth", tmp_path / "x.parquet", "--layers", 1, "--experts", 8, "--top-k", 2, "--tokens", 4)
     assert result.exit_code == ExitCode.USAGE
-    assert result.stderr == "error: Parquet needs the extra 'trace': pip install 'eplb[trace]'\n"
+    assert result.stderr == f"error: {MissingExtraError('Parquet', 'trace')}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -314,5 +314,5 @@ def test_files_that_cannot_be_written_are_refused(tmp_path):
 
 def test_drawing_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"eplb\[report\]"):
+    with pytest.raises(MissingExtraError, match="extra 'report'"):
         pictures.draw_migration(eplb.Migration.between(placement(), placement()))

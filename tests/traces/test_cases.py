@@ -118,14 +118,8 @@ def test_no_case_is_left_out():
     assert named == {path.name for path in CASES.iterdir()} - NO_DATA
 
 
-def needs_torch(name):
-    if name.endswith(".pt"):
-        pytest.importorskip("torch")
-
-
 @pytest.mark.parametrize(("name", "options", "truth", "ids"), LOADS)
 def test_loads(name, options, truth, ids):
-    needs_torch(name)
     content = read(CASES / name, ReadOptions(**options)).content
     np.testing.assert_array_equal(content.tokens, truth[None])
     assert content.shape.moe_layer_ids == ids
@@ -149,7 +143,6 @@ def test_refusals(name, options, sentence):
 
 
 def test_bare_counts_and_arrays_left_out_are_named():
-    pytest.importorskip("torch")
     assert [read(CASES / name).form for name in COUNTS] == ["counts [layers, experts]"] * 2
     assert "arrays tokens left out" in read(CASES / LOGITS, ReadOptions(top_k=2, moe_layer_ids=LAYERS)).notes
 

@@ -28,7 +28,9 @@ class MissingExtraError(EplbError, ImportError):
     """
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra '{extra}': pip install 'eplb[{extra}]'")
+        from eplb_traces.install_command import install_command
+
+        super().__init__(f"{feature} needs the extra '{extra}': {install_command(extra)}")
         self.extra = extra
 
 

@@ -193,5 +193,5 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         lambda: write_trace(small_trace(), tmp_path / "t.parquet"),
         lambda: write_load(random_load(), tmp_path / "t.parquet"),
     ):
-        with pytest.raises(MissingExtraError, match=r"Parquet needs the extra 'trace': pip install 'eplb\[trace\]'"):
+        with pytest.raises(MissingExtraError, match=r"Parquet needs the extra 'trace': .*pip install .*"):
             act()

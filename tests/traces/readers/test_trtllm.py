@@ -103,5 +103,5 @@ def test_without_safetensors_the_extra_is_named_and_torch_is_not_needed(tmp_path
     monkeypatch.setitem(sys.modules, "torch", None)
     assert read_load(path).tokens.sum() == 2
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'eplb\[runtime\]'"):
+    with pytest.raises(MissingExtraError, match=r"extra 'trace': .*pip install "):
         read_load(path)

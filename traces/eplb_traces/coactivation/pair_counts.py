@@ -1,6 +1,5 @@
 """Counts the pairs of choices of a trace, as a stream and on several threads."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.routing_trace import RoutingTrace
+from eplb_traces.usable_cores import usable_cores
 
 BYTES_PER_PAIR = 12  # of memory for one entry of a table while it is counted and handed over
 _MOST_TOKENS = 2**32 - 1  # that a narrow table can count: half the memory of a wide one, so more of it is in the cache
@@ -44,7 +44,7 @@ def pair_counts(trace: RoutingTrace, layers: list[int], *, distance: int) -> tup
     def count_part(ids: NDArray[np.uint16], part: slice) -> None:
         count_pairs(ids, first_layer[part], distance, narrow[part])
 
-    num_threads = min(len(os.sched_getaffinity(0)), len(layers))
+    num_threads = min(usable_cores(), len(layers))
     with ThreadPoolExecutor(num_threads) as pool:
         for batch in trace.batches():
             if in_narrow + batch.num_tokens > _MOST_TOKENS:

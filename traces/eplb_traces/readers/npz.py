@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.shape_json import shape_from_json
+from eplb_traces.files.zip_files import member_names
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.named_arrays import LOAD_KEYS, TRACE_KEYS, reading_of_named_arrays, texts
 from eplb_traces.readers.numpy_files import plain_arrays
-from eplb_traces.readers.zip_files import member_names
 
 SUFFIXES: tuple[str, ...] = (".npz",)
 RECOGNISED_BY = "a zip of .npy files"

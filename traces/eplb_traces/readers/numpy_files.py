@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.files.limits import check_size, size_of
-from eplb_traces.readers.zip_files import check_members
+from eplb_traces.files.zip_files import check_members
 
 NPY_MAGIC = b"\x93NUMPY"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -36,7 +36,7 @@ def _tensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise MissingExtraError("reading .safetensors", "runtime") from error
+        raise MissingExtraError("reading .safetensors", "trace") from error
     try:
         with safe_open(path, framework="numpy") as file:
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # no dictionary

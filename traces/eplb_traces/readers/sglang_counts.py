@@ -10,7 +10,7 @@ from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.layers import hidden_layer_rows
-from eplb_traces.readers.torch_files import array_of_tensor
+from eplb_traces.readers.torch_files import kind_of
 
 
 def reading_of_counts(logical_count: NDArray[np.float64], options: ReadOptions, form: str) -> Reading:
@@ -56,12 +56,10 @@ def shape_of_moe_layers(moe_layers: NDArray[np.bool_], num_experts: int, *, top_
 
 def numbers(values: object, place: str) -> NDArray[Any]:
     """Return a tensor, or what else stood for one, as a numpy array of integers or floats."""
-    import torch
-
     try:
-        array = array_of_tensor(values, place) if isinstance(values, torch.Tensor) else np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
         raise InputError(f"{place}: {error}") from error
     if array.dtype.kind not in "iuf":
-        raise InputError(f"{place} is a {type(values).__name__}: expected a tensor of numbers")
+        raise InputError(f"{place} is a {kind_of(values)}: expected a tensor of numbers")
     return array

@@ -1,4 +1,4 @@
-"""Reads the .pt files of SGLang's expert distribution recorder, and a folder of them; torch loads tensors only.
+"""Reads the .pt files of SGLang's expert distribution recorder, and a folder of them; torch is not needed.
 
 sglang 0.5.23, srt/eplb/expert_distribution.py. Mode stat: ``{"logical_count": [buffer, layers, E]}`` of rank 0, a ring
 buffer in no certain order. Modes per_pass and per_token: one file a rank, ``{"records": [...],
@@ -12,21 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from eplb_traces.errors import InputError, naming_place
-from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts
 from eplb_traces.readers.sglang_records import RankRecording, reading_of_passes, reading_of_tokens
-from eplb_traces.readers.torch_files import has_key, is_torch_file, load_torch
+from eplb_traces.readers.torch_files import has_key, is_torch_file, kind_of, load_torch
 
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
-RECOGNISED_BY = "torch's zip or its older pickle with the key logical_count or records; a folder of them"
+RECOGNISED_BY = "torch's zip with the key logical_count or records; a folder of them"
 BECOMES = "load (stat, per_pass) or trace (per_token)"
-_PER_RECORD = ("global_physical_count", "topk_ids_of_layer")
 REFUSES = "anything but tensors, numbers, strings, lists and dictionaries; ranks with unlike maps"
 
 
 def recognises(path: Path) -> bool:
-    """Take a folder of .pt files, or torch's zip or its older pickle with a key of the recorder."""
+    """Take a folder of .pt files, or torch's zip with a key of the recorder."""
     if path.is_dir():
         return bool(_rank_files(path))
     return is_torch_file(path) and has_key(path, ("logical_count", "last_physical_to_logical_map"))
@@ -42,7 +40,6 @@ def read(path: Path, options: ReadOptions) -> Reading:
         counts = numbers(documents[0]["logical_count"], "logical_count").astype(np.float64)
         return reading_of_counts(counts, options, "SGLang recorder, logical_count")
     recordings = _recordings(path, documents)
-    _check_size(path, recordings)
     has_tokens = any("topk_ids_of_layer" in record for recording in recordings for record in recording.records)
     if options.wants is Wanted.TRACE or (has_tokens and options.wants is not Wanted.LOAD):
         return reading_of_tokens(recordings, options)
@@ -71,7 +68,7 @@ def _load_tensors(path: Path) -> dict[str, object]:
     """Load a .pt that holds nothing but tensors, numbers, strings, lists and dictionaries."""
     document = load_torch(path)
     if not isinstance(document, dict):
-        raise InputError(f"holds a {type(document).__name__}: expected a dictionary of the recorder")
+        raise InputError(f"holds a {kind_of(document)}: expected a dictionary of the recorder")
     return {str(key): value for key, value in document.items()}
 
 
@@ -94,9 +91,3 @@ def _rank_recording(document: dict[str, object]) -> RankRecording:
         raise InputError("records: expected a list of dictionaries")
     physical_to_logical = numbers(document["last_physical_to_logical_map"], "last_physical_to_logical_map")
     return RankRecording(records, physical_to_logical)
-
-
-def _check_size(path: Path, recordings: list[RankRecording]) -> None:
-    """Refuse records that share one tensor and would need many times the size of the file."""
-    found = [(key, record[key]) for r in recordings for record in r.records for key in _PER_RECORD if key in record]
-    check_size([sum(numbers(value, key).size for key, value in found)], size_of(path), "the records")

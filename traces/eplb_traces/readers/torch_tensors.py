@@ -14,10 +14,10 @@ from eplb_traces.errors import InputError
 from eplb_traces.readers.arrays import reading_of_array
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.named_arrays import reading_of_named_arrays
-from eplb_traces.readers.torch_files import array_of_tensor, is_torch_file, load_torch
+from eplb_traces.readers.torch_files import is_torch_file, kind_of, load_torch
 
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
-RECOGNISED_BY = "torch's zip or its older pickle, with a tensor or a dictionary of tensors"
+RECOGNISED_BY = "torch's zip with a tensor or a dictionary of tensors"
 BECOMES = "load (counts) or trace (expert ids with num_experts, router logits with top_k)"
 REFUSES = "anything that needs unpickling; several tensors of which none has a known name; what .npy refuses"
 
@@ -35,16 +35,14 @@ def read(path: Path, options: ReadOptions) -> Reading:
         return reading_of_named_arrays({key: array for key, array in arrays.items() if array is not None}, options)
     array = _array(document, "the tensor")
     if array is None:
-        raise InputError(f"holds a {type(document).__name__}: expected a tensor, or a dictionary of tensors")
+        raise InputError(f"holds a {kind_of(document)}: expected a tensor, or a dictionary of tensors")
     return reading_of_array(array, options)
 
 
 def _array(value: object, place: str) -> NDArray[Any] | None:
     """A tensor, number, or list of numbers or of tensors of one shape; None for anything else."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return array_of_tensor(value, place)
+    if isinstance(value, np.ndarray):
+        return value
     if isinstance(value, int | float):
         return np.array(value)
     if not isinstance(value, list | tuple) or not value:

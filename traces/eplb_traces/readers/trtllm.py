@@ -81,7 +81,7 @@ def _tensors(file: Path) -> list[tuple[str, NDArray[Any]]]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise MissingExtraError("reading TensorRT-LLM's .safetensors", "runtime") from error
+        raise MissingExtraError("reading TensorRT-LLM's .safetensors", "trace") from error
     try:
         return sorted(load_file(file).items())
     except (SafetensorError, ValueError, KeyError) as error:
