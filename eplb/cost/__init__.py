@@ -14,7 +14,8 @@ expert shapes in the table   135     3.7 %     11.1 %
 expert shapes not in it      120     2.0 %     5.7 %
 ===========================  ======  ========  =======
 
-The largest error is DeepSeek-V3 in bf16 at 4096 tokens a rank: the prediction is 9.8 % too low. A GPU that multiplies
+Another 2340 makespans of a replay (DeepSeek-V3 in fp8, 2048 tokens a rank) were 1.9 % off in the median, 4.2 % at p95
+(`tests/benchmarks/bench_replay.py`). The largest error is DeepSeek-V3 in bf16 at 4096 tokens a rank: the prediction is 9.8 % too low. A GPU that multiplies
 without a break is at its power limit (691 W in the median of that run, 1695 MHz of 1980); the table was measured with
 20 ms of work before each point (478 W, 1980 MHz). Calls are launched one by one; in a CUDA graph a call is about 10 us
 shorter.
