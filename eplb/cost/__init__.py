@@ -15,10 +15,12 @@ expert shapes not in it      120     2.0 %     5.7 %
 ===========================  ======  ========  =======
 
 Another 2340 makespans of a replay (DeepSeek-V3 in fp8, 2048 tokens a rank) were 1.9 % off in the median, 4.2 % at p95
-(`tests/benchmarks/bench_replay.py`). The largest error is DeepSeek-V3 in bf16 at 4096 tokens a rank: the prediction is 9.8 % too low. A GPU that multiplies
+(`tests/benchmarks/bench_replay.py`).
+
+The largest error is DeepSeek-V3 in bf16 at 4096 tokens a rank: the prediction is 9.8 % too low. A GPU that multiplies
 without a break is at its power limit (691 W in the median of that run, 1695 MHz of 1980); the table was measured with
-20 ms of work before each point (478 W, 1980 MHz). Calls are launched one by one; in a CUDA graph a call is about 10 us
-shorter.
+20 ms of work before each point (478 W, 1980 MHz). Calls are launched one by one; a table of the same GPU that was
+measured through CUDA graphs had 10 us less fixed time a call.
 """
 
 from eplb.cost.batch import Batch, Phase, slot_counts

@@ -163,9 +163,11 @@ def schedule(arm: Arm, *, first_step: int, num_steps: int, layers_per_step: int 
     Raises
     ------
     InputError
-        If there is no such step, or `layers_per_step` is below one.
+        If there is no such step, no step before the first one, or `layers_per_step` is below one.
     """
-    if not 0 < first_step < num_steps:
+    if first_step < 1:
+        raise InputError(f"first_step = {first_step}: expected >= 1, steps to plan for")
+    if first_step >= num_steps:
         raise InputError(f"a history of {num_steps} steps: expected more than {first_step}, those that are planned for")
     live = arm.first()
     served: list[RolloutStep] = []

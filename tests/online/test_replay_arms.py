@@ -83,6 +83,8 @@ def test_what_makes_no_sense_is_refused():
     placement = greedy(history())
     with pytest.raises(InputError, match="a history of 10 steps: expected more than 10"):
         schedule(FixedPlacement("mine", placement), first_step=10, num_steps=10)
+    with pytest.raises(InputError, match="first_step = 0: expected >= 1"):
+        schedule(FixedPlacement("mine", placement), first_step=0, num_steps=10)
     with pytest.raises(InputError, match="layers_per_step = 0"):
         next(rollout(Migration.between(placement, placement), 0))
     with pytest.raises(InputError, match=r"migration_s has shape \(2,\): expected one number for each of 1 steps"):

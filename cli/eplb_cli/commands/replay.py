@@ -1,5 +1,6 @@
 """`eplb replay`: executes the steps of a history on virtual ranks, under plans, periodic replans and online replans."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,12 +89,7 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.runtime.virtual.step_replay import replay as run
     from eplb_cli.arguments import replay_arms
 
-    if not (plan or strategy or online):
-        raise typer.BadParameter("expected --plan, --strategy or --online", param_hint="--plan")
-    if not (strategy or online):
-        refuse_typed(context, _ONLY_FOR_REPLANS, "has no effect without --strategy or --online")
-    if not strategy:
-        refuse_typed(context, ("--group-mode", "--groups"), "has no effect without --strategy")
+    _check_typed(context, plan or (), strategy or (), online)
     whole = replay_arms.read_history(load_paths, reading)
     chosen = replay_arms.chosen_layers(layers, whole.num_layers)
     sizes, load = model_sizes(model), replay_arms.with_layers(whole, chosen)
@@ -116,8 +112,7 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
         rule=DispatchRule.named(how.dispatch),
         tokens_per_rank=tokens_per_rank,
     )
-    hints = ReadHints(num_ranks=ranks, num_nodes=nodes)
-    fixed = replay_arms.read_placements(plan or (), whole, chosen, hints)
+    fixed = replay_arms.read_placements(plan or (), whole, chosen, ReadHints(num_ranks=ranks, num_nodes=nodes))
     arms: list[Arm] = [FixedPlacement(name, placement) for name, placement in fixed.items()]
     if strategy or online:
         topology = replay_arms.topology_of_replans(fixed, load.num_experts, ranks, nodes, redundant)
@@ -132,6 +127,16 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
         output.json_object(_as_object(served, request, files.listed(load_paths), chosen))
     else:
         _print(served, request, files.title_of(load_paths), chosen)
+
+
+def _check_typed(context: typer.Context, plans: Sequence[Path], strategies: Sequence[str], online: bool) -> None:
+    """Refuse a replay without an arm, and options without effect."""
+    if not (plans or strategies or online):
+        raise typer.BadParameter("expected --plan, --strategy or --online", param_hint="--plan")
+    if not (strategies or online):
+        refuse_typed(context, _ONLY_FOR_REPLANS, "has no effect without --strategy or --online")
+    if not strategies:
+        refuse_typed(context, ("--group-mode", "--groups"), "has no effect without --strategy")
 
 
 def _with_links(topology: "Topology", calibration: "Calibration", bandwidth: float | None) -> "Topology":
