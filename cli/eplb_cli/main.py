@@ -20,6 +20,7 @@ from eplb_cli.commands import (
     diff,
     evaluate,
     plan,
+    replay,
     report,
     simulate,
     sweep,
@@ -86,6 +87,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("backtest")(backtest.backtest)
 app.command("sweep")(sweep.sweep)
 app.command("simulate")(simulate.simulate)
+app.command("replay")(replay.replay)
 app.command("report")(report.report)
 app.command("diff")(diff.diff)
 app.command("convert")(convert.convert)

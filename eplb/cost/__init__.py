@@ -3,20 +3,24 @@
 A `Calibration` holds what was measured on a GPU (`eplb calibrate`), or a formula for a GPU that nobody has measured.
 `predict` turns a placement and a batch into seconds of every rank.
 
-The H200 table is too low for long calls. Measured rank by rank with DeepSeek-V3 loads, bf16, 25 makespans a cell,
-|predicted / measured - 1| is
+Measured on an H200, rank by rank, against the shipped table; |predicted / measured - 1| of 255 makespans, each the
+slowest rank of a plan, a layer and a phase (`tests/benchmarks/bench_cost.py`):
 
-==================  ======================  =========================
-tokens of a rank    decode_in500out1500     prefill_in2048
-==================  ======================  =========================
-4096                12.5 %, p95 15.1 %      12.6 %, p95 15.1 %
-1024                5.2 %, p95 10.8 %       2.8 %, p95 9.2 %
-128                 1.5 %, p95 4.1 %        1.7 %, p95 4.4 %
-==================  ======================  =========================
+===========================  ======  ========  =======
+makespans                    points  median    p95
+===========================  ======  ========  =======
+all                          255     2.7 %     10.0 %
+expert shapes in the table   135     3.7 %     11.1 %
+expert shapes not in it      120     2.0 %     5.7 %
+===========================  ======  ========  =======
 
-(median first). At 4096 tokens the prediction is too low for every plan. Lower clocks under sustained
-load would explain it; clocks were not recorded during these calls. Expert shapes outside the table have not been
-checked on the GPU.
+Another 2340 makespans of a replay (DeepSeek-V3 in fp8, 2048 tokens a rank) were 1.9 % off in the median, 4.2 % at p95
+(`tests/benchmarks/bench_replay.py`).
+
+The largest error is DeepSeek-V3 in bf16 at 4096 tokens a rank: the prediction is 9.8 % too low. A GPU that multiplies
+without a break is at its power limit (691 W in the median of that run, 1695 MHz of 1980); the table was measured with
+20 ms of work before each point (478 W, 1980 MHz). Calls are launched one by one; a table of the same GPU that was
+measured through CUDA graphs had 10 us less fixed time a call.
 """
 
 from eplb.cost.batch import Batch, Phase, slot_counts

@@ -73,7 +73,7 @@ def test_the_plot_is_written(run, words, tmp_path):
         (("--model", "deepseek-v3"), 3),
         (("--dispatch", "abacus"), 3),
         (("--strategies", "abacus"), 3),
-        (("--weight-type", "mxfp4"), 3),
+        (("--dtype", "mxfp4"), 3),
         (("--slo-ms", 0), 3),
         (("--plot", "advice.txt"), 2),
         (("--phase", "decode", "--tokens-per-rank", 4), 2),

@@ -42,7 +42,7 @@ _PROBLEM = {
     *_READING,
 }
 _ENGINE = {"--engine", "--engine-option", "--sources", "--dispatch"}
-_COST = {"--calibration", "--model", "--phase", "--tokens-per-rank", "--weight-type"}
+_COST = {"--calibration", "--model", "--phase", "--tokens-per-rank", "--dtype"}
 # Every word that a script may rely on. A change here changes the public command line: it belongs in the changelog.
 _COMMANDS = {
     "plan": {
@@ -93,8 +93,15 @@ _COMMANDS = {
         *("plan_path", "--format", "-f", "--processes", "-p", "--backend", "-b", "--exchange", "--dispatch"),
         *("--tokens", "-t", "--trace", "--num-experts", "--layers", "--hidden", "--top-k", "--overflow"),
         *("--buffer-scale-factors", "--topk-scaling-factor", "--inject", "--record", "--seed", "--json"),
+        *("--virtual", "--device", "--load", "--model", "--phase", "--tokens-per-rank", "--calibration", "--dtype"),
         "--mindie-config",
         *_READ_HINTS,
+    },
+    "replay": {
+        *("load_paths", "--model", "--calibration", "--plan", "--strategy", "-s", "--online", "--every", "--ranks"),
+        *("-r", "--nodes", "-n", "--redundant", "-k", "--groups", "-g", "--group-mode", "--dispatch", "--layers"),
+        *("--tokens-per-rank", "--layers-per-step", "--bandwidth", "--device", "--dtype", "--seed", "--json"),
+        *_READING,
     },
     "formats": {"--json"},
     "strategies": {"--json"},

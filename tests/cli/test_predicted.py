@@ -104,7 +104,7 @@ def test_a_formula_is_marked_in_every_table(run, load_path, plan_path, asked):
 
 def test_an_option_without_effect_is_refused(run, load_path, asked):
     words = ("compare", load_path, *ON)
-    for option in (asked[2:], ("--phase", "decode"), ("--tokens-per-rank", 8), ("--weight-type", "bf16")):
+    for option in (asked[2:], ("--phase", "decode"), ("--tokens-per-rank", 8), ("--dtype", "bf16")):
         result = run(*words, *option)
         assert (result.exit_code, result.stdout) == (2, ""), option
         assert re.search(r"has no effect\s", result.stderr), option

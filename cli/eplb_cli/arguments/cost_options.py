@@ -68,7 +68,7 @@ TokensPerRankOpt = Annotated[
 WeightTypeOpt = Annotated[
     str | None,
     typer.Option(
-        "--weight-type",
+        "--dtype",
         metavar="TYPE",
         help="Type of the experts' weights, one that the calibration holds: bf16 or fp8.",
         show_default="the model's",
@@ -135,7 +135,7 @@ class CostOptions:
             "--model": self.model,
             "--phase": self.phase,
             "--tokens-per-rank": self.tokens_per_rank,
-            "--weight-type": self.weight_type,
+            "--dtype": self.weight_type,
         }
         for option, value in given.items():
             if value is not None:

@@ -1,4 +1,4 @@
-"""`eplb verify`: executes a placement on real processes and checks what they did against it."""
+"""`eplb verify`: executes a placement on real processes, or on virtual ranks, and checks what they did against it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import options
+from eplb_cli.arguments import execution_options, options
+from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.commands import verify_virtual
 
 if TYPE_CHECKING:
     from eplb.runtime import VerifyReport
@@ -18,6 +20,7 @@ _CUT_HIDDEN, _MOST_CUT_TOKENS = 128, 16
 
 
 def verify(  # noqa: PLR0913  # one parameter a word of the command line
+    context: typer.Context,
     plan_path: options.PlanArg,
     format: options.PlanFormatOpt = None,
     ranks: options.HintRanksOpt = None,
@@ -77,6 +80,27 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     record: Annotated[
         Path | None, typer.Option("--record", metavar="OUT", help="Write the measured choices as a trace (.parquet).")
     ] = None,
+    virtual: Annotated[
+        bool,
+        typer.Option(
+            "--virtual",
+            help="Execute the experts of all ranks on one device, one rank after the other: seconds of each layer.",
+        ),
+    ] = False,
+    device: execution_options.DeviceOpt = "cuda",
+    load_path: Annotated[
+        Path | None,
+        typer.Option("--load", metavar="LOAD", help="Load to draw the tokens from, with --virtual."),
+    ] = None,
+    model: execution_options.ModelOpt = "",
+    phase: Annotated[
+        str, typer.Option("--phase", metavar="P", help="prefill, decode or mixed: 4096, 128 or 1024 tokens a rank.")
+    ] = "",
+    tokens_per_rank: Annotated[
+        int | None, typer.Option("--tokens-per-rank", metavar="T", help="Tokens of each rank, with --virtual.")
+    ] = None,
+    calibration: execution_options.CalibrationOpt = "",
+    dtype: execution_options.WeightTypeOpt = "bf16",
     seed: options.SeedOpt = 0,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -89,6 +113,25 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb_traces import write_trace
 
     plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    if virtual:
+        asked = verify_virtual.Virtual(
+            device=device,
+            dtype=dtype,
+            dispatch=dispatch,
+            seed=seed,
+            model=model,
+            calibration=calibration,
+            trace=trace_path,
+            num_experts=num_experts,
+            load=load_path,
+            phase=phase,
+            tokens_per_rank=tokens_per_rank,
+            layers=layers,
+        )
+        verify_virtual.check_typed(context, asked)
+        verify_virtual.verify_on_virtual_ranks(plan.placement, asked, plan_path.name, as_json=as_json)
+        return
+    refuse_typed(context, verify_virtual.ONLY_VIRTUAL, "has no effect without --virtual")
     factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
     if mindie_config is not None:
         config = read_mindie_config(mindie_config)

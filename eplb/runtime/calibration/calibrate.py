@@ -3,9 +3,6 @@
 import logging
 import os
 import platform
-import shutil
-import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -18,13 +15,14 @@ from eplb.cost.grouped_ffn import GroupedFfn
 from eplb.cost.links import Link, Links
 from eplb.cost.model_presets import ModelSizes
 from eplb.errors import InputError
+from eplb.runtime.calibration.clock_log import limits, logged_clocks
 from eplb.runtime.calibration.grouped_ffn_call import KERNELS, make_calls
 from eplb.runtime.calibration.link_probe import measured_link
 from eplb.runtime.calibration.probes import GPU_GRID, SMALL_GRID, probes
 from eplb.runtime.calibration.timers import Timer, make_timer
 from eplb.runtime.verification.launch import Launch
 
-_REPEATS = 5
+_REPEATS = 3
 _UNBOUNDED = float("inf")
 _INTER_NODE = Link(45.0, 40e-6, "assumed: one 400 Gbit/s NIC a rank")
 _INTRA_NODE = Link(370.0, 20e-6, "assumed: NVLink 4; calibrate saw fewer than two GPUs")
@@ -67,31 +65,48 @@ def calibrate(request: CalibrationRequest) -> Calibration:
         If the device is missing or does not multiply a type.
     """
     timer = make_timer(request.device)
-    before = machine(timer.device)
-    ffn = {dtype: _fitted(dtype, request.models, timer) for dtype in request.dtypes}
+    with logged_clocks(timer.device) as clocks:
+        measured = {dtype: measure_models(dtype, request.models, timer) for dtype in request.dtypes}
+    ffn = {dtype: fit_measured(dtype, points, timer.device) for dtype, points in measured.items()}
     return Calibration(
         gpu=_gpu_name(timer.device),
         provenance=Provenance.MEASURED,
-        machine=f"{before}; afterwards {_clocks(timer.device)}",
+        machine=f"{machine(timer.device)}; while measuring: {clocks.summary()}",
         ffn=ffn,
         links=_links(request.device),
         memory_bytes=_memory_bytes(timer.device),
     )
 
 
+def measure_models(dtype: str, models: Sequence[ModelSizes], timer: Timer) -> list[FfnMeasurement]:
+    """Time the grouped FFN of every expert shape of the models."""
+    measured: list[FfnMeasurement] = []
+    for hidden, intermediate in dict.fromkeys((model.hidden_size, model.intermediate_size) for model in models):
+        measured += measure_ffn(dtype, hidden=hidden, intermediate=intermediate, timer=timer)
+        _logger.info("%s, experts of %d x %d measured", dtype, hidden, intermediate)
+    return measured
+
+
 def measure_ffn(
     dtype: str, *, hidden: int, intermediate: int, timer: Timer, num_repeats: int = _REPEATS
 ) -> list[FfnMeasurement]:
-    """Time the grouped FFN of one expert shape over many slots and rows; the median of each."""
+    """Time the grouped FFN of one expert shape over many slots and rows; each point follows work of its own kind."""
     grid = GPU_GRID if timer.device.type == "cuda" else SMALL_GRID
     measured = []
     for num_slots, lists in probes(grid).items():
         calls = make_calls(dtype, num_slots=num_slots, hidden=hidden, intermediate=intermediate, device=timer.device)
-        calls.call(lists[0])()
         for slot_tokens in lists:
-            taken = timer.seconds(calls.call(slot_tokens), repeats=num_repeats)
-            measured.append(FfnMeasurement(hidden, intermediate, slot_tokens, statistics.median(taken)))
+            (seconds,) = timer.seconds([calls.call(slot_tokens)], repeats=num_repeats).tolist()
+            measured.append(FfnMeasurement(hidden, intermediate, slot_tokens, seconds))
     return measured
+
+
+def fit_measured(dtype: str, measured: Sequence[FfnMeasurement], device: torch.device) -> GroupedFfn:
+    """Fit the constants of the kernel of a type."""
+    tiles, ffn = fit_best(KERNELS[dtype], measured, tile_candidates(dtype, device))
+    if ffn.fit is not None:
+        _logger.info("%s: tiles %s, median error %.1f %%", dtype, tiles, 100 * ffn.fit.median_error)
+    return ffn
 
 
 def tile_candidates(dtype: str, device: torch.device) -> dict[str, Sequence[Tile]]:
@@ -115,18 +130,7 @@ def machine(device: torch.device) -> str:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     if device.type == "cpu":
         return f"{platform.machine()}, {os.cpu_count()} cores, {versions}"
-    return f"{_gpu_name(device)}, {versions}, CUDA {torch.version.cuda}, {_clocks(device)}"
-
-
-def _fitted(dtype: str, models: Sequence[ModelSizes], timer: Timer) -> GroupedFfn:
-    measured: list[FfnMeasurement] = []
-    for hidden, intermediate in dict.fromkeys((model.hidden_size, model.intermediate_size) for model in models):
-        measured += measure_ffn(dtype, hidden=hidden, intermediate=intermediate, timer=timer)
-        _logger.info("%s, experts of %d x %d measured", dtype, hidden, intermediate)
-    tiles, ffn = fit_best(KERNELS[dtype], measured, tile_candidates(dtype, timer.device))
-    if ffn.fit is not None:
-        _logger.info("%s: tiles %s, median error %.1f %%", dtype, tiles, 100 * ffn.fit.median_error)
-    return ffn
+    return f"{_gpu_name(device)}, {versions}, CUDA {torch.version.cuda}, {limits(device)}"
 
 
 def _links(device: str) -> Links:
@@ -146,18 +150,3 @@ def _memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def _clocks(device: torch.device) -> str:
-    """Clocks, power and temperature as the driver's tool has them; empty where there is none."""
-    tool = shutil.which("nvidia-smi")
-    if device.type != "cuda" or tool is None:
-        return "clocks unknown"
-    query = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-    command = [tool, f"--query-gpu={query}", "--format=csv,noheader", f"--id={device.index or 0}"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    names = ("SM clock", "of", "memory clock", "power limit", "temperature")
-    values = answer.stdout.strip().split(", ")
-    if answer.returncode or len(values) != len(names):
-        return "clocks unknown"
-    return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))

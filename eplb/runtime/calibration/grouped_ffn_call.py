@@ -27,7 +27,10 @@ class FfnCalls(Protocol):
     """The grouped FFN of a rank with a fixed number of slots."""
 
     def call(self, slot_tokens: Sequence[int]) -> Callable[[], object]:
-        """A call that applies the expert of each slot to so many rows, on the device alone."""
+        """A call that applies the expert of each slot to so many rows, on the device alone.
+
+        All calls read the same rows.
+        """
         ...
 
 
@@ -59,10 +62,13 @@ class _Bf16Calls:
         self._weights = ExpertWeights(shape, device=device)
         for part in self._weights.layer_parts(0).values():
             part.normal_(0, _SPREAD)
+        self._x_RH = torch.empty((0, hidden), dtype=torch.bfloat16, device=device)
 
     def call(self, slot_tokens: Sequence[int]) -> Callable[[], object]:
-        weights = self._weights
-        x_RH = torch.randn((sum(slot_tokens), weights.shape.hidden_size), dtype=torch.bfloat16, device=weights.device)
+        weights, num_rows = self._weights, sum(slot_tokens)
+        if len(self._x_RH) < num_rows:
+            self._x_RH = torch.randn((num_rows, weights.shape.hidden_size), dtype=torch.bfloat16, device=weights.device)
+        x_RH = self._x_RH[:num_rows]
         rows_S = torch.tensor(slot_tokens, device=weights.device)
         return lambda: weights.forward(0, x_RH, rows_S)
 
@@ -75,10 +81,13 @@ class _Fp8Calls:
         self._down_SHI = _random_fp8((num_slots, hidden, intermediate), device)
         self._gate_up_scale_SJ = torch.full((num_slots, 2 * intermediate), _SPREAD, device=device)
         self._down_scale_SH = torch.full((num_slots, hidden), _SPREAD, device=device)
+        self._x_RH = _random_fp8((0, hidden), device)
 
     def call(self, slot_tokens: Sequence[int]) -> Callable[[], object]:
         num_rows = sum(slot_tokens)
-        x_RH = _random_fp8((num_rows, self._hidden), self._device)
+        if len(self._x_RH) < num_rows:
+            self._x_RH = _random_fp8((num_rows, self._hidden), self._device)
+        x_RH = self._x_RH[:num_rows]
         scale_R = torch.full((num_rows,), _SPREAD, device=self._device)
         rows_S = torch.tensor(slot_tokens, device=self._device)
         return lambda: self._forward(x_RH, scale_R, rows_S)

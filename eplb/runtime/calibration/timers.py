@@ -1,70 +1,96 @@
-"""Times one call on a device: a CUDA graph between two events after a flush of L2, or a clock on the CPU."""
+"""Times calls on a device: between two events after a flush of L2 on a GPU, with a clock on the CPU."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
+import numpy as np
 import torch
 
+from eplb.core.arrays import Floats
 from eplb.errors import InputError
 
-_FLUSH_BYTES = 512 * 2**20
-"""Several times the L2 of any GPU."""
+WARM_S = 20e-3
+"""Work before a measurement, so that clocks and power are those of a GPU that computes all the time."""
+
+_FLUSH_BYTES = 2**30
+"""Many times the L2 of any GPU; the flush also gives the host time to enqueue the next call."""
+_FLUSHES_AHEAD = 8
+
+Call = Callable[[], object]
+"""Enqueues work on the device; it does not wait for the device."""
 
 
 class Timer(Protocol):
-    """A way to time a call on one device."""
+    """A way to time calls on one device."""
 
     @property
     def device(self) -> torch.device:
-        """Where the call runs."""
+        """Where the calls run."""
         ...
 
-    def seconds(self, call: Callable[[], object], *, repeats: int) -> list[float]:
-        """Seconds of each of so many repetitions, after a warm-up."""
+    def seconds(self, calls: Sequence[Call], *, repeats: int, warm_s: float = WARM_S) -> Floats:
+        """Seconds of each call, the median of so many rounds in which all calls run one after the other.
+
+        Parameters
+        ----------
+        calls
+            What is timed.
+        repeats
+            Timed rounds.
+        warm_s
+            Seconds of untimed rounds before, at least one round; 0: none.
+
+        Returns
+        -------
+        NDArray
+            [calls]
+        """
         ...
 
 
 @final
 class CudaTimer:
-    """Captures the call in a CUDA graph, so that launching it from the host is not measured.
+    """Enqueues all rounds at once, so that the device never waits for the host.
 
-    The memory of all graphs is one pool. An empty graph keeps the pool alive while graphs come and go.
+    Launches from the host are not part of the time: while the device flushes its L2, the host enqueues the next call.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # untyped in torch
-        self._pool = torch.cuda.graph_pool_handle()
-        self._anchor = self._captured(lambda: self._flush[:1].zero_())
 
-    def seconds(self, call: Callable[[], object], *, repeats: int) -> list[float]:
-        """See `Timer`; the L2 is flushed before each repetition."""
-        graph = self._captured(call)
-        graph.replay()
-        pairs = [(_event(), _event()) for _ in range(repeats)]
-        for start, end in pairs:
+    def seconds(self, calls: Sequence[Call], *, repeats: int, warm_s: float = WARM_S) -> Floats:
+        """See `Timer`; the L2 is flushed before each timed call."""
+        self._warm_up(calls, warm_s)
+        for _ in range(_FLUSHES_AHEAD):
             self._flush.zero_()
-            start.record()
-            graph.replay()
-            end.record()
+        rounds = [[self._timed(call) for call in calls] for _ in range(repeats)]
         torch.cuda.synchronize(self.device)
-        graph.reset()
-        return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
+        taken = [[start.elapsed_time(end) * 1e-3 for start, end in pairs] for pairs in rounds]
+        return np.median(np.array(taken), axis=0)
 
-    def _captured(self, call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        # torch.cuda.graph() collects garbage each time, which takes longer than what is measured here.
-        graph = torch.cuda.CUDAGraph()
+    def _warm_up(self, calls: Sequence[Call], warm_s: float) -> None:
+        if warm_s > 0:
+            self._round_s(calls)  # loads kernels, which is no work of the device
+        spent = 0.0
+        while spent < warm_s:
+            spent += self._round_s(calls)
+
+    def _round_s(self, calls: Sequence[Call]) -> float:
+        start = time.perf_counter()
+        for call in calls:
+            call()
         torch.cuda.synchronize(self.device)
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool)
-            try:
-                call()
-            finally:
-                graph.capture_end()
-        torch.cuda.synchronize(self.device)
-        return graph
+        return time.perf_counter() - start
+
+    def _timed(self, call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, end = _event(), _event()
+        self._flush.zero_()
+        start.record()
+        call()
+        end.record()
+        return start, end
 
 
 @final
@@ -73,15 +99,13 @@ class CpuTimer:
 
     device = torch.device("cpu")
 
-    def seconds(self, call: Callable[[], object], *, repeats: int) -> list[float]:
-        """See `Timer`."""
-        call()
-        taken = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-        return taken
+    def seconds(self, calls: Sequence[Call], *, repeats: int, warm_s: float = WARM_S) -> Floats:
+        """See `Timer`; one round of warm-up, if any is asked for."""
+        if warm_s > 0:
+            for call in calls:
+                call()
+        taken = [[_clocked(call) for call in calls] for _ in range(repeats)]
+        return np.median(np.array(taken), axis=0)
 
 
 def make_timer(device: str) -> Timer:
@@ -99,6 +123,12 @@ def make_timer(device: str) -> Timer:
     if not torch.cuda.is_available():
         raise InputError("device = cuda: this process sees no GPU")
     return CudaTimer(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _clocked(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _event() -> torch.cuda.Event:

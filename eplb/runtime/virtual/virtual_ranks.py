@@ -4,7 +4,6 @@ A plan for any number of ranks runs on one GPU: a rank needs the weights of its 
 them, since only shapes and rows matter for time.
 """
 
-import statistics
 from dataclasses import dataclass
 from typing import final
 
@@ -14,7 +13,7 @@ from eplb.core.arrays import Floats, Ints
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.runtime.calibration.grouped_ffn_call import FfnCalls, make_calls
-from eplb.runtime.calibration.timers import Timer, make_timer
+from eplb.runtime.calibration.timers import WARM_S, Timer, make_timer
 
 
 @final
@@ -51,15 +50,17 @@ class VirtualRanks:
         self._timer: Timer = make_timer(device)
         self._calls: dict[int, FfnCalls] = {}
 
-    def measure(self, slot_tokens: Ints, *, repeats: int = 3) -> Floats:
-        """Seconds of every rank, the median of so many repetitions; 0 for a rank without a row.
+    def measure(self, slot_tokens: Ints, *, repeats: int = 3, warm_s: float = WARM_S) -> Floats:
+        """Seconds of every rank, the median of so many rounds over all ranks; 0 for a rank without a row.
 
         Parameters
         ----------
         slot_tokens
             [P] rows of each slot of a layer.
         repeats
-            Timed calls of each rank.
+            Timed rounds.
+        warm_s
+            Seconds of work on the same rows before, at least one round; 0: none.
 
         Returns
         -------
@@ -73,11 +74,12 @@ class VirtualRanks:
         """
         if slot_tokens.shape != (self.topology.num_slots,):
             raise InputError(f"slot_tokens has shape {slot_tokens.shape}: expected ({self.topology.num_slots},)")
+        own = dict(enumerate(np.split(slot_tokens, self.topology.rank_first_slot[1:-1])))
+        busy = [rank for rank, tokens in own.items() if tokens.any()]
+        calls = [self._of(own[rank].size).call(own[rank].tolist()) for rank in busy]
         seconds = np.zeros(self.topology.num_ranks)
-        for rank, own in enumerate(np.split(slot_tokens, self.topology.rank_first_slot[1:-1])):
-            if own.any():
-                call = self._of(own.size).call(own.tolist())
-                seconds[rank] = statistics.median(self._timer.seconds(call, repeats=repeats))
+        if calls:
+            seconds[busy] = self._timer.seconds(calls, repeats=repeats, warm_s=warm_s)
         return seconds
 
     def _of(self, num_slots: int) -> FfnCalls:

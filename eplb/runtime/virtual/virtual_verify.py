@@ -111,14 +111,21 @@ def verify_virtual(placement: Placement, batch: Batch, request: VirtualRequest) 
     predicted = predict(
         placement, batch, model, request.calibration, dtype=request.dtype, rule=request.rule, layers=request.layers
     )
-    _check_every_choice_is_executed(placement, batch, predicted)
+    check_every_choice_is_executed(placement, batch, predicted)
     shape = ExpertShape(model.hidden_size, model.intermediate_size, request.dtype)
     ranks = VirtualRanks(placement.topology, shape, request.device)
     measured = [ranks.measure(slots, repeats=request.repeats) for slots in predicted.slot_tokens]
     return VirtualReport(predicted, np.stack(measured))
 
 
-def _check_every_choice_is_executed(placement: Placement, batch: Batch, predicted: LayerTimes) -> None:
+def check_every_choice_is_executed(placement: Placement, batch: Batch, predicted: LayerTimes) -> None:
+    """Recount the rows of every expert.
+
+    Raises
+    ------
+    VerificationError
+        If the slots of an expert do not execute its choices.
+    """
     layers: Sequence[int] = predicted.layers
     for layer, slots in zip(layers, predicted.slot_tokens, strict=True):
         row = placement.physical_to_logical_map[layer]
