@@ -1,6 +1,6 @@
 """Measured makespans of plans made for a phase, beside plans made for tokens, rank by rank on one GPU.
 
-    PYTHONPATH=.:traces python tests/benchmarks/bench_phase.py [--calibration h200] [--traces DIR] [--device D] [--quick]
+    PYTHONPATH=.:traces python tests/benchmarks/bench_phase.py [--calibration C] [--traces DIR] [--device D] [--quick]
 
 A makespan is the FFN of the slowest of 32 ranks. Every variant runs the same drawn batches of real DeepSeek-V3 loads;
 variants alternate inside a layer and the order turns from batch to batch. Plans are made for the load, not the batches.

@@ -64,7 +64,7 @@ def fill_moments(rows: float, num_replicas: int, table: Floats, moments: Floats)
     moments[ROWS], moments[ROWS_VARIANCE], moments[USED] = mean, spread * spread, used
     for regime in range(table.shape[0]):
         height = table[regime, TILE_ROWS]
-        tile = max(1, int(math.ceil((mean - REACH * spread) / height)))  # the slot has so many tile rows for certain
+        tile = max(1, math.ceil((mean - REACH * spread) / height))  # the slot has so many tile rows for certain
         expected, squares = (used, used) if tile == 1 else (float(tile), float(tile * tile))
         while tile * height < mean + REACH * spread:
             beyond = normal_tail((tile * height + 0.5 / num_replicas - mean) / spread)
@@ -80,7 +80,7 @@ def rounded_up(mean: float, spread: float) -> float:
     """Expectation of a normal variable rounded up to an integer >= 1."""
     if spread >= SMOOTH:
         return max(1.0, mean + 0.5)
-    whole = max(1, int(math.floor(mean - REACH * spread)))
+    whole = max(1, math.floor(mean - REACH * spread))
     expected = float(whole)
     while whole < mean + REACH * spread:
         expected += normal_tail((whole - mean) / spread) if spread > 0.0 else 1.0
