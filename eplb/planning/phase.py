@@ -101,6 +101,7 @@ def phase_target(
     calibration: str | Calibration | None,
     model: str | ModelSizes | None,
     tokens_per_rank: int | None = None,
+    dtype: str | None = None,
 ) -> PhaseTarget | None:
     """The target that the words of `plan` describe; None without a phase.
 
@@ -110,7 +111,7 @@ def phase_target(
         For a phase without calibration or model, any of the others without a phase, or an unknown name.
     """
     if phase is None:
-        given = {"calibration": calibration, "model": model, "tokens_per_rank": tokens_per_rank}
+        given = {"calibration": calibration, "model": model, "tokens_per_rank": tokens_per_rank, "dtype": dtype}
         for name, value in given.items():
             if value is not None:
                 raise InputError(f"{name}: has no effect without a phase, expected one of {', '.join(Phase)}")
@@ -118,10 +119,11 @@ def phase_target(
     chosen = Phase.named(phase)
     if calibration is None or model is None:
         raise InputError(f"phase {chosen}: expected a calibration and a model, to predict seconds")
+    sizes = model_sizes(model) if isinstance(model, str) else model
     return PhaseTarget(
         phase=chosen,
         tokens_per_rank=chosen.tokens_per_rank if tokens_per_rank is None else tokens_per_rank,
-        model=model_sizes(model) if isinstance(model, str) else model,
+        model=sizes if dtype is None else replace(sizes, dtype=dtype),
         calibration=named_calibration(calibration) if isinstance(calibration, str) else calibration,
     )
 

@@ -52,6 +52,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     calibration: str | Calibration | None = None,
     model: str | ModelSizes | None = None,
     tokens_per_rank: int | None = None,
+    dtype: str | None = None,
     seed: int = 0,
 ) -> Plan:
     """Decide where every expert lives.
@@ -98,8 +99,9 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     calibration, model
         With a phase: the GPU (its short name, a calibration or its file) and the model's sizes (a preset's name, a
         config.json or the sizes).
-    tokens_per_rank
-        With a phase: tokens of each rank in a step; None: 4096, 128 or 1024.
+    tokens_per_rank, dtype
+        With a phase: tokens of each rank in a step (None: 4096, 128 or 1024), and the type of the experts' weights
+        (None: the model's).
     seed
         For randomised strategies; the same inputs and seed give the same plan.
 
@@ -126,7 +128,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         trace=trace,
         load_cap=load_cap,
     )
-    target = phase_target(phase, calibration, model, tokens_per_rank)
+    target = phase_target(phase, calibration, model, tokens_per_rank, dtype)
     asked = strategy if target is None else phase_strategy(strategy, target)
     chosen, problem, notes = _choose(asked, problem, seed)
     if isinstance(strategy, str) and chosen.name != "traffic" and (trace is not None or load_cap is not None):
