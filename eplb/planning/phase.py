@@ -20,7 +20,7 @@ from eplb.strategies.step_time.step_time import StepLoad, StepTime
 THIS_PLAN: Final = "this plan"
 _NUM_BATCHES: Final = 16
 _MOST_SLOT_COUNTS: Final = 3
-_LEAST_GAIN: Final = 2e-3  # relative step time below which two numbers of slots count as equal
+_LEAST_GAIN: Final = 0.01  # relative step time below which two numbers of slots count as equal
 
 
 @final
@@ -235,7 +235,7 @@ def redundancy_notes(
     elif best.seconds > own.seconds * (1 + _LEAST_GAIN):
         notes.append(f"redundancy pays in {phase}: {times}")
     else:
-        notes.append(f"redundancy makes no difference in {phase}: {times}")
+        notes.append(f"redundancy makes no difference above {_LEAST_GAIN:.0%} in {phase}: {times}")
     return tuple(notes)
 
 

@@ -49,6 +49,9 @@ def test_in_prefill_redundancy_pays():
     topology = eplb.Topology.for_experts(256, num_ranks=64, num_redundant=64)
     made = eplb.plan(hot_load(), topology, **{**WORDS, "phase": "prefill"})
     assert made.notes[-1].startswith("redundancy pays in prefill: 256 slots ")
+    # Time follows tokens: what `greedy` balances is not left for a gain within the error of the calibration.
+    greedy = eplb.plan(hot_load(), topology, "greedy")
+    assert made.placement == greedy.placement
 
 
 def test_the_number_of_slots_that_pays_is_between():
@@ -58,7 +61,7 @@ def test_the_number_of_slots_that_pays_is_between():
     )
     (cold, equal) = redundancy_notes(Phase.DECODE, step(288, 5e-3, 12.5), [step(256, 5.005e-3)], 256)
     assert cold.startswith("12.5 of 32 redundant slots get no tokens (weight 0)")
-    assert equal == "redundancy makes no difference in decode: 256 slots 5.005 ms, 288 slots 5.000 ms"
+    assert equal == "redundancy makes no difference above 1% in decode: 256 slots 5.005 ms, 288 slots 5.000 ms"
     assert redundancy_notes(Phase.DECODE, step(256, 5e-3), [], 256) == ()
 
 

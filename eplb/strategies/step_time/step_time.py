@@ -3,8 +3,8 @@
 In prefill the time of a rank follows its tokens, in decode the experts whose weights it streams: a replica divides the
 rows of its expert and adds a stream of weights. The search starts from the plan of `greedy`, and where that fits from a
 placement without replicas, and exchanges slots and replicas as long as the expected seconds of the slowest ranks fall.
-Starts and results are then timed on drawn batches, layer by layer, and the fastest one is taken: a plan is never slower
-there than its starts. With calibrations whose seconds count nothing but experts with rows this balances activated
+Starts and results are then timed on drawn batches, layer by layer; a layer leaves the plan of `greedy` for the fastest
+one if that is faster by more than the calibration is wrong. With calibrations whose seconds count nothing but experts with rows this balances activated
 experts, as METRO does (arXiv 2512.09277).
 """
 
@@ -58,12 +58,16 @@ class StepTime:
         Steps tried a slot in each of the two descents.
     num_batches
         Drawn batches of each load by which starts and results are compared.
+    least_gain
+        Relative gain in predicted step time for which a layer leaves the plan of `greedy`. On an H200 plans that were
+        predicted 0.3 % faster in prefill ran 2 % slower, those predicted 3 % faster in decode ran 3 % faster.
     """
 
     ffn: RankFfn
     loads: tuple[StepLoad, ...]
     tries_per_slot: int = 20
     num_batches: int = 16
+    least_gain: float = 0.01
     name: ClassVar[str] = "step_time"
     summary: ClassVar[str] = "least predicted step time in a phase: expert FFN of the slowest rank"
 
@@ -131,14 +135,14 @@ class StepTime:
         return held
 
     def _fastest(self, candidates: list[Map], topology: Topology, seed: int) -> Map:
-        """In each layer the map that is fastest on drawn batches; of equals the first."""
+        """In each layer the map that is fastest on drawn batches, or the first one if the gain is small."""
         time = np.zeros((len(candidates), len(candidates[0])))
         for load in self.loads:
             batches = draw_batches(load.rows, self.num_batches, seed)
             for index, held in enumerate(candidates):
                 seconds = makespans(batches, held, topology.rank_first_slot, self.ffn.table).mean(axis=0)
                 time[index] += seconds / load.reference_s
-        best = time.argmin(axis=0)
+        best = np.where(time.min(axis=0) < time[0] * (1 - self.least_gain), time.argmin(axis=0), 0)
         return np.stack([candidates[index][layer] for layer, index in enumerate(best)])
 
 
