@@ -22,6 +22,11 @@ def draw_batches(rows: Floats, num_batches: int, seed: int) -> Ints:
     return np.asarray(rng.multinomial(np.round(total).astype(np.int64), share, size=size), dtype=np.int64)
 
 
+def slots_of_ids(held: Map, num_experts: int) -> Ints:
+    """[L, E + 1] slots of each id."""
+    return np.stack([np.bincount(row, minlength=num_experts + 1) for row in held])
+
+
 def slot_rows(batches: Ints, held: Map) -> Floats:
     """[B, L, P] whole rows of each slot: the even part of every replica, rounded so that no row is lost.
 
@@ -35,14 +40,9 @@ def slot_rows(batches: Ints, held: Map) -> Floats:
     num_experts = batches.shape[2]
     tokens = np.pad(batches, ((0, 0), (0, 0), (0, 1))).astype(np.float64)
     of_slot = np.take_along_axis(tokens, held[None].astype(np.int64), axis=2)
-    count = np.take_along_axis(_counts(held, num_experts), held.astype(np.int64), axis=1)
+    count = np.take_along_axis(slots_of_ids(held, num_experts), held.astype(np.int64), axis=1)
     before = _earlier_replicas(held)
     return np.asarray(np.round(of_slot * (before + 1) / count + 1e-9) - np.round(of_slot * before / count + 1e-9))
-
-
-def _counts(held: Map, num_experts: int) -> Ints:
-    """[L, E + 1] slots of each id."""
-    return np.stack([np.bincount(row, minlength=num_experts + 1) for row in held])
 
 
 def _earlier_replicas(held: Map) -> Ints:

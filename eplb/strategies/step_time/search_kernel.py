@@ -49,7 +49,7 @@ class LayerState(NamedTuple):
 
     held: Map
     """[P] expert of each slot."""
-    count: Ints
+    num_replicas: Ints
     """[E + 1] slots of each expert."""
     unit: Moments
     """[E + 1, D, M] moments of one replica."""
@@ -75,7 +75,7 @@ def _blank_state(task: Task, held: Map) -> LayerState:
 @helper
 def _set_count(task: Task, state: LayerState, expert: int, count: int) -> None:
     """Give an expert another number of replicas; its ranks are to be refreshed."""
-    state.count[expert] = count
+    state.num_replicas[expert] = count
     if count > 0:
         for load in range(task.rows.shape[1]):
             fill_moments(task.rows[expert, load], count, task.table, state.unit[expert, load])
@@ -105,11 +105,11 @@ def _refresh_rank(task: Task, state: LayerState, rank: int, doublings: int) -> N
 @helper
 def _refresh_all(task: Task, state: LayerState, doublings: int) -> None:
     """Compute counts, moments and costs of a placement."""
-    counts = np.zeros_like(state.count)
+    state.num_replicas[:] = 0
     for slot in range(state.held.size):
-        counts[state.held[slot]] += 1
-    for expert in range(counts.size):
-        _set_count(task, state, expert, counts[expert])
+        state.num_replicas[state.held[slot]] += 1
+    for expert in range(state.num_replicas.size):
+        _set_count(task, state, expert, state.num_replicas[expert])
     for rank in range(task.first_slot.size - 1):
         _refresh_rank(task, state, rank, doublings)
 
@@ -150,8 +150,8 @@ def _change_slot(task: Task, state: LayerState, slot: int, expert: int, doubling
     """Give a slot to another expert, or make it cold; return by how much the cost of all ranks concerned grew."""
     leaving, cold, growth = state.held[slot], task.rows.shape[0] - 1, 0.0
     state.held[slot] = expert
-    _set_count(task, state, leaving, state.count[leaving] - 1)
-    _set_count(task, state, expert, state.count[expert] + 1)
+    _set_count(task, state, leaving, state.num_replicas[leaving] - 1)
+    _set_count(task, state, expert, state.num_replicas[expert] + 1)
     for rank in range(task.first_slot.size - 1):
         first, last = task.first_slot[rank], task.first_slot[rank + 1]
         concerned = first <= slot < last
@@ -169,7 +169,7 @@ def _try_change(task: Task, state: LayerState, slot: int, expert: int, doublings
     """Give a redundant or cold slot to another expert, or make it cold, if that lowers the cost of all ranks."""
     leaving, cold = state.held[slot], task.rows.shape[0] - 1
     rank = task.rank_of_slot[slot]
-    if leaving == expert or (leaving != cold and state.count[leaving] == 1):
+    if leaving == expert or (leaving != cold and state.num_replicas[leaving] == 1):
         return False
     if expert != cold and holds(state.held, task.first_slot[rank], task.first_slot[rank + 1], expert):
         return False

@@ -4,16 +4,16 @@ In prefill the time of a rank follows its tokens, in decode the experts whose we
 rows of its expert and adds a stream of weights. The search starts from the plan of `greedy`, and where that fits from a
 placement without replicas, and exchanges slots and replicas as long as the expected seconds of the slowest ranks fall.
 Starts and results are then timed on drawn batches, layer by layer; a layer leaves the plan of `greedy` for the fastest
-one if that is faster by more than the calibration is wrong. With calibrations whose seconds count nothing but experts with rows this balances activated
-experts, as METRO does (arXiv 2512.09277).
+one if that is faster by more than the calibration is wrong. If nothing but experts with rows costs time, this balances
+activated experts, as METRO does (arXiv 2512.09277).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import numpy as np
 
-from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.arrays import Floats, Map
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.placement import Placement
@@ -23,7 +23,7 @@ from eplb.cost.grouped_ffn import RankFfn
 from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.greedy import Greedy
-from eplb.strategies.step_time.makespans import draw_batches, makespans
+from eplb.strategies.step_time.makespans import draw_batches, makespans, slots_of_ids
 
 
 @final
@@ -96,10 +96,7 @@ class StepTime:
             return made
         weights = _shares(held, problem.load.num_experts)
         placement = Placement(phy2log, problem.load.num_experts, problem.topology, weights)
-        return Plan(
-            placement, made.shape, made.strategy, made.status, seed=seed, layers=made.layers,
-            load_digest=made.load_digest,
-        )  # fmt: skip
+        return replace(made, placement=placement)
 
     def _starts(self, topology: Topology, *, may_cool: bool) -> list[Map]:
         """Maps to start from; id E in slots that get no tokens."""
@@ -188,18 +185,13 @@ def filled(held: Map, rows: Floats, topology: Topology) -> Map:
 
 def _shares(held: Map, num_experts: int) -> Floats:
     """[L, P] even shares over the slots of each expert; 0 in slots that get no tokens."""
-    count = _counts(held, num_experts)
+    count = slots_of_ids(held, num_experts)
     return np.where(held < num_experts, 1 / np.take_along_axis(count, held.astype(np.int64), axis=1), 0.0)
 
 
 def _busiest_rank(problem: Problem, held: Map) -> Floats:
     """[L] tokens on the busiest rank, for the certificate."""
     load, num_experts = problem.load.total, problem.load.num_experts
-    unit = np.pad(load, ((0, 0), (0, 1))) / np.maximum(_counts(held, num_experts), 1)
+    unit = np.pad(load, ((0, 0), (0, 1))) / np.maximum(slots_of_ids(held, num_experts), 1)
     slots = np.take_along_axis(unit, held.astype(np.int64), axis=1)
     return np.asarray(np.add.reduceat(slots, problem.topology.rank_first_slot[:-1], axis=1).max(axis=1))
-
-
-def _counts(held: Map, num_experts: int) -> Ints:
-    """[L, E + 1] slots of each id."""
-    return np.stack([np.bincount(row, minlength=num_experts + 1) for row in held])
