@@ -23,7 +23,6 @@ from eplb.core.kernel_helpers import (
 from eplb.strategies.step_time.expected_time_kernel import expected_seconds, fill_moments, num_moments
 from eplb_traces.jit import helper, njit
 
-DOUBLINGS = (4, 5)  # one descent for each, with costs of power 2 ** doublings
 EXCHANGES_PER_CHANGE = 3  # exchanges tried for each slot that is tried with another expert
 
 Moments = NDArray[np.float64]
@@ -216,12 +215,12 @@ def _descend(
 
 
 @njit(
-    f"void(float64[:, :, ::1], float64[:, ::1], {READ_FLOATS_2D}, {READ_INTS}, {READ_INTS}, int64, uint64, int64,"
-    " boolean, int32[:, ::1])"
+    f"void(float64[:, :, ::1], float64[:, ::1], {READ_FLOATS_2D}, {READ_INTS}, {READ_INTS}, int64, int64, uint64,"
+    " int64, boolean, int32[:, ::1])"
 )
 def search_layers(
-    rows: Floats, per_reference: Floats, table: Floats, first_slot: Ints, rank_of_slot: Ints, num_tries: int,
-    seed: int, first_layer: int, may_cool: bool, held: Map,
+    rows: Floats, per_reference: Floats, table: Floats, first_slot: Ints, rank_of_slot: Ints, doublings: int,
+    num_tries: int, seed: int, first_layer: int, may_cool: bool, held: Map,
 ) -> None:  # fmt: skip
     """Improve every layer.
 
@@ -235,8 +234,8 @@ def search_layers(
         [G, 11] the grouped FFN: `eplb.cost.RankFfn.table`.
     first_slot, rank_of_slot
         [R + 1] first slot of each rank, then P; [P].
-    num_tries
-        Steps tried in each descent.
+    doublings, num_tries
+        The power is 2 ** doublings, for 2 to 5; steps tried.
     seed, first_layer
         Layer l of this call draws its random numbers from seed and first_layer + l.
     may_cool
@@ -248,6 +247,6 @@ def search_layers(
         task = Task(rows[layer], per_reference[layer], table, first_slot, rank_of_slot)
         state = _blank_state(task, held[layer])
         random = first_random(seed, first_layer + layer)
-        for doublings in DOUBLINGS:
-            _descend(task, state, doublings, num_tries, may_cool, random)
+        for _ in range(doublings):
             random = next_random(random)
+        _descend(task, state, doublings, num_tries, may_cool, random)
