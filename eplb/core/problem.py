@@ -11,6 +11,7 @@ from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import Migration
 from eplb.core.named_enum import NamedEnum
 from eplb.core.placement import Placement
+from eplb.core.step_prediction import StepPrediction
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
@@ -276,6 +277,8 @@ class Plan:
         What must move from the previous placement, for a plan that was made from one.
     absent_ranks
         Ids of lost ranks that keep their ids and columns in the engine; `placement` is without them.
+    step_prediction
+        Step times of a plan made for a phase; not compared and not written to files.
     """
 
     placement: Placement
@@ -289,6 +292,7 @@ class Plan:
     load_digest: str = ""
     migration: Migration | None = None
     absent_ranks: tuple[int, ...] = ()
+    step_prediction: StepPrediction | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.layers and len(self.layers) != self.placement.num_layers:

@@ -9,6 +9,7 @@ from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
 from eplb.core.topology import Topology
+from eplb.cost import Calibration, ModelSizes
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.dispatch.replica_shares import NEAREST_RULES
 from eplb.errors import InputError
@@ -16,6 +17,7 @@ from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
 from eplb.planning.held_out_requests import held_out_notes, split_requests
+from eplb.planning.phase import phase_strategy, phase_target
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad, RoutingTrace
@@ -54,6 +56,11 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     sources: Sequence[float] | None = None,
     trace: RoutingTrace | None = None,
     load_cap: float | None = None,
+    phase: str | None = None,
+    calibration: str | Calibration | None = None,
+    model: str | ModelSizes | None = None,
+    tokens_per_rank: int | None = None,
+    dtype: str | None = None,
     seed: int = 0,
 ) -> Plan:
     """Decide where every expert lives.
@@ -93,6 +100,16 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         plan's nodes a token on these requests.
     load_cap
         Most busiest over mean rank load, for `traffic`; None: 1.03.
+    phase
+        "prefill", "decode" or "mixed": plan for the predicted step time, the expert FFN of the slowest rank, instead of
+        tokens. The strategy is then `step_time`; `step_prediction` of the plan has the times, a note says whether the
+        redundant slots pay. Under "weighted" dispatch some may get no tokens.
+    calibration, model
+        With a phase: the GPU (its short name, a calibration or its file) and the model's sizes (a preset's name, a
+        config.json or the sizes).
+    tokens_per_rank, dtype
+        With a phase: tokens of each rank in a step (None: 4096, 128 or 1024), and the type of the experts' weights
+        (None: the model's).
     seed
         For randomised strategies; the same inputs and seed give the same plan.
 
@@ -119,7 +136,9 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         trace=trace,
         load_cap=load_cap,
     )
-    chosen, problem, notes = _choose(strategy, problem, seed)
+    target = phase_target(phase, calibration, model, tokens_per_rank, dtype)
+    asked = strategy if target is None else phase_strategy(strategy, target)
+    chosen, problem, notes = _choose(asked, problem, seed)
     if isinstance(strategy, str) and chosen.name != "traffic" and (trace is not None or load_cap is not None):
         raise InputError(f"trace or load_cap: strategy {chosen.name} ignores them, expected strategy traffic")
     num_empty = int(load.empty_windows.sum())
@@ -131,7 +150,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         problem = replace(problem, trace=fit)
     made = chosen(problem, seed=seed)
     _check_answers(made, problem)
-    if problem.dispatch is DispatchRule.WEIGHTED:
+    if problem.dispatch is DispatchRule.WEIGHTED and target is None:
         made = replace(made, placement=weighted_placement(made.placement, problem.load))
     if problem.trace is not None:
         notes += held_out_notes(made, problem, held_out, seed)

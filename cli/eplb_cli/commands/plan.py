@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options, plan_options
+from eplb_cli.arguments import files, options, phase_options, plan_options
 from eplb_cli.arguments.constraints_file import constraints_of
 from eplb_cli.arguments.engine import (
     Dispatch,
@@ -22,6 +22,7 @@ from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.token_trace import read_token_trace
 from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.commands.plan_front import check_front, show_front
+from eplb_cli.commands.plan_phases import PhaseFiles, make_phase_plans, show_phase_plans
 from eplb_cli.commands.replan import NewRanks, Replan, replan
 from eplb_cli.views import plan_rows
 
@@ -58,6 +59,12 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     survive: plan_options.SurviveOpt = None,
     trace: plan_options.TraceOpt = None,
     load_cap: plan_options.LoadCapOpt = None,
+    phase: phase_options.PhaseOpt = None,
+    calibration: phase_options.CalibrationOpt = None,
+    model: phase_options.ModelOpt = None,
+    dtype: phase_options.DtypeOpt = None,
+    tokens_per_rank: phase_options.TokensPerRankOpt = None,
+    decode_load: phase_options.DecodeLoadOpt = None,
     previous: plan_options.PreviousOpt = None,
     target: plan_options.TargetOpt = 1.05,
     max_moves: plan_options.MaxMovesOpt = None,
@@ -78,10 +85,16 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Place the experts of LOAD on ranks, show the metrics of the placement, and write it for an engine."""
     import eplb
+    from eplb.core.problem import Problem
     from eplb.planning.traffic_front import traffic_front
     from eplb_traces.combine import Combine
 
     plan_options.check_options(context, previous, strategy, keep_rank_ids=keep_rank_ids, pareto=pareto)
+    of_phase = phase_options.PhaseOptions(
+        phase=phase, calibration=calibration, model=model, dtype=dtype, tokens_per_rank=tokens_per_rank,
+        decode_load=decode_load,
+    )  # fmt: skip
+    of_phase.check(context, previous)
     if pareto:
         check_front(out, has_trace=trace is not None)
     by = dispatch_of(dispatch, engine, engine_options)
@@ -93,6 +106,11 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
             load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant, mindie_config=mindie_config
         )
         shares = source_shares(sources, topology.num_ranks)
+        if decode_load is not None:
+            problem = Problem(load, topology, dispatch=by.rule)
+            found = make_phase_plans(problem, files.read_load([decode_load], reading), of_phase, seed=seed)
+            show_phase_plans(found, PhaseFiles(out, by.format_to_write(format)), by, as_json=as_json)
+            return
         if pareto and trace is not None:
             with output.progress("planning"):
                 points = traffic_front(load, topology, read_token_trace(trace, reading), groups=groups, seed=seed)
@@ -102,7 +120,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
             made = eplb.plan(
                 load,
                 topology,
-                _strategy(strategy, several=several, survive=survive),
+                _strategy(strategy, several=several and phase is None, survive=survive),
                 groups=groups,
                 group_mode=group_mode,
                 group_price=group_price,
@@ -113,6 +131,11 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
                 sources=shares,
                 trace=None if trace is None else read_token_trace(trace, reading),
                 load_cap=load_cap,
+                phase=phase,
+                calibration=calibration,
+                model=model,
+                tokens_per_rank=of_phase.tokens()[0],
+                dtype=dtype,
                 seed=seed,
             )
     else:

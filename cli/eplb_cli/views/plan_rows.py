@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from eplb_cli import output
@@ -33,9 +34,29 @@ def show(made: "Plan", evaluation: "Evaluation", of_engine: "Sequence[tuple[str,
     )
     if made.migration is not None:
         output.facts("To get there", migration_facts(made.migration))
+    show_step_times(made)
     for text in made.notes:
         output.line(f"note: {text}")
     window_table(evaluation)
+
+
+def show_step_times(made: "Plan") -> None:
+    """Print the step times of a plan made for a phase; nothing for other plans."""
+    if made.step_prediction is None:
+        return
+    output.table(
+        f"Expert FFN of the slowest rank: {made.step_prediction.title}",
+        ("", "slots", "without tokens", "ms"),
+        [
+            (step.name, step.num_slots, f"{step.num_cold:.1f}", f"{1e3 * step.seconds:.3f}")
+            for step in made.step_prediction.steps
+        ],
+    )
+
+
+def step_times_object(made: "Plan") -> dict[str, object]:
+    """The step times of a plan made for a phase, for `--json`; nothing for other plans."""
+    return {} if made.step_prediction is None else {"step_prediction": asdict(made.step_prediction)}
 
 
 def as_object(made: "Plan", evaluation: "Evaluation") -> dict[str, object]:
@@ -48,6 +69,7 @@ def as_object(made: "Plan", evaluation: "Evaluation") -> dict[str, object]:
         "dispatch": evaluation.dispatch.value,
         **evaluation.summary(),
         **({} if made.migration is None else made.migration.summary()),
+        **step_times_object(made),
         "notes": list(made.notes),
         "windows": window_objects(evaluation),
         "layers": [
