@@ -7,7 +7,7 @@ from typing import final
 
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
+from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive, check_seed
 from eplb.core.topology import Topology
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
@@ -16,6 +16,7 @@ from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
 from eplb.planning.held_out_requests import held_out_notes, split_requests
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
+from eplb.strategies.certify import recertified
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad, RoutingTrace
 
@@ -91,14 +92,16 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     Raises
     ------
     InputError
-        For an all-zero load, an unknown name, too few slots, groups that do not fit, or a strategy of your own that
-        answers with a plan for another problem.
+        For an all-zero load, a negative seed, an unknown name, too few slots, groups that do not fit, or a strategy of
+        your own that answers with a plan for another problem.
     InfeasibleError
         If no placement meets the constraints, or survives the loss.
     """
     start = time.perf_counter()
+    check_seed(seed)
+    given = load.without_empty_windows()
     problem = Problem(
-        load.without_empty_windows(),
+        given,
         topology,
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
@@ -123,6 +126,10 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         problem = replace(problem, trace=fit)
     made = chosen(problem, seed=seed)
     _check_answers(made, problem)
+    if problem.load.num_windows < given.num_windows:
+        notes += (f"planned on the last {problem.load.num_windows} windows; claims are for all {given.num_windows}",)
+        problem = replace(problem, load=given)
+        made = recertified(made, problem)
     if problem.dispatch is DispatchRule.WEIGHTED:
         made = replace(made, placement=weighted_placement(made.placement, problem.load))
     if problem.trace is not None:
@@ -135,7 +142,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
             f"off-node replicas (not on their group's home node): {off_node.mean():.1f} of {topology.num_slots} in the "
             f"mean layer, at most {off_node.max()}",
         )
-    return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
+    digest = load.digest if made.load_digest else ""
+    return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes, load_digest=digest)
 
 
 def _check_answers(made: Plan, problem: Problem) -> None:

@@ -88,3 +88,16 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         notes=notes,
         load_digest=problem.load.digest,
     )
+
+
+def recertified(made: Plan, problem: Problem) -> Plan:
+    """The plan with certificates for another load of the same model: that of the problem."""
+    return certified_plan(
+        problem,
+        made.placement.physical_to_logical_map,
+        strategy=made.strategy,
+        seed=made.seed,
+        notes=made.notes,
+        keeps=problem.survive,
+        meets_constraints=True,
+    )
