@@ -17,6 +17,7 @@ from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, w
 from eplb.planning.held_out_requests import held_out_notes, split_requests
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
 from eplb.strategies.certify import recertified
+from eplb.strategies.options import HONOURED, PlanOption, check_options
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad, RoutingTrace
 
@@ -115,8 +116,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         load_cap=load_cap,
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
-    if isinstance(strategy, str) and chosen.name != "traffic" and (trace is not None or load_cap is not None):
-        raise InputError(f"trace or load_cap: strategy {chosen.name} ignores them, expected strategy traffic")
+    if isinstance(strategy, str):
+        check_options(problem, chosen.name)
     num_empty = int(load.empty_windows.sum())
     if num_empty:
         notes += (f"{num_empty} of {load.num_windows} windows have no token and were left out",)
@@ -209,12 +210,17 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
     sources: Sequence[float] | None = None,
     seed: int = 0,
 ) -> tuple[Comparison, ...]:
-    """Plan with several strategies, by default all that plan in milliseconds, and evaluate each on the same load.
+    """Plan with several strategies and evaluate each on the same load.
+
+    By default all that plan in milliseconds, with "pinned" those that can pin groups.
 
     Parameters are as in `plan`; every strategy is run once before it is timed, so that compilation is not counted.
     """
     results = []
-    for name in strategies if strategies is not None else [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]:
+    quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
+    if group_mode == GroupMode.PINNED:
+        quick = [name for name in quick if PlanOption.PINNED in HONOURED[name]]
+    for name in quick if strategies is None else strategies:
         for _ in range(2):
             made = plan(
                 load,

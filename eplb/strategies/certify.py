@@ -7,6 +7,7 @@ from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 from eplb.errors import InputError
+from eplb.strategies.options import check_options
 from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
 
 MET = 1e-9  # relative distance at which an objective has met its bound: rounding of sums over a rank's slots
@@ -49,8 +50,9 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     Raises
     ------
     InputError
-        If the problem has hard constraints, a loss to survive or priced groups that the strategy does not support.
+        If the problem has an option that the strategy does not support; see `eplb.strategies.options`.
     """
+    check_options(problem, strategy)
     if problem.survive is not keeps:
         raise InputError(f"survive = {problem.survive}: {strategy} plans for no loss, expected strategy greedy")
     if problem.group_mode is GroupMode.PRICED and not weighs_groups:
