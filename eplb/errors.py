@@ -28,7 +28,11 @@ class UnknownNameError(InputError):
     """A name that is in no table. The message lists the known names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}: expected one of {', '.join(sorted(known))}")
+        self._asked = (kind, name, tuple(sorted(known)))
+        super().__init__(f"unknown {kind} {name!r}: expected one of {', '.join(self._asked[2])}")
+
+    def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, str, tuple[str, ...]]]:
+        return type(self), self._asked
 
 
 class InfeasibleError(EplbError):

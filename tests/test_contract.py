@@ -12,6 +12,7 @@ import eplb
 from eplb.core.problem import GroupMode, Problem, SolveStatus
 from eplb.errors import InfeasibleError
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
+from eplb.strategies.options import HONOURED, PlanOption
 from eplb_traces import ExpertLoad
 from tests.generators import problems
 from tests.oracles import busiest_time, hands_of, has_doubles
@@ -27,6 +28,8 @@ cases = settings(max_examples=settings.default.max_examples * 3 // 2)
 
 def planned(name: str, problem: Problem) -> eplb.Plan:
     """The plan, for problems that the strategy accepts; unequal ranks and nodes may be refused, equal ones never."""
+    if PlanOption.PINNED not in HONOURED[name]:
+        problem = dataclasses.replace(problem, group_mode=GroupMode.FREE)
     assume(name not in PINS_TO_EQUAL_NODES or problem.group_mode is GroupMode.FREE or problem.topology.has_equal_nodes)
     if not problem.topology.has_equal_slots:
         assume(name not in NEEDS_EQUAL_SLOTS)

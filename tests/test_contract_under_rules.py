@@ -14,6 +14,7 @@ from eplb.core.problem import BindingBound, GroupMode, Problem
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
+from eplb.strategies.options import HONOURED, PlanOption
 from eplb_traces import ExpertLoad
 from tests.generators import ruled_problems
 from tests.oracles import every_layout, hands_of, has_doubles
@@ -27,6 +28,8 @@ cases = settings(max_examples=max(1, settings.default.max_examples // 3))
 
 
 def planned(name, problem):
+    if PlanOption.PINNED not in HONOURED[name]:
+        problem = dataclasses.replace(problem, group_mode=GroupMode.FREE)
     if not problem.topology.has_equal_slots:
         assume(name not in NEEDS_EQUAL_SLOTS)
     if problem.group_mode is GroupMode.PINNED and not problem.topology.has_equal_nodes:

@@ -15,6 +15,7 @@ import numpy as np
 from eplb.core.arrays import Floats
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
+from eplb.core.load_range import check_counts
 from eplb.core.problem import BindingBound
 from eplb.core.topology import Topology
 from eplb_traces import ExpertLoad
@@ -75,7 +76,13 @@ def lower_bounds(
         [L] a load of the busiest rank that some such placement reaches. Where given, a search for a bound ends there,
         and the slow `pair_mixture_bound` is tried on layers still further from their bound than
         `PAIR_MIXTURE_TOLERANCE`.
+
+    Raises
+    ------
+    InputError
+        For a count out of range, see `load_range`.
     """
+    check_counts(load, "load[layer {}, expert {}]")
     even = full_and_distinct and rule in PROVEN_FOR[BindingBound.FULL_SLOT]
     found: list[tuple[BindingBound, Floats]] = [
         (BindingBound.MEAN, mean_bound(load, topology)),

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, final
 
+import numpy as np
+
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.load_range import check_load_range
 from eplb.core.migration import Migration
 from eplb.core.named_enum import NamedEnum
 from eplb.core.placement import Placement
@@ -18,6 +21,8 @@ from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
 
 NO_CONSTRAINTS = Constraints()
 SOURCES_SUM_TOLERANCE = 1e-6
+SEEDS = 1 << 53
+"""Seeds are below this: exact in JSON, and products with a number of runs fit 64 bits."""
 
 
 class SolveStatus(StrEnum):
@@ -88,6 +93,12 @@ def checked_sources(sources: Sequence[float], topology: Topology) -> tuple[float
     return tuple(share / total for share in shares)
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError unless the seed is an integer that is not negative and below `SEEDS`."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEEDS:
+        raise InputError(f"seed = {seed!r}: expected an integer, 0 <= seed < 2^53")
+
+
 @final
 @dataclass(frozen=True)
 class Problem:
@@ -125,9 +136,9 @@ class Problem:
     Raises
     ------
     InputError
-        For an all-zero load, too few slots, groups that do not divide the experts, pinned groups that do not divide by
-        the nodes, constraints that do not fit the problem, a time limit that is not above 0, or sources that are not
-        one share a rank.
+        For an all-zero load, counts out of range (see `load_range`), too few slots, groups that do not divide the
+        experts, pinned groups that do not divide by the nodes, constraints that do not fit the problem, a time limit
+        that is not above 0, or sources that are not one share a rank.
     InfeasibleError
         For constraints that contradict each other or the number of slots, pinned groups with more experts than their
         node has slots, or too few slots to survive a loss.
@@ -150,6 +161,7 @@ class Problem:
         num_experts = self.load.num_experts
         if self.load.tokens.max() == 0:
             raise InputError("load: every count is zero, nothing to plan for")
+        check_load_range(self.load)
         if self.topology.num_slots < num_experts:
             raise InputError(
                 f"{self.topology.num_slots} slots: expected at least one for each of {num_experts} experts"
@@ -295,6 +307,7 @@ class Plan:
     step_prediction: StepPrediction | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.layers and len(self.layers) != self.placement.num_layers:
             raise InputError(
                 f"{len(self.layers)} certificates: expected one for each of {self.placement.num_layers} layers"

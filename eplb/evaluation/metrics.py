@@ -14,6 +14,7 @@ import numpy as np
 from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.load_range import check_load_range
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import checked_sources
 from eplb.core.topology import Topology
@@ -250,10 +251,11 @@ def evaluate(
     Raises
     ------
     InputError
-        If placement and load or trace are of different models, the placement lacks what the dispatch rule needs, or
-        `sources` is not one share a rank, summing to 1.
+        If counts are out of range, placement and load or trace are of different models, the placement lacks what the
+        dispatch rule needs, or `sources` is not one share a rank, summing to 1.
     """
     placement.check_model(load.shape)
+    check_load_range(load)
     rule = DispatchRule.named(dispatch)
     rates = None if sources is None else checked_sources(sources, placement.topology)
     shares = None if rule is DispatchRule.ONLINE else expected_slot_shares(placement, rule, rates, load.shape)

@@ -6,7 +6,7 @@ from typing import final
 
 from eplb.core.arrays import Floats
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.problem import Problem, Strategy
+from eplb.core.problem import Problem, Strategy, check_seed
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known
@@ -74,6 +74,7 @@ def backtest(
     InputError
         If the history is too short to hold windows out.
     """
+    check_seed(seed)
     history = problem.load.without_empty_windows()
     windows = history.num_windows
     if windows < LEAST_WINDOWS:

@@ -7,7 +7,7 @@ from typing import final
 
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
+from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive, check_seed
 from eplb.core.topology import Topology
 from eplb.cost import Calibration, ModelSizes
 from eplb.dispatch.optimal_shares import weighted_placement
@@ -19,6 +19,8 @@ from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, w
 from eplb.planning.held_out_requests import held_out_notes, split_requests
 from eplb.planning.phase import phase_strategy, phase_target
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
+from eplb.strategies.certify import recertified
+from eplb.strategies.options import HONOURED, PlanOption, check_options
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad, RoutingTrace
 
@@ -116,14 +118,16 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     Raises
     ------
     InputError
-        For an all-zero load, an unknown name, too few slots, groups that do not fit, or a strategy of your own that
-        answers with a plan for another problem.
+        For an all-zero load, a negative seed, an unknown name, too few slots, groups that do not fit, or a strategy of
+        your own that answers with a plan for another problem.
     InfeasibleError
         If no placement meets the constraints, or survives the loss.
     """
     start = time.perf_counter()
+    check_seed(seed)
+    given = load.without_empty_windows()
     problem = Problem(
-        load.without_empty_windows(),
+        given,
         topology,
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
@@ -139,8 +143,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     target = phase_target(phase, calibration, model, tokens_per_rank, dtype)
     asked = strategy if target is None else phase_strategy(strategy, target)
     chosen, problem, notes = _choose(asked, problem, seed)
-    if isinstance(strategy, str) and chosen.name != "traffic" and (trace is not None or load_cap is not None):
-        raise InputError(f"trace or load_cap: strategy {chosen.name} ignores them, expected strategy traffic")
+    if isinstance(strategy, str):
+        check_options(problem, chosen.name)
     num_empty = int(load.empty_windows.sum())
     if num_empty:
         notes += (f"{num_empty} of {load.num_windows} windows have no token and were left out",)
@@ -150,6 +154,10 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         problem = replace(problem, trace=fit)
     made = chosen(problem, seed=seed)
     _check_answers(made, problem)
+    if problem.load.num_windows < given.num_windows:
+        notes += (f"planned on the last {problem.load.num_windows} windows; claims are for all {given.num_windows}",)
+        problem = replace(problem, load=given)
+        made = recertified(made, problem)
     if problem.dispatch is DispatchRule.WEIGHTED and target is None:
         made = replace(made, placement=weighted_placement(made.placement, problem.load))
     if problem.trace is not None:
@@ -162,7 +170,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
             f"off-node replicas (not on their group's home node): {off_node.mean():.1f} of {topology.num_slots} in the "
             f"mean layer, at most {off_node.max()}",
         )
-    return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes)
+    digest = load.digest if made.load_digest else ""
+    return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes, load_digest=digest)
 
 
 def _check_answers(made: Plan, problem: Problem) -> None:
@@ -230,12 +239,17 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
     sources: Sequence[float] | None = None,
     seed: int = 0,
 ) -> tuple[Comparison, ...]:
-    """Plan with several strategies, by default all that plan in milliseconds, and evaluate each on the same load.
+    """Plan with several strategies and evaluate each on the same load.
+
+    By default all that plan in milliseconds, with "pinned" those that can pin groups.
 
     Parameters are as in `plan`; every strategy is run once before it is timed, so that compilation is not counted.
     """
     results = []
-    for name in strategies if strategies is not None else [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]:
+    quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
+    if group_mode == GroupMode.PINNED:
+        quick = [name for name in quick if PlanOption.PINNED in HONOURED[name]]
+    for name in quick if strategies is None else strategies:
         for _ in range(2):
             made = plan(
                 load,

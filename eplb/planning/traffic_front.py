@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
 
-from eplb.core.problem import Plan, Problem
+from eplb.core.problem import Plan, Problem, check_seed
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate
@@ -60,6 +60,7 @@ def traffic_front(  # noqa: PLR0913  # the keywords of plan()
     """
     if not load_caps:
         raise InputError("load_caps: expected at least one")
+    check_seed(seed)
     fit, held_out = split_requests(trace)
     num_groups = load.shape.num_expert_groups if groups is None else groups
     plain = Problem(load, topology, num_groups=num_groups)

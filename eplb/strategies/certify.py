@@ -4,9 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import lower_bounds
-from eplb.core.placement import Placement
+from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 from eplb.errors import InputError
+from eplb.strategies.options import check_options
 from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
 
 MET = 1e-9  # relative distance at which an objective has met its bound: rounding of sums over a rank's slots
@@ -49,8 +50,9 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     Raises
     ------
     InputError
-        If the problem has hard constraints, a loss to survive or priced groups that the strategy does not support.
+        If the problem has an option that the strategy does not support; see `eplb.strategies.options`.
     """
+    check_options(problem, strategy)
     if problem.survive is not keeps:
         raise InputError(f"survive = {problem.survive}: {strategy} plans for no loss, expected strategy greedy")
     if problem.group_mode is GroupMode.PRICED and not weighs_groups:
@@ -61,16 +63,17 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
 
     load, topology = problem.load.total, problem.topology
     placement = Placement(physical_to_logical_map, problem.load.num_experts, topology)
+    phy2log = placement.physical_to_logical_map
+    is_full = bool(phy2log.min() > EMPTY_SLOT)
     if objective is None and not is_even(problem.dispatch):
         objective = busiest_under_rule(problem, placement)
     elif objective is None:
         unit = load / placement.logical_replica_count
-        rank_load = np.add.reduceat(
-            np.take_along_axis(unit, placement.physical_to_logical_map, axis=1), topology.rank_first_slot[:-1], axis=1
-        )
+        slot_load = np.where(phy2log == EMPTY_SLOT, 0.0, np.take_along_axis(unit, np.maximum(phy2log, 0), axis=1))
+        rank_load = np.add.reduceat(slot_load, topology.rank_first_slot[:-1], axis=1)
         objective = (rank_load / topology.relative_speed).max(axis=1)
-    distinct = not has_duplicates(placement.physical_to_logical_map, topology.rank_first_slot, placement.num_experts)
-    bounds = lower_bounds(load, topology, rule=problem.dispatch, full_and_distinct=distinct, reached=objective)
+    regular = is_full and not has_duplicates(phy2log, topology.rank_first_slot, placement.num_experts)
+    bounds = lower_bounds(load, topology, rule=problem.dispatch, full_and_distinct=regular, reached=objective)
     layers = tuple(
         LayerCertificate(
             claim, bound, name, SolveStatus.OPTIMAL if claim <= bound * (1 + MET) else SolveStatus.HEURISTIC
@@ -87,4 +90,17 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         layers=layers,
         notes=notes,
         load_digest=problem.load.digest,
+    )
+
+
+def recertified(made: Plan, problem: Problem) -> Plan:
+    """The plan with certificates for another load of the same model: that of the problem."""
+    return certified_plan(
+        problem,
+        made.placement.physical_to_logical_map,
+        strategy=made.strategy,
+        seed=made.seed,
+        notes=made.notes,
+        keeps=problem.survive,
+        meets_constraints=True,
     )

@@ -66,7 +66,7 @@ def test_few_requests_are_all_fitted_and_the_note_tells():
 
 @pytest.mark.parametrize("options", [{"trace": clustered_trace(20)}, {"load_cap": 1.1}])
 def test_other_strategies_refuse_a_trace_and_a_cap(options):
-    with pytest.raises(InputError, match="strategy greedy ignores them, expected strategy traffic"):
+    with pytest.raises(InputError, match="strategy greedy does not plan for it, expected strategy traffic"):
         eplb.plan(clustered_trace(20).load(), TOPOLOGY, "greedy", **options)
 
 

@@ -52,6 +52,20 @@ def test_an_unknown_name_is_refused_with_the_list(options, message):
         eplb.plan(LOAD, TOPOLOGY, **options)
 
 
+@pytest.mark.parametrize("dispatch", ["even", "weighted", "sglang_static"])
+def test_claims_of_auto_are_for_the_whole_load_although_it_plans_on_the_last_quarter(dispatch):
+    # Nine windows in which the first experts are hot, then seven in which the last ones are; one window is empty.
+    tokens = np.ones((17, 1, 12))
+    tokens[:9, 0, :3], tokens[9:16, 0, 9:], tokens[16] = 100.0, 100.0, 0.0
+    load = eplb.ExpertLoad(tokens)
+    made = eplb.plan(load, eplb.Topology(1, 4, 4), dispatch=dispatch)
+    assert any(note.startswith("planned on the last 4 windows; claims are for all 16") for note in made.notes)
+    judged = eplb.evaluate(made.placement, load, dispatch)
+    assert made.layers[0].objective == pytest.approx(judged.total_rank_time.max(), rel=1e-9)
+    assert made.layers[0].lower_bound == pytest.approx(judged.bound.value[0], rel=1e-9)
+    assert made.load_digest == load.digest
+
+
 def test_an_idle_load_is_refused():
     with pytest.raises(InputError, match="every count is zero, nothing to plan for"):
         eplb.plan(eplb.ExpertLoad(np.zeros((2, 24))), TOPOLOGY)

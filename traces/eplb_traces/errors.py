@@ -31,7 +31,11 @@ class MissingExtraError(EplbError, ImportError):
         from eplb_traces.install_command import install_command
 
         super().__init__(f"{feature} needs the extra '{extra}': {install_command(extra)}")
+        self.feature = feature
         self.extra = extra
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        return type(self), (self.feature, self.extra)
 
 
 @contextmanager

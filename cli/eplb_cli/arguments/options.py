@@ -64,7 +64,7 @@ GroupsOpt = Annotated[
     int | None,
     typer.Option("--groups", "-g", metavar="G", help="Expert groups of the router.", show_default="those of the load"),
 ]
-SeedOpt = Annotated[int, typer.Option("--seed", metavar="I", help="Seed of randomised strategies.")]
+SeedOpt = Annotated[int, typer.Option("--seed", metavar="I", min=0, help="Seed of randomised strategies.")]
 NumExpertsOpt = Annotated[
     int | None,
     typer.Option("--num-experts", metavar="E", help="Experts of a layer, for a trace that does not hold it (.npz)."),

@@ -44,11 +44,15 @@ def dialects(as_json: JsonOpt = False) -> None:
 
 
 def strategies(as_json: JsonOpt = False) -> None:
-    """List the strategies."""
+    """List the strategies and the options that each plans for; all others are refused."""
     from eplb.strategies import STRATEGIES
+    from eplb.strategies.options import HONOURED, PlanOption
 
+    options = {name: [option for option in PlanOption if option in HONOURED[name]] for name in STRATEGIES}
     if as_json:
-        output.json_object({name: {"summary": strategy.summary} for name, strategy in STRATEGIES.items()})
+        output.json_object(
+            {name: {"summary": s.summary, "options": [*map(str, options[name])]} for name, s in STRATEGIES.items()}
+        )
         return
-    rows = [(name, strategy.summary) for name, strategy in STRATEGIES.items()]
-    output.table("Strategies; auto picks one and gives the reason", ("name", "what"), rows)
+    rows = [(name, strategy.summary, ", ".join(options[name]) or "none") for name, strategy in STRATEGIES.items()]
+    output.table("Strategies; auto picks one and gives the reason", ("name", "what", "options"), rows)

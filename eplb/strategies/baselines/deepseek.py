@@ -10,10 +10,15 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.core.arrays import Floats
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.problem import GroupMode, Plan, Problem
 from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
+
+Singles = NDArray[np.float32]
+ORDINARY_EXPONENT = 64
+"""Layers whose largest load is between 2 ** -64 and 2 ** 64 are cast as they are."""
 
 
 @final
@@ -54,7 +59,7 @@ def deepseek_maps(
     """
     from eplb.strategies.baselines.deepseek_kernel import rebalance_layers
 
-    single = np.ascontiguousarray(weight, dtype=np.float32)
+    single = _single_precision(weight)
     num_layers, num_experts = single.shape
     phy2log = np.empty((num_layers, num_slots), dtype=np.int64)
     replica = np.empty((num_layers, num_slots), dtype=np.int64)
@@ -67,3 +72,15 @@ def deepseek_maps(
 
     for_layer_chunks(work, num_layers)
     return phy2log, replica, logcnt
+
+
+def _single_precision(weight: Floats) -> Singles:
+    """[L, E] loads as single precision; layers whose largest is far from 1 are scaled by a power of two.
+
+    The scale changes no result that single precision can compute unscaled, and keeps the others from overflow to
+    infinity and from vanishing.
+    """
+    largest = weight.max(axis=1, keepdims=True)
+    _, exponent = np.frexp(largest)
+    scaled = np.where(np.abs(exponent) > ORDINARY_EXPONENT, np.ldexp(weight, -exponent), weight)
+    return np.ascontiguousarray(scaled, dtype=np.float32)

@@ -34,6 +34,7 @@ from eplb.strategies.greedy.local_search import (
 )
 from eplb.strategies.greedy.node_failure import busy_load, put_on_two_nodes
 from eplb.strategies.greedy.pinned import place_pinned
+from eplb.strategies.greedy.speed_classes import place_by_class
 from eplb.strategies.greedy.two_slot_ranks import has_two_slot_ranks, improve_layers
 from eplb.strategies.under_rule.fit import fitted_map
 from eplb.strategies.under_rule.objective import FREE_RULES, is_even
@@ -190,6 +191,10 @@ class Greedy:
             most_slots_to_replace=self.most_slots_to_replace,
             iterations=self.iterations,
         )
+        if unit_of_rank is None and ranks.are_many_unequal:
+            packed = self._pack_by_class(load, ranks, idle)
+            if packed is not None:
+                return packed
         state = LayerState.blank(*load.shape, num_slots=int(first_slot[-1]), num_ranks=speed.size)
         mean = np.where(idle, np.inf, load.sum(axis=1) / speed.sum())
         two_slots = _two_slot_topology(ranks) if unit_of_rank is None else None
@@ -209,6 +214,23 @@ class Greedy:
             search(layers, ranks, own)
             if unit_of_rank is None:
                 try_harder(layers, ranks, own)
+
+        for_layer_chunks(work, load.shape[0])
+        state.rank_time[idle] = 0.0
+        return state.phy2log, state.rank_time
+
+    def _pack_by_class(self, load: Floats, ranks: Ranks, idle: NDArray[np.bool_]) -> tuple[Map, Floats] | None:
+        """Place class by class of like speed, then exchange between all ranks; None with too few experts for that."""
+        state = LayerState.blank(*load.shape, num_slots=int(ranks.first_slot[-1]), num_ranks=ranks.num_ranks)
+        quick = replace(self, most_slots_to_replace=0)
+        if not place_by_class(load, ranks, state, lambda part, first_slot: quick.pack(part, first_slot)[0]):
+            return None
+        mean = np.where(idle, np.inf, load.sum(axis=1) / (1 / ranks.rank_scale).sum())
+
+        def work(chunk: slice) -> None:
+            part = np.ascontiguousarray(load[chunk])
+            layers = Layers(load=part, order=descending_order(part), mean=mean[chunk])
+            search(layers, ranks, state.at(chunk), iterations=ranks.iterations)
 
         for_layer_chunks(work, load.shape[0])
         state.rank_time[idle] = 0.0

@@ -16,6 +16,8 @@ FEWEST_SLOTS_TO_WALK = 3
 """Ranks with fewer slots have nothing to exchange two for two."""
 MOST_RANKS_TO_REPLACE = 384
 """On larger topologies of equal ranks, replacing replicas takes most of the time and other counts do as well."""
+MOST_SLOTS_TO_REPLACE = 256
+"""Slots in all, on ranks of unequal speed, up to which replicas are replaced: its time grows with their square."""
 LARGEST_FIRST = 0.0
 OTHER_OFFSETS = (0.5, 0.7, 0.85)
 """Of the divisors of replica counts, see `replicate_and_pack_kernel.count_replicas`; tried in this order."""
@@ -56,6 +58,11 @@ class Ranks:
     def equally_fast(self) -> bool:
         """Whether all ranks take the same time for a token."""
         return bool((self.rank_scale == self.rank_scale[0]).all())
+
+    @property
+    def are_many_unequal(self) -> bool:
+        """Whether ranks differ in speed and are so many that replicas are not replaced."""
+        return not self.equally_fast and int(self.first_slot[-1]) > MOST_SLOTS_TO_REPLACE
 
     @property
     def is_large(self) -> bool:
@@ -166,7 +173,8 @@ def search(layers: Layers, ranks: Ranks, state: LayerState, *, iterations: int =
 
     most_slots_to_replace = ranks.most_slots_to_replace if ranks.equally_fast else int(ranks.first_slot[-1])
     limits = (
-        ranks.least_replicas, ranks.most_slots_for_pairs, 0 if ranks.is_large else most_slots_to_replace, iterations,
+        ranks.least_replicas, ranks.most_slots_for_pairs,
+        0 if ranks.is_large or ranks.are_many_unequal else most_slots_to_replace, iterations,
     )  # fmt: skip
     search_layers(layers.load, ranks.first_slot, ranks.rank_scale, targets(layers, state, ranks), limits, *state.arrays)
 

@@ -29,6 +29,7 @@ from eplb.strategies.ilp.layer_search import LayerSearch, LayerState, layout_of_
 from eplb.strategies.ilp.region import whole_layer
 from eplb.strategies.ilp.search_control import NUM_THREADS, Clock, SearchControl
 from eplb.strategies.ilp.solver import cp_sat
+from eplb.strategies.options import check_options
 from eplb.strategies.under_rule.objective import FREE_RULES, is_even
 
 FIRST_ROUND = 0.4
@@ -86,6 +87,7 @@ class Ilp:
             raise InputError(f"survive = {problem.survive}: ilp plans for no loss, expected strategy greedy")
         if not is_even(problem.dispatch) and problem.dispatch not in FREE_RULES:
             raise InputError(f"dispatch = {problem.dispatch}: ilp does not model its shares, expected strategy greedy")
+        check_options(problem, self.name)
         wall_s = math.inf if problem.time_limit_s is None else problem.time_limit_s
         control = SearchControl(wall_s, self.clock)
         cp_sat()
@@ -168,7 +170,7 @@ def _is_open(state: LayerState, bound: float) -> bool:
 
 def _starts(problem: Problem, searches: list[LayerSearch], seed: int, control: SearchControl) -> list[LayerState]:
     """Greedy's placement; that of the constrained search in layers where it breaks a constraint."""
-    free = replace(problem, constraints=Constraints(), dispatch=DispatchRule.EVEN)
+    free = replace(problem, constraints=Constraints(), dispatch=DispatchRule.EVEN, time_limit_s=None)
     greedy = np.array(Greedy(tolerance=START_TOLERANCE)(free, seed=seed).placement.physical_to_logical_map)
     if has_two_slot_ranks(problem.topology) and problem.group_mode is GroupMode.FREE:
         greedy = improved_map(problem.load.total, greedy, problem.topology)

@@ -22,6 +22,7 @@ from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Survive
 from eplb.errors import EplbError, InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.greedy import Greedy
+from eplb.strategies.options import check_options
 from eplb.strategies.traffic.layer_plan import LayerTask, SearchSteps, plan_layer
 from eplb_traces import RoutingTrace
 
@@ -57,10 +58,9 @@ class TrafficAware:
         InputError
             Without a trace, or for a dispatch rule or group mode that the strategy does not plan for.
         """
-        starts = _start_maps(problem, seed)
-        # Constraints, losses and prices are refused here, before the search.
-        certified_plan(problem, starts[0], strategy=self.name)
+        check_options(problem, self.name)
         trace = _checked_trace(problem)
+        starts = _start_maps(problem, seed)
         asked = DEFAULT_LOAD_CAP if problem.load_cap is None else problem.load_cap
         topology, load = problem.topology, problem.load.total
         balanced = starts[0]
@@ -98,8 +98,6 @@ def _checked_trace(problem: Problem) -> RoutingTrace:
             f"dispatch = {problem.dispatch}: strategy traffic plans for even dispatch, expected one of "
             f"{', '.join(EVEN_RULES)}"
         )
-    if problem.group_mode is not GroupMode.FREE:
-        raise InputError(f"group mode {problem.group_mode}: strategy traffic takes groups as a start, expected free")
     return problem.trace
 
 

@@ -260,7 +260,7 @@ def test_machines_too_small_for_what_is_asked_are_infeasible_with_the_number_nee
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in {"greedy", "ilp"}])
 def test_other_strategies_refuse_to_survive(name):
-    with pytest.raises(InputError, match=f"survive = rank: {name} plans for no loss, expected strategy greedy"):
+    with pytest.raises(InputError, match=f"survive = rank: .*{name} .*, expected strategy greedy"):
         eplb.plan(eplb.ExpertLoad([[1.0, 2]]), eplb.Topology(1, 2, 2), name, survive="rank")
 
 

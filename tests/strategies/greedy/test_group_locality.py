@@ -107,7 +107,7 @@ def test_the_more_a_copy_costs_the_fewer_are_away():
 
 @pytest.mark.parametrize("name", ["linear", "zigzag", "deepseek", "scenario", "ilp"])
 def test_a_strategy_that_weighs_no_price_says_so(name):
-    with pytest.raises(InputError, match=f"group mode priced: {name} does not support it, expected strategy greedy"):
+    with pytest.raises(InputError, match=f"group mode priced: .*{name} .*, expected strategy greedy"):
         priced(HOT_GROUP, NODES, 0.01, strategy=name)
 
 

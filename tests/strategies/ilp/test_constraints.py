@@ -113,7 +113,7 @@ HONOUR_CONSTRAINTS = {"greedy", "scenario", "ilp"}
 def test_strategies_that_know_no_constraints_refuse_them(name):
     problem = Problem(LOAD, TOPOLOGY, constraints=Constraints(pin=[(0, 0)]))
     with pytest.raises(
-        InputError, match=f"constraints: {name} supports none, expected strategy greedy, scenario or ilp"
+        InputError, match=f"constraints: strategy {name} does not plan for it, expected strategy greedy, scenario, ilp"
     ):
         STRATEGIES[name](problem)
 

@@ -96,7 +96,7 @@ def test_a_cap_below_the_balanced_plan_is_raised_to_it_with_a_note():
     [
         ({"trace": None}, "strategy traffic: expected a token-level trace"),
         ({"dispatch": eplb.DispatchRule.WEIGHTED}, "dispatch = weighted: strategy traffic plans for even dispatch"),
-        ({"group_mode": GroupMode.PINNED}, "group mode pinned: strategy traffic takes groups as a start"),
+        ({"group_mode": GroupMode.PINNED}, "group mode pinned: strategy traffic does not plan for it"),
         ({"load_cap": 0.9}, "load_cap = 0.9: expected a busiest over mean rank >= 1"),
         ({"trace": trace_of([[[0, 1]]], 16)}, "trace of 1 layers x 16 experts: the load is of 2 layers x 32 experts"),
         ({"trace": RoutingTrace(ModelShape(2, 32, 4), [])}, "the trace has no tokens"),
