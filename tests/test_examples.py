@@ -11,6 +11,7 @@ from tests.pages import REPOSITORY
 EXAMPLES = REPOSITORY / "examples"
 MOST_LINES = 60
 PRINTS = {
+    "generate_with_plan": r"linear: .* tokens/s.*deepseek: .* tokens/s.*greedy: .* tokens/s.*same tokens: yes",
     "plan_for_sglang": r"experts in order: .* 1\.668.*greedy: .* 1\.000.*--init-expert-location \S*out\.json",
     "record_and_look": r"312 tokens, 2 layers of 16 experts\nlayer 0: .*lift.*on 4 ranks: 1\.",
     "own_strategy": r"linear: .* 2\.\d+.*snake: .* 1\..*greedy: .* 1\.000",
@@ -27,7 +28,7 @@ def _run(name: str, argument: str, monkeypatch, capsys) -> str:
 @pytest.mark.parametrize("name", PRINTS)
 def test_an_example_runs_and_prints_its_result(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip("pyarrow")
-    if name == "record_and_look":
+    if name in ("record_and_look", "generate_with_plan"):
         pytest.importorskip("transformers")
     suffix = {"plan_for_sglang": ".json", "record_and_look": ".parquet", "engine_start": ".json"}.get(name, "")
     printed = _run(name, str(tmp_path / f"out{suffix}"), monkeypatch, capsys)

@@ -25,10 +25,13 @@ from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, 
 from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
+from eplb.runtime.exchange.static_rows import StaticRows
 from eplb.runtime.exchange.symmetric.backend import Symmetric
 from eplb.runtime.exchange.symmetric.failures import ExchangeTimeoutError
 from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
 from eplb.runtime.exchange.symmetric.region import BufferSizes
+from eplb.runtime.experts.timed_experts import TimedExperts, Trial
+from eplb.runtime.layer.captured import CapturedLayers
 from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
@@ -43,14 +46,17 @@ from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult, SlotExperts, route
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_quotas
 from eplb.runtime.live_migration import LiveMigration, MigrationError, migrate
+from eplb.runtime.model.parallelize import ParallelModel, parallelize
 from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
 from eplb.runtime.verification.verify import verify
 from eplb.runtime.verification.verify_report import VerifyReport
 from eplb.runtime.verification.verify_request import VerifyRequest, read_layers
 from eplb.runtime.weights.checkpoint import CheckpointError, SafetensorsCheckpoint, StateDict
-from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape
+from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape, GateUpLayout
 from eplb.runtime.weights.quantization import Dense, Fp4Blocks, Fp8Blocks
+from eplb.runtime.weights.recode import experts_as_fp8
+from eplb.runtime.weights.shards import Shard
 from eplb.runtime.weights.weight_loading import load_experts, slot_experts
 
 __all__ = [
@@ -60,6 +66,7 @@ __all__ = [
     "Backend",
     "BackendChoice",
     "BufferSizes",
+    "CapturedLayers",
     "CheckpointError",
     "Dense",
     "ExchangeEpochError",
@@ -76,6 +83,7 @@ __all__ = [
     "Fp8Blocks",
     "Gate",
     "GateChoice",
+    "GateUpLayout",
     "GroupLimit",
     "HashGate",
     "Launch",
@@ -85,17 +93,22 @@ __all__ = [
     "MoeLayer",
     "MoeResult",
     "Overflow",
+    "ParallelModel",
     "PlacementTables",
     "RankGroup",
     "Reference",
     "RoutingPlan",
     "SafetensorsCheckpoint",
+    "Shard",
     "SigmoidGroupGate",
     "SlotExperts",
     "SoftmaxGate",
     "StateDict",
+    "StaticRows",
     "Symmetric",
+    "TimedExperts",
     "TokenSource",
+    "Trial",
     "VerifyReport",
     "VerifyRequest",
     "auto_backend",
@@ -103,11 +116,13 @@ __all__ = [
     "choose_backend",
     "choose_slots",
     "exchange_bytes",
+    "experts_as_fp8",
     "hash_table",
     "load_experts",
     "make_backend",
     "migrate",
     "online_quotas",
+    "parallelize",
     "rank_limited_top_k",
     "read_buffer_scale_factors",
     "read_layers",

@@ -48,6 +48,26 @@ def test_mindies_config_chooses_the_exchange_and_its_buffers(plan, tmp_path):
     assert "allgather" not in json.dumps(json.loads(result.stdout)["traffic"])
 
 
+def test_mindies_data_parallel_example_runs_with_experts_cut_over_all_ranks(tmp_path):
+    (tmp_path / "load.csv").write_text("1,2,3,4,5,6,7,8")
+    one_rank = tmp_path / "plan.json"
+    words = ["plan", str(tmp_path / "load.csv"), "--ranks", "1", "-o", str(one_rank)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    config = mindie(tmp_path / "config.json", worldSize=8, tp=1, dp=8, moe_tp=8, moe_ep=1)
+    words = ["verify", str(one_rank), "-p", "2", "-t", "4", "--top-k", "2", "--mindie-config", config]
+
+    result = CliRunner().invoke(app, [*words, "--json"])
+
+    assert result.exit_code == 0, result.output
+    cut = json.loads(result.stdout)["moe_tp"]
+    assert max(cut["max_error"].values()) < 1e-4
+    assert [(one["rank"], one["experts"], one["matmul"]) for one in cut["ranks"]] == [
+        (rank, "0-7", "loop") for rank in range(8)
+    ]
+    shown = CliRunner().invoke(app, words).stdout
+    assert "3 of 8" in shown
+
+
 def test_mindies_config_for_other_ranks_is_refused(plan, tmp_path):
     config = mindie(tmp_path / "config.json", worldSize=8, moe_ep=8)
 

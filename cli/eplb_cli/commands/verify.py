@@ -10,7 +10,11 @@ from eplb_cli.arguments import options
 
 if TYPE_CHECKING:
     from eplb.runtime import VerifyReport
+    from eplb.runtime.verification.tensor_parallel import TensorParallelReport
     from eplb_traces import RoutingTrace
+
+_CUT_HIDDEN, _MOST_CUT_TOKENS = 128, 16
+"""Sizes of the execution with cut experts, which are generated anew on every process."""
 
 
 def verify(  # noqa: PLR0913  # one parameter a word of the command line
@@ -81,6 +85,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.core.dispatch_rule import DispatchRule
     from eplb.formats import ReadHints, read_plan
     from eplb.formats.mindie_config import read_mindie_config
+    from eplb.runtime.verification.tensor_parallel import TensorParallelJob, verify_tensor_parallel
     from eplb_traces import write_trace
 
     plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
@@ -88,8 +93,10 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     if mindie_config is not None:
         config = read_mindie_config(mindie_config)
         config.check_ranks(plan.placement.topology.num_ranks)
+    cuts = 1 if config is None else config.layout.moe_tp
     request = runtime.VerifyRequest(
-        launch=runtime.Launch(processes, backend),
+        # With cuts of experts the exchange is verified between the ranks of the plan, then the cuts on all processes.
+        launch=runtime.Launch(min(processes, plan.placement.topology.num_ranks) if cuts > 1 else processes, backend),
         tokens_per_rank=tokens,
         layers=runtime.read_layers("all" if record else layers, plan.placement.num_layers),
         rule=DispatchRule.named(dispatch),
@@ -107,14 +114,44 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     trace = None if trace_path is None else _read_trace(trace_path, num_experts)
     with output.progress(f"executing on {processes} processes"):
         report = runtime.verify(plan, request, trace)
+    cut_report = None
+    if config is not None:
+        job = TensorParallelJob(
+            placement=plan.placement,
+            layout=config.layout,
+            layer=report.layers[0].layer,
+            rule=request.rule,
+            exchange=config.exchange,
+            tokens_per_rank=min(tokens, _MOST_CUT_TOKENS),
+            top_k=report.top_k,
+            hidden=_CUT_HIDDEN,
+            fault=request.fault,
+            seed=seed,
+        )
+        with output.progress(f"executing experts cut by moe_tp = {cuts}"):
+            cut_report = verify_tensor_parallel(job, runtime.Launch(processes, backend))
     if as_json:
-        output.json_object(report.summary())
+        held = {} if cut_report is None else {"moe_tp": cut_report.summary()}
+        output.json_object(report.summary() | held)
     else:
         _print_report(report, plan_path.name)
+        if cut_report is not None:
+            _print_cuts(cut_report)
     if record is not None:
         write_trace(report.recorded(), record)
         output.note(f"wrote {record}")
     report.raise_on_failure()
+    if cut_report is not None:
+        cut_report.raise_on_failure()
+
+
+def _print_cuts(report: "TensorParallelReport") -> None:
+    output.table("ranks of the MindIE layout", ("rank", "EP rank", "experts", "part", "matmul"), report.holdings())
+    output.table(
+        "experts executed, error against whole experts",
+        ("storage", "largest error"),
+        [(name, f"{error:.1e}") for name, error in report.max_error.items()],
+    )
 
 
 def _read_trace(path: Path, num_experts: int | None) -> "RoutingTrace":

@@ -11,6 +11,11 @@ as first dimension, so the address of a slot never changes::
 
     gate_up.weight   [S, 2, I, H]   gate of slot 0, up of slot 0, gate of slot 1, ..
     down.weight      [S, H, I]      (and .scale parts if the codec has them)
+
+With `GateUpLayout.INTERLEAVED` the rows of gate and up alternate by eights, as a kernel that applies SwiGLU in
+registers reads them; whatever copies slots copies them as they are::
+
+    gate_up.weight   [S, I / 8, 2, 8, H]   8 rows of gate, 8 of up, 8 of gate, ..
 """
 
 from collections.abc import Mapping
@@ -21,12 +26,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
+from eplb.core.named_enum import NamedEnum
 from eplb.errors import InputError
 from eplb.runtime.weights.fingerprint import combined, fingerprint
 from eplb.runtime.weights.quantization import Dense, WeightCodec
 
 GATE_UP = "gate_up"
 DOWN = "down"
+INTERLEAVE = 8
+"""Rows of gate, then of up, that alternate in `GateUpLayout.INTERLEAVED`."""
 _ALIGNMENT_BYTES = 16
 _HAS_GROUPED_MM = "grouped_mm" in vars(F)  # torch 2.10 and later
 
@@ -47,6 +55,13 @@ class ExpertWeightsShape:
                 raise InputError(f"{name} = {getattr(self, name)}: expected >= 1")
 
 
+class GateUpLayout(NamedEnum):
+    """Order of the rows of gate and up in memory."""
+
+    SPLIT = "split"
+    INTERLEAVED = "interleaved"
+
+
 @final
 class ExpertWeights:
     """The expert weights of one rank: every slot of every layer.
@@ -61,6 +76,13 @@ class ExpertWeights:
         Type of the rows and of the arithmetic.
     device
         Where the weights live.
+    layout
+        Order of gate and up; interleaved weights are dense, and I is a multiple of 8.
+
+    Raises
+    ------
+    InputError
+        If the codec or the sizes do not allow the layout.
     """
 
     def __init__(
@@ -70,9 +92,18 @@ class ExpertWeights:
         *,
         compute_dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
+        layout: GateUpLayout = GateUpLayout.SPLIT,
     ) -> None:
         self.shape = shape
         self.codec: WeightCodec = Dense(compute_dtype) if codec is None else codec
+        self.layout = layout
+        if layout is GateUpLayout.INTERLEAVED and (
+            not isinstance(self.codec, Dense) or shape.intermediate_size % INTERLEAVE
+        ):
+            raise InputError(
+                f"layout interleaved with {self.codec.name} weights and intermediate_size = {shape.intermediate_size}: "
+                f"expected dense weights and a multiple of {INTERLEAVE}"
+            )
         self.compute_dtype = compute_dtype
         self.device = torch.device(device)
         self._layers = [self._empty_layer() for _ in range(shape.num_layers)]
@@ -85,7 +116,10 @@ class ExpertWeights:
             (DOWN, (num_slots,), hidden, inner),
         ):
             for part, spec in self.codec.parts(rows, columns).items():
-                layer[f"{name}.{part}"] = torch.zeros((*lead, *spec.shape), dtype=spec.dtype, device=self.device)
+                shape = (*lead, *spec.shape)
+                if name == GATE_UP and self.layout is GateUpLayout.INTERLEAVED:
+                    shape = (num_slots, inner // INTERLEAVE, 2, INTERLEAVE, hidden)
+                layer[f"{name}.{part}"] = torch.zeros(shape, dtype=spec.dtype, device=self.device)
         return layer
 
     def layer_parts(self, layer: int) -> Mapping[str, Tensor]:
@@ -118,7 +152,14 @@ class ExpertWeights:
             if tuple(matrix.shape) != expected:
                 raise InputError(f"{name} has shape {tuple(matrix.shape)}: expected {expected}")
             stored = self.codec.encode(matrix.to(self.device))
-            self.write_parts(layer, slot, {f"{name}.{part}": tensor for part, tensor in stored.items()})
+            parts = {f"{name}.{part}": tensor for part, tensor in stored.items()}
+            self.write_parts(layer, slot, self.in_layout(parts))
+
+    def in_layout(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An expert's parts as the codec encodes them, gate and up in the order of the layout."""
+        if self.layout is GateUpLayout.SPLIT:
+            return dict(parts)
+        return {name: interleaved(tensor) if name.startswith(GATE_UP) else tensor for name, tensor in parts.items()}
 
     def write_parts(self, layer: int, slot: int, parts: Mapping[str, Tensor]) -> None:
         """Store parts bit for bit; parts that are not named keep their values.
@@ -189,7 +230,7 @@ class ExpertWeights:
         return (
             self._grouped(layer, x_RH, rows_per_slot)
             if self.has_grouped_path
-            else self._looped(layer, x_RH, rows_per_slot)
+            else self.looped(layer, x_RH, rows_per_slot)
         )
 
     @property
@@ -215,8 +256,8 @@ class ExpertWeights:
         used_R1 = torch.arange(x_RH.shape[0], device=x_RH.device).unsqueeze(1) < last_row[-1]
         return torch.where(used_R1, y_RH, 0)
 
-    def _looped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
-        """Slot by slot; copies the counts to the host."""
+    def looped(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
+        """`forward` slot by slot; copies the counts to the host."""
         y_RH = torch.zeros_like(x_RH)
         first = 0
         for slot, num_rows in enumerate(rows_per_slot.tolist()):
@@ -231,9 +272,21 @@ class ExpertWeights:
     def _decoded(self, parts: Mapping[str, Tensor], name: str) -> Tensor:
         """The matrix `name` of a slot, or of all slots of a layer."""
         own = {part.removeprefix(f"{name}."): tensor for part, tensor in parts.items() if part.startswith(f"{name}.")}
-        return self.codec.decode(own, self.compute_dtype)
+        matrix = self.codec.decode(own, self.compute_dtype)
+        return split(matrix) if name == GATE_UP and self.layout is GateUpLayout.INTERLEAVED else matrix
 
     def _check_place(self, layer: int, slot: int) -> None:
         for word, index, size in (("layer", layer, self.shape.num_layers), ("slot", slot, self.shape.num_slots)):
             if not 0 <= index < size:
                 raise InputError(f"{word} = {index}: expected 0 <= {word} < {size}")
+
+
+def interleaved(gate_up_2IH: Tensor) -> Tensor:
+    """[.., I / 8, 2, 8, H] from gate and up [.., 2, I, H]."""
+    *lead, _, inner, hidden = gate_up_2IH.shape
+    return gate_up_2IH.reshape(*lead, 2, inner // INTERLEAVE, INTERLEAVE, hidden).transpose(-4, -3).contiguous()
+
+
+def split(interleaved_i28H: Tensor) -> Tensor:
+    """[.., 2, I, H] from interleaved gate and up: the inverse of `interleaved`."""
+    return interleaved_i28H.transpose(-4, -3).flatten(-3, -2)

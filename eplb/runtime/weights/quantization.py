@@ -49,6 +49,11 @@ class WeightCodec(Protocol):
         """Name on the command line."""
         ...
 
+    @property
+    def block(self) -> int:
+        """Rows or columns that may share a scale: a matrix can be cut between blocks."""
+        ...
+
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """The parts of a stored matrix, "weight" first.
 
@@ -75,6 +80,7 @@ class Dense:
 
     dtype: torch.dtype = torch.bfloat16
     name: ClassVar[str] = "dense"
+    block: ClassVar[int] = 1
 
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """See `WeightCodec`."""
@@ -95,6 +101,7 @@ class Fp8Blocks:
     """e4m3 under one float32 scale for each block of 128 x 128; blocks at the edge may be smaller."""
 
     name: ClassVar[str] = "fp8"
+    block: ClassVar[int] = FP8_BLOCK
 
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """See `WeightCodec`."""
@@ -109,16 +116,16 @@ class Fp8Blocks:
         num_rows, num_columns = weight_OI.shape[-2:]
         pad = (0, -num_columns % FP8_BLOCK, 0, -num_rows % FP8_BLOCK)
         padded_OI = torch.nn.functional.pad(weight_OI.float(), pad)
-        tiles = _tiled(padded_OI)
+        tiles = tiled(padded_OI)
         peak_oi = tiles.abs().amax(dim=(-3, -1))
         scale_oi = torch.where(peak_oi > 0, peak_oi / _FP8_MAX, 1.0)
-        scaled_OI = weight_OI.float() / _spread(scale_oi, num_rows, num_columns)
+        scaled_OI = weight_OI.float() / spread(scale_oi, num_rows, num_columns)
         return {"weight": scaled_OI.clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn), "scale": scale_oi}
 
     def decode(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """See `WeightCodec`."""
         weight_OI = parts["weight"]
-        scale_OI = _spread(parts["scale"], weight_OI.shape[-2], weight_OI.shape[-1])
+        scale_OI = spread(parts["scale"], weight_OI.shape[-2], weight_OI.shape[-1])
         return (weight_OI.float() * scale_OI).to(dtype)
 
 
@@ -128,6 +135,7 @@ class Fp4Blocks:
     """e2m1, two a byte, under one power of two for each 32 columns of a row."""
 
     name: ClassVar[str] = "fp4"
+    block: ClassVar[int] = FP4_BLOCK
 
     def parts(self, num_rows: int, num_columns: int) -> dict[str, PartSpec]:
         """See `WeightCodec`."""
@@ -168,13 +176,13 @@ def _power_of_two(code: Tensor) -> Tensor:
     return torch.where(bits == 0, _SMALLEST_BITS, bits).view(torch.float32)
 
 
-def _tiled(weight_OI: Tensor) -> Tensor:
+def tiled(weight_OI: Tensor) -> Tensor:
     """[.., o, 128, i, 128] of a matrix whose sides are multiples of the block."""
     *lead, num_rows, num_columns = weight_OI.shape
     return weight_OI.reshape(*lead, num_rows // FP8_BLOCK, FP8_BLOCK, num_columns // FP8_BLOCK, FP8_BLOCK)
 
 
-def _spread(scale_oi: Tensor, num_rows: int, num_columns: int) -> Tensor:
+def spread(scale_oi: Tensor, num_rows: int, num_columns: int) -> Tensor:
     """One scale for each entry of the matrix."""
     rows_Oi = scale_oi.repeat_interleave(FP8_BLOCK, dim=-2)[..., :num_rows, :]
     return rows_Oi.repeat_interleave(FP8_BLOCK, dim=-1)[..., :num_columns]

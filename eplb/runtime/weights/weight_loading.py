@@ -29,6 +29,9 @@ from eplb.runtime.weights.checkpoint import (
 )
 from eplb.runtime.weights.expert_weights import DOWN, GATE_UP, ExpertWeights
 from eplb.runtime.weights.quantization import Fp8Blocks
+from eplb.runtime.weights.shards import Shard, shard_parts
+
+_WHOLE = Shard()
 
 
 def slot_experts(placement: Placement, rank: int) -> NDArray[np.int32]:
@@ -37,13 +40,14 @@ def slot_experts(placement: Placement, rank: int) -> NDArray[np.int32]:
     return placement.physical_to_logical_map[:, first:last]
 
 
-def load_experts(
+def load_experts(  # noqa: PLR0913  # one argument for each fact of the rank
     weights: ExpertWeights,
     source: TensorSource,
     experts: NDArray[np.int32],
     num_experts: int,
     *,
     layer_ids: Sequence[int],
+    shard: Shard = _WHOLE,
 ) -> None:
     """Fill every slot of a rank.
 
@@ -61,9 +65,13 @@ def load_experts(
         E, logical experts of a layer.
     layer_ids
         [L] number of each layer in the checkpoint: `ModelShape.moe_layer_ids`.
+    shard
+        The part of each expert that is kept; `weights` have its intermediate size.
 
     Raises
     ------
+    InputError
+        If the experts cannot be cut into such shards.
     CheckpointError
         Naming the tensor that is missing, left over (of an expert that the model does not have) or of a wrong shape.
     """
@@ -75,11 +83,11 @@ def load_experts(
             f"experts {experts.shape} and {len(layer_ids)} layer ids: "
             f"expected {(weights.shape.num_layers, weights.shape.num_slots)} as in the expert weights"
         )
-    reader = _ExpertReader(source, detect_layout(source), weights)
+    reader = _ExpertReader(source, detect_layout(source), weights, shard)
     reader.check_names(num_experts, layer_ids)
     for layer, layer_id in enumerate(layer_ids):
         for expert in np.unique(experts[layer][experts[layer] != EMPTY_SLOT]).tolist():
-            parts = reader.parts(layer_id, expert)
+            parts = weights.in_layout(reader.parts(layer_id, expert))
             for slot in np.nonzero(experts[layer] == expert)[0].tolist():
                 weights.write_parts(layer, slot, parts)
 
@@ -92,6 +100,7 @@ class _ExpertReader:
     source: TensorSource
     layout: CheckpointLayout
     weights: ExpertWeights
+    shard: Shard
 
     def check_names(self, num_experts: int, layer_ids: Sequence[int]) -> None:
         """Refuse a checkpoint that lacks experts of these layers or has more than the model."""
@@ -116,7 +125,12 @@ class _ExpertReader:
 
     def parts(self, layer: int, expert: int) -> dict[str, Tensor]:
         """The expert's parts, by their names in `ExpertWeights`."""
-        inner, hidden = self.weights.shape.intermediate_size, self.weights.shape.hidden_size
+        inner = self.weights.shape.intermediate_size * self.shard.count
+        parts = self._whole_parts(layer, expert, inner)
+        return shard_parts(parts, self.shard, intermediate_size=inner, block=self.weights.codec.block)
+
+    def _whole_parts(self, layer: int, expert: int, inner: int) -> dict[str, Tensor]:
+        hidden = self.weights.shape.hidden_size
         if self.layout.is_fused:
             gate_up, down = self._names(layer, expert)
             both = self._shaped(gate_up, self.source.read_entry(gate_up, expert), (2 * inner, hidden))

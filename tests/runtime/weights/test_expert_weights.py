@@ -8,7 +8,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from eplb.errors import InputError  # noqa: E402
-from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape  # noqa: E402
+from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape, GateUpLayout  # noqa: E402
 from eplb.runtime.weights.quantization import Dense, Fp4Blocks, Fp8Blocks  # noqa: E402
 
 HIDDEN, INNER = 32, 64
@@ -44,7 +44,7 @@ def test_both_paths_equal_the_reference_for_any_counts(counts, num_unused):
     x[sum(counts) :] = float("nan")  # unused rows may hold anything
     expected = _reference(weights, 1, x, counts)
     assert weights.has_grouped_path
-    for y in (weights.forward(1, x, torch.tensor(counts)), weights._looped(1, x, torch.tensor(counts))):
+    for y in (weights.forward(1, x, torch.tensor(counts)), weights.looped(1, x, torch.tensor(counts))):
         assert y.shape == x.shape
         assert torch.allclose(y.double(), expected, atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_a_large_gate_makes_integers_exact():
     x = torch.randint(-1, 2, (4, HIDDEN), generator=torch.Generator().manual_seed(5)).float()
     expected = (((x @ gate.T).clamp(min=0) * (x @ up.T)).sum(-1, keepdim=True)).expand(4, HIDDEN)
     assert torch.equal(weights.forward(0, x, torch.tensor([4])), expected)
-    assert torch.equal(weights._looped(0, x, torch.tensor([4])), expected)
+    assert torch.equal(weights.looped(0, x, torch.tensor([4])), expected)
 
 
 def test_no_rows():
@@ -175,3 +175,37 @@ def test_wrong_calls_are_named(call, message):
 def test_an_empty_shape_is_refused():
     with pytest.raises(InputError, match="num_slots = 0: expected >= 1"):
         ExpertWeightsShape(num_layers=1, num_slots=0, hidden_size=1, intermediate_size=1)
+
+
+def _interleaved(num_slots, **options):
+    shape = ExpertWeightsShape(num_layers=1, num_slots=num_slots, hidden_size=HIDDEN, intermediate_size=INNER)
+    return ExpertWeights(shape, compute_dtype=torch.float32, layout=GateUpLayout.INTERLEAVED, **options)
+
+
+def test_interleaved_rows_alternate_by_eights_and_compute_the_same():
+    split_weights, weights = _expert_weights(2), _interleaved(2)
+    for slot in range(2):
+        weights.write_dense(0, slot, *split_weights.dense(0, slot))
+        gate_up, _ = split_weights.dense(0, slot)
+        rows = weights.slot_parts(0, slot)["gate_up.weight"].flatten(0, 2)
+        for row in (0, 7, 8, 31):  # row r of gate is stored at 16 * (r // 8) + r % 8, of up eight later
+            assert torch.equal(rows[16 * (row // 8) + row % 8], gate_up[0, row])
+            assert torch.equal(rows[16 * (row // 8) + row % 8 + 8], gate_up[1, row])
+        for found, expected in zip(weights.dense(0, slot), split_weights.dense(0, slot), strict=True):
+            assert torch.equal(found, expected)
+    x, rows = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(1)), torch.tensor([2, 3])
+    assert torch.equal(weights.forward(0, x, rows), split_weights.forward(0, x, rows))
+    assert torch.allclose(weights.looped(0, x, rows), weights.forward(0, x, rows), atol=1e-5)
+    # Parts in another order than that of the layout have another shape, so that they cannot be written by mistake.
+    with pytest.raises(InputError, match=r"gate_up\.weight is torch\.float32"):
+        weights.write_parts(0, 0, split_weights.slot_parts(0, 0))
+    weights.write_parts(0, 0, weights.in_layout(split_weights.slot_parts(0, 1)))
+    assert torch.equal(weights.dense(0, 0)[0], split_weights.dense(0, 1)[0])
+
+
+def test_weights_that_cannot_be_interleaved_are_refused():
+    with pytest.raises(InputError, match="interleaved with fp8 weights"):
+        _interleaved(1, codec=Fp8Blocks())
+    shape = ExpertWeightsShape(num_layers=1, num_slots=1, hidden_size=8, intermediate_size=12)
+    with pytest.raises(InputError, match="intermediate_size = 12"):
+        ExpertWeights(shape, layout=GateUpLayout.INTERLEAVED)

@@ -26,6 +26,6 @@ def test_grouped_rows_agree_with_a_loop_over_slots(codec, rows):
 
     assert weights.has_grouped_path
     grouped = weights.forward(0, x, rows_per_slot)[: sum(rows)]
-    looped = weights._looped(0, x, rows_per_slot)[: sum(rows)]
+    looped = weights.looped(0, x, rows_per_slot)[: sum(rows)]
 
     torch.testing.assert_close(grouped, looped, rtol=2e-2, atol=2e-2)

@@ -1,0 +1,174 @@
+"""Replaces the experts of a Hugging Face model by those of a plan's ranks.
+
+Every process holds the whole model except experts, and computes its own prompts (data parallel). In a MoE block its
+tokens travel to the experts and back, so all processes must run the same number of forward passes: pass
+`synced_gpus=True` to `generate` if their prompts may end at different steps.
+
+T tokens of this process   K choices   H hidden   E experts   L MoE layers
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.migration import Migration
+from eplb.core.placement import Placement
+from eplb.core.problem import Plan
+from eplb.errors import InputError
+from eplb.runtime.exchange.backend_choice import make_backend
+from eplb.runtime.exchange.protocol import Backend
+from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.experts.timed_experts import TimedExperts
+from eplb.runtime.layer.gate import GateChoice
+from eplb.runtime.layer.moe_layer import route, source_counts
+from eplb.runtime.layer.placement_tables import PlacementTables
+from eplb.runtime.layer.replica_choice import TokenSource
+from eplb.runtime.live_migration import migrate
+from eplb.runtime.model.moe_blocks import MoeBlock, moe_blocks
+from eplb.runtime.weights.checkpoint import StateDict, TensorSource
+from eplb.runtime.weights.expert_weights import INTERLEAVE, ExpertWeights, ExpertWeightsShape, GateUpLayout
+from eplb.runtime.weights.weight_loading import load_experts
+from eplb_traces import ModelShape
+
+
+@final
+class ParallelModel:
+    """The experts of this process, for all MoE layers of a model."""
+
+    placement: Placement
+    """The placement in force."""
+    counts_LE: Tensor
+    """[L, E] int64 selections of this process's tokens since construction, in logical experts."""
+
+    def __init__(
+        self, placement: Placement, group: RankGroup, weights: ExpertWeights, tables: PlacementTables, backend: Backend
+    ) -> None:
+        self.placement, self.group, self.weights = placement, group, weights
+        self.tables, self.backend, self.experts = tables, backend, TimedExperts(weights)
+        shape = (placement.num_layers, placement.num_experts)
+        self.counts_LE = torch.zeros(shape, dtype=torch.int64, device=weights.device)
+
+    def migrate(self, after: Placement) -> None:
+        """Move to another placement between two forward passes; all processes call it with the same placement.
+
+        Raises
+        ------
+        MigrationError
+            On every process, if the migration stopped; see `LiveMigration`.
+        """
+        if after == self.placement:
+            return
+        migration = Migration.between(self.placement, after, self.weights.expert_bytes)
+        migrate(migration, self.weights, self.tables, self.group)
+        self.placement = after
+
+    def apply(self, layer: int, x_TH: Tensor, choice: GateChoice) -> Tensor:
+        """[T, H] the weighted sum of the chosen experts' outputs."""
+        routing = route(choice, self._source(x_TH), self.tables, layer, self.group)
+        self.counts_LE[layer] += source_counts(choice.expert_ids_TK, routing.source, self.tables).sum(dim=0)
+        handle = self.backend.plan_exchange(routing)
+        x_MH = self.backend.dispatch(x_TH, handle)
+        return self.backend.combine(self.experts.forward(layer, x_MH, handle.rows.rows_per_slot_S), handle)
+
+    def _source(self, x_TH: Tensor) -> TokenSource:
+        """The tokens of this process, divided evenly over the ranks that it executes."""
+        ranks, total = self.group.ranks, x_TH.shape[0]
+        shares = [total * (i + 1) // len(ranks) - total * i // len(ranks) for i in range(len(ranks))]
+        return TokenSource.consecutive(ranks.start, shares, x_TH.device)
+
+
+@final
+class PlacedExperts(nn.Module):
+    """Stands in a block where all experts of the layer stood."""
+
+    def __init__(self, layer: int, parallel: ParallelModel) -> None:
+        super().__init__()
+        self._layer, self._parallel = layer, parallel
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """The block's call: tokens, ids and weights of their experts."""
+        x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
+        choice = GateChoice(top_k_index.to(torch.int64), top_k_weights.float())
+        return self._parallel.apply(self._layer, x_TH, choice).view_as(hidden_states)
+
+
+def parallelize(  # noqa: PLR0913  # one argument for each choice of the user
+    model: nn.Module,
+    plan: Plan,
+    group: RankGroup,
+    *,
+    source: TensorSource | None = None,
+    exchange: str = "auto",
+    rule: DispatchRule = DispatchRule.EVEN,
+) -> ParallelModel:
+    """Replace the experts in every MoE block of a model; the model is changed in place.
+
+    Parameters
+    ----------
+    model
+        A Qwen3-MoE, Mixtral, OLMoE, DeepSeek-V2 or DeepSeek-V3 model of `transformers` 5, the same on all processes.
+    plan
+        The placement of its experts.
+    group
+        The processes.
+    source
+        Where the experts are read from; only those of this process are read. By default from the model itself; with a
+        checkpoint the model's own experts may be on the meta device.
+    exchange
+        Name of the exchange backend.
+    rule
+        How replicas are chosen.
+
+    Returns
+    -------
+    ParallelModel
+        The experts of this process, with recorded load and `migrate`.
+
+    Raises
+    ------
+    InputError
+        If the plan is for another model, or the model has no known MoE block.
+    CheckpointError
+        If the source lacks an expert.
+    """
+    blocks = moe_blocks(model)
+    _check_plan(plan, blocks)
+    first, placement = blocks[0], plan.placement
+    device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
+    weights = _empty_weights(first, len(blocks), len(group.slots), device)
+    experts = placement.physical_to_logical_map[:, group.slots.start : group.slots.stop]
+    load_experts(
+        weights,
+        StateDict(model.state_dict()) if source is None else source,
+        experts,
+        first.num_experts,
+        layer_ids=[block.layer_id for block in blocks],
+    )
+    tables = PlacementTables(placement, rule, device)
+    backend = make_backend(exchange, group, top_k=first.top_k)
+    parallel = ParallelModel(placement, group, weights, tables, backend)
+    for layer, block in enumerate(blocks):
+        block.module.register_module("experts", PlacedExperts(layer, parallel))
+    return parallel
+
+
+def _check_plan(plan: Plan, blocks: list[MoeBlock]) -> None:
+    layer_ids = tuple(block.layer_id for block in blocks)
+    plan.placement.check_model(ModelShape(len(blocks), blocks[0].num_experts, blocks[0].top_k), "model", name="plan")
+    if plan.shape.moe_layer_ids not in (None, layer_ids):
+        raise InputError(f"the plan's MoE layers are {plan.shape.moe_layer_ids}: the model's are {layer_ids}")
+
+
+def _empty_weights(block: MoeBlock, num_layers: int, num_slots: int, device: torch.device) -> ExpertWeights:
+    """Interleaved where the kernels of a GPU can use it."""
+    shape = ExpertWeightsShape(
+        num_layers=num_layers,
+        num_slots=num_slots,
+        hidden_size=block.hidden_size,
+        intermediate_size=block.intermediate_size,
+    )
+    can_interleave = device.type == "cuda" and not block.intermediate_size % INTERLEAVE
+    layout = GateUpLayout.INTERLEAVED if can_interleave else GateUpLayout.SPLIT
+    return ExpertWeights(shape, compute_dtype=block.dtype, device=device, layout=layout)

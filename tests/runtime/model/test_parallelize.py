@@ -1,0 +1,70 @@
+"""Models with placed experts generate the tokens of the whole model; other models and plans are refused."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from eplb.core.placement import Placement  # transformers first
+from eplb.core.problem import Plan
+from eplb.core.topology import Topology
+from eplb.errors import InputError
+from eplb.runtime import Launch, RankGroup, SafetensorsCheckpoint, run_processes
+from eplb.runtime.model.parallelize import parallelize
+from eplb_traces import ModelShape
+from tests.runtime.model import parallel_cases
+from tests.traces.recorder import models
+
+
+def test_greedy_tokens_are_those_of_the_whole_model_on_two_processes():
+    assert run_processes(Launch(2), parallel_cases.run_families, None) == [[], []]
+
+
+def _plan(num_layers=3, num_experts=8, layer_ids=None):
+    placement = Placement([range(num_experts)] * num_layers, num_experts, Topology(1, 2, num_experts // 2))
+    return Plan(placement, ModelShape(num_layers, num_experts, 3, moe_layer_ids=layer_ids), "given")
+
+
+def _alone(plan):
+    return RankGroup(plan.placement.topology)
+
+
+def test_experts_are_read_from_a_checkpoint_of_the_same_model(tmp_path):
+    model, plan = models.build("qwen3_moe"), _plan()
+    model.save_pretrained(tmp_path)
+    prompts = torch.randint(3, 64, (2, 5), generator=torch.Generator().manual_seed(0))
+    expected = model(prompts).logits.detach()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts." in name:
+                parameter.zero_()
+    parallelize(model, plan, _alone(plan), source=SafetensorsCheckpoint(tmp_path), exchange="allgather")
+    assert torch.allclose(model(prompts).logits.detach(), expected, atol=1e-5)
+    assert not any(".experts." in name and "shared" not in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (_plan(num_layers=2), "model of 3 layers x 8 experts: the plan is for 2 layers x 8 experts"),
+        (_plan(num_experts=6), "the plan is for 3 layers x 6 experts"),
+        (_plan(layer_ids=(1, 2, 3)), r"MoE layers are \(1, 2, 3\): the model's are \(0, 1, 2\)"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused(plan, message):
+    with pytest.raises(InputError, match=message):
+        parallelize(models.build("qwen3_moe"), plan, _alone(plan))
+
+
+def test_models_without_a_known_block_are_refused():
+    with pytest.raises(InputError, match="Linear: no MoE block found, expected one of DeepseekV2Moe"):
+        parallelize(torch.nn.Linear(2, 2), _plan(), _alone(_plan()))
+    with pytest.raises(InputError, match="GptOssForCausalLM: no MoE block found"):
+        parallelize(models.build("gpt_oss"), _plan(), _alone(_plan()))
+
+
+def test_another_activation_is_refused():
+    model = models.build("qwen3_moe")
+    model.model.layers[1].mlp.experts.act_fn = torch.nn.GELU()
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts has the activation GELU: expected silu"):
+        parallelize(model, _plan(), _alone(_plan()))
