@@ -37,8 +37,9 @@ PUSH_VARIANTS: tuple[dict[str, int], ...] = (
     {"pushers": 64, "dispatch_group": 32, "dispatch_warps": 16},
 )
 FAST_COMBINE_VARIANTS: tuple[dict[str, int], ...] = (
-    {"fast_combine_warps": 4, "fast_skip_absent": False},
     {"fast_combine_warps": 8, "fast_skip_absent": True},
+    {"fast_combine_warps": 4, "fast_skip_absent": False},
+    {"fast_combine_warps": 8, "fast_skip_absent": False},
 )
 
 
@@ -238,7 +239,7 @@ def chain_us(rank: Rank, *steps: Callable[[], None]) -> float:
     graph = captured(*steps, calls=CALLS)
     times = []
     for _ in range(REPLAYS):
-        times.append(_timed(graph.replay) / CALLS)
+        times.append(timed(graph.replay) / CALLS)
     rank.state.raise_on_error()
     return statistics.median(times)
 
@@ -246,12 +247,13 @@ def chain_us(rank: Rank, *steps: Callable[[], None]) -> float:
 def single_us(rank: Rank, step: Callable[[], None]) -> float:
     """Median time of an eager call, L2 flushed before."""
     flush = torch.empty(256 * 2**20 // 4, dtype=torch.int32, device=rank.device)
-    times = [_timed(step, flush) for _ in range(WARM_UPS + REPEATS)]
+    times = [timed(step, flush) for _ in range(WARM_UPS + REPEATS)]
     rank.state.raise_on_error()
     return statistics.median(times[WARM_UPS:])
 
 
-def _timed(call: Callable[[], None], flush: torch.Tensor | None = None) -> float:
+def timed(call: Callable[[], None], flush: torch.Tensor | None = None) -> float:
+    """Microseconds of a call after a barrier."""
     if flush is not None:
         flush.zero_()
     dist.barrier()
@@ -362,6 +364,7 @@ def measure(wanted: tuple[str, ...] = ROWS) -> list[Result]:
     for of_ranks in zip(*(results for _, results in answers), strict=True):
         chain, single = max(one.chain_us for one in of_ranks), max(one.single_us for one in of_ranks)
         slowest.append(replace(of_ranks[0], chain_us=chain, single_us=single))
+    print(report(slowest), flush=True)
     return slowest
 
 

@@ -55,7 +55,7 @@ def measure(wanted: Sequence[Case] = CASES, extra: Sequence[GroupedFfn] = ()) ->
     results = []
     for case in wanted:
         for name, ffns in (("bf16", (*BF16_FFNS, *extra)), ("fp8", FP8_FFNS)):
-            parts = _weights(case.slots, name)
+            parts = weights(case.slots, name)
             results += _measured(case, parts, ffns)
             del parts
             torch.cuda.empty_cache()
@@ -79,7 +79,8 @@ def as_dicts(results: Sequence[Result]) -> list[dict[str, object]]:
     return [asdict(one) for one in results]
 
 
-def _weights(slots: int, dtype: str) -> dict[str, torch.Tensor]:
+def weights(slots: int, dtype: str) -> dict[str, torch.Tensor]:
+    """Random weights of the experts of a rank, as `GroupedFfn` takes them."""
     torch.manual_seed(0)
     if dtype == "bf16":
         gate_up = torch.empty((slots, INNER // 8, 2, 8, HIDDEN), dtype=torch.bfloat16, device="cuda").normal_(0, 0.02)
@@ -140,14 +141,15 @@ def _error(parts: dict[str, torch.Tensor], x: torch.Tensor, counts: np.ndarray, 
         if count:
             rows = [first + row for row in {0, count // 2, count - 1}]
             own = {name: part[slot] for name, part in parts.items()}
-            truth = _exact(own, x[rows].float())
+            truth = exact(own, x[rows].float())
             wrong += float((y[rows].float() - truth).square().sum())
             whole += float(truth.square().sum())
         first += count
     return float((wrong / whole) ** 0.5)
 
 
-def _exact(own: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def exact(own: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Rows through one expert in float32."""
     if f"{DOWN}.scale" in own:
         gate_up = Fp8Blocks().decode(
             {"weight": own[f"{GATE_UP}.weight"], "scale": own[f"{GATE_UP}.scale"]}, torch.float32

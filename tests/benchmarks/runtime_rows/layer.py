@@ -1,0 +1,162 @@
+"""R9 to R11: a whole MoE layer of two ranks in one CUDA graph, from the router's GEMM to the output.
+
+The variants of a case are replayed in turn, a barrier before each; the median of 15 is the maximum over ranks. "no FFN"
+leaves the experts out. The error is that of 32 tokens against float32. Both ranks draw the same weights for equal
+local slots.
+"""
+
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from eplb.core.topology import Topology
+from eplb.runtime import BufferSizes, ExchangeMode, FixedExchange, Launch, Member, RankGroup, run_processes
+from eplb.runtime.exchange.symmetric.settings import KernelSettings
+from eplb.runtime.experts.candidates import BF16_FFNS, FP8_FFNS
+from eplb.runtime.experts.grouped_ffn import GroupedFfn
+from eplb.runtime.kernels.top_k import softmax_top_k_on_device
+
+from .exchange import captured, timed
+from .ffn import exact, weights
+
+HIDDEN, TOP_K, ROUNDS, CHECKED_TOKENS = 7168, 8, 15, 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer: tokens of a rank, experts of both ranks, type of the experts, their FFNs, and the bar."""
+
+    row: str
+    tokens: int
+    experts: int
+    dtype: str
+    ffns: tuple[GroupedFfn, ...]
+    most_us: float
+
+
+CASES = (
+    Case("R11", 128, 18, "bf16", BF16_FFNS[3:5], 320),
+    Case("R11", 128, 18, "fp8", FP8_FFNS[:2], 250),
+    Case("R10", 128, 256, "bf16", BF16_FFNS[:1], 2700),
+    Case("R10", 128, 256, "fp8", FP8_FFNS[:2], 1500),
+    Case("R9", 4096, 256, "bf16", BF16_FFNS[5:7], 6000),
+    Case("R9", 4096, 256, "fp8", FP8_FFNS[:2], 5300),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One variant of a case."""
+
+    row: str
+    tokens: int
+    experts: int
+    variant: str
+    us: float
+    error: float
+    most_us: float
+
+
+def measure(wanted: tuple[Case, ...] = CASES) -> list[Result]:
+    """All cases on two GPUs; nothing on fewer."""
+    if torch.cuda.device_count() < 2:
+        print(f"R9 to R11 need 2 GPUs, found {torch.cuda.device_count()}: nothing was measured", flush=True)
+        return []
+    os.environ["NCCL_NVLS_ENABLE"] = "0"
+    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # multicast is not used
+    answers = run_processes(Launch(2, "nccl"), _measured, wanted)
+    slowest = [
+        replace(of_ranks[0], us=max(one.us for one in of_ranks), error=max(one.error for one in of_ranks))
+        for of_ranks in zip(*answers, strict=True)
+    ]
+    print("the slower rank:\n" + report(slowest), flush=True)
+    return slowest
+
+
+def _measured(member: Member, wanted: tuple[Case, ...]) -> list[Result]:
+    """All cases on one rank."""
+    results = []
+    for case in wanted:
+        found = _case(member, case)
+        if member.process == 0:
+            print(report(found), flush=True)
+        results += found
+        torch.cuda.empty_cache()
+    return results
+
+
+def _case(member: Member, case: Case) -> list[Result]:
+    torch.manual_seed(member.process)
+    is_small = case.tokens <= 512
+    group = RankGroup.of(
+        Topology(1, dist.get_world_size(), case.experts // dist.get_world_size()), member.process_group
+    )
+    exchange = FixedExchange.create(
+        group,
+        BufferSizes(case.tokens, TOP_K, HIDDEN),
+        torch.bfloat16,
+        member.device,
+        mode=ExchangeMode.LOW_LATENCY if is_small else ExchangeMode.NORMAL,
+        settings=KernelSettings(float8_wire=is_small),
+    )
+    exchange.set_tokens(case.tokens)
+    x_TH = torch.randn((case.tokens, HIDDEN), device=member.device).bfloat16()
+    router_EH = (torch.randn((case.experts, HIDDEN), device=member.device) / HIDDEN**0.5).bfloat16()
+    logits_TE = torch.empty((case.tokens, case.experts), device=member.device)
+    parts = weights(case.experts // group.num_processes, case.dtype)
+
+    def layer(ffn: GroupedFfn | None) -> None:
+        torch.mm(x_TH, router_EH.T, out_dtype=torch.float32, out=logits_TE)
+        softmax_top_k_on_device(logits_TE, exchange.slot_TK, exchange.weight_TK)
+        rows_MH = exchange.dispatch(x_TH)
+        exchange.combine(rows_MH if ffn is None else ffn(parts, rows_MH, exchange.ends_S))
+
+    def error() -> float:
+        truth_TH = torch.zeros((CHECKED_TOKENS, HIDDEN), device=member.device)
+        for token in range(CHECKED_TOKENS):
+            for slot, weight in zip(exchange.slot_TK[token].tolist(), exchange.weight_TK[token].tolist(), strict=True):
+                own = {name: part[slot % part.shape[0]] for name, part in parts.items()}
+                truth_TH[token] += weight * exact(own, x_TH[token : token + 1].float())[0]
+        found_TH = exchange.out_TH[:CHECKED_TOKENS].float()
+        return float((found_TH - truth_TH).norm() / truth_TH.norm())
+
+    graphs, errors = {}, {}
+    variants: dict[str, Callable[[], None]] = {ffn.name: lambda ffn=ffn: layer(ffn) for ffn in case.ffns}
+    variants["no FFN"] = lambda: layer(None)
+    for name, call in variants.items():
+        call()
+        torch.cuda.synchronize()
+        dist.barrier()
+        graphs[name] = captured(call)
+        graphs[name].replay()
+        errors[name] = error() if name != "no FFN" else float("nan")
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, graph in graphs.items():
+            times[name].append(timed(graph.replay))
+    exchange.raise_on_error()
+    results = []
+    for name in variants:
+        bar = case.most_us if name != "no FFN" else float("nan")
+        us = statistics.median(times[name])
+        results.append(Result(case.row, case.tokens, case.experts, f"{case.dtype} {name}", us, errors[name], bar))
+    return results
+
+
+def report(results: list[Result]) -> str:
+    """The results as a table."""
+    lines = [
+        f"{one.row:4} {one.tokens:5} tokens {one.experts:4} experts  {one.variant:60} {one.us:9.1f} us"
+        f"  error {one.error:.1e}  bar {one.most_us:.0f}"
+        for one in results
+    ]
+    return "\n".join(lines)
+
+
+def as_dicts(results: list[Result]) -> list[dict[str, object]]:
+    """The results for --json."""
+    return [asdict(one) for one in results]
