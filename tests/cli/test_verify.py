@@ -68,6 +68,26 @@ def test_mindies_data_parallel_example_runs_with_experts_cut_over_all_ranks(tmp_
     assert "3 of 8" in shown
 
 
+def test_mindies_all_to_all_example_takes_the_grouped_matmul_above_32_experts(tmp_path):
+    (tmp_path / "load.csv").write_text(",".join(str(1 + expert % 7) for expert in range(264)))
+    plan = tmp_path / "plan.json"
+    words = ["plan", str(tmp_path / "load.csv"), "--ranks", "8", "-o", str(plan)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    factors = [[1048576, 1.32], [524288, 1.4], [262144, 1.53], [131072, 1.8], [32768, 3.0], [8192, 5.2], [0, 8.0]]
+    options = {"ep_level": 2, "alltoall_ep_buffer_scale_factors": factors}
+    config = mindie(tmp_path / "config.json", worldSize=8, moe_ep=8, models={"deepseekv2": options})
+    words = ["verify", str(plan), "-p", "2", "-t", "4", "--top-k", "8", "--mindie-config", config, "--json"]
+
+    result = CliRunner().invoke(app, words)
+
+    assert result.exit_code == 0, result.output
+    cut = json.loads(result.stdout)["moe_tp"]
+    assert max(cut["max_error"].values()) < 1e-4
+    assert [(one["ep_rank"], one["part"], one["matmul"]) for one in cut["ranks"]] == [
+        (rank, "1 of 1", "grouped") for rank in range(8)
+    ]
+
+
 def test_mindies_config_for_other_ranks_is_refused(plan, tmp_path):
     config = mindie(tmp_path / "config.json", worldSize=8, moe_ep=8)
 
