@@ -3,7 +3,6 @@
 S slots   R rows   H hidden
 """
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -102,10 +101,8 @@ class TimedExperts:
         shares = torch.arange(1, shape.num_slots + 1, device=device) * expected_rows // shape.num_slots
         ends_S, parts = shares.to(torch.int32), self.weights.layer_parts(0)
         self._timer = make_timer(device.type) if self._timer is None else self._timer
-        seconds = {}
-        for ffn in self._ffns:
-            ffn(parts, x_RH, ends_S)  # compiles the kernels, which a capture does not allow
-            times = self._timer.seconds(partial(ffn, parts, x_RH, ends_S), repeats=_REPEATS)
-            seconds[ffn.name] = statistics.median(times)
+        calls = [partial(ffn, parts, x_RH, ends_S) for ffn in self._ffns]
+        times = self._timer.seconds(calls, repeats=_REPEATS).tolist()
+        seconds = {ffn.name: time for ffn, time in zip(self._ffns, times, strict=True)}
         chosen = min(self._ffns, key=lambda ffn: seconds[ffn.name])
         return Trial(num_rows, expected_rows, seconds, chosen)

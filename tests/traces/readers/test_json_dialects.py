@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from eplb_traces import InputError, ModelShape, read_load, read_trace
-from eplb_traces.readers import ReadOptions, read
+from eplb_traces.readers import ReadOptions, load_history, read
 from tests.traces.examples import joined, random_ids
 
 SHAPE = ModelShape(3, 16, 2)
@@ -107,8 +108,10 @@ def test_nested_lists_under_routed_experts_are_requests(tmp_path):
         read_trace(lines(tmp_path, answers), 16)
 
 
-def test_a_load_history_is_read_entry_by_entry(tmp_path):
-    loads = RNG.integers(100, 900, (40, 3, 160))  # more than a chunk
+@pytest.mark.parametrize("chunk", [1 << 9, 1 << 14, 1 << 22])  # less than an entry, some entries, the whole file
+def test_a_load_history_is_read_entry_by_entry(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(load_history, "_CHUNK", chunk)
+    loads = RNG.integers(100, 900, (40, 3, 160))
     history = [{"step": i, "logical_expert_load": load.tolist()} for i, load in enumerate(loads)]
     document = {"model": "x", "load_history": history, "more": [1]}
     path = tmp_path / "expert-load.json"
@@ -126,6 +129,19 @@ def test_a_load_history_is_read_entry_by_entry(tmp_path):
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"load_history\[2\]: .* has shape \(1, 2\): expected \(3, 160\)"):
         read_load(path)
+
+
+def test_a_load_history_needs_less_than_three_times_the_memory_of_its_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(load_history, "_CHUNK", 1 << 16)
+    path = tmp_path / "expert-load.json"
+    path.write_text(json.dumps({"load_history": [{"logical_expert_load": [[1000 + i] * 64] * 20} for i in range(300)]}))
+    tracemalloc.start()
+    try:
+        load = read_load(path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * load.tokens.nbytes
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(load.tokens[:, 7, 5], np.arange(1000, 1300))
 
 
 def test_token_scores_of_esft_are_shares_of_layers_with_ids(tmp_path):

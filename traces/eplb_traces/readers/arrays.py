@@ -249,8 +249,8 @@ def reading_of_rows(reading: Reading, options: ReadOptions, row_ids: Sequence[in
             )
         order = np.argsort(row_ids)
         row_ids = sorted(int(i) for i in row_ids)
-    tokens = load.tokens[:, order]
-    layers = moe_rows(np.asarray(~tokens.any(axis=(0, 2))), row_ids, options)
+    layers = moe_rows(load.empty_layers[order], row_ids, options)
+    rows = order[layers.rows]
     shape = ModelShape(
         len(layers.rows),
         load.num_experts,
@@ -258,7 +258,11 @@ def reading_of_rows(reading: Reading, options: ReadOptions, row_ids: Sequence[in
         moe_layer_ids=layers.moe_layer_ids,
         num_hidden_layers=layers.num_hidden_layers,
     )
-    kept = ExpertLoad(tokens[:, layers.rows], load.weights, load.labels or None, shape)
+    tokens = load.tokens
+    if not np.array_equal(rows, np.arange(load.num_layers)):
+        tokens = np.take(tokens, rows, axis=1)
+        tokens.setflags(write=False)
+    kept = ExpertLoad(tokens, load.weights, load.labels or None, shape)
     return replace(reading, content=kept, notes=layers.notes + reading.notes)
 
 
