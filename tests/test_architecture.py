@@ -20,6 +20,7 @@ LEVELS = (
     ("errors", "version"),
     ("core",),
     ("dispatch", "bounds", "formats"),
+    ("arguments",),
     ("cost",),
     ("evaluation", "strategies", "runtime"),
     ("planning",),

@@ -11,6 +11,14 @@ from typing import final
 
 import numpy as np
 
+from eplb.arguments.accepted import (
+    LoadLike,
+    PlacementLike,
+    TraceLike,
+    accepted_load,
+    accepted_placement,
+    accepted_trace,
+)
 from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import DispatchRule
@@ -21,7 +29,7 @@ from eplb.dispatch.engine_rules import expected_slot_shares
 from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
 from eplb.evaluation.traffic import TokenSpread, token_spread
-from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces import ExpertLoad
 
 EMPTY_IN_ENGINES = MappingProxyType({
     "vLLM": "0 for a window, nothing for a layer",
@@ -224,21 +232,21 @@ def off_node_replicas(placement: Placement, num_groups: int) -> Ints:
 
 
 def evaluate(
-    placement: Placement,
-    load: ExpertLoad,
+    placement: PlacementLike,
+    load: LoadLike,
     dispatch: DispatchRule | str = DispatchRule.EVEN,
     *,
     sources: Sequence[float] | None = None,
-    trace: RoutingTrace | None = None,
+    trace: TraceLike | None = None,
 ) -> Evaluation:
     """Compute the load of every rank in every window.
 
     Parameters
     ----------
     placement
-        Where the experts live.
+        Where the experts live: a placement, a plan, or the path of a placement file.
     load
-        Tokens of each expert; it need not be the load that was planned for.
+        Tokens of each expert, in any form that `plan` takes; it need not be the load that was planned for.
     dispatch
         How the runtime splits an expert's tokens over its replicas; for `online` every window is split at its best.
     sources
@@ -253,6 +261,8 @@ def evaluate(
         If placement and load or trace are of different models, the placement lacks what the dispatch rule needs, or
         `sources` is not one share a rank, summing to 1.
     """
+    load = accepted_load(load)
+    placement = accepted_placement(placement, load.shape)
     placement.check_model(load.shape)
     rule = DispatchRule.named(dispatch)
     rates = None if sources is None else checked_sources(sources, placement.topology)
@@ -266,7 +276,8 @@ def evaluate(
         else:
             slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
         np.add.reduceat(slot_load, first_slot, axis=1, out=rank_load[window])
-    return Evaluation(placement, load, rank_load, rule, None if trace is None else token_spread(placement, trace))
+    spread = None if trace is None else token_spread(placement, accepted_trace(trace))
+    return Evaluation(placement, load, rank_load, rule, spread)
 
 
 def rank_time(load: Floats, physical_to_logical_map: Map, topology: Topology) -> Floats:

@@ -6,6 +6,7 @@ from pathlib import Path
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
+from eplb.errors import InputError
 from eplb.formats import ReadHints, read_plan, write_plan
 from eplb_traces import ModelShape
 
@@ -58,11 +59,13 @@ def write_placement(
     FormatError
         If the format or its engine cannot hold the placement.
     InputError
-        If the path cannot be written.
+        If the path cannot be written, or `plan` is of another type.
     """
     if isinstance(plan, Placement):
         shape = ModelShape(plan.num_layers, plan.num_experts) if shape is None else shape
         plan = Plan(plan, shape, "given")
+    elif not isinstance(plan, Plan):
+        raise InputError(f"plan is of type {type(plan).__name__}: expected a Plan or a Placement")
     elif shape is not None:
         plan = replace(plan, shape=shape)
     write_plan(plan, path, format)

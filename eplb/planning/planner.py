@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+from eplb.arguments.accepted import LoadLike, TraceLike, accepted_load, accepted_topology, accepted_trace
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
@@ -17,7 +18,6 @@ from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, w
 from eplb.planning.held_out_requests import held_out_notes, split_requests
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
 from eplb.strategies.scenario.scenario import Scenario
-from eplb_traces import ExpertLoad, RoutingTrace
 
 AUTO = "auto"
 
@@ -32,7 +32,7 @@ CANDIDATES = (
 
 
 def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
-    load: ExpertLoad,
+    load: LoadLike,
     topology: Topology,
     strategy: str | Strategy = AUTO,
     *,
@@ -44,7 +44,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     time_limit_s: float | None = None,
     survive: str | None = None,
     sources: Sequence[float] | None = None,
-    trace: RoutingTrace | None = None,
+    trace: TraceLike | None = None,
     load_cap: float | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -53,7 +53,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     Parameters
     ----------
     load
-        The load to plan for. Windows without a token are left out, and a note says so.
+        The load to plan for, a trace, tokens as an array [E], [L, E] or [W, L, E], or the path of a file. Windows
+        without a token are left out, and a note says so.
     topology
         Ranks, nodes and slots.
     strategy
@@ -81,8 +82,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         [R] share of the tokens that each rank sends, for rules by which the rank of a token decides its replica; None:
         all alike.
     trace
-        Token-level choices of the same model, for `traffic`: every fifth request is held out, and a note gives the
-        plan's nodes a token on these requests.
+        Token-level choices of the same model, or their file, for `traffic`: every fifth request is held out, and a
+        note gives the plan's nodes a token on these requests.
     load_cap
         Most busiest over mean rank load, for `traffic`; None: 1.03.
     seed
@@ -97,9 +98,10 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         If no placement meets the constraints, or survives the loss.
     """
     start = time.perf_counter()
+    load = accepted_load(load)
     problem = Problem(
         load.without_empty_windows(),
-        topology,
+        accepted_topology(topology),
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
         group_price=group_price,
@@ -108,7 +110,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         time_limit_s=time_limit_s,
         survive=Survive.NOTHING if survive is None else Survive.named(survive),
         sources=None if sources is None else tuple(sources),
-        trace=trace,
+        trace=None if trace is None else accepted_trace(trace),
         load_cap=load_cap,
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
@@ -191,7 +193,7 @@ class Comparison:
 
 
 def compare(  # noqa: PLR0913  # the same keywords as plan()
-    load: ExpertLoad,
+    load: LoadLike,
     topology: Topology,
     strategies: Sequence[str] | None = None,
     *,
@@ -205,6 +207,7 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
 
     Parameters are as in `plan`; every strategy is run once before it is timed, so that compilation is not counted.
     """
+    load = accepted_load(load)
     results = []
     for name in strategies if strategies is not None else [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]:
         for _ in range(2):
