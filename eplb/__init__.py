@@ -49,6 +49,7 @@ __all__ = [
     "Topology",
     "TopologyChange",
     "compare",
+    "datasets",
     "evaluate",
     "for_engine",
     "plan",
@@ -61,7 +62,7 @@ __all__ = [
     "write_placement",
 ]
 
-# Public name -> the module that defines it, as in the imports above, which type checkers read.
+# Public name -> the module that defines it, as in the imports above, which type checkers read; `datasets` is a module.
 _HOME_OF = {
     "DispatchRule": "eplb.core.dispatch_rule",
     "EngineTarget": "eplb.planning.engine_target",
@@ -95,4 +96,4 @@ _HOME_OF = {
 }
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+    __getattr__, __dir__ = lazy_names(__name__, _HOME_OF, __all__)

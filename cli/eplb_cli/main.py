@@ -17,6 +17,7 @@ from eplb_cli.commands import (
     compare,
     convert,
     diff,
+    env,
     evaluate,
     plan,
     report,
@@ -93,6 +94,7 @@ app.command("verify")(verify.verify)
 app.command("calibrate")(calibrate.calibrate)
 app.command("formats")(tables.formats)
 app.command("strategies")(tables.strategies)
+app.command("env")(env.env)
 app.add_typer(trace.app, name="trace")
 
 

@@ -32,7 +32,7 @@ LoadsArg = Annotated[
     typer.Argument(
         metavar="LOAD",
         help="What the router did: a load or a token-level trace, in any dialect of `eplb trace dialects`; several "
-        "files are put together, see --combine.",
+        "files are put together, see --combine. sample:moe-435m is a trace that is shipped.",
         show_default=False,
     ),
 ]
