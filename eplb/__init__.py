@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eplb.planning.planner import compare, plan
     from eplb.planning.rebalance import Horizon, rebalance
     from eplb.planning.replan_on import replan_on
+    from eplb.planning.strategy_backtest import backtest
     from eplb.version import __version__ as __version__
     from eplb_traces.expert_load import ExpertLoad
     from eplb_traces.model_shape import ModelShape
@@ -48,6 +49,7 @@ __all__ = [
     "SolveStatus",
     "Topology",
     "TopologyChange",
+    "backtest",
     "compare",
     "datasets",
     "evaluate",
@@ -82,6 +84,7 @@ _HOME_OF = {
     "Topology": "eplb.core.topology",
     "TopologyChange": "eplb.core.topology_change",
     "__version__": "eplb.version",
+    "backtest": "eplb.planning.strategy_backtest",
     "compare": "eplb.planning.planner",
     "evaluate": "eplb.evaluation.metrics",
     "for_engine": "eplb.engines.for_engine",

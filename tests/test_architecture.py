@@ -24,7 +24,7 @@ LEVELS = (
     ("cost",),
     ("evaluation", "strategies", "runtime"),
     ("planning",),
-    ("online", "engines", "report"),
+    ("online", "engines", "report", "testing"),
     ("__init__", "__main__"),
 )
 HEAVY = {"torch", "ortools", "matplotlib", "plotly", "pandas", "ray", "pyarrow", "transformers"}

@@ -16,7 +16,8 @@ from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
 from eplb.planning.held_out_requests import held_out_notes, split_requests
-from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
+from eplb.planning.own_plan import check_own_plan
+from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, StrategyLike, accepted_strategy, is_of_eplb
 from eplb.strategies.scenario.scenario import Scenario
 
 AUTO = "auto"
@@ -34,7 +35,7 @@ CANDIDATES = (
 def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     load: LoadLike,
     topology: Topology,
-    strategy: str | Strategy = AUTO,
+    strategy: StrategyLike = AUTO,
     *,
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
@@ -59,7 +60,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         Ranks, nodes and slots.
     strategy
         A name of `eplb.strategies.STRATEGIES`; "auto": the planner picks one and gives the reason in the notes; or a
-        strategy of your own, a callable as `eplb.core.problem.Strategy` describes it.
+        strategy of your own: a function of the problem and a seed that returns a `Plan` or the map [L, P], an object
+        as `eplb.core.problem.Strategy` describes it, its class, "module:object", or the name of an installed one.
     groups
         Expert groups of the model; by default those of the load's shape.
     group_mode
@@ -114,7 +116,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         load_cap=load_cap,
     )
     chosen, problem, notes = _choose(strategy, problem, seed)
-    if isinstance(strategy, str) and chosen.name != "traffic" and (trace is not None or load_cap is not None):
+    is_own = not is_of_eplb(chosen)
+    if not is_own and chosen.name != "traffic" and (trace is not None or load_cap is not None):
         raise InputError(f"trace or load_cap: strategy {chosen.name} ignores them, expected strategy traffic")
     num_empty = int(load.empty_windows.sum())
     if num_empty:
@@ -125,6 +128,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         problem = replace(problem, trace=fit)
     made = chosen(problem, seed=seed)
     _check_answers(made, problem)
+    if is_own:
+        check_own_plan(made, problem)
     if problem.dispatch is DispatchRule.WEIGHTED:
         made = replace(made, placement=weighted_placement(made.placement, problem.load))
     if problem.trace is not None:
@@ -147,12 +152,10 @@ def _check_answers(made: Plan, problem: Problem) -> None:
         raise InputError(f"strategy {made.strategy}: a plan for {made.placement.topology}: expected {problem.topology}")
 
 
-def _choose(strategy: str | Strategy, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
+def _choose(strategy: StrategyLike, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
     """Find the strategy by name, or choose one by the load; the returned problem may have less history."""
-    if not isinstance(strategy, str):
-        return strategy, problem, ()
     if strategy != AUTO:
-        return find_strategy(strategy), problem, ()
+        return accepted_strategy(strategy), problem, ()
     if problem.survive is not Survive.NOTHING:
         return STRATEGIES["greedy"], problem, (f"auto: greedy, which plans for the loss of a {problem.survive}",)
     if problem.group_mode is GroupMode.PRICED:
@@ -195,7 +198,7 @@ class Comparison:
 def compare(  # noqa: PLR0913  # the same keywords as plan()
     load: LoadLike,
     topology: Topology,
-    strategies: Sequence[str] | None = None,
+    strategies: Sequence[StrategyLike] | None = None,
     *,
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
@@ -205,7 +208,8 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
 ) -> tuple[Comparison, ...]:
     """Plan with several strategies, by default all that plan in milliseconds, and evaluate each on the same load.
 
-    Parameters are as in `plan`; every strategy is run once before it is timed, so that compilation is not counted.
+    Parameters are as in `plan`, strategies of your own included. Every strategy is run once before it is timed, so that
+    compilation is not counted.
     """
     load = accepted_load(load)
     results = []

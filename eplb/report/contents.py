@@ -16,6 +16,7 @@ from eplb.evaluation.traffic import expected_traffic, fitting_sources
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import over_all, per_layer
+from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.statistics import load_by_window, load_over_time
 
@@ -57,6 +58,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     plans: Mapping[str, Placement] | None = None,
     topology: Topology | None = None,
     *,
+    strategy: StrategyLike = DEFAULT_STRATEGY,
     window: int | None = None,
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
@@ -66,7 +68,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     """Evaluate the plans of a report and compare them with a first one.
 
     With several plans, the first is the one the others are compared with. A single plan is compared with experts in
-    order on its topology. Without a plan, `greedy` makes one for `topology`.
+    order on its topology. Without a plan, `strategy` makes one for `topology`.
 
     Parameters
     ----------
@@ -76,6 +78,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         Placements by name, in the order shown.
     topology
         The topology to plan for; required without `plans`, otherwise not used.
+    strategy
+        What plans if no plan is given: a name or a strategy of your own, as in `plan`.
     window
         For a trace: steps per window. For a load: number of windows to sum into one.
     dispatch
@@ -91,7 +95,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     ------
     InputError
         If no expert has a token, there are neither plans nor a topology, a plan is for another model, plans differ in
-        ranks or nodes, or `greedy` has nothing to plan for.
+        ranks or nodes, or `strategy` has nothing to plan for.
     """
     trace = source if isinstance(source, RoutingTrace) else None
     load = load_by_window(source, window)
@@ -100,8 +104,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
     given = dict(plans or {})
     if not given and topology is not None:
-        made = plan(load, topology, DEFAULT_STRATEGY, dispatch=dispatch, sources=sources)
-        given[DEFAULT_STRATEGY] = made.placement
+        made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
+        given[made.strategy] = made.placement
     shown = _plans_to_show(load, given)
     views: list[PlanView] = []
     for name, placement in shown.items():

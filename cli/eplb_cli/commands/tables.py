@@ -43,12 +43,30 @@ def dialects(as_json: JsonOpt = False) -> None:
         )
 
 
+def _installed() -> list[tuple[str, str]]:
+    """Name and summary of the strategies of installed packages; what hinders, for one that cannot be used."""
+    from eplb.errors import InputError
+    from eplb.strategies import STRATEGIES, find_strategy
+    from eplb.strategies.own_strategy import installed_strategies
+
+    rows = []
+    for name, entry in installed_strategies().items():
+        try:
+            summary = find_strategy(name).summary
+        except InputError as error:
+            summary = f"cannot be used: {error}"
+        if name in STRATEGIES:
+            name, summary = f"{name} of {entry.value}", "cannot be used: eplb has a strategy of this name"
+        rows.append((name, summary))
+    return rows
+
+
 def strategies(as_json: JsonOpt = False) -> None:
     """List the strategies."""
     from eplb.strategies import STRATEGIES
 
+    rows = [*((name, strategy.summary) for name, strategy in STRATEGIES.items()), *_installed()]
     if as_json:
-        output.json_object({name: {"summary": strategy.summary} for name, strategy in STRATEGIES.items()})
+        output.json_object({name: {"summary": summary} for name, summary in rows})
         return
-    rows = [(name, strategy.summary) for name, strategy in STRATEGIES.items()]
     output.table("Strategies; auto picks one and gives the reason", ("name", "what"), rows)
