@@ -146,12 +146,7 @@ def from_tensor(value: object) -> ArrayLike:
 
 
 def _refusal(name: str, value: object, expected: str) -> InputError:
-    kind = type(value).__name__
-    return InputError(f"{name} is {_article(kind)} {kind}{_content(value)}: expected {expected}")
-
-
-def _article(noun: str) -> str:
-    return "an" if noun[:1].lower() in "aeiou" else "a"
+    return InputError(f"{name} is of type {type(value).__name__}{_content(value)}: expected {expected}")
 
 
 def _content(value: object) -> str:

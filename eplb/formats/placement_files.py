@@ -1,4 +1,4 @@
-"""`eplb.read_placement` and `eplb.write_placement`: placements in files of any format."""
+"""Reads, writes, converts and checks placement files of any format: the public calls."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,10 @@ from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.formats import ReadHints, read_plan, write_plan
+from eplb.formats.engine_check import EngineReport, check_file
 from eplb_traces import ModelShape
+from eplb_traces.errors import naming_place
+from eplb_traces.model_shape import merge_shapes
 
 
 def read_placement(
@@ -69,3 +72,68 @@ def write_placement(
     elif shape is not None:
         plan = replace(plan, shape=shape)
     write_plan(plan, path, format)
+
+
+def convert(  # noqa: PLR0913  # what read_placement takes, and what to write
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    *,
+    format: str | None = None,
+    topology: Topology | None = None,
+    shape: ModelShape | None = None,
+) -> Plan:
+    """Rewrite a placement file in another format.
+
+    Parameters
+    ----------
+    source, target
+        The file that is read and the one that is written.
+    to
+        Name of the format to write.
+    format, topology, shape
+        As in `read_placement`; `shape` also adds the layer ids that the format to write may need.
+
+    Returns
+    -------
+    Plan
+        What was written.
+
+    Raises
+    ------
+    FormatError
+        As `read_placement` and `write_placement` do.
+    """
+    with naming_place(source):
+        plan = read_plan(source, format, ReadHints(topology=topology, shape=shape))
+        if shape is not None:
+            plan = replace(plan, shape=merge_shapes(plan.shape, shape))
+    write_plan(plan, target, to)
+    return plan
+
+
+def check(
+    path: str | Path,
+    engine: str,
+    num_ranks: int,
+    *,
+    num_experts: int | None = None,
+    shape: ModelShape | None = None,
+) -> EngineReport:
+    """Check a placement file against an engine's loader; parameters and errors as in `engine_check.check_file`.
+
+    Returns
+    -------
+    EngineReport
+        What the engine would load; a file on which it would crash, or which it would misread, is a FormatError.
+
+    Examples
+    --------
+    >>> import eplb, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "plan.json"
+    >>> plan = eplb.plan("sample:moe-435m-windows", eplb.Topology.for_experts(256, num_ranks=32), "linear")
+    >>> eplb.write_placement(plan, path, "sglang")
+    >>> print(eplb.check(path, "sglang", num_ranks=32))
+    sglang would load it: 9 layers, 256 experts + 0 redundant = 256 slots on 32 ranks of 8, 0 duplicates on a rank
+    """
+    return check_file(path, engine, num_ranks, num_experts, shape)
