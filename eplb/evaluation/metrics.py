@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -30,6 +30,10 @@ from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
 from eplb.evaluation.traffic import TokenSpread, token_spread
 from eplb_traces import ExpertLoad
+from eplb_traces.display import facts_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EMPTY_IN_ENGINES = MappingProxyType({
     "vLLM": "0 for a window, nothing for a layer",
@@ -175,6 +179,30 @@ class Evaluation:
             "imbalance_ratio_trtllm": self.imbalance_ratio_trtllm,
             "par_ascend": self.par_ascend,
         }
+
+    def __repr__(self) -> str:
+        size = f"{self.load.num_windows} windows x {self.placement.num_layers} layers"
+        mean, worst = mean_of_known(self.max_over_mean), worst_of_known(self.max_over_mean_by_window)
+        return f"Evaluation({size}, {self.dispatch} dispatch, max/mean {mean:.4f}, worst {worst:.4f})"
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Evaluation, {self.dispatch} dispatch", self.summary())
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a layer: balance over windows, of the summed load, the bound, and with a trace the token spread."""
+        import pandas as pd
+
+        columns = {
+            "layer": np.arange(self.placement.num_layers),
+            "max_over_mean": self.max_over_mean,
+            "max_over_mean_of_total": self.max_over_mean_of_total,
+            "busiest_rank": self.total_rank_time.argmax(axis=1),
+            "lower_bound": self.bound.value,
+            "binding_bound": [bound.value for bound in self.bound.binding],
+            "gap": self.gap,
+        }
+        frame = pd.DataFrame(columns)
+        return frame if self.spread is None else frame.merge(self.spread.to_frame(), on="layer")
 
     def _window_mean(self, per_window: Floats) -> float:
         return float(np.average(per_window, weights=self.load.weights))

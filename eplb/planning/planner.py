@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from eplb.arguments.accepted import LoadLike, TraceLike, accepted_load, accepted_topology, accepted_trace
 from eplb.core.constraints import Constraints
@@ -19,6 +19,10 @@ from eplb.planning.held_out_requests import held_out_notes, split_requests
 from eplb.planning.own_plan import check_own_plan
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, StrategyLike, accepted_strategy, is_of_eplb
 from eplb.strategies.scenario.scenario import Scenario
+from eplb_traces.display import cut, facts_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AUTO = "auto"
 
@@ -193,6 +197,20 @@ class Comparison:
 
     plan: Plan
     evaluation: Evaluation
+
+    def __repr__(self) -> str:
+        mean, worst = self.evaluation.balance["max_over_mean_mean"], self.evaluation.balance["max_over_mean_worst"]
+        return cut(f"Comparison({self.plan.strategy}, max/mean {mean:.4f}, worst {worst:.4f})")
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Comparison: {self.plan.strategy}", self.evaluation.summary())
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row: strategy, status, seconds, and every metric of `Evaluation.summary`."""
+        import pandas as pd
+
+        head = {"strategy": self.plan.strategy, "status": self.plan.status.value, "seconds": self.plan.seconds}
+        return pd.DataFrame([{**head, **self.evaluation.summary()}])
 
 
 def compare(  # noqa: PLR0913  # the same keywords as plan()

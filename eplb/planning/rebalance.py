@@ -20,6 +20,7 @@ from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.incremental.incremental import Incremental, busiest_rank
 from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
+from eplb_traces.display import fields_html, short_repr
 
 
 @final
@@ -54,6 +55,12 @@ class Horizon:
         for name in ("token_s", "num_loads", "transfer_share"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
     def gain_s(self, fall: Floats) -> Floats:
         """[L] seconds saved if the busiest rank of each layer falls by so many tokens, [L]."""

@@ -16,6 +16,7 @@ from eplb.core.topology import Nodes, Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.strategies import StrategyLike, accepted_strategy
+from eplb_traces.display import fields_html, short_repr
 
 _logger = logging.getLogger("eplb")
 
@@ -37,7 +38,14 @@ class SweepPoint:
     bytes_per_rank: float
     """Expert weights of all layers on one rank."""
     seconds: float
+
     """Wall time of planning; the first one may include compilation."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
 
 def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule by keyword

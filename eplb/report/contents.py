@@ -18,6 +18,7 @@ from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import over_all, per_layer
 from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces.display import cut, facts_html
 from eplb_traces.statistics import load_by_window, load_over_time
 
 BEFORE: Final = "experts in order"
@@ -46,6 +47,13 @@ class ReportContents:
     """[1 + L] the summary of all layers, one sentence per line, then one sentence for each layer."""
     expert_bytes: float
     """Bytes of one expert of one layer."""
+
+    def __repr__(self) -> str:
+        return cut(f"ReportContents({self.title}: {', '.join(view.name for view in self.plans)})")
+
+    def _repr_html_(self) -> str:
+        metrics = {view.name: view.evaluation for view in self.plans}
+        return facts_html(self.title, {"summary": self.summary_text[0].splitlines(), **metrics})
 
     @property
     def worst_layer(self) -> int:
