@@ -14,7 +14,7 @@ from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
-from eplb_traces.display import cut, facts_html, fields_html, short_repr
+from eplb_traces.display import counted, cut, facts_html, fields_html, short_repr
 
 NO_CONSTRAINTS = Constraints()
 SOURCES_SUM_TOLERANCE = 1e-6
@@ -315,7 +315,7 @@ class Plan:
 
     def __repr__(self) -> str:
         place, ranks = self.placement, self.placement.topology.num_ranks
-        size = f"{place.num_layers} layers x {place.num_experts} experts on {ranks} ranks"
+        size = f"{counted(place.num_layers, 'layer')} of {place.num_experts} experts on {counted(ranks, 'rank')}"
         gap = f", {100 * self.gap_worst:.2f} % above the bound at worst" if self._gaps else ""
         return cut(f"Plan({self.strategy}, {size}{gap})")
 

@@ -20,6 +20,7 @@ def moe_435m() -> RoutingTrace:
     --------
     >>> import eplb
     >>> eplb.datasets.moe_435m()
+    RoutingTrace(8 layers x 256 experts, top-8)
     """
     from eplb_traces.readers import read_trace
 
@@ -33,6 +34,7 @@ def moe_435m_windows() -> ExpertLoad:
     --------
     >>> import eplb
     >>> eplb.datasets.moe_435m_windows()
+    ExpertLoad(150 windows x 8 layers x 256 experts)
     """
     from eplb_traces.readers import read_load
 

@@ -30,7 +30,7 @@ from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
 from eplb.evaluation.traffic import TokenSpread, token_spread
 from eplb_traces import ExpertLoad
-from eplb_traces.display import facts_html
+from eplb_traces.display import counted, facts_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,7 +181,7 @@ class Evaluation:
         }
 
     def __repr__(self) -> str:
-        size = f"{self.load.num_windows} windows x {self.placement.num_layers} layers"
+        size = f"{counted(self.load.num_windows, 'window')} of {counted(self.placement.num_layers, 'layer')}"
         mean, worst = mean_of_known(self.max_over_mean), worst_of_known(self.max_over_mean_by_window)
         return f"Evaluation({size}, {self.dispatch} dispatch, max/mean {mean:.4f}, worst {worst:.4f})"
 
@@ -288,6 +288,18 @@ def evaluate(
     InputError
         If placement and load or trace are of different models, the placement lacks what the dispatch rule needs, or
         `sources` is not one share a rank, summing to 1.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[1.0, 2.0, 3.0, 10.0]]  # tokens of one layer of four experts
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> placement = eplb.Placement([[0, 1, 2, 0, 1, 3]], 4, topology)
+    >>> evaluation = eplb.evaluate(placement, load)
+    >>> evaluation.rank_load
+    array([[[ 4.5, 11.5]]])
+    >>> float(evaluation.max_over_mean[0])
+    1.4375
     """
     load = accepted_load(load)
     placement = accepted_placement(placement, load.shape)

@@ -102,6 +102,16 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         answers with a plan for another problem.
     InfeasibleError
         If no placement meets the constraints, or survives the loss.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[1.0, 2.0, 3.0, 10.0]]  # tokens of one layer of four experts
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> eplb.plan(load, topology)
+    Plan(greedy, 1 layer of 4 experts on 2 ranks, 6.25 % above the bound at worst)
+    >>> eplb.plan(load, topology).placement.physical_to_logical_map
+    array([[3, 1, 2, 3, 2, 0]], dtype=int32)
     """
     start = time.perf_counter()
     load = accepted_load(load)
@@ -228,6 +238,16 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
 
     Parameters are as in `plan`, strategies of your own included. Every strategy is run once before it is timed, so that
     compilation is not counted.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[1.0, 2.0, 3.0, 10.0]]  # tokens of one layer of four experts
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> for one in eplb.compare(load, topology, ["linear", "greedy"]):
+    ...     print(one)
+    Comparison(linear, max/mean 1.4375, worst 1.4375)
+    Comparison(greedy, max/mean 1.0625, worst 1.0625)
     """
     load = accepted_load(load)
     results = []

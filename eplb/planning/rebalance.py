@@ -125,6 +125,18 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     ------
     InputError
         If placement, load and topology do not fit together, or a number is out of range.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> live = eplb.plan([[9.0, 3.0, 2.0, 2.0]], topology)
+    >>> later = [[2.0, 3.0, 2.0, 9.0]]
+    >>> plan = eplb.rebalance(live, later)
+    >>> plan.migration.moved_copies
+    1
+    >>> eplb.evaluate(plan, later)
+    Evaluation(1 window of 1 layer, even dispatch, max/mean 1.0000, worst 1.0000)
     """
     start = time.perf_counter()
     load = accepted_load(load)

@@ -84,6 +84,15 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     ------
     InputError
         If no number fits, or one is negative; the message gives those that would fit.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[9.0, 3.0, 2.0, 2.0]]
+    >>> for point in eplb.sweep(load, num_ranks=2, num_nodes=1, redundant=[0, 2]):
+    ...     print(point.num_redundant, round(point.max_over_mean_mean, 3))
+    0 1.375
+    2 1.0
     """
     if not 0 < expert_bytes < float("inf"):
         raise InputError(f"expert_bytes = {expert_bytes}: expected finite and > 0")

@@ -70,6 +70,16 @@ def replan_on(  # noqa: PLR0913  # a replan and what changes
         If placement, load and topologies do not fit together.
     InfeasibleError
         If the new topology has fewer slots than there are experts.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> old = eplb.Topology(num_nodes=1, ranks_per_node=4, slots_per_rank=2)
+    >>> new = eplb.Topology(num_nodes=1, ranks_per_node=3, slots_per_rank=2)
+    >>> live = eplb.plan([[9.0, 3.0, 2.0, 2.0]], old)
+    >>> change = eplb.TopologyChange(old, new, rank_map=(0, 1, 2, -1))
+    >>> eplb.replan_on(live, [[9.0, 3.0, 2.0, 2.0]], change)
+    Plan(incremental, 1 layer of 4 experts on 3 ranks, 0.20 % above the bound at worst)
     """
     start = time.perf_counter()
     load = accepted_load(load)

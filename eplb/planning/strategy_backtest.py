@@ -51,6 +51,8 @@ def backtest(  # noqa: PLR0913  # the same keywords as plan()
     >>> topology = eplb.Topology.for_experts(256, num_ranks=32, num_redundant=32)
     >>> for score in eplb.backtest(load, topology, ["scenario", "linear"]):
     ...     print(score.candidate.name, round(score.mean, 2))
+    scenario 1.19
+    linear 1.61
     """
     load = accepted_load(load)
     problem = Problem(

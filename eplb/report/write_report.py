@@ -59,6 +59,13 @@ def write_report(  # noqa: PLR0913  # the public call: everything a report depen
         As `eplb.report.gather` and the writers do.
     MissingExtraError
         Without matplotlib and pandas for a folder, without plotly for a page.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> topology = eplb.Topology.for_experts(256, num_ranks=32, num_redundant=32)
+    >>> eplb.write_report("sample:moe-435m-windows", "report.html", topology=topology)
+    ReportContents(sample:moe-435m-windows: experts in order, greedy)
     """
     path = Path(out)
     is_page = path.suffix.lower() in PAGE_SUFFIXES

@@ -49,6 +49,12 @@ def check_strategy(
     ------
     ContractError
         For the first rule that is broken; an AssertionError, so that test runners count a failure.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> from eplb.testing import check_strategy
+    >>> check_strategy("greedy", num_problems=4)
     """
     named = accepted_strategy(strategy)
     if not named.summary:

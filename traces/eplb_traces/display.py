@@ -23,6 +23,11 @@ def short_repr(value: "DataclassInstance") -> str:
     return cut(f"{type(value).__name__}({arguments})")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 layer", "8 layers"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def cut(text: str) -> str:
     """One line of at most 100 characters; the end of a longer one is replaced by "...)"."""
     line = " ".join(text.split())

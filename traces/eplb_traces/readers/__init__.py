@@ -144,6 +144,12 @@ def read_load(  # noqa: PLR0913  # the front door: everything a caller can say a
         Naming the file, the place in it, the value and what was expected; also for an option without effect.
     MissingExtraError
         If the dialect needs a package that is not installed.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> eplb.read_load("sample:moe-435m-windows")
+    ExpertLoad(150 windows x 8 layers x 256 experts)
     """
     with naming_place(path):
         options = ReadOptions(
@@ -179,6 +185,13 @@ def read_trace(  # noqa: PLR0913  # the front door: everything a caller can say 
     ------
     InputError
         Also if the file has loads only.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> trace = eplb.read_trace("sample:moe-435m")
+    >>> trace.load(window=10)
+    ExpertLoad(4 windows x 8 layers x 256 experts)
     """
     with naming_place(path):
         options = ReadOptions(
