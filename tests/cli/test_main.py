@@ -52,14 +52,14 @@ _COMMANDS = {
         *(*_PROBLEM, *_ENGINE),
     },
     "compare": {"load_paths", "--strategies", *_PROBLEM, *_ENGINE},
-    "backtest": {"load_paths", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
+    "backtest": {"load_paths", "--strategies", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
     "sweep": {
         *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
-        *("--json", *_READING, *_ENGINE),
+        *("--strategy", "-s", "--json", *_READING, *_ENGINE),
     },
     "report": {
         *("load_paths", "--output", "-o", "--plan", "--format", "-f", "--ranks", "-r", "--nodes", "-n"),
-        *("--redundant", "-k", *_READING, *_ENGINE),
+        *("--redundant", "-k", "--strategy", "-s", *_READING, *_ENGINE),
         *("--layer", "--image-format", "--expert-bytes", "--json"),
     },
     "simulate": {
@@ -95,6 +95,7 @@ _COMMANDS = {
         *_READ_HINTS,
     },
     "formats": {"--json"},
+    "env": {"--json"},
     "strategies": {"--json"},
     "calibrate": {"--output", "-o", "--model", "--device", "--dtype", "--json"},
     "trace info": {"paths", "--json", "--ranks", "-r", *_READING},
