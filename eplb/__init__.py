@@ -18,14 +18,19 @@ if TYPE_CHECKING:
     from eplb.engines.for_engine import for_engine
     from eplb.evaluation.metrics import Evaluation, evaluate
     from eplb.evaluation.step_cost import StepCost
-    from eplb.formats.placement_files import read_placement, write_placement
+    from eplb.formats.placement_files import check, convert, read_placement, write_placement
     from eplb.online.rebalancer import Rebalancer
     from eplb.online.settings import OnlineSettings
+    from eplb.online.simulation import simulate
     from eplb.planning.advice import DeploymentSpace, advise
+    from eplb.planning.diff import diff
     from eplb.planning.engine_target import EngineTarget
     from eplb.planning.planner import compare, plan
     from eplb.planning.rebalance import Horizon, rebalance
+    from eplb.planning.redundancy_sweep import sweep
     from eplb.planning.replan_on import replan_on
+    from eplb.planning.strategy_backtest import backtest
+    from eplb.report.write_report import write_report
     from eplb.version import __version__ as __version__
     from eplb_traces.expert_load import ExpertLoad
     from eplb_traces.model_shape import ModelShape
@@ -53,7 +58,12 @@ __all__ = [
     "Topology",
     "TopologyChange",
     "advise",
+    "backtest",
+    "check",
     "compare",
+    "convert",
+    "datasets",
+    "diff",
     "evaluate",
     "for_engine",
     "plan",
@@ -63,10 +73,13 @@ __all__ = [
     "rebalance",
     "rebalance_experts",
     "replan_on",
+    "simulate",
+    "sweep",
     "write_placement",
+    "write_report",
 ]
 
-# Public name -> the module that defines it, as in the imports above, which type checkers read.
+# Public name -> the module that defines it, as in the imports above, which type checkers read; `datasets` is a module.
 _HOME_OF = {
     "DeploymentSpace": "eplb.planning.advice",
     "DispatchRule": "eplb.core.dispatch_rule",
@@ -89,7 +102,11 @@ _HOME_OF = {
     "TopologyChange": "eplb.core.topology_change",
     "__version__": "eplb.version",
     "advise": "eplb.planning.advice",
+    "backtest": "eplb.planning.strategy_backtest",
+    "check": "eplb.formats.placement_files",
     "compare": "eplb.planning.planner",
+    "convert": "eplb.formats.placement_files",
+    "diff": "eplb.planning.diff",
     "evaluate": "eplb.evaluation.metrics",
     "for_engine": "eplb.engines.for_engine",
     "plan": "eplb.planning.planner",
@@ -99,8 +116,11 @@ _HOME_OF = {
     "rebalance": "eplb.planning.rebalance",
     "rebalance_experts": "eplb.engines.deepseek",
     "replan_on": "eplb.planning.replan_on",
+    "simulate": "eplb.online.simulation",
+    "sweep": "eplb.planning.redundancy_sweep",
     "write_placement": "eplb.formats.placement_files",
+    "write_report": "eplb.report.write_report",
 }
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+    __getattr__, __dir__ = lazy_names(__name__, _HOME_OF, __all__)

@@ -18,6 +18,7 @@ from eplb_cli.commands import (
     compare,
     convert,
     diff,
+    env,
     evaluate,
     plan,
     replay,
@@ -97,6 +98,7 @@ app.command("advise")(advise.advise)
 app.command("calibrate")(calibrate.calibrate)
 app.command("formats")(tables.formats)
 app.command("strategies")(tables.strategies)
+app.command("env")(env.env)
 app.add_typer(trace.app, name="trace")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import PlacementError
+from eplb_traces.display import facts_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEEPSEEK_V3_EXPERT_BYTES = 3.0 * 7168 * 2048
 """One expert of DeepSeek-V3 in FP8: three matrices of hidden size 7168 x 2048, one byte each."""
@@ -245,6 +249,31 @@ class Migration:
     def __reduce__(self) -> tuple[type["Migration"], tuple[object, ...]]:
         arrays = tuple(getattr(self, name) for name in _ARRAYS)
         return Migration, (self.before, self.after, *arrays, self.expert_bytes)
+
+    def __repr__(self) -> str:
+        return (
+            f"Migration({self.moved_copies} copies between ranks in {self.num_batches} batches, "
+            f"{self.moved_bytes / 1e9:.3f} GB)"
+        )
+
+    def _repr_html_(self) -> str:
+        return facts_html("Migration", self.summary())
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a copy: layer, expert, from which rank and slot to which, how far, and in which batch."""
+        import pandas as pd
+
+        columns = {
+            "layer": self.layer,
+            "expert": self.expert,
+            "source_rank": self.source_rank,
+            "source_slot": self.source_slot,
+            "rank": self.rank,
+            "slot": self.slot,
+            "hop": [Hop(hop).name.lower() for hop in self.hop],
+            "batch": self.batch,
+        }
+        return pd.DataFrame(columns)
 
     def summary(self) -> dict[str, float | int]:
         """The figures by name, as `--json` prints them."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from eplb.core.topology import Topology
 from eplb.errors import InputError, PlacementError
 from eplb_traces import ModelShape
+from eplb_traces.display import facts_html
 
 EMPTY_SLOT = -1
 
@@ -227,6 +228,17 @@ class Placement:
             f"Placement({self.num_layers} layers, {self.num_experts} experts in {self.num_slots} slots "
             f"on {self.topology.num_ranks} ranks)"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "layers": self.num_layers,
+            "experts": self.num_experts,
+            "slots": self.num_slots,
+            "most replicas": int(self.logical_replica_count.max()),
+            "duplicate slots": int(self.duplicate_slots.sum()),
+            "topology": self.topology,
+        }
+        return facts_html("Placement", facts)
 
 
 def _checked_map(physical_to_logical_map: ArrayLike, num_experts: int, topology: Topology) -> NDArray[np.int32]:

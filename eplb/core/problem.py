@@ -18,6 +18,7 @@ from eplb.core.step_prediction import StepPrediction
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
+from eplb_traces.display import counted, cut, facts_html, fields_html, short_repr
 
 NO_CONSTRAINTS = Constraints()
 SOURCES_SUM_TOLERANCE = 1e-6
@@ -254,6 +255,12 @@ class LayerCertificate:
     binding_bound: BindingBound
     status: SolveStatus
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
+
     @property
     def gap(self) -> float:
         """Relative distance of the objective from the bound; 0 for a layer without load."""
@@ -322,6 +329,25 @@ class Plan:
         for rank in self.absent_ranks:
             if not 0 <= rank < num_ids or self.absent_ranks.count(rank) > 1:
                 raise InputError(f"absent rank {rank}: expected different ids, 0 <= id < {num_ids}")
+
+    def __repr__(self) -> str:
+        place, ranks = self.placement, self.placement.topology.num_ranks
+        size = f"{counted(place.num_layers, 'layer')} of {place.num_experts} experts on {counted(ranks, 'rank')}"
+        gap = f", {100 * self.gap_worst:.2f} % above the bound at worst" if self._gaps else ""
+        return cut(f"Plan({self.strategy}, {size}{gap})")
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "model": self.shape,
+            "topology": self.placement.topology,
+            "strategy": f"{self.strategy} ({self.status})",
+            "above the bound": f"{100 * self.gap_mean:.2f} % mean, {100 * self.gap_worst:.2f} % worst layer"
+            if self._gaps
+            else "unknown: no certificates",
+            "planned in": f"{self.seconds:.3g} s",
+        }
+        moved = {} if self.migration is None else {"migration": self.migration}
+        return facts_html("Plan", {**facts, **moved, "notes": self.notes})
 
     @property
     def rank_ids(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import PlacementError
+from eplb_traces.display import fields_html, short_repr
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -72,6 +73,12 @@ class Topology:
     def __reduce__(self) -> tuple[type["Topology"], tuple[object, ...]]:
         # Cached arrays stay behind: they would come back writeable.
         return Topology, tuple(getattr(self, field.name) for field in fields(self))
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
     @classmethod
     def for_experts(

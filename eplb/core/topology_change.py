@@ -11,6 +11,7 @@ from eplb.core.arrays import Ints, Map
 from eplb.core.placement import EMPTY_SLOT
 from eplb.core.topology import Topology
 from eplb.errors import InputError
+from eplb_traces.display import fields_html, short_repr
 
 GONE = -1
 """New rank of an old rank that is in the new topology no more."""
@@ -62,6 +63,12 @@ class TopologyChange:
                 raise InputError(f"lost rank {old}: rank_map keeps it as rank {rank_map[old]}")
         object.__setattr__(self, "rank_map", rank_map)
         object.__setattr__(self, "lost", lost)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
     @classmethod
     def between(

@@ -4,8 +4,9 @@ import sys
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from eplb.arguments.accepted import from_tensor
 from eplb.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def as_load(value: object, name: str = "weight", *, dimensions: str = "layers, e
         For ragged rows, a wrong number of dimensions, an empty dimension, and values that are not finite and >= 0.
     """
     try:
-        load = np.asarray(_from_tensor(value), dtype=np.float64)
+        load = np.asarray(from_tensor(value), dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise InputError(f"{name} is not a rectangular array of numbers: {error}") from error
     if load.ndim != dimensions.count(",") + 1 or 0 in load.shape:
@@ -53,7 +54,7 @@ def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.flo
     InputError
         As in `as_load`.
     """
-    steps = np.asarray(_from_tensor(value))
+    steps = np.asarray(from_tensor(value))
     if steps.ndim != 3 or 0 in steps.shape or not np.issubdtype(steps.dtype, np.number):
         dimensions = "steps, layers, experts" if steps.ndim > 2 else "layers, experts"
         return as_load(steps, name, dimensions=dimensions).reshape(-1, *steps.shape[-2:])
@@ -67,7 +68,7 @@ def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.flo
 def as_ids(value: object, name: str, *, dimensions: str = "layers, slots") -> NDArray[np.int64]:
     """Expert ids as integers, without range check; parameters and errors as in `as_load`."""
     try:
-        ids = np.asarray(_from_tensor(value))
+        ids = np.asarray(from_tensor(value))
     except (ValueError, TypeError) as error:
         raise InputError(f"{name} is not a rectangular array of ids: {error}") from error
     if ids.ndim != dimensions.count(",") + 1 or 0 in ids.shape:
@@ -79,7 +80,7 @@ def as_ids(value: object, name: str, *, dimensions: str = "layers, slots") -> ND
 
 def num_dimensions(value: object) -> int:
     """Dimensions of a tensor, an array or nested lists."""
-    return np.ndim(_from_tensor(value))
+    return np.ndim(from_tensor(value))
 
 
 def like(value: Array, array: NDArray[np.int64]) -> Array:
@@ -88,12 +89,3 @@ def like(value: Array, array: NDArray[np.int64]) -> Array:
     if torch is not None and isinstance(value, torch.Tensor):
         return cast(Array, torch.from_numpy(array))
     return cast(Array, array)  # type: ignore[redundant-cast]  # required for the tensor case
-
-
-def _from_tensor(value: object) -> ArrayLike:
-    """A numpy array for a tensor; floats become float64, because numpy has no bfloat16."""
-    torch = sys.modules.get("torch")  # a caller that passes a tensor has imported torch
-    if torch is not None and isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
-        return cast(ArrayLike, (tensor.double() if tensor.is_floating_point() else tensor).numpy())
-    return cast(ArrayLike, value)

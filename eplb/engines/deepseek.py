@@ -43,6 +43,17 @@ def rebalance_experts(  # noqa: PLR0913  # the published signature
     ------
     InputError
         If the published function would fail an assertion, and for a load that is not finite and >= 0.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> import numpy as np
+    >>> load = np.array([[9.0, 3.0, 2.0, 2.0]])
+    >>> phy2log, log2phy, count = eplb.rebalance_experts(load, 6, 1, 1, 2)
+    >>> phy2log
+    array([[0, 0, 2, 1, 0, 3]])
+    >>> count
+    array([[3, 1, 1, 1]])
     """
     load: NDArray[np.float64] = as_load(weight)
     check_counts(load.shape[1], num_replicas, num_groups, num_nodes, num_gpus)

@@ -44,6 +44,14 @@ def for_engine(
     InputError
         If the plan is for another model, another number of ranks or not the one with the digest, if a file's record
         is of another map, or if there is no such rank. FormatError for a file that is no placement.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> layout = eplb.for_engine(eplb.plan([[9.0, 3.0, 2.0, 2.0]], topology), ep_size=2, ep_rank=1)
+    >>> layout
+    RankLayout(rank 1 of 2, 1 layer)
     """
     if ep_size < 1:
         raise InputError(f"ep_size = {ep_size}: expected >= 1")

@@ -15,6 +15,7 @@ from eplb.engines.engine_tensors import EngineTensors, PlacementOfRank, engine_t
 from eplb.errors import InputError
 from eplb.formats.sidecar import map_digest
 from eplb_traces import ModelShape
+from eplb_traces.display import counted, facts_html
 from eplb_traces.model_shape import id_ranges
 
 
@@ -48,6 +49,13 @@ class RankLayout:
     placement: Placement
     shape: ModelShape
     ep_rank: int
+
+    def __repr__(self) -> str:
+        return f"RankLayout(rank {self.ep_rank} of {self.ep_size}, {counted(self.placement.num_layers, 'layer')})"
+
+    def _repr_html_(self) -> str:
+        facts = {"rank": f"{self.ep_rank} of {self.ep_size}", "model": self.shape, "placement": self.placement}
+        return facts_html("RankLayout", facts)
 
     @property
     def ep_size(self) -> int:

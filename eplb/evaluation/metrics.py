@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from eplb.arguments.accepted import (
+    LoadLike,
+    PlacementLike,
+    TraceLike,
+    accepted_load,
+    accepted_placement,
+    accepted_trace,
+)
 from eplb.bounds.lower_bounds import LowerBounds, lower_bounds
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import DispatchRule
@@ -22,7 +30,11 @@ from eplb.dispatch.engine_rules import expected_slot_shares
 from eplb.dispatch.optimal_shares import best_split
 from eplb.errors import InputError
 from eplb.evaluation.traffic import TokenSpread, token_spread
-from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces import ExpertLoad
+from eplb_traces.display import counted, facts_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EMPTY_IN_ENGINES = MappingProxyType({
     "vLLM": "0 for a window, nothing for a layer",
@@ -169,6 +181,30 @@ class Evaluation:
             "par_ascend": self.par_ascend,
         }
 
+    def __repr__(self) -> str:
+        size = f"{counted(self.load.num_windows, 'window')} of {counted(self.placement.num_layers, 'layer')}"
+        mean, worst = mean_of_known(self.max_over_mean), worst_of_known(self.max_over_mean_by_window)
+        return f"Evaluation({size}, {self.dispatch} dispatch, max/mean {mean:.4f}, worst {worst:.4f})"
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Evaluation, {self.dispatch} dispatch", self.summary())
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a layer: balance over windows, of the summed load, the bound, and with a trace the token spread."""
+        import pandas as pd
+
+        columns = {
+            "layer": np.arange(self.placement.num_layers),
+            "max_over_mean": self.max_over_mean,
+            "max_over_mean_of_total": self.max_over_mean_of_total,
+            "busiest_rank": self.total_rank_time.argmax(axis=1),
+            "lower_bound": self.bound.value,
+            "binding_bound": [bound.value for bound in self.bound.binding],
+            "gap": self.gap,
+        }
+        frame = pd.DataFrame(columns)
+        return frame if self.spread is None else frame.merge(self.spread.to_frame(), on="layer")
+
     def _window_mean(self, per_window: Floats) -> float:
         return float(np.average(per_window, weights=self.load.weights))
 
@@ -225,21 +261,21 @@ def off_node_replicas(placement: Placement, num_groups: int) -> Ints:
 
 
 def evaluate(
-    placement: Placement,
-    load: ExpertLoad,
+    placement: PlacementLike,
+    load: LoadLike,
     dispatch: DispatchRule | str = DispatchRule.EVEN,
     *,
     sources: Sequence[float] | None = None,
-    trace: RoutingTrace | None = None,
+    trace: TraceLike | None = None,
 ) -> Evaluation:
     """Compute the load of every rank in every window.
 
     Parameters
     ----------
     placement
-        Where the experts live.
+        Where the experts live: a placement, a plan, or the path of a placement file.
     load
-        Tokens of each expert; it need not be the load that was planned for.
+        Tokens of each expert, in any form that `plan` takes; it need not be the load that was planned for.
     dispatch
         How the runtime splits an expert's tokens over its replicas; for `online` every window is split at its best.
     sources
@@ -253,7 +289,21 @@ def evaluate(
     InputError
         If counts are out of range, placement and load or trace are of different models, the placement lacks what the
         dispatch rule needs, or `sources` is not one share a rank, summing to 1.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[1.0, 2.0, 3.0, 10.0]]  # tokens of one layer of four experts
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> placement = eplb.Placement([[0, 1, 2, 0, 1, 3]], 4, topology)
+    >>> evaluation = eplb.evaluate(placement, load)
+    >>> evaluation.rank_load
+    array([[[ 4.5, 11.5]]])
+    >>> float(evaluation.max_over_mean[0])
+    1.4375
     """
+    load = accepted_load(load)
+    placement = accepted_placement(placement, load.shape)
     placement.check_model(load.shape)
     check_load_range(load)
     rule = DispatchRule.named(dispatch)
@@ -268,7 +318,8 @@ def evaluate(
         else:
             slot_load = np.take_along_axis(load.tokens[window], expert_of_slot, axis=1) * shares
         np.add.reduceat(slot_load, first_slot, axis=1, out=rank_load[window])
-    return Evaluation(placement, load, rank_load, rule, None if trace is None else token_spread(placement, trace))
+    spread = None if trace is None else token_spread(placement, accepted_trace(trace))
+    return Evaluation(placement, load, rank_load, rule, spread)
 
 
 def rank_time(load: Floats, physical_to_logical_map: Map, topology: Topology) -> Floats:

@@ -7,7 +7,7 @@ them once a node. A copy to the token's own rank is counted here and crosses no 
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from eplb.core.topology import Topology
 from eplb.dispatch.engine_rules import expected_slot_load
 from eplb.errors import InputError
 from eplb_traces import RoutingTrace
+from eplb_traces.display import facts_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 from eplb_traces.routing_trace import TokenBatch
 
 MIN_COVER: Final = "min_cover"
@@ -44,6 +48,22 @@ class TokenSpread:
     nodes_per_token: Floats
     """[L] 1 to min(top-k, nodes)."""
 
+    def __repr__(self) -> str:
+        ranks, nodes = self.ranks_per_token.mean(), self.nodes_per_token.mean()
+        return f"TokenSpread({len(self.ranks_per_token)} layers, {ranks:.3f} ranks and {nodes:.3f} nodes a token)"
+
+    def _repr_html_(self) -> str:
+        means = {"ranks_per_token": self.ranks_per_token.mean(), "nodes_per_token": self.nodes_per_token.mean()}
+        return facts_html("TokenSpread, mean of layers", means)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a layer: ranks and nodes of a token."""
+        import pandas as pd
+
+        layers = np.arange(len(self.ranks_per_token))
+        columns = {"ranks_per_token": self.ranks_per_token, "nodes_per_token": self.nodes_per_token}
+        return pd.DataFrame({"layer": layers, **columns})
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -67,6 +87,10 @@ class Traffic:
     def __post_init__(self) -> None:
         for array in (self.rank_copies, self.node_copies, self.choices, self.source_tokens):
             array.setflags(write=False)
+
+    def __repr__(self) -> str:
+        ranks, tokens = self.topology.num_ranks, self.source_tokens.sum()
+        return f"Traffic({tokens:.0f} tokens, {self.num_layers} layers, {ranks} ranks, {self.rule})"
 
     @property
     def num_layers(self) -> int:

@@ -21,6 +21,7 @@ from eplb.formats.source_file import SourceFile
 from eplb.formats.trtllm import Trtllm
 from eplb.formats.vllm import Vllm
 from eplb_traces import ModelShape
+from eplb_traces.display import fields_html, short_repr
 from eplb_traces.model_shape import id_ranges
 
 _ALL: Final[tuple[EngineFormat, ...]] = (Sglang(), Vllm(), Ascend(), Trtllm(), Omni())
@@ -50,6 +51,12 @@ class EngineReport:
     def num_redundant(self) -> int:
         """Slots of a layer beyond one for each expert, in the fullest layer."""
         return self.num_slots - self.num_experts
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
     def __str__(self) -> str:
         slots = ", ".join(self._slots_text(count) for count in sorted(set(self.slots_of_layers), reverse=True))

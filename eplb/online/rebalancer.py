@@ -28,6 +28,7 @@ from eplb.online.replan import Replan, replan
 from eplb.online.settings import OnlineSettings
 from eplb.online.window import LoadWindow, change_against_chance
 from eplb_traces import ExpertLoad
+from eplb_traces.display import facts_html
 
 _DEFAULTS = OnlineSettings()
 
@@ -78,6 +79,13 @@ class Rebalancer:
         self._planned_for: NDArray[np.float64] | None = None
         self._closed = False
         self._seen = b""  # digest of everything recorded
+
+    def __repr__(self) -> str:
+        return f"Rebalancer({self._recorded} steps recorded, {self.placement.topology.num_ranks} ranks)"
+
+    def _repr_html_(self) -> str:
+        facts = {"steps recorded": self._recorded, "live placement": self.placement, "settings": self.settings}
+        return facts_html("Rebalancer", facts)
 
     def record(
         self, counts: ArrayLike, of: CountsOf | str = CountsOf.EXPERTS, placement: Placement | None = None

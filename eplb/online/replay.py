@@ -27,6 +27,7 @@ from eplb.strategies.baselines.deepseek import DeepSeek
 from eplb.strategies.greedy.greedy import Greedy
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad
+from eplb_traces.display import facts_html
 
 LEAST_INTERVALS = 2  # one to plan for, one to score
 
@@ -197,6 +198,13 @@ class Served:
     """Wall time of all replans, evaluation and compilation included."""
     step_s: Floats | None = None
     """[W'] predicted seconds of all MoE layers in every step; None where nothing was given to predict with."""
+
+    def __repr__(self) -> str:
+        return f"Served({self.policy}, max/mean {self.mean:.4f}, p95 {self.p95:.4f}, {self.moved_copies} copies moved)"
+
+    def _repr_html_(self) -> str:
+        shown = {name: value for name, value in self.summary().items() if name != "max_over_mean_by_step"}
+        return facts_html(f"Served: {self.policy}", shown)
 
     @property
     def mean(self) -> float:

@@ -7,6 +7,7 @@ from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.errors import InputError
 from eplb.planning.rebalance import Horizon
+from eplb_traces.display import fields_html, short_repr
 
 
 @final
@@ -85,3 +86,9 @@ class OnlineSettings:
             raise InputError(f"expert_bytes = {self.expert_bytes}: expected finite and > 0")
         if self.dispatch is DispatchRule.WEIGHTED:
             raise InputError("dispatch = weighted: a migration carries no shares, expected another rule")
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)

@@ -11,6 +11,7 @@ from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known
 from eplb_traces import ExpertLoad
+from eplb_traces.display import cut, facts_html
 
 LEAST_WINDOWS = 8  # below this the held-out end is too short to tell candidates apart
 
@@ -35,6 +36,13 @@ class Score:
     p95: float
     planned: float
     """On the windows it was planned on; `mean` minus this is the held-out loss."""
+
+    def __repr__(self) -> str:
+        return cut(f"Score({self.candidate.name}, held out {self.mean:.4f}, p95 {self.p95:.4f})")
+
+    def _repr_html_(self) -> str:
+        figures = {"held out": self.mean, "p95": self.p95, "as planned": self.planned, "loss": self.predicted_loss}
+        return facts_html(f"Score: {self.candidate.name}", figures)
 
     @property
     def predicted_loss(self) -> float:

@@ -19,6 +19,7 @@ from eplb.formats import find_format
 from eplb.formats.engine_check import ENGINES as LOADERS
 from eplb.formats.engine_limits import MapDefect, check_equal_ranks, check_no_duplicates, check_no_empty_slots
 from eplb_traces import ModelShape
+from eplb_traces.display import facts_html
 
 
 @final
@@ -119,6 +120,13 @@ class EngineTarget:
             For an unknown engine, option or value, and for options that the engine refuses.
         """
         return cls(engine, engine_dispatch(engine, options))
+
+    def __repr__(self) -> str:
+        return f"EngineTarget({self.engine}, dispatches by {self.rule}, format {self.format})"
+
+    def _repr_html_(self) -> str:
+        facts = {"dispatch rule": self.rule, "file format": self.format, "flags": self.chosen.flags}
+        return facts_html(f"engine {self.engine}", facts)
 
     @property
     def rule(self) -> DispatchRule:

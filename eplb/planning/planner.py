@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TYPE_CHECKING, final
 
+from eplb.arguments.accepted import LoadLike, TraceLike, accepted_load, accepted_topology, accepted_trace
 from eplb.core.constraints import Constraints
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive, check_seed
@@ -17,12 +18,16 @@ from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
 from eplb.planning.held_out_requests import held_out_notes, split_requests
+from eplb.planning.own_plan import check_own_plan
 from eplb.planning.phase import phase_strategy, phase_target
-from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, find_strategy
+from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, StrategyLike, accepted_strategy, is_of_eplb
 from eplb.strategies.certify import recertified
 from eplb.strategies.options import HONOURED, PlanOption, check_options
 from eplb.strategies.scenario.scenario import Scenario
-from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces.display import cut, facts_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AUTO = "auto"
 
@@ -44,9 +49,9 @@ def candidates_under(rule: DispatchRule) -> tuple[Candidate, ...]:
 
 
 def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
-    load: ExpertLoad,
+    load: LoadLike,
     topology: Topology,
-    strategy: str | Strategy = AUTO,
+    strategy: StrategyLike = AUTO,
     *,
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
@@ -56,7 +61,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     time_limit_s: float | None = None,
     survive: str | None = None,
     sources: Sequence[float] | None = None,
-    trace: RoutingTrace | None = None,
+    trace: TraceLike | None = None,
     load_cap: float | None = None,
     phase: str | None = None,
     calibration: str | Calibration | None = None,
@@ -70,12 +75,14 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     Parameters
     ----------
     load
-        The load to plan for. Windows without a token are left out, and a note says so.
+        The load to plan for, a trace, tokens as an array [E], [L, E] or [W, L, E], or the path of a file. Windows
+        without a token are left out, and a note says so.
     topology
         Ranks, nodes and slots.
     strategy
         A name of `eplb.strategies.STRATEGIES`; "auto": the planner picks one and gives the reason in the notes; or a
-        strategy of your own, a callable as `eplb.core.problem.Strategy` describes it.
+        strategy of your own: a function of the problem and a seed that returns a `Plan` or the map [L, P], an object
+        as `eplb.core.problem.Strategy` describes it, its class, "module:object", or the name of an installed one.
     groups
         Expert groups of the model; by default those of the load's shape.
     group_mode
@@ -98,8 +105,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         [R] share of the tokens that each rank sends, for rules by which the rank of a token decides its replica; None:
         all alike.
     trace
-        Token-level choices of the same model, for `traffic`: every fifth request is held out, and a note gives the
-        plan's nodes a token on these requests.
+        Token-level choices of the same model, or their file, for `traffic`: every fifth request is held out, and a
+        note gives the plan's nodes a token on these requests.
     load_cap
         Most busiest over mean rank load, for `traffic`; None: 1.03.
     phase
@@ -122,13 +129,24 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         your own that answers with a plan for another problem.
     InfeasibleError
         If no placement meets the constraints, or survives the loss.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[1.0, 2.0, 3.0, 10.0]]  # tokens of one layer of four experts
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> eplb.plan(load, topology)
+    Plan(greedy, 1 layer of 4 experts on 2 ranks, 6.25 % above the bound at worst)
+    >>> eplb.plan(load, topology).placement.physical_to_logical_map
+    array([[3, 1, 2, 3, 2, 0]], dtype=int32)
     """
     start = time.perf_counter()
     check_seed(seed)
+    load = accepted_load(load)
     given = load.without_empty_windows()
     problem = Problem(
         given,
-        topology,
+        accepted_topology(topology),
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
         group_price=group_price,
@@ -137,13 +155,14 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         time_limit_s=time_limit_s,
         survive=Survive.NOTHING if survive is None else Survive.named(survive),
         sources=None if sources is None else tuple(sources),
-        trace=trace,
+        trace=None if trace is None else accepted_trace(trace),
         load_cap=load_cap,
     )
     target = phase_target(phase, calibration, model, tokens_per_rank, dtype)
     asked = strategy if target is None else phase_strategy(strategy, target)
     chosen, problem, notes = _choose(asked, problem, seed)
-    if isinstance(strategy, str):
+    is_own = target is None and not is_of_eplb(chosen)
+    if not is_own:
         check_options(problem, chosen.name)
     num_empty = int(load.empty_windows.sum())
     if num_empty:
@@ -154,6 +173,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         problem = replace(problem, trace=fit)
     made = chosen(problem, seed=seed)
     _check_answers(made, problem)
+    if is_own:
+        check_own_plan(made, problem)
     if problem.load.num_windows < given.num_windows:
         notes += (f"planned on the last {problem.load.num_windows} windows; claims are for all {given.num_windows}",)
         problem = replace(problem, load=given)
@@ -181,12 +202,10 @@ def _check_answers(made: Plan, problem: Problem) -> None:
         raise InputError(f"strategy {made.strategy}: a plan for {made.placement.topology}: expected {problem.topology}")
 
 
-def _choose(strategy: str | Strategy, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
+def _choose(strategy: StrategyLike, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
     """Find the strategy by name, or choose one by the load; the returned problem may have less history."""
-    if not isinstance(strategy, str):
-        return strategy, problem, ()
     if strategy != AUTO:
-        return find_strategy(strategy), problem, ()
+        return accepted_strategy(strategy), problem, ()
     if problem.survive is not Survive.NOTHING:
         return STRATEGIES["greedy"], problem, (f"auto: greedy, which plans for the loss of a {problem.survive}",)
     if problem.group_mode is GroupMode.PRICED:
@@ -227,11 +246,25 @@ class Comparison:
     plan: Plan
     evaluation: Evaluation
 
+    def __repr__(self) -> str:
+        mean, worst = self.evaluation.balance["max_over_mean_mean"], self.evaluation.balance["max_over_mean_worst"]
+        return cut(f"Comparison({self.plan.strategy}, max/mean {mean:.4f}, worst {worst:.4f})")
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Comparison: {self.plan.strategy}", self.evaluation.summary())
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row: strategy, status, seconds, and every metric of `Evaluation.summary`."""
+        import pandas as pd
+
+        head = {"strategy": self.plan.strategy, "status": self.plan.status.value, "seconds": self.plan.seconds}
+        return pd.DataFrame([{**head, **self.evaluation.summary()}])
+
 
 def compare(  # noqa: PLR0913  # the same keywords as plan()
-    load: ExpertLoad,
+    load: LoadLike,
     topology: Topology,
-    strategies: Sequence[str] | None = None,
+    strategies: Sequence[StrategyLike] | None = None,
     *,
     groups: int | None = None,
     group_mode: str = GroupMode.FREE,
@@ -243,8 +276,20 @@ def compare(  # noqa: PLR0913  # the same keywords as plan()
 
     By default all that plan in milliseconds, with "pinned" those that can pin groups.
 
-    Parameters are as in `plan`; every strategy is run once before it is timed, so that compilation is not counted.
+    Parameters are as in `plan`, strategies of your own included. Every strategy is run once before it is timed, so that
+    compilation is not counted.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[1.0, 2.0, 3.0, 10.0]]  # tokens of one layer of four experts
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> for one in eplb.compare(load, topology, ["linear", "greedy"]):
+    ...     print(one)
+    Comparison(linear, max/mean 1.4375, worst 1.4375)
+    Comparison(greedy, max/mean 1.0625, worst 1.0625)
     """
+    load = accepted_load(load)
     results = []
     quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
     if group_mode == GroupMode.PINNED:

@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.arguments.accepted import LoadLike, PlacementLike, accepted_load, accepted_placement
 from eplb.core.arrays import Floats, Map
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
@@ -19,7 +20,7 @@ from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.incremental.incremental import Incremental, busiest_rank
 from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
-from eplb_traces import ExpertLoad
+from eplb_traces.display import fields_html, short_repr
 
 
 @final
@@ -55,6 +56,12 @@ class Horizon:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
+
     def gain_s(self, fall: Floats) -> Floats:
         """[L] seconds saved if the busiest rank of each layer falls by so many tokens, [L]."""
         return fall * self.token_s * self.num_loads
@@ -69,8 +76,8 @@ class Horizon:
 
 
 def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by keyword
-    previous: Placement,
-    load: ExpertLoad,
+    previous: PlacementLike,
+    load: LoadLike,
     *,
     target: float = 1.05,
     max_moves: int | None = None,
@@ -86,9 +93,9 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     Parameters
     ----------
     previous
-        The live placement.
+        The live placement, its plan, or the path of its file.
     load
-        The load to serve from now on; windows are summed.
+        The load to serve from now on, in any form that `plan` takes; windows are summed.
     target
         Every layer is to have at most this times its lower bound on the busiest rank. The bound is the mean rank load
         unless no placement reaches it, so the target is on max/mean wherever that is possible. Layers that meet the
@@ -118,8 +125,22 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     ------
     InputError
         If placement, load and topology do not fit together, or a number is out of range.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> topology = eplb.Topology(num_nodes=1, ranks_per_node=2, slots_per_rank=3)
+    >>> live = eplb.plan([[9.0, 3.0, 2.0, 2.0]], topology)
+    >>> later = [[2.0, 3.0, 2.0, 9.0]]
+    >>> plan = eplb.rebalance(live, later)
+    >>> plan.migration.moved_copies
+    1
+    >>> eplb.evaluate(plan, later)
+    Evaluation(1 window of 1 layer, even dispatch, max/mean 1.0000, worst 1.0000)
     """
     start = time.perf_counter()
+    load = accepted_load(load)
+    previous = accepted_placement(previous, load.shape, "previous")
     topology = previous.topology if topology is None else topology
     rates = None if sources is None else checked_sources(sources, topology)
     problem = Problem(load, topology, dispatch=DispatchRule.named(dispatch), sources=rates)

@@ -8,16 +8,17 @@ from typing import final
 
 import numpy as np
 
+from eplb.arguments.accepted import LoadLike, accepted_load
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.placement import Placement
-from eplb.core.problem import Problem
+from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Nodes, Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.evaluation.step_cost import StepCost
-from eplb.strategies.greedy.greedy import Greedy
-from eplb_traces import ExpertLoad
+from eplb.strategies import StrategyLike, accepted_strategy
+from eplb_traces.display import fields_html, short_repr
 
 _logger = logging.getLogger("eplb")
 
@@ -25,7 +26,7 @@ _logger = logging.getLogger("eplb")
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """Balance and memory of a plan of `greedy` with one number of redundant experts."""
+    """Balance and memory of a plan with one number of redundant experts."""
 
     num_redundant: int
     slots_per_rank: int
@@ -43,14 +44,21 @@ class SweepPoint:
     predicted_step_s: float | None = None
     """Predicted seconds of all MoE layers; None where nothing was given to predict with."""
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
+
 
 def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule by keyword
-    load: ExpertLoad,
+    load: LoadLike,
     num_ranks: int,
     num_nodes: Nodes,
     redundant: Iterable[int],
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
     *,
+    strategy: StrategyLike = "greedy",
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     cost: StepCost | None = None,
@@ -63,13 +71,15 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     Parameters
     ----------
     load
-        Tokens of each expert; planned for the sum, evaluated window by window.
+        Tokens of each expert, in any form that `plan` takes; planned for the sum, evaluated window by window.
     num_ranks, num_nodes
         Ranks and nodes, as in `Topology.for_experts`.
     redundant
         Numbers of redundant experts to try, such as ``range(0, 65, 8)``.
     expert_bytes
         Bytes of one expert of one layer.
+    strategy
+        What plans every point: a name or a strategy of your own, as in `plan`, but for "auto".
     dispatch, sources
         The rule by which an expert's tokens are split over its replicas, and the share of the tokens that each rank
         sends, to plan for and to evaluate under.
@@ -80,9 +90,21 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     ------
     InputError
         If no number fits, or one is negative; the message gives those that would fit. If `cost` is of another model.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> load = [[9.0, 3.0, 2.0, 2.0]]
+    >>> for point in eplb.sweep(load, num_ranks=2, num_nodes=1, redundant=[0, 2]):
+    ...     print(point.num_redundant, round(point.max_over_mean_mean, 3))
+    0 1.375
+    2 1.0
     """
     if not 0 < expert_bytes < float("inf"):
         raise InputError(f"expert_bytes = {expert_bytes}: expected finite and > 0")
+    if strategy == "auto":
+        raise InputError("strategy auto: one strategy plans every point, expected its name")
+    planner, load = accepted_strategy(strategy), accepted_load(load)
     asked, num_experts = tuple(redundant), load.num_experts
     for number in asked:
         if number < 0:
@@ -107,7 +129,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     points = []
     batch = None if cost is None else cost.batch(load, topology)
     for number in fit:
-        point, placement = _point(first, number, expert_bytes)
+        point, placement = _point(planner, first, number, expert_bytes)
         if cost is not None and batch is not None:
             step = cost.predict(placement, batch, first.dispatch)
             point = dataclasses.replace(point, predicted_step_s=step.step_s)
@@ -115,12 +137,12 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     return tuple(points)
 
 
-def _point(like: Problem, num_redundant: int, expert_bytes: float) -> tuple[SweepPoint, Placement]:
+def _point(strategy: Strategy, like: Problem, num_redundant: int, expert_bytes: float) -> tuple[SweepPoint, Placement]:
     """The point of one number of redundant experts, and its plan; all else as in `like`."""
     load, topology = like.load, like.topology
     slots = (load.num_experts + num_redundant) // topology.num_ranks
     start = time.perf_counter()
-    made = Greedy()(dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
+    made = strategy(dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
     seconds = time.perf_counter() - start
     judged = evaluate(made.placement, load, like.dispatch, sources=like.sources)
     point = SweepPoint(

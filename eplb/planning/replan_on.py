@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eplb.arguments.accepted import LoadLike, PlacementLike, accepted_load, accepted_placement
 from eplb.core.arrays import Ints, Map
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, keep_slots
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
@@ -30,8 +31,8 @@ EXTRA_FETCHES = 0.1
 
 
 def replan_on(  # noqa: PLR0913  # a replan and what changes
-    previous: Placement,
-    load: ExpertLoad,
+    previous: PlacementLike,
+    load: LoadLike,
     change: TopologyChange,
     *,
     target: float = 1.05,
@@ -49,9 +50,9 @@ def replan_on(  # noqa: PLR0913  # a replan and what changes
     Parameters
     ----------
     previous
-        The live placement.
+        The live placement, its plan, or the path of its file.
     load
-        The load to serve from now on; windows are summed.
+        The load to serve from now on, in any form that `plan` takes; windows are summed.
     change
         Which rank is which, and which ranks are lost; its old topology must be that of `previous`.
     target, max_moves, horizon, expert_bytes, seed
@@ -69,8 +70,20 @@ def replan_on(  # noqa: PLR0913  # a replan and what changes
         If placement, load and topologies do not fit together.
     InfeasibleError
         If the new topology has fewer slots than there are experts.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> old = eplb.Topology(num_nodes=1, ranks_per_node=4, slots_per_rank=2)
+    >>> new = eplb.Topology(num_nodes=1, ranks_per_node=3, slots_per_rank=2)
+    >>> live = eplb.plan([[9.0, 3.0, 2.0, 2.0]], old)
+    >>> change = eplb.TopologyChange(old, new, rank_map=(0, 1, 2, -1))
+    >>> eplb.replan_on(live, [[9.0, 3.0, 2.0, 2.0]], change)
+    Plan(incremental, 1 layer of 4 experts on 3 ranks, 0.20 % above the bound at worst)
     """
     start = time.perf_counter()
+    load = accepted_load(load)
+    previous = accepted_placement(previous, load.shape, "previous")
     previous.check_model(load.shape)
     _check_slots(previous, change)
     Problem(load, change.after)

@@ -17,7 +17,9 @@ from eplb.evaluation.traffic import expected_traffic, fitting_sources
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import about_steps, over_all, per_layer
+from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces.display import cut, facts_html
 from eplb_traces.statistics import load_by_window, load_over_time
 
 BEFORE: Final = "experts in order"
@@ -56,6 +58,13 @@ class ReportContents:
         """What the predicted milliseconds are of, in sentences; empty if nothing is predicted."""
         return () if self.cost is None else about_steps(self.cost, self.choices)
 
+    def __repr__(self) -> str:
+        return cut(f"ReportContents({self.title}: {', '.join(view.name for view in self.plans)})")
+
+    def _repr_html_(self) -> str:
+        metrics = {view.name: view.evaluation for view in self.plans}
+        return facts_html(self.title, {"summary": self.summary_text[0].splitlines(), **metrics})
+
     @property
     def worst_layer(self) -> int:
         """The layer with the largest max/mean under the first plan, for the summed load."""
@@ -67,6 +76,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     plans: Mapping[str, Placement] | None = None,
     topology: Topology | None = None,
     *,
+    strategy: StrategyLike = DEFAULT_STRATEGY,
     window: int | None = None,
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
@@ -77,7 +87,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     """Evaluate the plans of a report and compare them with a first one.
 
     With several plans, the first is the one the others are compared with. A single plan is compared with experts in
-    order on its topology. Without a plan, `greedy` makes one for `topology`.
+    order on its topology. Without a plan, `strategy` makes one for `topology`.
 
     Parameters
     ----------
@@ -87,6 +97,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         Placements by name, in the order shown.
     topology
         The topology to plan for; required without `plans`, otherwise not used.
+    strategy
+        What plans if no plan is given: a name or a strategy of your own, as in `plan`.
     window
         For a trace: steps per window. For a load: number of windows to sum into one.
     dispatch
@@ -104,7 +116,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     ------
     InputError
         If no expert has a token, there are neither plans nor a topology, a plan is for another model, plans differ in
-        ranks or nodes, or `greedy` has nothing to plan for.
+        ranks or nodes, or `strategy` has nothing to plan for.
     """
     trace = source if isinstance(source, RoutingTrace) else None
     load = load_by_window(source, window)
@@ -113,8 +125,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
     given = dict(plans or {})
     if not given and topology is not None:
-        made = plan(load, topology, DEFAULT_STRATEGY, dispatch=dispatch, sources=sources)
-        given[DEFAULT_STRATEGY] = made.placement
+        made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
+        given[made.strategy] = made.placement
     shown = _plans_to_show(load, given)
     batch = None if cost is None else cost.batch(source, next(iter(shown.values())).topology)
     views: list[PlanView] = []

@@ -77,9 +77,11 @@ def axes_or_new(ax: "Axes | None", *, width: float = 9.0, height: float = 4.2) -
         return ax
     try:
         from matplotlib.figure import Figure
+
+        from eplb.report.notebook_axes import NotebookAxes
     except ImportError as error:
         raise MissingExtraError("drawing", "report") from error
-    return Figure((width, height), layout="constrained").add_subplot()
+    return Figure((width, height), layout="constrained").add_subplot(axes_class=NotebookAxes)
 
 
 def save(axes: "Axes", path: Path) -> None:

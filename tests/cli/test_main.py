@@ -48,20 +48,20 @@ _COMMANDS = {
     "plan": {
         *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f"),
         *("--group-price", "--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
-        *("--replicate-everywhere", "--replicated-slot"),
+        *("--replicate-everywhere", "--replicated-slot", "--decode-load", *_COST),
         *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes", "--slots", "--retire-ranks"),
         *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids", "--trace", "--load-cap", "--pareto"),
         *(*_PROBLEM, *_ENGINE),
     },
     "compare": {"load_paths", "--strategies", *_PROBLEM, *_ENGINE, *_COST},
-    "backtest": {"load_paths", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
+    "backtest": {"load_paths", "--strategies", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
     "sweep": {
         *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
-        *("--json", *_READING, *_ENGINE, *_COST),
+        *("--strategy", "-s", "--json", *_READING, *_ENGINE, *_COST),
     },
     "report": {
         *("load_paths", "--output", "-o", "--plan", "--format", "-f", "--ranks", "-r", "--nodes", "-n"),
-        *("--redundant", "-k", *_READING, *_ENGINE, *_COST),
+        *("--redundant", "-k", "--strategy", "-s", *_READING, *_ENGINE, *_COST),
         *("--layer", "--image-format", "--expert-bytes", "--json"),
     },
     "simulate": {
@@ -104,6 +104,7 @@ _COMMANDS = {
         *_READING,
     },
     "formats": {"--json"},
+    "env": {"--json"},
     "strategies": {"--json"},
     "calibrate": {"--output", "-o", "--model", "--device", "--dtype", "--json"},
     "advise": {

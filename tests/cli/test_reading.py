@@ -299,3 +299,11 @@ def test_a_dump_of_slots_ends_in_the_plan_for_its_experts(run, tmp_path):
     tables = [sorted(folder.rglob("*.csv")) for folder in folders]
     assert tables[0]
     assert [path.read_text() for path in tables[0]] == [path.read_text() for path in tables[1]]
+
+
+def test_a_shipped_trace_is_read_by_its_name(run):
+    found = run("trace", "info", "sample:moe-435m-windows")
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout.startswith("sample:moe-435m-windows\n")
+    refused = run("trace", "info", "sample:nix")
+    assert (refused.exit_code, refused.stderr.count("sample:moe-435m")) == (3, 2)

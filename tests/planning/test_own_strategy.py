@@ -1,14 +1,21 @@
 """`eplb.plan` with a strategy that is in no table."""
 
+import pkgutil
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 import eplb
+from eplb.core.constraints import Constraints
 from eplb.core.problem import Plan, Problem
 from eplb.errors import InputError
+from eplb.planning.redundancy_sweep import sweep
+from eplb.report import gather
+from eplb.strategies import own_strategy
 from eplb.strategies.certify import certified_plan
+from eplb.strategies.own_strategy import OwnStrategy, as_strategy
+from eplb.strategies.scenario.scenario import Scenario
 
 LOAD = eplb.ExpertLoad([[9.0, 3.0, 2.0, 2.0]])
 TOPOLOGY = eplb.Topology(1, 2, 3)
@@ -53,3 +60,147 @@ def test_a_plan_for_another_problem_is_refused(other_load, other_topology, messa
 
     with pytest.raises(InputError, match=message):
         eplb.plan(LOAD, TOPOLOGY, Wrong())
+
+
+def hottest_twice(problem: Problem, *, seed: int = 0) -> np.ndarray:
+    """The two hottest experts on both ranks.
+
+    The rest as they come.
+    """
+    order = np.argsort(-problem.load.total, axis=1, kind="stable")
+    return order[:, [0, 1, 2, 0, 1, 3]]
+
+
+def test_the_map_of_a_function_is_certified_as_the_plan_of_an_object_is():
+    made = eplb.plan(LOAD, TOPOLOGY, hottest_twice, seed=3)
+    assert (made, made.strategy) == (eplb.plan(LOAD, TOPOLOGY, HottestTwice(), seed=3), "hottest_twice")
+    assert eplb.plan(LOAD, TOPOLOGY, HottestTwice).placement == made.placement
+    assert as_strategy(hottest_twice).summary == "The two hottest experts on both ranks."
+
+
+def test_compare_backtest_sweep_and_report_take_them():
+    own, greedy = eplb.compare(LOAD, TOPOLOGY, [hottest_twice, "greedy"])
+    assert (own.plan.strategy, greedy.plan.strategy) == ("hottest_twice", "greedy")
+    assert own.evaluation.rank_load.max() == 9 / 2 + 3 / 2 + 2
+    history = np.tile(LOAD.tokens, (8, 1, 1))
+    scores = eplb.backtest(history, TOPOLOGY, [hottest_twice, "linear"])
+    assert {score.candidate.name for score in scores} == {"hottest_twice", "linear"}
+    (point,) = sweep(LOAD, 2, 1, [2], strategy=hottest_twice)
+    assert point.max_over_mean_worst == pytest.approx(1.0)
+    contents = gather(LOAD, topology=TOPOLOGY, strategy=hottest_twice)
+    assert [view.name for view in contents.plans] == ["experts in order", "hottest_twice"]
+
+
+def _named(name):
+    def function(problem, *, seed=0):
+        return hottest_twice(problem)
+
+    function.__name__ = name
+    return function
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (7, "strategy is of type int: expected a name, or a callable"),
+        (None, "strategy is of type NoneType"),
+        (lambda problem, seed=0: None, "has the name '<lambda>'"),
+        (_named("greedy"), "strategy name 'greedy' is that of an eplb strategy"),
+        (_named("auto"), "strategy name 'auto'"),
+        (lambda: None, "<lambda>"),
+        (np.sort, "strategy sort cannot be called as strategy"),
+        (OwnStrategy, "strategy class OwnStrategy: expected one without arguments"),
+        ("no_such_module:Snake", "module 'no_such_module' cannot be imported"),
+        ("no_such_file.py:Snake", "no file no_such_file.py"),
+        ("tests.planning.test_own_strategy:Nothing", "has no 'Nothing'"),
+        ("snake", "unknown strategy 'snake': expected one of"),
+    ],
+)
+def test_what_is_no_strategy_is_refused_by_name(strategy, message):
+    with pytest.raises(InputError, match=message):
+        eplb.plan(LOAD, TOPOLOGY, strategy)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "strategy own returned NoneType: expected a Plan"),
+        ([[0, 1, 2, 0, 1, 3]], "returned list"),
+        (np.zeros((1, 6)), "returned array of float64"),
+        (np.zeros((1, 5), dtype=int), r"a map of shape \(1, 5\): expected \(1, 6\)"),
+        (np.zeros((1, 6), dtype=int), r"layer 0\]: expert 1 has no slot"),
+        (np.full((1, 6), 7), r"= 7: expected 0 <= id < 4"),
+    ],
+)
+def test_an_answer_that_is_no_map_is_refused(answer, message):
+    def own(problem, *, seed=0):
+        return answer
+
+    with pytest.raises(InputError, match=message):
+        eplb.plan(LOAD, TOPOLOGY, own)
+
+
+def test_strategies_of_eplb_with_other_parameters_keep_their_name():
+    assert eplb.plan(LOAD, TOPOLOGY, Scenario(amplification=1.0)).strategy == "scenario"
+    with pytest.raises(InputError, match="load_cap: strategy scenario ignores them"):
+        eplb.plan(LOAD, TOPOLOGY, Scenario(amplification=1.0), load_cap=1.1)
+    with pytest.raises(InputError, match="strategy auto: one strategy plans every point"):
+        sweep(LOAD, 2, 1, [2], strategy="auto")
+
+
+def _claims_all(problem: Problem, rows) -> Plan:
+    keeps, met = problem.survive, not problem.constraints.is_empty
+    return certified_plan(problem, np.array(rows, np.int32), strategy="own", keeps=keeps, meets_constraints=met)
+
+
+# Home of group 0 is node 0: two replicas (0, 1) are off it. Home of group 1 is node 1: three (of 4) are off it.
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"survive": "rank"}, "own does not meet what was asked: not survivable: 4 experts live on one rank only"),
+        ({"groups": 2, "group_mode": "pinned"}, "layer 0: 5 replicas are not on the node of their expert group"),
+        ({"constraints": Constraints(pin=[(3, 0)])}, "layer 0: expert 3 is not on rank 0, where it is pinned"),
+    ],
+)
+def test_what_was_asked_is_checked_whatever_the_strategy_claims(asked, message):
+    def own(problem, *, seed=0):
+        return _claims_all(problem, [[0, 1, 2, 4, 4, 4, 0, 1, 3, 5, 5, 5]])
+
+    with pytest.raises(InputError, match=message):
+        eplb.plan([[9.0, 3.0, 2.0, 2.0, 1.0, 1.0]], eplb.Topology(2, 1, 6), own, **asked)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An installed entry point."""
+
+    name: str
+    value: str
+
+    def load(self):
+        return pkgutil.resolve_name(self.value)
+
+
+HERE = "tests.planning.test_own_strategy"
+
+
+def test_an_installed_strategy_is_found_by_its_name(monkeypatch):
+    monkeypatch.setattr(own_strategy, "entry_points", lambda group: [Entry("hottest_twice", f"{HERE}:HottestTwice")])
+    assert eplb.plan(LOAD, TOPOLOGY, "hottest_twice").strategy == "hottest_twice"
+    with pytest.raises(InputError, match=r"expected one of .*hottest_twice"):
+        eplb.plan(LOAD, TOPOLOGY, "hottest_twicce")
+
+
+@pytest.mark.parametrize(
+    ("entries", "name", "message"),
+    [
+        ([Entry("x", f"{HERE}:HottestTwice")], "x", "'x' of .* has the name 'hottest_twice': expected the same"),
+        ([Entry("x", "no.such.module:X")], "x", "cannot be imported: No module named 'no'"),
+        ([Entry("x", f"{HERE}:LOAD")], "x", "strategy is of type ExpertLoad"),
+        ([Entry("x", "a:X"), Entry("x", "b:X")], "x", "'x' is offered as a:X and b:X"),
+    ],
+)
+def test_an_installed_strategy_that_cannot_be_used_is_named(monkeypatch, entries, name, message):
+    monkeypatch.setattr(own_strategy, "entry_points", lambda group: entries)
+    with pytest.raises(InputError, match=message):
+        eplb.plan(LOAD, TOPOLOGY, name)

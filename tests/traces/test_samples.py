@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from eplb_traces import InputError, read_load, read_trace
-from eplb_traces.samples import SAMPLES, sample_path
+from eplb_traces.samples import SAMPLES, located, sample_path
 from tests.traces.examples import RECORDINGS, joined, needs_recordings
 
 LIMITS = {"moe-435m.parquet": 2_000_000, "moe-435m-windows.npz": 700_000}
@@ -36,6 +36,19 @@ def test_the_trace_has_every_step_request_and_domain_evenly():
 def test_unknown_samples_are_refused_with_the_list():
     with pytest.raises(InputError, match=r"sample 'x' is unknown: expected one of moe-435m.parquet"):
         sample_path("x")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_is_read_by_its_name_with_or_without_suffix(name):
+    short = f"sample:{name.rpartition('.')[0]}"
+    assert located(short) == located(f"sample:{name}") == sample_path(name)
+    assert read_load(short) == read_load(sample_path(name))
+
+
+def test_a_path_is_no_sample_and_an_unknown_sample_is_refused():
+    assert located("samples/moe-435m.parquet") == Path("samples/moe-435m.parquet")
+    with pytest.raises(InputError, match=r"sample:x: there is no such sample, expected sample:moe-435m or sample:moe"):
+        read_trace("sample:x")
 
 
 @needs_recordings

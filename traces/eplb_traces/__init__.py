@@ -64,4 +64,4 @@ _HOME_OF = {
 }
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+    __getattr__, __dir__ = lazy_names(__name__, _HOME_OF, __all__)

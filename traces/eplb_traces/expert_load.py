@@ -8,6 +8,7 @@ from typing import TypeGuard, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb_traces.display import facts_html
 from eplb_traces.errors import InputError
 from eplb_traces.model_shape import ModelShape
 
@@ -143,6 +144,11 @@ class ExpertLoad:
 
     def __repr__(self) -> str:
         return f"ExpertLoad({self.num_windows} windows x {self.num_layers} layers x {self.num_experts} experts)"
+
+    def _repr_html_(self) -> str:
+        facts = {"windows": self.num_windows, "tokens": f"{self.tokens.sum():,.0f}", "model": self.shape}
+        hottest = f"{self.total.max():,.0f} tokens, layer {self.total.argmax() // self.num_experts}"
+        return facts_html("ExpertLoad", {**facts, "hottest expert": hottest})
 
 
 def logical_counts(

@@ -1,11 +1,13 @@
 """Resolves the public names of a package on first access (PEP 562), so that its import loads nothing else."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 
-def lazy_names(package: str, home_of: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+def lazy_names(
+    package: str, home_of: Mapping[str, str], public: Sequence[str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Make the module functions `__getattr__` and `__dir__` of a package.
 
     A name that was resolved is stored in the package: later accesses do not come here. Modules and subpackages of the
@@ -17,12 +19,14 @@ def lazy_names(package: str, home_of: Mapping[str, str]) -> tuple[Callable[[str]
         Name of the package.
     home_of
         Public name -> the module that defines it.
+    public
+        What `dir` and completion list: `__all__` of the package.
 
     Returns
     -------
     tuple
         `__getattr__`, which raises AttributeError for a name that is neither public nor a module of the package, and
-        `__dir__`, which lists the public names beside what is loaded.
+        `__dir__`.
     """
 
     def get(name: str) -> object:
@@ -38,6 +42,6 @@ def lazy_names(package: str, home_of: Mapping[str, str]) -> tuple[Callable[[str]
         return import_module(f"{package}.{name}")
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *home_of})
+        return sorted(public)
 
     return get, names

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import final
 
+from eplb_traces.display import fields_html, short_repr
 from eplb_traces.errors import InputError
 
 
@@ -58,6 +59,12 @@ class ModelShape:
             )
         self._check_groups()
         self._check_layer_ids()
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
     def _check_groups(self) -> None:
         if self.top_k_groups is None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb_traces.display import facts_html
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape
@@ -234,6 +235,11 @@ class RoutingTrace:
     def __repr__(self) -> str:
         shape = self.shape
         return f"RoutingTrace({shape.num_layers} layers x {shape.num_experts} experts, top-{shape.top_k})"
+
+    def _repr_html_(self) -> str:
+        known = {} if self._num_tokens is None else {"tokens": f"{self._num_tokens:,}"}
+        domains = {"domains": ", ".join(self.domain_names)} if self.domain_names else {}
+        return facts_html("RoutingTrace", {"model": self.shape, **known, **domains})
 
 
 _Steps = TypeVar("_Steps", int, NDArray[np.int64])

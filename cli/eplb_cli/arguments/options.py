@@ -10,8 +10,9 @@ from eplb_cli.arguments.parse import Nodes, node_sizes
 
 def _complete_strategy(incomplete: str) -> list[str]:
     from eplb.strategies import STRATEGIES
+    from eplb.strategies.own_strategy import installed_strategies
 
-    return [name for name in ("auto", *STRATEGIES) if name.startswith(incomplete)]
+    return [name for name in ("auto", *STRATEGIES, *installed_strategies()) if name.startswith(incomplete)]
 
 
 def _complete_dispatch(incomplete: str) -> list[str]:
@@ -32,7 +33,7 @@ LoadsArg = Annotated[
     typer.Argument(
         metavar="LOAD",
         help="What the router did: a load or a token-level trace, in any dialect of `eplb trace dialects`; several "
-        "files are put together, see --combine.",
+        "files are put together, see --combine. sample:moe-435m is a trace that is shipped.",
         show_default=False,
     ),
 ]
@@ -92,7 +93,11 @@ ExpertBytesOpt = Annotated[
 StrategyOpt = Annotated[
     str,
     typer.Option(
-        "--strategy", "-s", metavar="S", help="See `eplb strategies`; auto picks.", autocompletion=_complete_strategy
+        "--strategy",
+        "-s",
+        metavar="S",
+        help="See `eplb strategies`; auto picks; your own as module:object or file.py:object.",
+        autocompletion=_complete_strategy,
     ),
 ]
 WriteFormatOpt = Annotated[

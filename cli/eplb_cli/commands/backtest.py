@@ -28,6 +28,15 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     held_out: Annotated[
         float, typer.Option("--held-out", metavar="X", help="Share of the windows, at the end, that no plan sees.")
     ] = 0.25,
+    strategies: Annotated[
+        str | None,
+        typer.Option(
+            "--strategies",
+            metavar="A,B",
+            help="Names, or your own as module:object or file.py:object, with commas.",
+            show_default="the candidates of auto",
+        ),
+    ] = None,
     groups: options.GroupsOpt = None,
     group_mode: options.GroupModeOpt = "free",
     dispatch: options.DispatchOpt = None,
@@ -40,26 +49,26 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
-    from eplb.core.problem import GroupMode, Problem
-    from eplb.planning.backtest import backtest as run
-    from eplb.planning.planner import candidates_under
+    import eplb
 
     by = dispatch_of(dispatch, engine, engine_options)
     load = files.read_load(load_paths, reading)
-    problem = Problem(
-        load,
-        topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant),
-        num_groups=load.shape.num_expert_groups if groups is None else groups,
-        group_mode=GroupMode.named(group_mode),
-        dispatch=by.rule,
-        sources=source_shares(sources, ranks),
-    )
     with output.progress("planning and scoring"):
-        scores = run(problem, candidates_under(by.rule), held_out=held_out, seed=seed)
+        scores = eplb.backtest(
+            load,
+            topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant),
+            None if strategies is None else strategies.split(","),
+            held_out=held_out,
+            groups=groups,
+            group_mode=group_mode,
+            dispatch=by.rule,
+            sources=source_shares(sources, ranks),
+            seed=seed,
+        )
     if as_json:
         output.json_object({"load": files.listed(load_paths), "candidates": [_as_object(score) for score in scores]})
         return
-    title = f"{files.title_of(load_paths)}: {load.num_windows} windows, {problem.dispatch} dispatch"
+    title = f"{files.title_of(load_paths)}: {load.num_windows} windows, {by.rule} dispatch"
     output.table(title, _HEADINGS, [_row(score) for score in scores])
     output.note(_LEGEND)
 

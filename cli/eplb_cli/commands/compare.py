@@ -45,7 +45,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option(
             "--strategies",
             metavar="A,B",
-            help="Names, with commas.",
+            help="Names, or your own as module:object or file.py:object, with commas.",
             show_default="all but ilp, which searches for long, and traffic, which needs a trace",
         ),
     ] = None,

@@ -41,7 +41,7 @@ PlansOpt = Annotated[
         "--plan",
         metavar="PLAN",
         help="A placement to show, in any dialect of `eplb formats`; several are compared with the first one.",
-        show_default="greedy, on --ranks",
+        show_default="one by --strategy, on --ranks",
     ),
 ]
 LayersOpt = Annotated[
@@ -64,6 +64,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     ranks: RanksOpt = None,
     nodes: NodesOpt = None,
     redundant: RedundantOpt = None,
+    strategy: options.StrategyOpt = "greedy",
     dispatch: options.DispatchOpt = None,
     engine: EngineOpt = None,
     engine_options: EngineOptionsOpt = None,
@@ -78,8 +79,8 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Show LOAD, what plans make of it, and how far they are from what is possible.
 
-    Without --plan, experts in order are compared with a plan by `greedy` for --ranks. One plan is compared with experts
-    in order on its topology, several with the first of them.
+    Without --plan, experts in order are compared with a plan by --strategy for --ranks. One plan is compared with
+    experts in order on its topology, several with the first of them.
     """
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.report import gather
@@ -97,6 +98,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     )
     if plan_paths:
         refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which holds the slots")
+        refuse_typed(context, ("--strategy",), "has no effect with --plan")
     elif ranks is None:
         raise typer.BadParameter("needed, unless --plan gives it", param_hint="--ranks")
     read = files.read_source(load_paths, reading)
@@ -112,6 +114,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
             source,
             plans,
             asked,
+            strategy=strategy,
             window=read.window,
             dispatch=by.rule,
             sources=source_shares(sources, _num_ranks(plans, asked)),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HEADINGS = ("redundant", "slots", "max/mean", "worst", "gap %", "GB a rank", "ms")
 _LEGEND = """\
 slots: of a rank; max/mean: busiest over mean rank, mean and worst of layers and windows
-gap: above the proven lower bound; GB: expert weights of all layers; ms: to plan, with greedy"""
+gap: above the proven lower bound; GB: expert weights of all layers; ms: to plan"""
 _DRAWINGS: Final = (".png", ".svg", ".pdf")
 
 
@@ -37,6 +37,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     out: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Drawing to write: .png, .svg or .pdf.")
     ] = None,
+    strategy: options.StrategyOpt = "greedy",
     dispatch: options.DispatchOpt = None,
     engine: EngineOpt = None,
     engine_options: EngineOptionsOpt = None,
@@ -60,18 +61,24 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     load = files.read_load(load_paths, reading)
     with output.progress("planning"):
         size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
-        points = run(load, ranks, nodes, numbers, size, dispatch=by.rule, sources=shares, cost=predictor)
+        points = run(
+            load, ranks, nodes, numbers, size, strategy=strategy, dispatch=by.rule, sources=shares, cost=predictor
+        )
     choices = cost_rows.choices_sampled(predictor)
     if out is not None:
         _draw(points, out)
     if as_json:
         written = None if out is None else {"path": str(out)}
-        head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
+        head = {
+            "load": files.listed(load_paths),
+            "strategy": strategy,
+            "dispatch": by.rule.value,
+            **cost_rows.head(predictor, choices),
+        }
         output.json_object({**head, "points": [_as_object(point) for point in points], "written": written})
         return
-    title = (
-        f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}{by.in_title}{cost_rows.in_title(predictor)}"
-    )
+    on = f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}, {strategy}"
+    title = f"{on}{by.in_title}{cost_rows.in_title(predictor)}"
     output.table(title, (*_HEADINGS, *cost_rows.headings(predictor)), [_row(point) for point in points])
     output.note(_LEGEND)
     cost_rows.note(predictor, choices)

@@ -43,16 +43,36 @@ def dialects(as_json: JsonOpt = False) -> None:
         )
 
 
+def _installed() -> list[tuple[str, str]]:
+    """Name and summary of the strategies of installed packages; what hinders, for one that cannot be used."""
+    from eplb.errors import InputError
+    from eplb.strategies import STRATEGIES, find_strategy
+    from eplb.strategies.own_strategy import installed_strategies
+
+    rows = []
+    for name, entry in installed_strategies().items():
+        try:
+            summary = find_strategy(name).summary
+        except InputError as error:
+            summary = f"cannot be used: {error}"
+        if name in STRATEGIES:
+            name, summary = f"{name} of {entry.value}", "cannot be used: eplb has a strategy of this name"
+        rows.append((name, summary))
+    return rows
+
+
 def strategies(as_json: JsonOpt = False) -> None:
     """List the strategies and the options that each plans for; all others are refused."""
     from eplb.strategies import STRATEGIES
     from eplb.strategies.options import HONOURED, PlanOption
 
-    options = {name: [option for option in PlanOption if option in HONOURED[name]] for name in STRATEGIES}
+    options = {name: ", ".join(option for option in PlanOption if option in HONOURED[name]) for name in STRATEGIES}
+    rows = [(name, strategy.summary, options[name] or "none") for name, strategy in STRATEGIES.items()]
+    rows += [(name, summary, "decides itself") for name, summary in _installed()]
     if as_json:
-        output.json_object(
-            {name: {"summary": s.summary, "options": [*map(str, options[name])]} for name, s in STRATEGIES.items()}
-        )
+        output.json_object({
+            name: {"summary": summary, "options": sorted(HONOURED[name]) if name in HONOURED else None}
+            for name, summary, _ in rows
+        })  # fmt: skip
         return
-    rows = [(name, strategy.summary, ", ".join(options[name]) or "none") for name, strategy in STRATEGIES.items()]
     output.table("Strategies; auto picks one and gives the reason", ("name", "what", "options"), rows)

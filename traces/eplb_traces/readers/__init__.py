@@ -36,6 +36,7 @@ from eplb_traces.readers.dialect import Dialect, Reading, ReadOptions, Wanted
 from eplb_traces.readers.recognition import find_dialect
 from eplb_traces.readers.told import with_told
 from eplb_traces.routing_trace import RoutingTrace
+from eplb_traces.samples import located
 
 READERS: dict[str, Dialect] = {
     "parquet": parquet,
@@ -71,7 +72,7 @@ def read(path: str | Path, options: ReadOptions | None = None, *, format: str | 
     Parameters
     ----------
     path
-        A file, or the folder into which the ranks of a server wrote theirs.
+        A file, the folder into which the ranks of a server wrote theirs, or `sample:NAME` for a trace that is shipped.
     options
         What the caller says about the file; checked against it, and used.
     format
@@ -84,7 +85,7 @@ def read(path: str | Path, options: ReadOptions | None = None, *, format: str | 
     MissingExtraError
         If the dialect needs a package that is not installed.
     """
-    path, options = Path(path), options or ReadOptions()
+    path, options = located(path), options or ReadOptions()
     with naming_place(path):
         try:
             _, dialect = find_dialect(path, format, READERS)
@@ -126,7 +127,7 @@ def read_load(  # noqa: PLR0913  # the front door: everything a caller can say a
     Parameters
     ----------
     path
-        A file, or the folder into which the ranks of a server wrote theirs.
+        A file, the folder into which the ranks of a server wrote theirs, or `sample:NAME` for a trace that is shipped.
     format
         Name of the dialect, a key of READERS; None: recognised by suffix and content.
     num_experts, top_k, moe_layer_ids, num_hidden_layers, shape
@@ -143,6 +144,12 @@ def read_load(  # noqa: PLR0913  # the front door: everything a caller can say a
         Naming the file, the place in it, the value and what was expected; also for an option without effect.
     MissingExtraError
         If the dialect needs a package that is not installed.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> eplb.read_load("sample:moe-435m-windows")
+    ExpertLoad(150 windows x 8 layers x 256 experts)
     """
     with naming_place(path):
         options = ReadOptions(
@@ -178,6 +185,13 @@ def read_trace(  # noqa: PLR0913  # the front door: everything a caller can say 
     ------
     InputError
         Also if the file has loads only.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> trace = eplb.read_trace("sample:moe-435m")
+    >>> trace.load(window=10)
+    ExpertLoad(4 windows x 8 layers x 256 experts)
     """
     with naming_place(path):
         options = ReadOptions(
