@@ -83,7 +83,7 @@ def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one 
         ROLE=int(phase),
         THREADS=128,
         num_warps=4,
-        maxnreg=resident_registers(shape.num_ranks * shape.tokens, 4, x_TH.device),
+        maxnreg=resident_registers(shape.num_ranks * shape.tokens * settings.ranks_on_device, 4, x_TH.device),
     )
 
 
@@ -128,6 +128,8 @@ def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors
         ROLE=int(PUSH_FIRST) if phase is Phase.BOTH else int(phase),
         THREADS=32 * settings.fast_combine_warps,
         num_warps=settings.fast_combine_warps,
-        maxnreg=resident_registers(2 * shape.tokens, settings.fast_combine_warps, y_MH.device),
+        maxnreg=resident_registers(
+            2 * shape.tokens * settings.ranks_on_device, settings.fast_combine_warps, y_MH.device
+        ),
         enable_fp_fusion=False,  # weight * row is rounded before it is added, as in the reference
     )

@@ -163,7 +163,7 @@ def dispatch_rows(  # noqa: PLR0913  # state, layout and settings are one argume
         ROLE=int(phase),
         THREADS=32 * settings.dispatch_warps,
         num_warps=settings.dispatch_warps,
-        maxnreg=resident_registers(programs, settings.dispatch_warps, x_TH.device),
+        maxnreg=resident_registers(programs * settings.ranks_on_device, settings.dispatch_warps, x_TH.device),
     )
 
 
@@ -208,6 +208,6 @@ def combine_rows(  # noqa: PLR0913  # state, layout and settings are one argumen
         ROLE=int(phase),
         THREADS=32 * settings.combine_warps,
         num_warps=settings.combine_warps,
-        maxnreg=resident_registers(settings.combiners, settings.combine_warps, y_MH.device),
+        maxnreg=resident_registers(settings.combiners * settings.ranks_on_device, settings.combine_warps, y_MH.device),
         enable_fp_fusion=False,  # weight * row is rounded before it is added, as in the reference
     )

@@ -49,6 +49,8 @@ class KernelSettings:
         Combine branches around choices without a row, instead of masking their loads.
     float8_wire
         Send e4m3 values with one scale for each 128 channels.
+    ranks_on_device
+        Virtual ranks that share the GPU; the programs of all must be resident together.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class KernelSettings:
     skip_absent: bool = True
     fast_skip_absent: bool = True
     float8_wire: bool = False
+    ranks_on_device: int = 1
 
     def __post_init__(self) -> None:
         for name in ("pushers", "placers", "combiners", "dispatch_group", "combine_group", "push_columns"):
@@ -90,4 +93,5 @@ class KernelSettings:
             pushers=max(self.pushers // num_ranks, 1),
             placers=max(self.placers // num_ranks, 1),
             combiners=max(self.combiners // num_ranks, 2),
+            ranks_on_device=num_ranks,
         )

@@ -156,10 +156,14 @@ SHAPES = {
         34,
         {},
     ),
+    "four ranks": ({"tokens": [1, 0, 5, 2], "hidden": 130}, 5, {}),
     "fixed order": ({"tokens": [4, 6, 1], "dtype": torch.bfloat16}, 7, {"fixed_order": True}),
     "all masked": ({"tokens": [2, 3], "masked": 1.0}, 3, {}),
     "one choice": ({"tokens": [4, 2], "top_k": 1, "hidden": 1}, 4, {}),
 }
+
+
+TWO_BLOCKS = "bf16, four ranks, two blocks"
 
 
 def wrong_steps(_, argument) -> list[str]:
