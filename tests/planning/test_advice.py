@@ -128,7 +128,15 @@ def test_redundant_experts_that_an_ep_size_cannot_spread_are_left_out_for_it():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"nodes": ()}, {"nodes": (0,)}, {"nodes": (1,), "gpus_per_node": 0}, {"nodes": (1,), "redundant": (-8,)}]
+    "wrong",
+    [
+        {"nodes": ()},
+        {"nodes": (0,)},
+        {"nodes": (2, 2)},
+        {"nodes": (1,), "strategies": ("greedy", "greedy")},
+        {"nodes": (1,), "gpus_per_node": 0},
+        {"nodes": (1,), "redundant": (-8,)},
+    ],
 )
 def test_a_space_that_is_none_is_refused(wrong):
     with pytest.raises(InputError, match="expected"):
