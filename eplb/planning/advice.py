@@ -41,7 +41,7 @@ class DeploymentSpace:
     Raises
     ------
     InputError
-        For an empty list or a number that is out of range.
+        For an empty list, a value given twice, or a number that is out of range.
     """
 
     nodes: tuple[int, ...]
@@ -54,6 +54,8 @@ class DeploymentSpace:
         for name in ("nodes", "strategies", "rules"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: expected at least one")
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f"{name} = {', '.join(map(str, getattr(self, name)))}: expected each once")
         if min(self.nodes) < 1 or self.gpus_per_node < 1:
             raise InputError(f"nodes = {self.nodes}, gpus_per_node = {self.gpus_per_node}: expected >= 1")
         if any(number < 0 for number in self.redundant):
@@ -161,6 +163,11 @@ class Advice:
     cost: StepCost
     memory: GpuMemory
     slo_s: float | None
+
+    @property
+    def choices(self) -> str:
+        """Where the choices of the steps come from."""
+        return f"{self.cost.sampled}{self.cost.scaling(len(self.deployments[0].step.times.layers))}"
 
     @property
     def best_of_each_size(self) -> tuple[Deployment, ...]:
