@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
+from eplb.arguments.accepted import LoadLike, accepted_load
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.topology import Topology
 from eplb.errors import InputError
@@ -11,7 +12,7 @@ from eplb.evaluation.metrics import evaluate
 from eplb.evaluation.step_cost import PredictedStep, StepCost
 from eplb.planning.advice_memory import GpuMemory
 from eplb.planning.planner import plan
-from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces import ExpertLoad
 
 KNEE_SHARE: Final = 0.95
 """The knee is the fewest GPUs with this share of the best tokens/s per GPU."""
@@ -235,7 +236,7 @@ class Advice:
 
 
 def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by what
-    source: ExpertLoad | RoutingTrace,
+    source: LoadLike,
     cost: StepCost,
     space: DeploymentSpace,
     memory: GpuMemory | None = None,
@@ -250,7 +251,7 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     Parameters
     ----------
     source
-        A recorded load; a trace is counted.
+        A recorded load, or an array as `plan` takes it; a trace is counted.
     cost
         Model, GPU and tokens of a rank.
     space
@@ -267,7 +268,7 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     InputError
         For a load of another model, or if no deployment is possible.
     """
-    load = source.load() if isinstance(source, RoutingTrace) else source
+    load = accepted_load(source)
     cost.check_model(load.shape)
     if slo_ms is not None and not 0 < slo_ms < float("inf"):
         raise InputError(f"slo_ms = {slo_ms}: expected finite and > 0")
