@@ -125,7 +125,7 @@ class StepCost:
         """How seconds of `num_layers` recorded layers become those of the model; empty where it has as many."""
         if num_layers == self.model.num_moe_layers:
             return ""
-        return f"; the mean of {num_layers} recorded layers times {self.model.num_moe_layers}"
+        return f"; {self.model.num_moe_layers} times the mean recorded layer, of {num_layers}"
 
     def sampled_from(self, load: ExpertLoad) -> str:
         """Where choices come from that are sampled from a load, and how its layers become those of the model."""
