@@ -79,7 +79,7 @@ class Batch:
         Raises
         ------
         InputError
-            If a layer has no load, or a number is below one.
+            If a layer has no load, a count is negative or not finite, or a number is below one.
         """
         tokens = np.asarray(load, dtype=np.float64)
         for name, count in (("ranks", num_ranks), ("tokens per rank", tokens_per_rank), ("top_k", top_k)):
@@ -87,6 +87,8 @@ class Batch:
                 raise InputError(f"{name} = {count}: expected >= 1")
         if tokens.ndim != 2 or not (tokens.sum(axis=1) > 0).all():
             raise InputError(f"load has shape {tokens.shape}: expected [layers, experts] with tokens in every layer")
+        if not ((tokens >= 0) & np.isfinite(tokens)).all():
+            raise InputError(f"load has counts from {tokens.min()} to {tokens.max()}: expected finite and >= 0")
         rng = np.random.default_rng(seed)
         share = tokens / tokens.sum(axis=1, keepdims=True)
         counts = [rng.multinomial(tokens_per_rank * top_k, row, size=num_ranks) for row in share]

@@ -13,6 +13,7 @@ from eplb.cost.batch import Batch, slot_counts
 from eplb.cost.calibration import Calibration
 from eplb.cost.links import expected_copies
 from eplb.cost.model_presets import ModelSizes
+from eplb.errors import InputError
 
 
 @final
@@ -80,8 +81,16 @@ def predict(  # noqa: PLR0913  # placement, batch and model on one side, GPU and
     Raises
     ------
     InputError
-        If the calibration does not hold the type, or the batch does not fit the placement.
+        If the calibration does not hold the type, batch, model or a layer do not fit the placement, or ranks differ
+        in speed.
     """
+    if placement.topology.rank_speed is not None:
+        raise InputError("rank_speed: expected none, a calibration is of one GPU and predicts ranks of equal speed")
+    if model.num_experts != placement.num_experts:
+        raise InputError(f"model {model.name} has {model.num_experts} experts: expected {placement.num_experts}")
+    for layer in layers:
+        if not 0 <= layer < placement.num_layers:
+            raise InputError(f"layer {layer}: expected 0 <= layer < {placement.num_layers}")
     chosen = tuple(layers) or tuple(range(placement.num_layers))
     kind = model.dtype if dtype is None else dtype
     ffn = calibration.ffn_of(kind).for_expert(model.hidden_size, model.intermediate_size)

@@ -121,6 +121,16 @@ class StepCost:
         """Where choices come from that are sampled."""
         return f"sampled from the load, seed {self.seed}"
 
+    def scaling(self, num_layers: int) -> str:
+        """How seconds of `num_layers` recorded layers become those of the model; empty where it has as many."""
+        if num_layers == self.model.num_moe_layers:
+            return ""
+        return f"; {self.model.num_moe_layers} times the mean recorded layer, of {num_layers}"
+
+    def sampled_from(self, load: ExpertLoad) -> str:
+        """Where choices come from that are sampled from a load, and how its layers become those of the model."""
+        return f"{self.sampled}{self.scaling(int(load.total.any(axis=1).sum()))}"
+
     @property
     def caveats(self) -> tuple[str, ...]:
         """Sentences that belong below every table of predicted milliseconds."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
+from eplb.arguments.accepted import LoadLike, accepted_load
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.topology import Topology
 from eplb.errors import InputError
@@ -11,7 +12,7 @@ from eplb.evaluation.metrics import evaluate
 from eplb.evaluation.step_cost import PredictedStep, StepCost
 from eplb.planning.advice_memory import GpuMemory
 from eplb.planning.planner import plan
-from eplb_traces import ExpertLoad, RoutingTrace
+from eplb_traces import ExpertLoad
 
 KNEE_SHARE: Final = 0.95
 """The knee is the fewest GPUs with this share of the best tokens/s per GPU."""
@@ -41,7 +42,7 @@ class DeploymentSpace:
     Raises
     ------
     InputError
-        For an empty list or a number that is out of range.
+        For an empty list, a value given twice, or a number that is out of range.
     """
 
     nodes: tuple[int, ...]
@@ -54,6 +55,8 @@ class DeploymentSpace:
         for name in ("nodes", "strategies", "rules"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: expected at least one")
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f"{name} = {', '.join(map(str, getattr(self, name)))}: expected each once")
         if min(self.nodes) < 1 or self.gpus_per_node < 1:
             raise InputError(f"nodes = {self.nodes}, gpus_per_node = {self.gpus_per_node}: expected >= 1")
         if any(number < 0 for number in self.redundant):
@@ -163,6 +166,11 @@ class Advice:
     slo_s: float | None
 
     @property
+    def choices(self) -> str:
+        """Where the choices of the steps come from."""
+        return f"{self.cost.sampled}{self.cost.scaling(len(self.deployments[0].step.times.layers))}"
+
+    @property
     def best_of_each_size(self) -> tuple[Deployment, ...]:
         """The fastest placement and dispatch of each EP size and number of redundant experts."""
         best: dict[tuple[int, int], Deployment] = {}
@@ -228,7 +236,7 @@ class Advice:
 
 
 def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by what
-    source: ExpertLoad | RoutingTrace,
+    source: LoadLike,
     cost: StepCost,
     space: DeploymentSpace,
     memory: GpuMemory | None = None,
@@ -243,7 +251,7 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     Parameters
     ----------
     source
-        A recorded load; a trace is counted.
+        A recorded load, or an array as `plan` takes it; a trace is counted.
     cost
         Model, GPU and tokens of a rank.
     space
@@ -260,7 +268,7 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     InputError
         For a load of another model, or if no deployment is possible.
     """
-    load = source.load() if isinstance(source, RoutingTrace) else source
+    load = accepted_load(source)
     cost.check_model(load.shape)
     if slo_ms is not None and not 0 < slo_ms < float("inf"):
         raise InputError(f"slo_ms = {slo_ms}: expected finite and > 0")

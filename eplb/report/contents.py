@@ -148,7 +148,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 None if cost is None or batch is None else cost.predict(placement, batch, evaluation.dispatch),
             )
         )
-    choices = "" if batch is None else batch.origin
+    choices = "" if cost is None or batch is None else f"{batch.origin}{cost.scaling(len(batch.layers))}"
     steps = () if cost is None else about_steps(cost, choices)
     over = "\n".join((over_all(title, load, views), *steps))
     summary = (over, *(per_layer(layer, load, views) for layer in range(load.num_layers)))

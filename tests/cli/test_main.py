@@ -265,3 +265,10 @@ def test_no_color_is_honoured(run, load_path):
     colours = re.compile("\x1b\\[(3|4|9)")
     forced = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
     assert not colours.search(run("compare", load_path, "--ranks", 4, env=forced | {"NO_COLOR": "1"}).stdout)
+
+
+def test_calibrate_refuses_an_unwritable_path_before_it_measures(run, tmp_path):
+    result = run("calibrate", "--device", "cpu", "-o", tmp_path / "missing" / "gpu.json")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "is no folder" in result.stderr
+    assert "measured" not in result.stderr

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,23 @@ def test_a_decode_step_follows_experts_and_a_prefill_step_tokens():
     assert one.waiting_s[0] == pytest.approx(one.ffn_s.max() - one.ffn_s.mean())
     with pytest.raises(UnknownNameError, match="bf16, fp8"):
         predict(placement, Batch.sampled(load, num_ranks=32, tokens_per_rank=1, top_k=8), model, gpu, dtype="mxfp4")
+    for wrong in (-1.0, np.inf):
+        with pytest.raises(InputError, match="expected finite and >= 0"):
+            Batch.sampled([[wrong, 5.0]], num_ranks=2, tokens_per_rank=1, top_k=1)
+    batch = Batch.sampled(load, num_ranks=32, tokens_per_rank=1, top_k=8)
+    with pytest.raises(InputError, match="has 128 experts: expected 256"):
+        predict(placement, batch, model_sizes("qwen3-235b-a22b"), gpu)
+    for layer in (-1, 1):
+        with pytest.raises(InputError, match=f"layer {layer}: expected 0 <= layer < 1"):
+            predict(placement, batch, model, gpu, layers=(layer,))
+    unequal = replace(topology, rank_speed=[1.0] * 31 + [0.5])
+    with pytest.raises(InputError, match="rank_speed"):
+        predict(
+            eplb.Placement(placement.physical_to_logical_map, 256, unequal),
+            Batch.sampled(load, num_ranks=32, tokens_per_rank=1, top_k=8),
+            model,
+            gpu,
+        )
 
 
 def test_presets_and_configurations_of_hugging_face(tmp_path):

@@ -41,6 +41,8 @@ def test_the_milliseconds_are_those_of_predict_for_every_moe_layer(load, placeme
     assert summary["predicted_step_ms"] == pytest.approx(1e3 * found.step_s)
     assert sum(summary.values()) == pytest.approx(2 * summary["predicted_step_ms"])  # the parts, and their sum
     assert batch.origin == "sampled from the load, seed 5"
+    assert COST.sampled_from(load) == "sampled from the load, seed 5; 6 times the mean recorded layer, of 3"
+    assert COST.scaling(6) == ""
 
 
 def test_a_layer_without_tokens_does_not_count(load, placement):

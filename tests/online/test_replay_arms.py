@@ -87,6 +87,8 @@ def test_what_makes_no_sense_is_refused():
         schedule(FixedPlacement("mine", placement), first_step=0, num_steps=10)
     with pytest.raises(InputError, match="layers_per_step = 0"):
         next(rollout(Migration.between(placement, placement), 0))
+    with pytest.raises(InputError, match="layers_per_step = 0"):
+        schedule(FixedPlacement("mine", placement), first_step=1, num_steps=10, layers_per_step=0)
     with pytest.raises(InputError, match=r"migration_s has shape \(2,\): expected one number for each of 1 steps"):
         PlacementSchedule("mine", 0, (placement,), np.zeros(2), 0)
     with pytest.raises(InputError, match="finite numbers >= 0"):

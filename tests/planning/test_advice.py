@@ -128,7 +128,15 @@ def test_redundant_experts_that_an_ep_size_cannot_spread_are_left_out_for_it():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"nodes": ()}, {"nodes": (0,)}, {"nodes": (1,), "gpus_per_node": 0}, {"nodes": (1,), "redundant": (-8,)}]
+    "wrong",
+    [
+        {"nodes": ()},
+        {"nodes": (0,)},
+        {"nodes": (2, 2)},
+        {"nodes": (1,), "strategies": ("greedy", "greedy")},
+        {"nodes": (1,), "gpus_per_node": 0},
+        {"nodes": (1,), "redundant": (-8,)},
+    ],
 )
 def test_a_space_that_is_none_is_refused(wrong):
     with pytest.raises(InputError, match="expected"):
@@ -150,3 +158,8 @@ def test_the_estimated_rest_gives_the_published_size(name):
     total = rest_weights(model) + model.num_moe_layers * model.num_experts * model.expert_weights
     most = 0.02 if PUBLISHED[name] > 50 else 0.07
     assert total / (1e9 * PUBLISHED[name]) == pytest.approx(1, abs=most)
+
+
+def test_an_array_is_taken_as_plan_takes_it(load, advice):
+    found = advise(np.asarray(load.total), COST, SPACE)
+    assert [row.summary() for row in found.deployments] == [row.summary() for row in advice.deployments]

@@ -6,7 +6,7 @@ from typing import Annotated, Final, final
 
 import typer
 
-from eplb_cli.arguments.parse import id_list, refuse_typed
+from eplb_cli.arguments.parse import refuse_typed
 
 BOTH: Final = "both"
 
@@ -97,8 +97,8 @@ class PhaseOptions:
         count = 2 if self.phase == BOTH else 1
         if self.tokens_per_rank is None:
             return (None,) * count
-        numbers = id_list(self.tokens_per_rank, "--tokens-per-rank")
-        if len(numbers) != count:
+        parts = self.tokens_per_rank.split(",")
+        if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
             expected = "two numbers, as in 4096,128" if count == 2 else "one number"
             raise typer.BadParameter(f"{self.tokens_per_rank!r}: expected {expected}", param_hint="--tokens-per-rank")
-        return numbers
+        return tuple(int(part) for part in parts)

@@ -144,9 +144,15 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
 
 def _numbers(text: str) -> tuple[int, ...]:
     """The numbers of nodes in "1:8", "2:8:2", "1-8" or "1,2,4"."""
-    if ":" not in text:
-        return id_list(text, "--nodes")
-    return tuple(number_range(text if text.count(":") == 2 else f"{text}:1", "--nodes"))
+    try:
+        listed = ":" not in text
+        ranged = text if text.count(":") == 2 else f"{text}:1"
+        numbers = id_list(text, "--nodes") if listed else tuple(number_range(ranged, "--nodes"))
+    except typer.BadParameter:
+        numbers = ()
+    if not numbers:
+        raise typer.BadParameter(f"{text!r}: expected numbers of nodes as in 1:8, 2:8:2 or 1,2,4", param_hint="--nodes")
+    return numbers
 
 
 def _bytes(gigabytes: float | None) -> float | None:

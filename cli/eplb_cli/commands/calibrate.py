@@ -29,10 +29,13 @@ def calibrate(
     The table holds for every model: give models whose experts differ much in size.
     """
     from eplb.cost import model_sizes, write_calibration
+    from eplb.errors import InputError
     from eplb.runtime.calibration.calibrate import CalibrationRequest
     from eplb.runtime.calibration.calibrate import calibrate as measure
 
     default = ["moe-435m"] if device == "cpu" else ["deepseek-v3", "qwen3-235b-a22b", "gpt-oss-120b", "moe-435m"]
+    if not out.absolute().parent.is_dir():  # before minutes of measuring
+        raise InputError(f"cannot write {out}: {out.absolute().parent} is no folder")
     models = tuple(model_sizes(name) for name in model or default)
     types = tuple(name.strip() for name in dtype.split(","))
     with output.progress("measuring"):

@@ -96,7 +96,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             results += eplb.compare(load, topology, [name], groups=groups, dispatch=by.rule, sources=shares, seed=seed)
             step()
     steps = cost_rows.predict_each(predictor, batch, [result.evaluation for result in results])
-    choices = cost_rows.choices_of(batch)
+    choices = cost_rows.choices_of(predictor, batch)
     if as_json:
         head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
         rows = [_as_object(result, by) | cost_rows.fields(step) for result, step in zip(results, steps, strict=True)]

@@ -77,7 +77,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
         copies = traffic_rows.traffic_of(plan.placement, trace, by.rule) if traffic and trace is not None else []
     if as_json:
         head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value, **by.metric_fields(evaluation)}
-        predicted = cost_rows.head(predictor, cost_rows.choices_of(batch)) | cost_rows.fields(step)
+        predicted = cost_rows.head(predictor, cost_rows.choices_of(predictor, batch)) | cost_rows.fields(step)
         by_window = {"windows": window_objects(evaluation), "layers": layer_objects(evaluation)}
         extra = {"traffic": traffic_rows.as_object(copies, token_bytes)} if copies else {}
         output.json_object({**head, **evaluation.summary(), **predicted, **by_window, **extra})
@@ -89,7 +89,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
         for text in by.target.notes(load.shape):
             output.line(f"note: {text}")
     window_table(evaluation)
-    cost_rows.note(predictor, cost_rows.choices_of(batch))
+    cost_rows.note(predictor, cost_rows.choices_of(predictor, batch))
     if copies:
         traffic_rows.show(copies, token_bytes)
 

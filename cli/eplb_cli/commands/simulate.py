@@ -87,7 +87,7 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     replay = replace(replay, load=load, online=online, cost=predictor)
     with output.progress("replaying"):
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
-    choices = "" if predictor is None else f"{predictor.sampled}, step by step"
+    choices = "" if predictor is None else f"{predictor.sampled_from(load)}, step by step"
     if as_json:
         output.json_object(
             {

@@ -64,7 +64,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
         points = run(
             load, ranks, nodes, numbers, size, strategy=strategy, dispatch=by.rule, sources=shares, cost=predictor
         )
-    choices = cost_rows.choices_sampled(predictor)
+    choices = cost_rows.choices_sampled(predictor, load)
     if out is not None:
         _draw(points, out)
     if as_json:

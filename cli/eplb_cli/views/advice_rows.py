@@ -33,7 +33,7 @@ def show(advice: "Advice", title: str, *, every_row: bool) -> None:
     rest = f"{output.gigabytes(memory.rest_bytes)} ({memory.rest_origin})"
     reserve = output.gigabytes(memory.reserve_bytes)
     output.note(f"memory: {output.gigabytes(memory.total_bytes)} a GPU, rest of the model {rest}, reserve {reserve}")
-    cost_rows.note(advice.cost, advice.cost.sampled)
+    cost_rows.note(advice.cost, advice.choices)
 
 
 def _row(row: "Deployment", *, is_recommended: bool) -> tuple[output.Cell, ...]:
@@ -57,7 +57,7 @@ def as_object(advice: "Advice") -> dict[str, object]:
     """Everything, for `--json`."""
     memory, recommended = advice.memory, advice.recommended
     return {
-        **cost_rows.head(advice.cost, advice.cost.sampled),
+        **cost_rows.head(advice.cost, advice.choices),
         "memory": {
             "total_bytes": memory.total_bytes,
             "rest_bytes": memory.rest_bytes,

@@ -8,6 +8,7 @@ from eplb_cli import output
 if TYPE_CHECKING:
     from eplb.evaluation.metrics import Evaluation
     from eplb.evaluation.step_cost import PredictedStep, StepBatch, StepCost
+    from eplb_traces import ExpertLoad
 
 _LABELS = {
     "step": "predicted ms of all MoE layers",
@@ -85,11 +86,11 @@ def head(cost: "StepCost | None", choices: str) -> dict[str, object]:
     return {} if cost is None else {"prediction": {**cost.summary(), "choices": choices}}
 
 
-def choices_sampled(cost: "StepCost | None") -> str:
+def choices_sampled(cost: "StepCost | None", load: "ExpertLoad") -> str:
     """Where choices come from that are sampled from a load."""
-    return "" if cost is None else cost.sampled
+    return "" if cost is None else cost.sampled_from(load)
 
 
-def choices_of(batch: "StepBatch | None") -> str:
+def choices_of(cost: "StepCost | None", batch: "StepBatch | None") -> str:
     """Where the choices of a batch come from."""
-    return "" if batch is None else batch.origin
+    return "" if cost is None or batch is None else f"{batch.origin}{cost.scaling(len(batch.layers))}"

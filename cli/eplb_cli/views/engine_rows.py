@@ -44,7 +44,7 @@ def show_engines(  # noqa: PLR0913  # the keywords of `compare_engines`
             step()
     own = cost_rows.predict_each(cost, batch, [one.own for one in found])
     ours = cost_rows.predict_each(cost, batch, [one.ours for one in found])
-    steps, choices = list(zip(own, ours, strict=True)), cost_rows.choices_of(batch)
+    steps, choices = list(zip(own, ours, strict=True)), cost_rows.choices_of(cost, batch)
     if as_json:
         engines = [_as_object(one, *of) for one, of in zip(found, steps, strict=True)]
         output.json_object({"load": title, **cost_rows.head(cost, choices), "engines": engines})
