@@ -7,6 +7,7 @@ from typing import ClassVar, Final, final
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.baseline import EXPERTS_IN_ORDER, experts_in_order
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan, Problem
@@ -146,8 +147,7 @@ class PhaseStrategy:
         steps = []
         in_order = _even_ranks(topology, num_experts)
         if in_order is not None:
-            row = np.tile(np.arange(num_experts, dtype=np.int32), (len(rows), 1))
-            steps.append(clock.step("experts in order", Placement(row, num_experts, in_order)))
+            steps.append(clock.step(EXPERTS_IN_ORDER, experts_in_order(len(rows), num_experts, in_order)))
         if problem.dispatch is DispatchRule.WEIGHTED and topology.num_slots > num_experts:
             full = self._plan(replace(problem, dispatch=DispatchRule.EVEN), seed)
             steps.append(clock.step("all slots get tokens", full.placement))

@@ -6,9 +6,10 @@ from typing import Final, final
 
 import numpy as np
 
+from eplb.core.baseline import EXPERTS_IN_ORDER, experts_in_order
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
-from eplb.core.placement import EMPTY_SLOT, Placement
+from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate
@@ -22,8 +23,6 @@ from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.display import cut, facts_html
 from eplb_traces.statistics import load_by_window, load_over_time
 
-BEFORE: Final = "experts in order"
-"""Name of the placement without a plan."""
 DEFAULT_STRATEGY: Final = "greedy"
 """The strategy that plans if no plan is given."""
 MOST_WINDOWS: Final = 40
@@ -169,8 +168,8 @@ def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement]) -> dict[str, P
     if not plans:
         raise InputError("topology = None: expected a topology to plan for, or plans to show")
     ((name, placement),) = plans.items()
-    before = in_order(load, placement.topology)
-    return {BEFORE: before, name: placement}
+    before = experts_in_order(load.num_layers, load.num_experts, placement.topology)
+    return {EXPERTS_IN_ORDER: before, name: placement}
 
 
 def _check_fits(name: str, placement: Placement, load: ExpertLoad, first: Topology) -> None:
@@ -181,23 +180,6 @@ def _check_fits(name: str, placement: Placement, load: ExpertLoad, first: Topolo
             f"plan {name} is for {ranks} ranks on {nodes} nodes: expected {first.num_ranks} ranks on "
             f"{first.nodes} nodes as the first plan has"
         )
-
-
-def in_order(load: ExpertLoad, topology: Topology) -> Placement:
-    """Experts in order of their ids, as engines start without a plan and without redundant experts.
-
-    Each rank gets E / R experts; its other slots are empty, so no expert has two replicas. If E / R is not an integer
-    or exceeds the slots of a rank, ids fill all slots in order and start again at 0.
-    """
-    num_experts, num_ranks = load.num_experts, topology.num_ranks
-    per_rank = num_experts // num_ranks
-    if num_experts % num_ranks or topology.rank_num_slots.min() < per_rank:
-        row = np.arange(topology.num_slots) % num_experts
-    else:
-        row = np.full(topology.num_slots, EMPTY_SLOT)
-        slot = topology.rank_first_slot[:-1, None] + np.arange(per_rank)
-        row[slot] = np.arange(num_experts).reshape(num_ranks, per_rank)
-    return Placement(np.tile(row, (load.num_layers, 1)), num_experts, topology)
 
 
 def _migration(before: Placement, after: Placement, expert_bytes: float) -> Migration | None:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import eplb
+from eplb.core.baseline import EXPERTS_IN_ORDER, experts_in_order
 from eplb.core.placement import EMPTY_SLOT
 from eplb.errors import InputError
 from eplb.evaluation.traffic import token_spread
 from eplb.report import gather
-from eplb.report.contents import BEFORE, MOST_WINDOWS, in_order
+from eplb.report.contents import MOST_WINDOWS
 from eplb.report.tables import windows
 from eplb_traces import RoutingTrace, TokenBatch, synthesize_trace
 from tests.report.examples import SHAPE, TOPOLOGY, contents_of_trace, placement, skewed, some_trace
@@ -17,9 +18,9 @@ from tests.report.examples import SHAPE, TOPOLOGY, contents_of_trace, placement,
 def test_without_plans_greedy_is_compared_with_experts_in_order():
     contents = contents_of_trace()
     before, after = contents.plans
-    assert (before.name, after.name) == (BEFORE, "greedy")
+    assert (before.name, after.name) == (EXPERTS_IN_ORDER, "greedy")
     assert after.placement == placement("greedy")
-    assert before.placement == in_order(contents.load, TOPOLOGY)
+    assert before.placement == experts_in_order(contents.load.num_layers, contents.load.num_experts, TOPOLOGY)
     # 4 experts and one empty slot per rank.
     assert before.placement.physical_to_logical_map[0, :6].tolist() == [0, 1, 2, 3, EMPTY_SLOT, 4]
 
@@ -79,7 +80,7 @@ def test_windows_of_the_load_are_kept_and_summed_on_demand():
 
 def test_one_plan_is_compared_with_experts_in_order_and_several_with_the_first():
     zigzag, greedy = placement("zigzag"), placement("greedy")
-    assert [view.name for view in gather(some_trace(), {"a": zigzag}).plans] == [BEFORE, "a"]
+    assert [view.name for view in gather(some_trace(), {"a": zigzag}).plans] == [EXPERTS_IN_ORDER, "a"]
     both = gather(some_trace(), {"a": zigzag, "b": greedy})
     assert [view.name for view in both.plans] == ["a", "b"]
     assert both.plans[1].migration == eplb.Migration.between(zigzag, greedy)
@@ -96,21 +97,6 @@ def test_plans_are_evaluated_under_the_given_dispatch_rule():
     contents = gather(some_trace(), {"a": placement()}, dispatch="online")
     view = contents.plans[1]
     assert view.evaluation.summary() == eplb.evaluate(view.placement, some_trace().load(), "online").summary()
-
-
-@pytest.mark.parametrize(
-    ("experts", "ranks", "slots", "expected"),
-    [
-        (4, 2, 2, [0, 1, 2, 3]),
-        (4, 2, 3, [0, 1, -1, 2, 3, -1]),
-        (4, 3, 2, [0, 1, 2, 3, 0, 1]),  # 4 experts do not divide by 3 ranks
-        (4, 2, (1, 3), [0, 1, 2, 3]),  # rank 0 has no room for two
-        (4, 1, 4, [0, 1, 2, 3]),
-    ],
-)
-def test_experts_in_order(experts, ranks, slots, expected):
-    found = in_order(skewed(1, experts), eplb.Topology(1, ranks, slots))
-    assert found.physical_to_logical_map.tolist() == [expected]
 
 
 def test_plans_that_do_not_fit_are_refused_by_name():

@@ -74,6 +74,11 @@ class Dispatch:
         """The end of a table's title: the rule, unless the split is even."""
         return "" if self.rule.value == "even" else f", {self.rule} dispatch"
 
+    @property
+    def in_sentence(self) -> str:
+        """How tokens are dispatched: "as sglang dispatches", "under even dispatch"."""
+        return f"under {self.rule} dispatch" if self.target is None else f"as {self.target.engine} dispatches"
+
     def format_to_write(self, given: str | None) -> str:
         """Name of the format: the one that was given, else the engine's, else native.
 

@@ -21,6 +21,7 @@ from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.views import cost_rows
 from eplb_cli.views.engine_rows import show_engines
+from eplb_cli.views.gain_rows import before_object
 from eplb_cli.views.metric_rows import layer_objects
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     With --engine all: for every engine, its own algorithm and eplb's plan, both under the engine's dispatch rule.
     """
     import eplb
+    from eplb.core.baseline import EXPERTS_IN_ORDER
+    from eplb.planning.gain import baseline, mean_max_over_mean
     from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
 
     if engine == ALL:
@@ -95,10 +98,12 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         for name in names:
             results += eplb.compare(load, topology, [name], groups=groups, dispatch=by.rule, sources=shares, seed=seed)
             step()
+    before = baseline(load, topology, by.rule, shares)
     steps = cost_rows.predict_each(predictor, batch, [result.evaluation for result in results])
     choices = cost_rows.choices_of(predictor, batch)
     if as_json:
         head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
+        head["before"] = before_object(EXPERTS_IN_ORDER, before)
         rows = [_as_object(result, by) | cost_rows.fields(step) for result, step in zip(results, steps, strict=True)]
         output.json_object({**head, "strategies": rows})
         return
@@ -107,6 +112,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
     title = f"{files.title_of(load_paths)}: {model} on {shape}{by.in_title}"
     output.table(title, _HEADINGS, [_row(result) for result in results])
+    output.line(f"today ({EXPERTS_IN_ORDER}, no redundant ones): max/mean {mean_max_over_mean(before):.4f}")
     output.note(_LEGEND)
     balance = [(r.plan.strategy, r.evaluation.balance["max_over_mean_mean"]) for r in results]
     cost_rows.table(predictor, "strategy", [(*of, step) for of, step in zip(balance, steps, strict=True)])

@@ -25,10 +25,10 @@ from eplb_cli.commands.plan_front import check_front, show_front
 from eplb_cli.commands.plan_phases import PhaseFiles, make_phase_plans, show_phase_plans
 from eplb_cli.commands.replan import NewRanks, Replan, replan
 from eplb_cli.views import plan_rows
+from eplb_cli.views.gain_rows import Worth
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
-    from eplb.evaluation.metrics import Evaluation
 
 _SEVERAL_LOADS = (
     "several loads: `scenario` plans for each alike; other strategies plan for their sum, tokens as they are"
@@ -86,6 +86,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     """Place the experts of LOAD on ranks, show the metrics of the placement, and write it for an engine."""
     import eplb
     from eplb.core.problem import Problem
+    from eplb.planning.gain import gain_over_live, gain_over_order, redundancy_notes
     from eplb.planning.traffic_front import traffic_front
     from eplb_traces.combine import Combine
 
@@ -98,7 +99,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     if pareto:
         check_front(out, has_trace=trace is not None)
     by = dispatch_of(dispatch, engine, engine_options)
-    shares = None
+    shares, live = None, None
     several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
     load = files.read_load(load_paths, reading)
     if previous is None:
@@ -157,7 +158,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
             max_moves=max_moves,
             expert_bytes=expert_bytes,
         )
-        made = replan(load, asked, seed=seed)
+        made, live = replan(load, asked, seed=seed)
     if several:
         made = replace(made, notes=(_SEVERAL_LOADS, *made.notes))
     if by.target is not None:
@@ -165,7 +166,9 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
         made = replace(made, notes=(*by.target.notes(made.shape), *made.notes))
     with output.progress("evaluating"):
         evaluation = eplb.evaluate(made.placement, load, by.rule, sources=shares)
-    _report(made, evaluation, _Output(out, by.format_to_write(format), by), as_json=as_json)
+        gain = gain_over_order(evaluation, shares) if live is None else gain_over_live(evaluation, live)
+        hints = redundancy_notes(evaluation, shares) if live is None else ()
+    _report(made, Worth(gain, hints), _Output(out, by.format_to_write(format), by), as_json=as_json)
 
 
 def _strategy(name: str, *, several: bool, survive: str | None) -> str:
@@ -183,14 +186,17 @@ class _Output:
     by: Dispatch
 
 
-def _report(made: "Plan", evaluation: "Evaluation", to: _Output, *, as_json: bool) -> None:
-    """Write the file, if one was requested, then print its contents."""
+def _report(made: "Plan", worth: Worth, to: _Output, *, as_json: bool) -> None:
+    """Write the file, if one was requested, then print its contents and what the plan is worth."""
     flags = "" if to.path is None else _write(made, to.path, to)
+    made = replace(made, notes=(*worth.hints, *made.notes))
+    evaluation = worth.gain.after
     if as_json:
         written = None if to.path is None else {"path": str(to.path), "format": to.format, "server_flags": flags}
-        fields = plan_rows.as_object(made, evaluation) | to.by.metric_fields(evaluation)
+        fields = plan_rows.as_object(made, evaluation) | worth.fields() | to.by.metric_fields(evaluation)
         output.json_object(fields | {"written": written})
         return
+    output.line(worth.headline(to.by))
     plan_rows.show(made, evaluation, to.by.metric_fact(evaluation))
     if to.path is not None:
         output.written(to.path, to.format, flags)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import typer
 
@@ -12,6 +12,7 @@ from eplb_cli.arguments import files
 from eplb_cli.arguments.parse import Nodes
 
 if TYPE_CHECKING:
+    from eplb.core.placement import Placement
     from eplb.core.problem import Plan
     from eplb.core.topology_change import TopologyChange
     from eplb_traces import ExpertLoad
@@ -49,10 +50,18 @@ class Replan:
     expert_bytes: float | None
 
 
-def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> "Plan":
+class Replanned(NamedTuple):
+    """A replan and what it starts from."""
+
+    made: "Plan"
+    live: "Placement"
+
+
+def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> Replanned:
     """The plan that the live placement is changed to."""
     from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.planning.changed_topology import ranks_of, ranks_with_ids
+    from eplb.planning.gain import live_if_nothing_gained
     from eplb.planning.rebalance import rebalance
     from eplb.planning.replan_on import replan_on
     from eplb.planning.replan_without_ranks import replan_without
@@ -67,14 +76,17 @@ def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> "Plan":
         lost = ranks_with_ids(ranks_of(previous), ranks.lost, "lost rank")
         if lost and ranks == NewRanks(lost=ranks.lost):
             made = replan_without(live, load, lost, target=target, max_moves=moves, expert_bytes=size, seed=seed)
-            return _with_ids_kept(made, (*previous.absent_ranks, *ranks.lost)) if asked.keep_rank_ids else made
+            if asked.keep_rank_ids:
+                made = _with_ids_kept(made, (*previous.absent_ranks, *ranks.lost))
+            return Replanned(made, live)
         change = _change(previous, ranks, num_experts=load.num_experts)
         stays = change.rank_map == tuple(range(change.after.num_ranks))
         if stays and change.before == change.after:
             made = rebalance(live, load, target=target, max_moves=moves, expert_bytes=size, seed=seed)
+            made = live_if_nothing_gained(made, live, load)
         else:
             made = replan_on(live, load, change, target=target, max_moves=moves, expert_bytes=size, seed=seed)
-        return replace(made, absent_ranks=previous.absent_ranks) if stays else made
+        return Replanned(replace(made, absent_ranks=previous.absent_ranks) if stays else made, live)
 
 
 def _with_ids_kept(made: "Plan", absent: Sequence[int]) -> "Plan":

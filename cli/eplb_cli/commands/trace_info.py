@@ -89,13 +89,14 @@ def _linear(load: "ExpertLoad", sizes: tuple[int, ...]) -> "dict[int, Evaluation
     The usual numbers are left out where the experts do not divide by them; those that were asked for are refused.
     """
     import eplb
+    from eplb.core.baseline import experts_in_order
     from eplb.errors import InputError
 
     found = {}
     for ranks in (*(size for size in sizes if size != load.num_experts), load.num_experts):
         if ranks and load.num_experts % ranks == 0:
             topology = eplb.Topology.for_experts(load.num_experts, num_ranks=ranks)
-            found[ranks] = eplb.evaluate(eplb.plan(load, topology, "linear").placement, load)
+            found[ranks] = eplb.evaluate(experts_in_order(load.num_layers, load.num_experts, topology), load)
         elif sizes is not _EP_SIZES:
             raise InputError(f"ranks = {ranks}: expected a divisor of {load.num_experts} experts")
     return found

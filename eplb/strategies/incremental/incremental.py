@@ -113,7 +113,7 @@ class Incremental:
         moved = Candidates(old.copy(), np.zeros(old.shape[0], np.int64), busiest.copy())
         if over.any():
             reached = self._reach(load[over], old[over], limit[over], problem.topology)
-            moved.overwrite(over, reached, reached.busiest < busiest[over])
+            moved.overwrite(over, reached, reached.busiest < busiest[over] * (1 - AT_LIMIT))
         if self.max_moves is not None and moved.num_fetched.sum() > self.max_moves:
             moved = self._spend(problem, moved, limit, busiest)
         return certified_plan(
@@ -168,6 +168,7 @@ class Incremental:
             )
         fetched = np.stack([one.num_fetched for one in tries], axis=1)
         gain = busiest[rows, None] - np.stack([one.busiest for one in tries], axis=1)
+        gain[gain <= AT_LIMIT * busiest[rows, None]] = 0.0
         chosen = choose_within(fetched, gain, self.max_moves or 0)
         spent = Candidates(
             self.previous.physical_to_logical_map.copy(), np.zeros_like(reached.num_fetched), busiest.copy()
@@ -182,6 +183,8 @@ class Incremental:
     def _notes(self, moved: Candidates, over: NDArray[np.bool_], limit: Floats) -> tuple[str, ...]:
         if not over.any():
             return (f"incremental: every layer is within {self.target:g} of its bound, so nothing moves",)
+        if not moved.num_fetched.any() and self.max_moves is None:
+            return (f"incremental: nothing gained: no moves lower the {over.sum()} layers over the target",)
         short = moved.busiest > limit * (1 + AT_LIMIT)
         text = f"incremental: {moved.num_fetched.sum()} replicas moved for {over.sum()} layers over the target"
         if not short.any():

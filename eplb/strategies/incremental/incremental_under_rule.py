@@ -68,13 +68,15 @@ def replanned_under_rule(
     best = live
     for start in (_lowered(problem, old, limit), *_others(problem, old)):
         again = over & (best.busiest > limit * (1 + AT_LIMIT))
-        best = _pick(again & (start.busiest < best.busiest), start, best)
+        best = _pick(again & (start.busiest < best.busiest * (1 - AT_LIMIT)), start, best)
     if max_moves is not None and best.num_fetched.sum() > max_moves:
         best = _within_budget(problem, live, best, limit, max_moves)
     phy2log = best.phy2log
     if problem.dispatch is DispatchRule.SGLANG_STATIC and max_moves is None:
         phy2log, _ = settled(problem, phy2log, Limits(), target=limit)
         keep_slots(old, phy2log, topology.rank_first_slot)
+        gained = _judged(problem, phy2log) < _judged(problem, old) * (1 - AT_LIMIT)
+        phy2log = np.where(gained[:, None], phy2log, old)
     return phy2log, _notes(problem, old, phy2log, limit, target)
 
 
@@ -129,6 +131,7 @@ def _within_budget(problem: Problem, live: _Try, best: _Try, limit: Floats, max_
     ]
     fetched = np.stack([one.num_fetched for one in tries], axis=1)
     gain = live.busiest[:, None] - np.stack([one.busiest for one in tries], axis=1)
+    gain[gain <= AT_LIMIT * live.busiest[:, None]] = 0.0
     chosen, result = choose_within(fetched, gain, max_moves), live
     for index, one in enumerate(tries):
         result = _pick(chosen == index, one, result)
