@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eplb
+from eplb.cost import model_sizes, named_calibration
 from eplb.evaluation.traffic import expected_traffic
 from eplb.report import gather
 from eplb.report.pictures import draw_expert_load, draw_redundancy
@@ -44,6 +45,10 @@ def shown():
         "SolveStatus": eplb.SolveStatus.OPTIMAL,
         "Topology": TOPOLOGY,
         "TopologyChange": change,
+        "DeploymentSpace": eplb.DeploymentSpace(nodes=(1, 2)),
+        "StepCost": eplb.StepCost(
+            model=model_sizes("deepseek-v3"), calibration=named_calibration("h200"), tokens_per_rank=128
+        ),
         "Comparison": eplb.compare(LOAD, TOPOLOGY, ["greedy"])[0],
         "TokenSpread": evaluation.spread,
         "Traffic": expected_traffic(plan.placement, TRACE),

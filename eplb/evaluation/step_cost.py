@@ -19,6 +19,7 @@ from eplb.cost.step_time import LayerTimes, predict
 from eplb.errors import InputError
 from eplb.evaluation.traffic import TokenSources, fitting_sources
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
+from eplb_traces.display import cut, fields_html
 
 NOT_MODELLED = "attention, dense layers, shared experts, routers, head"
 """The parts of a step that no prediction includes."""
@@ -100,6 +101,13 @@ class StepCost:
     tokens_per_rank: int
     weight_type: str | None = None
     seed: int = 0
+
+    def __repr__(self) -> str:
+        what = f"{self.model.name}, {self.calibration.gpu}, {self.tokens_per_rank} tokens a rank, {self.dtype}"
+        return cut(f"StepCost({what})")
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
     def __post_init__(self) -> None:
         self.calibration.ffn_of(self.dtype)

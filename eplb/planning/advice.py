@@ -13,6 +13,7 @@ from eplb.evaluation.step_cost import PredictedStep, StepCost
 from eplb.planning.advice_memory import GpuMemory
 from eplb.planning.planner import plan
 from eplb_traces import ExpertLoad
+from eplb_traces.display import fields_html, short_repr
 
 KNEE_SHARE: Final = 0.95
 """The knee is the fewest GPUs with this share of the best tokens/s per GPU."""
@@ -50,6 +51,12 @@ class DeploymentSpace:
     redundant: tuple[int, ...] = ()
     strategies: tuple[str, ...] = ("linear", "deepseek", "greedy")
     rules: tuple[DispatchRule, ...] = (DispatchRule.EVEN, DispatchRule.WEIGHTED)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fields_html(self)
 
     def __post_init__(self) -> None:
         for name in ("nodes", "strategies", "rules"):
@@ -267,6 +274,17 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     ------
     InputError
         For a load of another model, or if no deployment is possible.
+
+    Examples
+    --------
+    >>> import eplb
+    >>> from eplb.cost import model_sizes, named_calibration
+    >>> model, gpu = model_sizes("deepseek-v3"), named_calibration("h200")
+    >>> cost = eplb.StepCost(model=model, calibration=gpu, tokens_per_rank=128)
+    >>> load = [[float(1 + expert % 7) for expert in range(256)]]  # tokens of one layer
+    >>> space = eplb.DeploymentSpace(nodes=(1, 2), redundant=(0,), strategies=("greedy",))
+    >>> [deployment.num_ranks for deployment in eplb.advise(load, cost, space).deployments]
+    [8, 16]
     """
     load = accepted_load(source)
     cost.check_model(load.shape)

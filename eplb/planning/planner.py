@@ -191,7 +191,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
             f"off-node replicas (not on their group's home node): {off_node.mean():.1f} of {topology.num_slots} in the "
             f"mean layer, at most {off_node.max()}",
         )
-    digest = load.digest if made.load_digest else ""
+    digest = load.digest if made.load_digest == problem.load.digest else made.load_digest
     return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes, load_digest=digest)
 
 

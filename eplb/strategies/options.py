@@ -32,7 +32,6 @@ HONOURED: Final = MappingProxyType({
     "ilp": _SEARCH | {PlanOption.TIME_LIMIT},
     "biased": frozenset({PlanOption.PINNED}),
     "traffic": frozenset({PlanOption.TRACE, PlanOption.LOAD_CAP}),
-    "step_time": frozenset[PlanOption](),
 })  # fmt: skip
 """Options that each strategy plans for; a strategy that is not named here decides for itself."""
 

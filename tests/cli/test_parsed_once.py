@@ -23,7 +23,7 @@ HINTS = ReadHints(topology=TOPOLOGY, shape=SHAPE)
 FILES = [(entry.name, suffix) for entry in FORMATS.values() for suffix in entry.suffixes]
 # What decodes a file that is not JSON.
 DECODERS = {
-    ".pt": (torch, "load"),
+    ".pt": (sglang, "read_torch"),
     ".npz": (np, "load"),
     ".npy": (np.lib.format, "read_array"),
     ".yaml": (yaml_text, "parse_yaml"),

@@ -193,7 +193,9 @@ def test_a_weight_that_is_not_a_load_is_refused(weight, message):
 
 
 def test_an_unknown_strategy_is_refused_with_the_list():
-    with pytest.raises(UnknownNameError, match="unknown strategy 'best': expected one of auto, deepseek, greedy"):
+    with pytest.raises(
+        UnknownNameError, match="unknown strategy 'best': expected one of auto, biased, deepseek, greedy"
+    ):
         eplb.rebalance_experts(np.ones((1, 4)), 4, 1, 1, 2, strategy="best")
 
 

@@ -103,5 +103,5 @@ def test_a_plain_problem_asks_for_nothing_and_a_strategy_of_ones_own_decides_for
 
 def test_a_comparison_under_pinned_groups_has_the_strategies_that_pin():
     results = eplb.compare(LOAD, TOPOLOGY, groups=GROUPS, group_mode="pinned")
-    assert [result.plan.strategy for result in results] == ["deepseek", "greedy", "scenario"]
+    assert [result.plan.strategy for result in results] == ["deepseek", "greedy", "biased", "scenario"]
     assert all(is_pinned(result.plan) for result in results)

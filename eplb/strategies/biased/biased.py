@@ -19,6 +19,7 @@ from eplb.dispatch.replica_shares import NEAREST_RULES, source_shares
 from eplb.errors import InfeasibleError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.greedy import Greedy, descending_order
+from eplb.strategies.options import check_options
 from eplb.strategies.under_rule.fit import fitted_map, limits_of, settled
 from eplb.strategies.under_rule.objective import busiest_under_rule
 from eplb.strategies.under_rule.search import Limits
@@ -47,6 +48,7 @@ class Biased:
 
         K experts on each of R ranks take K (R - 1) redundant slots. Pinned groups forbid it: K is 0 then.
         """
+        check_options(problem, self.name)
         base = Greedy()(problem, seed=seed).placement.physical_to_logical_map
         values, maps = [0], [base]
         for num_hot in self._values(problem):

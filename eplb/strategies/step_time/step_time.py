@@ -152,6 +152,8 @@ def _check(problem: Problem) -> None:
         raise InputError("rank_speed: strategy step_time plans for equal GPUs, those of one calibration")
     if problem.group_mode is not GroupMode.FREE:
         raise InputError(f"group mode {problem.group_mode}: strategy step_time ignores groups, expected free")
+    if problem.trace is not None or problem.load_cap is not None:
+        raise InputError("trace or load_cap: strategy step_time ignores them, expected strategy traffic")
     if problem.dispatch is not DispatchRule.WEIGHTED and problem.dispatch not in EVEN_RULES:
         raise InputError(
             f"dispatch = {problem.dispatch}: strategy step_time plans for weighted or even dispatch, expected one of "

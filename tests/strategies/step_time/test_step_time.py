@@ -146,7 +146,7 @@ def test_the_same_seed_and_any_number_of_threads_give_the_same_plan(monkeypatch)
     first = PhaseStrategy(target)(problem, seed=3)
     eighths = dataclasses.replace(problem, load=eplb.ExpertLoad(load.tokens * 8))
     for cores in (1, 4):
-        monkeypatch.setattr(layer_threads.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.setattr(layer_threads, "usable_cores", lambda cores=cores: cores)
         assert PhaseStrategy(target)(problem, seed=3) == first
         assert PhaseStrategy(target)(eighths, seed=3).placement == first.placement
 
