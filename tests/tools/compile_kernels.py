@@ -17,6 +17,7 @@ def kernel_modules() -> list[str]:
         ".".join([package, *file.relative_to(folder).with_suffix("").parts])
         for package, folder in folders.items()
         for file in sorted(folder.rglob("*kernel*.py"))
+        if "runtime" not in file.parts  # its kernels are Triton's, and need torch
     ]
 
 
