@@ -268,6 +268,7 @@ def test_no_color_is_honoured(run, load_path):
 
 
 def test_calibrate_refuses_an_unwritable_path_before_it_measures(run, tmp_path):
+    pytest.importorskip("torch")
     result = run("calibrate", "--device", "cpu", "-o", tmp_path / "missing" / "gpu.json")
     assert (result.exit_code, result.stdout) == (3, "")
     assert "is no folder" in result.stderr

@@ -33,7 +33,7 @@ def test_a_report_predicts_every_plan_on_the_same_choices(contents):
     for view in contents.plans:
         times = predict(view.placement, batch.choices, MODEL, COST.calibration, rule=DispatchRule.EVEN)
         assert view.metrics()["predicted_step_ms"] == pytest.approx(1e3 * times.step_s.sum() / 3 * 6)
-    assert contents.choices == "first 128 tokens of the trace"
+    assert contents.choices == "first 128 tokens of the trace; 6 times the mean recorded layer, of 3"
 
 
 def test_the_summary_has_the_milliseconds_and_marks_the_formula(contents):

@@ -105,8 +105,10 @@ def expected_seconds(sums: Floats, num_slots: int, table: Floats) -> float:
         return 0.0
     spread, expected, above = math.sqrt(sums[ROWS_VARIANCE]), 0.0, 1.0
     for regime in range(table.shape[0]):
-        edge = (math.floor(table[regime, MOST_ROWS]) + 1.0) * num_slots - 0.5
-        beyond = 0.0 if math.isinf(edge) else normal_tail((edge - sums[ROWS]) / spread)
+        most, beyond = table[regime, MOST_ROWS], 0.0
+        if not math.isinf(most):  # compiled, floor gives an integer, which has no infinity
+            edge = (math.floor(most) + 1.0) * num_slots - 0.5
+            beyond = normal_tail((edge - sums[ROWS]) / spread)
         share, above = above - beyond, beyond
         if share <= 0.0:
             continue
