@@ -136,7 +136,7 @@ def relative_errors(ffn: GroupedFfn, measured: Sequence[FfnMeasurement]) -> Floa
 
 
 def _fit_regime(regime: TileRegime, measured: Sequence[FfnMeasurement]) -> TileRegime:
-    from scipy.optimize import lsq_linear
+    from scipy.optimize import nnls
 
     seconds = np.array([one.seconds for one in measured])
     counts = np.stack([counts_of_slots(regime, one.hidden, one.intermediate, one.slot_tokens) for one in measured])
@@ -148,6 +148,6 @@ def _fit_regime(regime: TileRegime, measured: Sequence[FfnMeasurement]) -> TileR
     found = np.zeros(len(CONSTANTS))
     for _ in range(_ROUNDS):
         root = np.sqrt(weight * share)
-        found = lsq_linear(relative * root[:, None], root, bounds=(0, np.inf)).x
+        found, _ = nnls(relative * root[:, None], root)
         weight = 1.0 / np.maximum(np.abs(relative @ found - 1), _SMALL_ERROR)
     return with_constants(regime, found / scale)

@@ -1,5 +1,7 @@
 """Ranks of a plan, executed one after the other on the CPU, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,10 @@ def small_case():
     plan = eplb.plan(load, TOPOLOGY, "greedy")
     batch = Batch.sampled(load.total, num_ranks=4, tokens_per_rank=8, top_k=2)
     request = virtual_verify.VirtualRequest(
-        model=model_sizes("moe-435m"), calibration=named_calibration("h100"), device="cpu", repeats=1
+        model=replace(model_sizes("moe-435m"), num_experts=16),
+        calibration=named_calibration("h100"),
+        device="cpu",
+        repeats=1,
     )
     return plan.placement, batch, request
 
