@@ -5,8 +5,7 @@ from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.placement import EMPTY_SLOT, Placement
-from eplb.core.problem import GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
-from eplb.errors import InputError
+from eplb.core.problem import LayerCertificate, Plan, Problem, SolveStatus
 from eplb.strategies.options import check_options
 from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
 
@@ -21,9 +20,6 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
     objective: NDArray[np.float64] | None = None,
     seed: int = 0,
     notes: tuple[str, ...] = (),
-    keeps: Survive = Survive.NOTHING,
-    weighs_groups: bool = False,
-    meets_constraints: bool = False,
 ) -> Plan:
     """Make a Plan of a map.
 
@@ -40,12 +36,6 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         when it keeps no such count.
     seed, notes
         Go into the plan as they are.
-    keeps
-        Loss that the strategy plans for.
-    weighs_groups
-        Whether the strategy supports the group mode "priced".
-    meets_constraints
-        Whether the strategy made the map under the problem's hard constraints.
 
     Raises
     ------
@@ -53,12 +43,6 @@ def certified_plan(  # noqa: PLR0913  # a plan has these parts
         If the problem has an option that the strategy does not support; see `eplb.strategies.options`.
     """
     check_options(problem, strategy)
-    if problem.survive is not keeps:
-        raise InputError(f"survive = {problem.survive}: {strategy} plans for no loss, expected strategy greedy")
-    if problem.group_mode is GroupMode.PRICED and not weighs_groups:
-        raise InputError(f"group mode priced: {strategy} does not support it, expected strategy greedy")
-    if not (problem.constraints.is_empty or meets_constraints):
-        raise InputError(f"constraints: {strategy} supports none, expected strategy greedy, scenario or ilp")
     from eplb.strategies.certify_kernel import has_duplicates
 
     load, topology = problem.load.total, problem.topology
@@ -101,6 +85,4 @@ def recertified(made: Plan, problem: Problem) -> Plan:
         strategy=made.strategy,
         seed=made.seed,
         notes=made.notes,
-        keeps=problem.survive,
-        meets_constraints=True,
     )

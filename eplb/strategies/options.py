@@ -32,8 +32,11 @@ HONOURED: Final = MappingProxyType({
     "ilp": _SEARCH | {PlanOption.TIME_LIMIT},
     "biased": frozenset({PlanOption.PINNED}),
     "traffic": frozenset({PlanOption.TRACE, PlanOption.LOAD_CAP}),
+    "step_time": frozenset[PlanOption](),
+    "incremental": frozenset[PlanOption](),
+    "incremental_scenario": frozenset[PlanOption](),
 })  # fmt: skip
-"""Options that each strategy plans for; a strategy that is not named here decides for itself."""
+"""Options that each strategy plans for. A strategy of one's own is not named here: its plan is judged instead."""
 
 
 def asked_options(problem: Problem) -> dict[PlanOption, str]:

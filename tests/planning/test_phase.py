@@ -87,7 +87,7 @@ def test_names_are_looked_up():
         ({**WORDS, "strategy": "greedy"}, "strategy greedy ignores it"),
         ({**WORDS, "model": "gpt-oss-120b"}, "unknown type of weights in the calibration of NVIDIA H200 'mxfp4'"),
         ({**WORDS, "model": "gpt-oss-120b", "dtype": "bf16"}, "model gpt-oss-120b has 128"),
-        ({**WORDS, "load_cap": 1.1}, "strategy step_time ignores them"),
+        ({**WORDS, "load_cap": 1.1}, "load_cap = 1.1: strategy step_time does not plan for it"),
     ],
 )
 def test_what_would_be_ignored_or_is_missing_is_refused(words, message):

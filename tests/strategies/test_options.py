@@ -8,7 +8,10 @@ from eplb.core.constraints import Constraints
 from eplb.core.problem import GroupMode, Problem, Survive
 from eplb.errors import InputError
 from eplb.strategies import STRATEGIES
+from eplb.strategies.incremental.incremental import Incremental
+from eplb.strategies.incremental.incremental_scenario import IncrementalScenario
 from eplb.strategies.options import HONOURED, PlanOption, asked_options, check_options
+from eplb.strategies.step_time.step_time import StepTime
 from eplb_traces.routing_trace import TokenBatch
 
 # Experts of a group are hot in turn, so that no strategy pins groups by chance.
@@ -66,7 +69,7 @@ WORDS = {option: str(option) for option in PlanOption} | {
 
 
 def test_every_strategy_has_its_row_and_every_option_its_try():
-    assert set(HONOURED) == set(STRATEGIES)
+    assert set(HONOURED) == {*STRATEGIES, StepTime.name, Incremental.name, IncrementalScenario.name}
     assert set(TRIES) == set(PlanOption)
 
 

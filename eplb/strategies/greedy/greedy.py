@@ -89,17 +89,13 @@ class Greedy:
             strategy=self.name,
             objective=objective,
             seed=seed,
-            keeps=problem.survive,
-            weighs_groups=True,
         )
 
     def _constrained(self, problem: Problem, *, seed: int) -> Plan:
         """Plan for the summed load under hard constraints and the problem's rule."""
         load = problem.load.total
         phy2log = ConstrainedSearch()(load[:, :, None], load, problem, seed=seed)
-        return certified_plan(
-            problem, phy2log, strategy=self.name, seed=seed, keeps=problem.survive, meets_constraints=True
-        )
+        return certified_plan(problem, phy2log, strategy=self.name, seed=seed)
 
     def _even_map(self, problem: Problem, *, seed: int) -> tuple[Map, Floats | None]:
         """The map for even dispatch [L, P], and the time of the busiest rank [L] if it is known."""

@@ -75,7 +75,7 @@ class Scenario:
         windows = np.ascontiguousarray(scenarios[:, :, scenarios.any(axis=(0, 1))])
         search = ConstrainedSearch(descents=(3, 4))
         phy2log = search(windows, _soft_maximum(windows), problem, seed=seed)
-        return certified_plan(problem, phy2log, strategy=self.name, seed=seed, meets_constraints=True)
+        return certified_plan(problem, phy2log, strategy=self.name, seed=seed)
 
     def _place(
         self, scenarios: Floats, first_slot: NDArray[np.int64], speed: Floats, *, online: bool, seed: int

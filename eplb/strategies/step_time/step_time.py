@@ -17,12 +17,13 @@ from eplb.core.arrays import Floats, Map
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.placement import Placement
-from eplb.core.problem import GroupMode, Plan, Problem
+from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
 from eplb.cost.grouped_ffn import RankFfn
 from eplb.errors import InputError
 from eplb.strategies.certify import certified_plan
 from eplb.strategies.greedy.greedy import Greedy
+from eplb.strategies.options import check_options
 from eplb.strategies.step_time.makespans import draw_batches, makespans, slots_of_ids
 
 DESCENTS: Final = (4, 5)
@@ -88,8 +89,6 @@ class StepTime:
         _check(problem)
         may_cool = problem.dispatch is DispatchRule.WEIGHTED
         starts = self._starts(problem.topology, may_cool=may_cool)
-        # Constraints, losses and prices are refused here, before the search.
-        certified_plan(problem, starts[0], strategy=self.name)
         results = [self._search(start, problem.topology, may_cool=may_cool, seed=seed) for start in starts]
         held = self._fastest([*starts, *results], problem.topology, seed)
         objective = _busiest_rank(problem, held)
@@ -148,12 +147,9 @@ class StepTime:
 
 
 def _check(problem: Problem) -> None:
+    check_options(problem, StepTime.name)
     if problem.topology.rank_speed is not None:
         raise InputError("rank_speed: strategy step_time plans for equal GPUs, those of one calibration")
-    if problem.group_mode is not GroupMode.FREE:
-        raise InputError(f"group mode {problem.group_mode}: strategy step_time ignores groups, expected free")
-    if problem.trace is not None or problem.load_cap is not None:
-        raise InputError("trace or load_cap: strategy step_time ignores them, expected strategy traffic")
     if problem.dispatch is not DispatchRule.WEIGHTED and problem.dispatch not in EVEN_RULES:
         raise InputError(
             f"dispatch = {problem.dispatch}: strategy step_time plans for weighted or even dispatch, expected one of "

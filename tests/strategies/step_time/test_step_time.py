@@ -173,10 +173,10 @@ def test_a_layer_without_load_and_ranks_of_unequal_slots_are_planned():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"group_mode": GroupMode.PINNED}, "strategy step_time ignores groups"),
-        ({"survive": Survive.RANK}, "step_time plans for no loss"),
+        ({"group_mode": GroupMode.PINNED}, "group mode pinned: strategy step_time does not plan for it"),
+        ({"survive": Survive.RANK}, "survive = rank: strategy step_time does not plan for it"),
         ({"dispatch": DispatchRule.LOCAL_FIRST}, "expected one of even, vllm, sglang_by_row, trtllm, weighted"),
-        ({"constraints": Constraints(pin=((0, 1),))}, "constraints: step_time supports none"),
+        ({"constraints": Constraints(pin=((0, 1),))}, "constraints: strategy step_time does not plan for it"),
         ({"topology": eplb.Topology(1, 4, 4, (1, 1, 1, 2))}, "rank_speed"),
     ],
 )
