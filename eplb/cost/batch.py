@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eplb.core.arrays import Floats, Ints
+from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.named_enum import NamedEnum
 from eplb.core.placement import EMPTY_SLOT, Placement
@@ -82,9 +83,8 @@ class Batch:
             If a layer has no load, a count is negative or not finite, or a number is below one.
         """
         tokens = np.asarray(load, dtype=np.float64)
-        for name, count in (("ranks", num_ranks), ("tokens per rank", tokens_per_rank), ("top_k", top_k)):
-            if count < 1:
-                raise InputError(f"{name} = {count}: expected >= 1")
+        for name, count in (("num_ranks", num_ranks), ("tokens_per_rank", tokens_per_rank), ("top_k", top_k)):
+            check_count(name, count)
         if tokens.ndim != 2 or not (tokens.sum(axis=1) > 0).all():
             raise InputError(f"load has shape {tokens.shape}: expected [layers, experts] with tokens in every layer")
         if not ((tokens >= 0) & np.isfinite(tokens)).all():
@@ -104,8 +104,17 @@ class Batch:
             [L, E] integers, choices of each expert.
         num_ranks, top_k
             Ranks, and choices of a token.
+
+        Raises
+        ------
+        InputError
+            If the counts are not [layers, experts], finite and >= 0, or a number is below one.
         """
+        check_count("num_ranks", num_ranks)
+        check_count("top_k", top_k)
         whole = np.asarray(counts, dtype=np.float64)
+        if whole.ndim != 2 or not ((whole >= 0) & np.isfinite(whole)).all():
+            raise InputError(f"counts has shape {whole.shape}: expected [layers, experts], finite and none below 0")
         parts = np.diff(np.round(whole[:, None] * np.linspace(0, 1, num_ranks + 1)[None, :, None]), axis=1)
         return cls(parts.astype(np.int64), float(whole.sum(axis=1).mean()) / (num_ranks * top_k))
 
@@ -116,8 +125,11 @@ class Batch:
         Raises
         ------
         InputError
-            If the trace has fewer than `num_ranks` * `tokens_per_rank` tokens, or a source rank that does not exist.
+            If the trace has fewer than `num_ranks` * `tokens_per_rank` tokens, a source rank that does not exist, or a
+            number is below one.
         """
+        check_count("num_ranks", num_ranks)
+        check_count("tokens_per_rank", tokens_per_rank)
         shape = trace.shape
         wanted, taken = num_ranks * tokens_per_rank, 0
         counts = np.zeros((shape.num_layers, num_ranks, shape.num_experts), dtype=np.int64)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eplb.core.arrays import Floats, Ints
+from eplb.core.counts import check_count
 from eplb.errors import InputError
 
 CONSTANTS = ("fixed_s", "expert_s", "tile_s", "row_s", "element_s", "wave_s", "depth_s")
@@ -70,8 +71,7 @@ class TileRegime:
 
     def __post_init__(self) -> None:
         for name in ("tile_rows", "tile_columns", "tiles_at_once"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected >= 1")
+            check_count(name, getattr(self, name))
         for name in CONSTANTS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
@@ -147,8 +147,7 @@ class GroupedFfn:
             If a size is below one.
         """
         for name, size in (("hidden size", hidden), ("intermediate size", intermediate)):
-            if size < 1:
-                raise InputError(f"{name} = {size}: expected >= 1")
+            check_count(name, size)
         return RankFfn(np.array([regime.bound_to(hidden, intermediate) for regime in self.regimes]))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, final
 import numpy as np
 
 from eplb.core.arrays import Floats
+from eplb.core.counts import check_count
 from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.errors import InputError
@@ -77,8 +78,7 @@ def rollout(migration: Migration, layers_per_step: int) -> Iterator[RolloutStep]
     InputError
         If `layers_per_step` is below one, or the new placement carries replica weights.
     """
-    if layers_per_step < 1:
-        raise InputError(f"layers_per_step = {layers_per_step}: expected >= 1")
+    check_count("layers_per_step", layers_per_step)
     if migration.after.replica_weights is not None:
         raise InputError("replica_weights: expected none, a migration carries no shares")
     before, after = migration.before, migration.after

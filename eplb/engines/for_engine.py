@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eplb.core.counts import check_count
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.engines.rank_layout import RankLayout
@@ -53,8 +54,7 @@ def for_engine(
     >>> layout
     RankLayout(rank 1 of 2, 1 layer)
     """
-    if ep_size < 1:
-        raise InputError(f"ep_size = {ep_size}: expected >= 1")
+    check_count("ep_size", ep_size)
     place, plan = _find_plan(plan_or_path, ep_size, model_shape)
     num_ranks = plan.placement.topology.num_ranks
     if num_ranks != ep_size:

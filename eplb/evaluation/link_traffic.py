@@ -12,8 +12,8 @@ from typing import final
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints
+from eplb.core.counts import check_count
 from eplb.core.topology import Topology
-from eplb.errors import InputError
 from eplb.evaluation.traffic import Traffic
 
 FP8_BLOCK = 128
@@ -49,8 +49,7 @@ class Activation(StrEnum):
         InputError
             If `hidden_size` < 1.
         """
-        if hidden_size < 1:
-            raise InputError(f"hidden_size = {hidden_size}: expected >= 1")
+        check_count("hidden_size", hidden_size)
         if self is Activation.FP8:
             return hidden_size + 4.0 * -(-hidden_size // FP8_BLOCK)
         return hidden_size * (2.0 if self is Activation.BF16 else 4.0)

@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints
+from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
@@ -111,8 +112,7 @@ class StepCost:
 
     def __post_init__(self) -> None:
         self.calibration.ffn_of(self.dtype)
-        if self.tokens_per_rank < 1:
-            raise InputError(f"tokens_per_rank = {self.tokens_per_rank}: expected >= 1")
+        check_count("tokens_per_rank", self.tokens_per_rank)
 
     @property
     def dtype(self) -> str:

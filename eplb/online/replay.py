@@ -14,6 +14,7 @@ from typing import final
 import numpy as np
 
 from eplb.core.arrays import Floats
+from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, rename_ranks
 from eplb.core.placement import Placement
@@ -74,8 +75,7 @@ class Replay:
     """Steps without a token, which are left out of `load`."""
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise InputError(f"interval = {self.interval}: expected >= 1")
+        check_count("interval", self.interval)
         given = self.load.num_windows
         object.__setattr__(self, "load", self.load.without_empty_windows())
         object.__setattr__(self, "num_empty_steps", given - self.load.num_windows)

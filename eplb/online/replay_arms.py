@@ -11,6 +11,7 @@ from typing import Protocol, final
 
 import numpy as np
 
+from eplb.core.counts import check_count
 from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem
@@ -167,8 +168,7 @@ def schedule(arm: Arm, *, first_step: int, num_steps: int, layers_per_step: int 
     """
     if first_step < 1:
         raise InputError(f"first_step = {first_step}: expected >= 1, steps to plan for")
-    if layers_per_step < 1:
-        raise InputError(f"layers_per_step = {layers_per_step}: expected >= 1")
+    check_count("layers_per_step", layers_per_step)
     if first_step >= num_steps:
         raise InputError(f"a history of {num_steps} steps: expected more than {first_step}, those that are planned for")
     live = arm.first()

@@ -1,10 +1,11 @@
 """Compares deployments by predicted step time: EP size, redundancy, placement and dispatch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 from eplb.arguments.accepted import LoadLike, accepted_load
+from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.topology import Topology
 from eplb.errors import InputError
@@ -59,15 +60,22 @@ class DeploymentSpace:
         return fields_html(self)
 
     def __post_init__(self) -> None:
+        for name in ("nodes", "redundant", "strategies", "rules"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence):
+                raise InputError(f"{name} = {given!r}: expected a tuple")
         for name in ("nodes", "strategies", "rules"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: expected at least one")
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InputError(f"{name} = {', '.join(map(str, getattr(self, name)))}: expected each once")
-        if min(self.nodes) < 1 or self.gpus_per_node < 1:
-            raise InputError(f"nodes = {self.nodes}, gpus_per_node = {self.gpus_per_node}: expected >= 1")
-        if any(number < 0 for number in self.redundant):
-            raise InputError(f"redundant = {self.redundant}: expected >= 0")
+        for name, counts, least in (
+            ("nodes", self.nodes, 1),
+            ("gpus_per_node", (self.gpus_per_node,), 1),
+            ("redundant", self.redundant, 0),
+        ):
+            for count in counts:
+                check_count(name, count, least=least)
 
     def topologies(self, num_experts: int) -> tuple[Topology, ...]:
         """One for each EP size and number of redundant experts.

@@ -8,6 +8,7 @@ import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.baseline import EXPERTS_IN_ORDER, experts_in_order
+from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan, Problem
@@ -52,8 +53,7 @@ class PhaseTarget:
     calibration: Calibration
 
     def __post_init__(self) -> None:
-        if self.tokens_per_rank < 1:
-            raise InputError(f"tokens_per_rank = {self.tokens_per_rank}: expected >= 1")
+        check_count("tokens_per_rank", self.tokens_per_rank)
         self.calibration.ffn_of(self.model.dtype)
 
     @property

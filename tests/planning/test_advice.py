@@ -136,6 +136,9 @@ def test_redundant_experts_that_an_ep_size_cannot_spread_are_left_out_for_it():
         {"nodes": (1,), "strategies": ("greedy", "greedy")},
         {"nodes": (1,), "gpus_per_node": 0},
         {"nodes": (1,), "redundant": (-8,)},
+        {"nodes": 2},
+        {"nodes": (1.5,)},
+        {"nodes": (1,), "strategies": "greedy"},
     ],
 )
 def test_a_space_that_is_none_is_refused(wrong):

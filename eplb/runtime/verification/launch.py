@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
+from eplb.core.counts import check_count
 from eplb.errors import EplbError, InputError
 
 _Argument = TypeVar("_Argument")
@@ -52,8 +53,7 @@ class Launch:
     timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        if self.num_processes < 1:
-            raise InputError(f"processes = {self.num_processes}: expected >= 1")
+        check_count("processes", self.num_processes)
         if self.communicator not in COMMUNICATORS:
             raise InputError(f"unknown communicator {self.communicator!r}: expected one of {', '.join(COMMUNICATORS)}")
         num_gpus = torch.cuda.device_count()

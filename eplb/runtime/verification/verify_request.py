@@ -5,6 +5,7 @@ from typing import final
 
 import numpy as np
 
+from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.errors import InputError, UnknownNameError
 from eplb.runtime.exchange.backend_choice import BACKENDS
@@ -58,8 +59,7 @@ class VerifyRequest:
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_rank", "hidden"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected >= 1")
+            check_count(name, getattr(self, name))
         if self.exchange not in ("all", "auto", *BACKENDS):
             raise UnknownNameError("exchange", self.exchange, ("all", "auto", *BACKENDS))
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
+from eplb.core.counts import check_count
 from eplb.core.named_enum import NamedEnum
 from eplb.errors import InputError
 from eplb.runtime.weights.fingerprint import combined, fingerprint
@@ -51,8 +52,7 @@ class ExpertWeightsShape:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_slots", "hidden_size", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected >= 1")
+            check_count(name, getattr(self, name))
 
 
 class GateUpLayout(NamedEnum):
