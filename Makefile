@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long fuzz test-lowest test-recorder check bench wheel-test browser engines docs clean
+.PHONY: help demo test test-long coverage mutants fuzz test-lowest test-recorder check bench wheel-test browser engines docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -20,6 +20,8 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make docs         the manual as a site in build/site; a broken link or a missing docstring fails"
 	@echo "make bench        quality and speed, as ratios within one run"
+	@echo "make coverage     the suite, with the lines that it does not run"
+	@echo "make mutants      changes of the judge's code that no test notices"
 	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
 	@echo "make test-recorder  the recorder's tests on the lowest allowed and the newest transformers"
 	@echo "make test-long    the whole test suite with many more generated cases"
@@ -75,6 +77,15 @@ test: $(VENV)/stamp-dev
 test-long: $(VENV)/stamp-dev
 	$(BIN)/python tests/tools/compile_kernels.py
 	EPLB_HYPOTHESIS_PROFILE=long $(BIN)/python $(PYTEST)
+
+# Lines of eplb and eplb_traces that the suite runs; fails below 95 %.
+coverage: $(VENV)/stamp-dev
+	$(BIN)/python tests/tools/compile_kernels.py
+	$(BIN)/python $(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+# Changes of single operators and numbers in metrics, bounds, checks and the verifier that no test notices.
+mutants: $(VENV)/stamp-dev
+	$(BIN)/python tests/tools/mutate.py
 
 # EPLB_FUZZ_CASES, EPLB_FUZZ_FIRST and EPLB_FUZZ_SECONDS: how many cases, from which number on, and for how long.
 fuzz: $(VENV)/stamp-dev

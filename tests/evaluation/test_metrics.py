@@ -63,6 +63,29 @@ def test_every_metric_under_its_own_name():
     assert [summary[name] for name in sizes] == [2, 0, 2, 0, 2, 4]
 
 
+def test_every_ratio_is_the_same_in_another_unit_of_load():
+    whole, parts = (evaluate(PLACEMENT, ExpertLoad(LOAD.tokens / unit, LOAD.weights)) for unit in (1, 2**20))
+    assert parts.summary() == pytest.approx(whole.summary())
+    assert parts.gap == pytest.approx(whole.gap)
+
+
+@pytest.mark.parametrize(
+    ("row", "busiest"),
+    [
+        ([0, -1, -1, 0, 1, -1], 18.5),  # three slots are empty: 29/2 + 4
+        ([0, -1, -1, 0, 1, 1], 18.5),  # and one expert twice on a rank
+    ],
+)
+def test_bounds_for_full_slots_are_not_used_where_slots_are_empty(row, busiest):
+    """With every slot full of distinct experts no placement of these loads is below 31."""
+    topology, load = Topology(1, 2, 3), ExpertLoad([[29.0, 4.0]])
+    full = lower_bounds(load.total, topology, full_and_distinct=True, reached=np.array([busiest])).value
+    evaluation = evaluate(Placement([row], 2, topology), load)
+    assert evaluation.total_rank_time.max() == pytest.approx(busiest)
+    assert full[0] > busiest >= evaluation.bound.value[0]
+    assert evaluation.gap[0] >= 0
+
+
 def test_what_has_no_load_is_left_out_of_every_mean_and_counted():
     tokens = np.zeros((11, 2, 3))
     tokens[3, 0] = [6, 2, 4]  # ranks 5 and 7, ratio 7/6; the other ten windows, and layer 1, have no token
