@@ -11,7 +11,7 @@ from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError, UnknownNameError
-from eplb.evaluation.metrics import busiest_rank_time, evaluate, rank_time
+from eplb.evaluation.metrics import busiest_rank_time, evaluate, off_node_replicas, rank_time
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
 from tests.generators import placements
 
@@ -226,3 +226,24 @@ def test_rank_time_is_the_sum_over_the_slots_of_a_rank(placement, seed):
                 expected[rank] += load[layer, expert] / row.count(expert)
         np.testing.assert_allclose(times[layer], expected / topology.relative_speed, rtol=1e-12)
     np.testing.assert_array_equal(busiest_rank_time(load, phy2log, topology), times.max(axis=1))
+
+
+def test_replicas_off_the_node_of_their_group():
+    topology = Topology(2, 1, 4)
+    placement = Placement([[0, 1, 2, 3, 4, 5, 0, 1], [0, 1, 2, 0, 3, 4, 5, 3]], 6, topology)
+    # Groups of 3: layer 0 has 0 and 1 twice, three of five on node 0; of 3, 4, 5 two of three on node 1.
+    assert off_node_replicas(placement, 2).tolist() == [3, 0]
+    # One group: each node holds 4 of 8 replicas.
+    assert off_node_replicas(placement, 1).tolist() == [4, 4]
+    # Groups of one expert: 0 and 1 are on both nodes in layer 0.
+    assert off_node_replicas(placement, 6).tolist() == [2, 0]
+    for wrong in (0, -1, 4):
+        with pytest.raises(InputError, match=f"groups = {wrong}: expected a divisor of 6 experts"):
+            off_node_replicas(placement, wrong)
+
+
+def test_a_frame_has_a_row_a_layer_with_the_busiest_rank():
+    pytest.importorskip("pandas")
+    frame = evaluate(PLACEMENT, LOAD).to_frame()
+    assert frame["layer"].tolist() == [0, 1]
+    assert frame["busiest_rank"].tolist() == [0, 1]  # summed: 35 and 13; 0 and 8
