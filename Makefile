@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long coverage mutants fuzz test-lowest test-recorder check bench wheel-test browser engines docs clean
+.PHONY: help demo test test-long coverage mutants fuzz fuzz-bounds test-lowest test-recorder check bench wheel-test browser engines docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-recorder  the recorder's tests on the lowest allowed and the newest transformers"
 	@echo "make test-long    the whole test suite with many more generated cases"
 	@echo "make fuzz         many random planning cases, checked: EPLB_FUZZ_CASES=100000"
+	@echo "make fuzz-bounds  the same with numba's checks of every array index, after some minutes of compiling"
 	@echo "make engines      the engines' own code into .engines, for the tests that run our files and policies inside it"
 	@echo "make browser      Debian's Chromium, for the tests that open the report page (as root)"
 	@echo "make wheel-test   build the wheel, install it into an empty environment and use it"
@@ -89,6 +90,14 @@ mutants: $(VENV)/stamp-dev
 
 # EPLB_FUZZ_CASES, EPLB_FUZZ_FIRST and EPLB_FUZZ_SECONDS: how many cases, from which number on, and for how long.
 fuzz: $(VENV)/stamp-dev
+	$(BIN)/python tests/tools/compile_kernels.py
+	PYTHONPATH=.:traces:cli $(BIN)/python -m tests.fuzz.run
+
+# numba checks every index of an array; the kernels are compiled anew, into a cache of their own.
+fuzz-bounds: export NUMBA_BOUNDSCHECK := 1
+fuzz-bounds: export NUMBA_CACHE_DIR := $(CURDIR)/build/numba-boundscheck
+fuzz-bounds: export EPLB_FUZZ_CASES ?= 2000
+fuzz-bounds: $(VENV)/stamp-dev
 	$(BIN)/python tests/tools/compile_kernels.py
 	PYTHONPATH=.:traces:cli $(BIN)/python -m tests.fuzz.run
 

@@ -40,7 +40,9 @@ class _ErrorsAreExitCodes(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Run a command; what it refuses on purpose ends with one line on stderr and the code of `status`."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            output.flush()
+            return result
         except Exception as error:
             code = exit_code_of(error)
             if code is None:
@@ -77,7 +79,7 @@ def _root(
     """Plan where the experts of a Mixture-of-Experts model live, from the load that its router caused.
 
     The result goes to stdout, talk and progress to stderr. Exit codes: 0 ok, 1 a bug, 2 usage, 3 bad input,
-    4 infeasible, 5 verification failed.
+    4 infeasible, 5 verification failed, 6 output incomplete.
     """
     context.with_resource(output.library_log_on_stderr())
 
@@ -104,4 +106,5 @@ app.add_typer(trace.app, name="trace")
 
 def main() -> None:
     """Entry point of the `eplb` script."""
+    output.print_any_text()
     app()

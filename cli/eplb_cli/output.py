@@ -2,26 +2,75 @@
 
 import json
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from eplb_traces.errors import IncompleteOutputError
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 Cell = str | int | float
 
 
 def line(text: str) -> None:
     """Print a line of the result, never wrapped: it may be a path or a command to copy."""
-    sys.stdout.write(f"{text}\n")
+    _print(f"{printable(text)}\n")
+
+
+def printable(text: str) -> str:
+    """The text with control characters of a terminal as escapes: names come from files."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _not_printed(error) from error
+
+
+def flush() -> None:
+    """Print what is still in the buffer of stdout."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _not_printed(error) from error
+
+
+def _not_printed(error: OSError) -> "IncompleteOutputError":
+    """The error of a result that stdout does not take; stdout is closed, so that Python does not fail on it again."""
+    from eplb_traces.errors import IncompleteOutputError
+
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    return IncompleteOutputError(
+        f"stdout: {error.strerror or error}: the result is not printed; files that were to be written are there"
+    )
+
+
+def print_any_text() -> None:
+    """Let stdout print characters that its encoding lacks as escapes."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def json_object(fields: Mapping[str, object]) -> None:
     """Print the whole result as one JSON object."""
-    sys.stdout.write(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+    _print(json.dumps(fields, indent=2, allow_nan=False) + "\n")
 
 
 def can_print(text: str) -> bool:
@@ -42,7 +91,7 @@ def width() -> int:
 
 def note(text: str) -> None:
     """Say something to the user, at once, that is not the result."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()
 
 
@@ -86,10 +135,10 @@ def _print_titled(title: str, body: "Table") -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
-        console.print(title, style="bold", soft_wrap=True)
+        console.print(printable(title), style="bold", soft_wrap=True)
         console.print(body)
-    for text in captured.get().splitlines():
-        line(text.rstrip())
+    for text in captured.get().splitlines():  # with rich's own styles
+        _print(f"{text.rstrip()}\n")
     line("")
 
 
@@ -172,7 +221,7 @@ class _NoteHandler(logging.Handler):
 
 
 def _text(cell: Cell) -> str:
-    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4f}" if isinstance(cell, float) else printable(str(cell))
 
 
 def _looks_numeric(cell: Cell) -> bool:

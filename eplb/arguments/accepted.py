@@ -13,6 +13,7 @@ from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
+from eplb_traces.real_numbers import check_unmasked
 
 LoadLike = ExpertLoad | RoutingTrace | ArrayLike | Path
 """A load; a trace, which is counted as one window; tokens [E], [L, E] or [W, L, E]; or the path of a file of either."""
@@ -51,6 +52,7 @@ def accepted_load(value: LoadLike, name: str = "load") -> ExpertLoad:
         from eplb_traces.readers import read_load
 
         return read_load(Path(value))
+    check_unmasked(value, name)
     array = _numbers(value)
     if array is None:
         raise _refusal(name, value, _LOADS)

@@ -3,6 +3,8 @@
 One map is stored, `physical_to_logical_map`; the other maps of the engines are derived from it on demand.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple, final
 
@@ -13,6 +15,7 @@ from eplb.core.topology import Topology
 from eplb.errors import InputError, PlacementError
 from eplb_traces import ModelShape
 from eplb_traces.display import facts_html
+from eplb_traces.real_numbers import check_unmasked, real_numbers
 
 EMPTY_SLOT = -1
 
@@ -86,10 +89,8 @@ class Placement:
         )
 
     def _checked_weights(self, replica_weights: ArrayLike) -> NDArray[np.float64]:
-        try:
-            weights = np.array(replica_weights, dtype=np.float64, order="C")
-        except (ValueError, TypeError) as error:
-            raise PlacementError(f"replica_weights is not a rectangular array of numbers: {error}") from error
+        with _placement_errors():
+            weights = real_numbers(replica_weights, "replica_weights")
         if weights.shape != self.physical_to_logical_map.shape:
             raise PlacementError(
                 f"replica_weights has shape {weights.shape}: expected {self.physical_to_logical_map.shape}"
@@ -243,6 +244,8 @@ class Placement:
 
 def _checked_map(physical_to_logical_map: ArrayLike, num_experts: int, topology: Topology) -> NDArray[np.int32]:
     """A read-only int32 [L, P] that nobody else can write to."""
+    with _placement_errors():
+        check_unmasked(physical_to_logical_map, "physical_to_logical_map")
     try:
         array = np.array(physical_to_logical_map, order="C")
     except ValueError as error:
@@ -264,6 +267,15 @@ def _checked_map(physical_to_logical_map: ArrayLike, num_experts: int, topology:
     array = array.astype(np.int32)
     array.setflags(write=False)
     return array
+
+
+@contextmanager
+def _placement_errors() -> Iterator[None]:
+    """Turn an InputError of the block into a PlacementError."""
+    try:
+        yield
+    except InputError as error:
+        raise PlacementError(str(error)) from error
 
 
 def _equal_or_both_none(first: NDArray[np.float64] | None, second: NDArray[np.float64] | None) -> bool:

@@ -100,6 +100,14 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed = {seed!r}: expected an integer, 0 <= seed < 2^53")
 
 
+def check_max_moves(max_moves: int | None) -> None:
+    """Raise InputError unless the moves are None or an integer that is not negative."""
+    if max_moves is not None and (
+        isinstance(max_moves, bool) or not isinstance(max_moves, int | np.integer) or max_moves < 0
+    ):
+        raise InputError(f"max_moves = {max_moves!r}: expected >= 0, an integer")
+
+
 @final
 @dataclass(frozen=True)
 class Problem:

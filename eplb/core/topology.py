@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar, final
+from typing import Final, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,12 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 Nodes = int | Sequence[int]
 """The number of nodes with equally many ranks each, or the ranks of each node."""
+
+
+MOST_RANKS: Final = 1 << 20
+MOST_SLOTS: Final = 1 << 30
+"""Of a layer, over all ranks: arrays of slots are int32."""
+LEAST_SPEED, MOST_SPEED, MOST_SPEED_RATIO = 1e-100, 1e100, 1e6
 
 
 @final
@@ -41,7 +47,8 @@ class Topology:
     Raises
     ------
     PlacementError
-        If a number is below one or a sequence does not have one entry a node or rank.
+        If a number is below one, a sequence does not have one entry a node or rank, there are more than 2^20 ranks or
+        2^30 slots, or speeds are too far apart.
     """
 
     num_nodes: int
@@ -57,14 +64,15 @@ class Topology:
         set_field(
             self, "ranks_per_node", _checked_counts("ranks_per_node", self.ranks_per_node, self.num_nodes, "node")
         )
+        if self.num_ranks > MOST_RANKS:
+            raise PlacementError(f"{self.num_ranks} ranks: expected at most {MOST_RANKS}")
         set_field(
             self, "slots_per_rank", _checked_counts("slots_per_rank", self.slots_per_rank, self.num_ranks, "rank")
         )
+        if self.num_slots > MOST_SLOTS:
+            raise PlacementError(f"{self.num_slots} slots a layer: expected at most {MOST_SLOTS}")
         if self.rank_speed is not None:
-            speeds = tuple(float(s) for s in self.rank_speed)
-            _check_length("rank_speed", len(speeds), self.num_ranks, "rank")
-            if not all(0 < s < float("inf") for s in speeds):
-                raise PlacementError(f"rank_speed = {speeds}: expected finite speeds > 0")
+            speeds = _checked_speeds(self.rank_speed, self.num_ranks)
             set_field(self, "rank_speed", None if len(set(speeds)) == 1 else speeds)
         for name in ("intra_node_gbps", "inter_node_gbps"):
             if not getattr(self, name) > 0:
@@ -115,12 +123,14 @@ class Topology:
     @cached_property
     def num_ranks(self) -> int:
         """R."""
-        return int(self.node_num_ranks.sum())
+        sizes = self.ranks_per_node
+        return sum(sizes) if isinstance(sizes, Sequence) else self.num_nodes * sizes
 
     @cached_property
     def num_slots(self) -> int:
         """P, physical experts of a layer over all ranks."""
-        return int(self.rank_num_slots.sum())
+        slots = self.slots_per_rank
+        return sum(slots) if isinstance(slots, Sequence) else self.num_ranks * slots
 
     @cached_property
     def rank_num_slots(self) -> NDArray[np.int64]:
@@ -214,6 +224,24 @@ def _checked_counts(name: str, value: object, length: int, unit: str) -> int | t
     _check_length(name, len(value), length, unit)
     counts = tuple(_check_count(f"{name}[{i}]", count) for i, count in enumerate(value))
     return counts[0] if len(set(counts)) == 1 else counts
+
+
+def _checked_speeds(values: Sequence[float], num_ranks: int) -> tuple[float, ...]:
+    """Speeds > 0 of every rank, not so far apart that the time of a rank overflows."""
+    for rank, speed in enumerate(values):
+        if isinstance(speed, bool) or not isinstance(speed, int | float | np.integer | np.floating):
+            raise PlacementError(f"rank_speed[{rank}] = {speed!r}: expected a number")
+    speeds = tuple(float(speed) for speed in values)
+    _check_length("rank_speed", len(speeds), num_ranks, "rank")
+    if not all(0 < speed < float("inf") for speed in speeds):
+        raise PlacementError(f"rank_speed = {speeds}: expected finite speeds > 0")
+    slowest, fastest = min(speeds), max(speeds)
+    if not LEAST_SPEED <= slowest <= fastest <= MOST_SPEED or fastest > MOST_SPEED_RATIO * slowest:
+        raise PlacementError(
+            f"rank_speed from {slowest:g} to {fastest:g}: expected speeds from {LEAST_SPEED:g} to {MOST_SPEED:g}, the "
+            f"fastest at most {MOST_SPEED_RATIO:g} times the slowest"
+        )
+    return speeds
 
 
 def _check_length(name: str, length: int, expected: int, unit: str) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from eplb.arguments.accepted import from_tensor
 from eplb.errors import InputError
+from eplb_traces.real_numbers import check_unmasked, real_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +31,15 @@ def as_load(value: object, name: str = "weight", *, dimensions: str = "layers, e
     Raises
     ------
     InputError
-        For ragged rows, a wrong number of dimensions, an empty dimension, and values that are not finite and >= 0.
+        For ragged rows, elements that are no numbers, a wrong number of dimensions, an empty dimension, and values that
+        are not finite and >= 0.
     """
-    try:
-        load = np.asarray(from_tensor(value), dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{name} is not a rectangular array of numbers: {error}") from error
+    load = real_numbers(from_tensor(value), name)
     if load.ndim != dimensions.count(",") + 1 or 0 in load.shape:
         raise InputError(f"{name} has shape {load.shape}: expected [{dimensions}]")
     if not (np.isfinite(load).all() and (load >= 0).all()):
         raise InputError(f"{name}: expected finite values >= 0")
-    return np.ascontiguousarray(load)
+    return load
 
 
 def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.float64]:
@@ -54,6 +53,7 @@ def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.flo
     InputError
         As in `as_load`.
     """
+    check_unmasked(value, name)
     steps = np.asarray(from_tensor(value))
     if steps.ndim != 3 or 0 in steps.shape or not np.issubdtype(steps.dtype, np.number):
         dimensions = "steps, layers, experts" if steps.ndim > 2 else "layers, experts"
@@ -67,6 +67,7 @@ def as_history(value: object, name: str, *, most_windows: int) -> NDArray[np.flo
 
 def as_ids(value: object, name: str, *, dimensions: str = "layers, slots") -> NDArray[np.int64]:
     """Expert ids as integers, without range check; parameters and errors as in `as_load`."""
+    check_unmasked(value, name)
     try:
         ids = np.asarray(from_tensor(value))
     except (ValueError, TypeError) as error:

@@ -4,6 +4,7 @@ A `place` is a file and a JSON path, as in ``plan.json: $.layers[3].status``.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError, InputError
+from eplb_traces.files.limits import check_regular
 
 _Number = TypeVar("_Number", np.int64, np.float64)
 
@@ -35,9 +37,11 @@ def read_bytes(path: Path) -> bytes:
     Raises
     ------
     FormatError
-        If it cannot be read.
+        If it cannot be read, or is a pipe or a device.
     """
     try:
+        with error_context(path):
+            check_regular(path)
         return path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -93,8 +97,7 @@ def parse_json(text: str, place: str) -> object:
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        keys = [key for key, _ in pairs]
-        duplicate = next(key for key in keys if keys.count(key) > 1)
+        duplicate = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key {duplicate!r} is given twice in one object")
     return fields
 

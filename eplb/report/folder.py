@@ -1,10 +1,12 @@
 """Writes a report as a folder: figures, CSV tables and a Markdown page that shows them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
-from eplb.errors import InputError, MissingExtraError
+from eplb.errors import IncompleteOutputError, InputError, MissingExtraError
 from eplb.report import tables
 from eplb.report.contents import ReportContents
 from eplb.report.figures import LayerDetails, layer_details, report_figures
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = "summary.md"
 _TOP_PAIRS = 100
+_FORMULAS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 @final
@@ -31,6 +34,8 @@ class FolderOptions:
 
 def write_folder(contents: ReportContents, folder: Path, options: FolderOptions = FolderOptions()) -> tuple[Path, ...]:
     """Write the report; existing files of the same names are replaced.
+
+    The page is written last and an old one is removed first: a folder without it is an interrupted report.
 
     Parameters
     ----------
@@ -49,13 +54,24 @@ def write_folder(contents: ReportContents, folder: Path, options: FolderOptions 
     Raises
     ------
     InputError
-        For an unknown layer or a folder that cannot be created.
+        For an unknown layer, or a folder that cannot be created or written to.
+    IncompleteOutputError
+        If a file cannot be written after the first one.
     MissingExtraError
         Without matplotlib or pandas.
     """
     _check_extra()
     details = layer_details(contents, options.layers)
     _make(folder)
+    with _naming_incomplete(folder):
+        return _write_files(contents, folder, options, details)
+
+
+def _write_files(
+    contents: ReportContents, folder: Path, options: FolderOptions, details: LayerDetails
+) -> tuple[Path, ...]:
+    """All files of the report, the page last."""
+    (folder / PAGE).unlink(missing_ok=True)
     captions: dict[str, str] = {}
     for picture in report_figures(contents, details):
         name = f"{picture.name}.{options.image_format}"
@@ -63,7 +79,7 @@ def write_folder(contents: ReportContents, folder: Path, options: FolderOptions 
         captions[name] = picture.caption
     meanings: dict[str, str] = {}
     for name, table in _tables(contents, details).items():
-        atomic_write(folder / f"{name}.csv", table.to_csv(index=False).encode())
+        atomic_write(folder / f"{name}.csv", csv_bytes(table))
         meanings[f"{name}.csv"] = tables.MEANINGS[name]
     page = summary_page(contents, captions, meanings, details.layers)
     atomic_write(folder / PAGE, page.encode())
@@ -86,6 +102,16 @@ def _tables(contents: ReportContents, details: LayerDetails) -> "dict[str, pd.Da
     return {name: table for name, table in found.items() if len(table)}
 
 
+def csv_bytes(table: "pd.DataFrame") -> bytes:
+    """A table as CSV. Texts that a spreadsheet would run as formulas begin with an apostrophe."""
+    texts = {
+        name: table[name].map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell)
+        for name in table.columns
+        if table[name].dtype.kind not in "biuf"
+    }
+    return table.assign(**texts).to_csv(index=False).encode(errors="backslashreplace")
+
+
 def _check_extra() -> None:
     """Raise MissingExtraError before anything is computed or written."""
     try:
@@ -93,6 +119,18 @@ def _check_extra() -> None:
         import pandas  # noqa: F401  # imported only to check that they are installed
     except ImportError as error:
         raise MissingExtraError("a report", "report") from error
+
+
+@contextmanager
+def _naming_incomplete(folder: Path) -> Iterator[None]:
+    """Say that the folder is incomplete if a file cannot be written."""
+    before = set(folder.iterdir())
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if before == set(folder.iterdir()):
+            raise
+        raise IncompleteOutputError(f"the report in {folder} is incomplete, it has no {PAGE}: {error}") from error
 
 
 def _make(folder: Path) -> None:

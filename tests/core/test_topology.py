@@ -161,3 +161,26 @@ def test_for_experts_fills_the_ranks_exactly():
 def test_for_experts_refuses_what_does_not_divide(arguments, message):
     with pytest.raises(PlacementError, match=message):
         Topology.for_experts(10, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "message"),
+    [
+        ((1e-300, 1.0), "the fastest at most 1e\\+06 times the slowest"),
+        ((1e-7, 1.0), "the fastest at most 1e\\+06 times the slowest"),
+        ((1e200, 1e200), "expected speeds from 1e-100 to 1e\\+100"),
+        ((5e-324, 5e-324), "expected speeds from 1e-100 to 1e\\+100"),
+        ((True, 1.0), r"rank_speed\[0\] = True: expected a number"),
+        ((1.0, "1"), r"rank_speed\[1\] = '1': expected a number"),
+    ],
+)
+def test_speeds_that_are_no_numbers_or_too_far_apart_are_refused(speeds, message):
+    with pytest.raises(PlacementError, match=message):
+        Topology(1, 2, 2, speeds)
+    Topology(1, 2, 2, (1e-6, 1.0))
+
+
+@pytest.mark.parametrize("sizes", [(1, 10**9, 2), (10**9, 1, 2), (1, 2, 10**9), (1, 2, 1 << 70), (1 << 70, 1 << 70, 1)])
+def test_topologies_of_more_ranks_or_slots_than_arrays_hold_are_refused(sizes):
+    with pytest.raises(PlacementError, match="expected at most"):
+        Topology(*sizes)

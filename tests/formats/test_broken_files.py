@@ -118,6 +118,11 @@ BROKEN_TEXTS = [
     ("", "not JSON"),
     ("[", "not JSON, line 1 column 2"),
     ('{"a": 1, "a": 2}', "key 'a' is given twice"),
+    pytest.param(
+        "{" + ",".join(f'"k{key}": 1' for key in [*range(60_000), *range(60_000, -1, -1)]) + "}",
+        "key 'k[0-9]+' is given twice",
+        id="60000 keys twice",
+    ),
     ('{"a": NaN}', "NaN"),
     ("[" * 100_000, "not JSON"),
     (b"\xff\xfe", "byte 0 is not UTF-8"),

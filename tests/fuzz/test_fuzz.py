@@ -35,6 +35,17 @@ def test_any_case_ends_in_a_good_plan_or_a_named_error(number):
     outcome(case(number))
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        1004420,  # ilp: the integer scale of a load near 1e-299 was infinite
+        1006688,  # traffic: a node was left without an expert
+    ],
+)
+def test_cases_that_failed_once(number):
+    outcome(case(number))
+
+
 def test_equal_numbers_give_equal_cases_and_many_kinds_of_them():
     assert case(7).load == case(7).load
     assert case(7).options == case(7).options

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.errors import InputError, MissingExtraError
+from eplb.errors import IncompleteOutputError, InputError, MissingExtraError
 from eplb.evaluation.pair_locality import share_inside_nodes
 from eplb.planning.redundancy_sweep import sweep
+from eplb.report import folder as folder_module
 from eplb.report import gather
 from eplb.report.figures import layer_details, report_figures
 from eplb.report.folder import PAGE, FolderOptions, write_folder
@@ -242,3 +243,30 @@ def test_importing_the_package_loads_nothing_heavy():
     script = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}; {code}"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_an_interrupted_report_is_recognised_by_its_missing_page(tmp_path, monkeypatch):
+    write_folder(contents_of_trace(), tmp_path / "out")
+    real, left = folder_module.atomic_write, [3]
+
+    def full_disk(path, content):
+        left[0] -= 1
+        if left[0] < 0:
+            raise InputError(f"cannot write {path}: No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(folder_module, "atomic_write", full_disk)
+    with pytest.raises(
+        IncompleteOutputError, match=r"is incomplete, it has no summary.md: cannot write .*\.csv: No space"
+    ):
+        write_folder(contents_of_trace(), tmp_path / "out")
+    assert PAGE not in names(tmp_path / "out")
+    monkeypatch.undo()
+    write_folder(contents_of_trace(), tmp_path / "out")
+    assert PAGE in names(tmp_path / "out")
+
+
+def test_texts_that_are_formulas_are_quoted():
+    table = pd.DataFrame({"plan": ["=1+1", "+a", "-b", "@c", "\td", "plain"], "ratio": [-1.0, 2, 3, 4, 5, 6]})
+    read = folder_module.csv_bytes(table).decode().splitlines()
+    assert read == ["plan,ratio", "'=1+1,-1.0", "'+a,2.0", "'-b,3.0", "'@c,4.0", "'\td,5.0", "plain,6.0"]

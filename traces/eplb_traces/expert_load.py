@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from eplb_traces.display import facts_html
 from eplb_traces.errors import InputError
 from eplb_traces.model_shape import ModelShape
+from eplb_traces.real_numbers import real_numbers
 
 
 @final
@@ -193,10 +194,7 @@ def logical_counts(
 
 def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
     """Return a read-only float64 [W, L, E] with its own memory."""
-    try:
-        array = tokens if _is_kept(tokens) else np.array(tokens, dtype=np.float64, order="C")
-    except (ValueError, TypeError) as error:
-        raise InputError(f"tokens is not a rectangular array of numbers: {error}") from error
+    array = tokens if _is_kept(tokens) else real_numbers(tokens, "tokens")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or 0 in array.shape:
@@ -214,7 +212,7 @@ def _checked_tokens(tokens: ArrayLike) -> NDArray[np.float64]:
 
 def _is_kept(tokens: ArrayLike) -> TypeGuard[NDArray[np.float64]]:
     """Whether an array needs no copy: of the right type, and read-only from its owner on."""
-    if not isinstance(tokens, np.ndarray) or tokens.dtype != np.float64 or tokens.ndim != 3:
+    if type(tokens) is not np.ndarray or tokens.dtype != np.float64 or tokens.ndim != 3:
         return False
     flags = tokens.flags
     return bool(tokens.base is None and flags.owndata and flags.c_contiguous and not flags.writeable)
@@ -232,10 +230,7 @@ def _checked_labels(labels: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _checked_weights(weights: ArrayLike | None, num_windows: int) -> NDArray[np.float64]:
-    try:
-        array = np.ones(num_windows) if weights is None else np.array(weights, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"weights are no numbers: {error}") from error
+    array = np.ones(num_windows) if weights is None else real_numbers(weights, "weights")
     if array.shape != (num_windows,):
         raise InputError(f"weights has shape {array.shape}: expected one for each of {num_windows} windows")
     if not (np.isfinite(array) & (array > 0)).all():

@@ -18,6 +18,8 @@ MOST_EXACT_SUM = 1 << 50
 """Integers up to here are exact in doubles, with room to spare."""
 UNITS_PER_MEAN = 1e9
 """Where no exact scale exists: integer units that the mean rank load becomes."""
+LEAST_MEAN = 1e-299
+"""Below it the scale would overflow."""
 
 
 @final
@@ -66,13 +68,14 @@ def scale_of(load: Floats, num_ranks: int, most_replicas: int, *, exact: bool) -
     """Integer units a token. Rounding is always down, so that a bound on the integers bounds the tokens.
 
     With whole token counts and few replicas the least common multiple of 1..most_replicas makes every share an integer
-    and the answer exact; elsewhere shares lose less than one of `UNITS_PER_MEAN` units.
+    and the answer exact; elsewhere shares lose less than one of `UNITS_PER_MEAN` units of the mean rank, of which
+    loads near the smallest float64 have fewer.
     """
     multiple = math.lcm(*range(1, min(most_replicas, 40) + 1))
     whole = bool((load == np.floor(load)).all())
     if exact and whole and most_replicas <= 40 and load.sum() * multiple < MOST_EXACT_SUM:
         return float(multiple)
-    return UNITS_PER_MEAN / (load.sum() / num_ranks)
+    return UNITS_PER_MEAN / max(float(load.sum()) / num_ranks, LEAST_MEAN)
 
 
 def whole_layer(  # noqa: PLR0913  # a layer has these parts

@@ -21,7 +21,7 @@ from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.migration import keep_slots, rename_ranks
 from eplb.core.placement import EMPTY_SLOT, Placement
-from eplb.core.problem import Plan, Problem
+from eplb.core.problem import Plan, Problem, check_max_moves
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies.certify import certified_plan
@@ -91,8 +91,7 @@ class Incremental:
     def __post_init__(self) -> None:
         if not 1.0 <= self.target < float("inf"):
             raise InputError(f"target = {self.target}: expected max/mean >= 1")
-        if self.max_moves is not None and self.max_moves < 0:
-            raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+        check_max_moves(self.max_moves)
         if not 1 <= self.searches <= OVER_PRICE_FACTORS.size:
             raise InputError(f"searches = {self.searches}: expected 1 to {OVER_PRICE_FACTORS.size}")
 

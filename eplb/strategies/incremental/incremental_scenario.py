@@ -18,7 +18,7 @@ from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.migration import Migration, keep_slots
 from eplb.core.placement import EMPTY_SLOT, Placement
-from eplb.core.problem import Plan, Problem
+from eplb.core.problem import Plan, Problem, check_max_moves
 from eplb.core.topology import Topology
 from eplb.dispatch.optimal_shares import online_busiest
 from eplb.dispatch.replica_shares import ReplicaShares
@@ -82,8 +82,7 @@ class IncrementalScenario:
         for name in ("price", "noise_price", "amplification"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= 0")
-        if self.max_moves is not None and self.max_moves < 0:
-            raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+        check_max_moves(self.max_moves)
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
         """Improve the live placement for all windows of the load; deterministic, so the seed changes nothing."""

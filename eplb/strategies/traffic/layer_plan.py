@@ -95,11 +95,13 @@ def plan_layer(task: LayerTask, balanced: Map, starts: Sequence[Map]) -> Map:
 
 
 def _fill_nodes(task: LayerTask, node: Ints) -> Map | None:
-    """[P] replicas and ranks of the experts of every node; None if a rank would be above its cap."""
+    """[P] replicas and ranks of the experts of every node; None if a rank would be above its cap, or a node empty."""
     topology = task.topology
     row = np.empty(topology.num_slots, np.int32)
     for n in range(topology.num_nodes):
         experts, ranks = np.flatnonzero(node == n), np.flatnonzero(topology.node_of_rank == n)
+        if experts.size == 0:  # its slots cannot be filled
+            return None
         slots = slice(topology.rank_first_slot[ranks[0]], topology.rank_first_slot[ranks[-1] + 1])
         first_slot = topology.rank_first_slot[ranks[0] : ranks[-1] + 2] - slots.start
         try:

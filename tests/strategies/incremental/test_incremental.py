@@ -235,6 +235,8 @@ def test_few_moves_where_every_layout_is_known():
         ({"target": 0.9}, "target = 0.9: expected max/mean >= 1"),
         ({"target": float("nan")}, "target = nan"),
         ({"max_moves": -1}, "max_moves = -1: expected >= 0"),
+        ({"max_moves": 1.5}, "max_moves = 1.5: expected >= 0, an integer"),
+        ({"max_moves": True}, "max_moves = True: expected >= 0, an integer"),
         ({"expert_bytes": 0.0}, "expert_bytes = 0.0"),
     ],
 )

@@ -8,6 +8,26 @@ from eplb_traces import LOAD_WRITERS, ExpertLoad, InputError, ModelShape, read_l
 from tests.traces.examples import loads, random_load, small_trace
 
 
+def without_weights(load, path):
+    """The load with windows that count once each; with other weights it is refused."""
+    if (load.weights == 1).all():
+        return load
+    with pytest.raises(InputError, match=r"windows have weights, which a \.\w+ does not hold"):
+        write_load(load, path)
+    assert not path.exists()
+    return ExpertLoad(load.tokens, None, load.labels or None, load.shape)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_what_a_format_does_not_hold_is_named(tmp_path, suffix, caplog):
+    shape = ModelShape(1, 4, 2, num_expert_groups=2, moe_layer_ids=(0,), num_hidden_layers=1)
+    plain = replace(shape, top_k=None, num_expert_groups=1)
+    write_load(ExpertLoad([[1, 2, 3, 4]], shape=plain), tmp_path / f"a{suffix}")
+    assert caplog.text == ""
+    write_load(ExpertLoad([[1, 2, 3, 4]], labels=["noon"], shape=shape), tmp_path / f"b{suffix}")
+    assert f"a {suffix} does not hold labels of windows, choices a token (top_k), expert groups: write" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 @given(load=loads())
 def test_npz_and_parquet_lose_nothing(tmp_path_factory, suffix, load):
@@ -19,6 +39,7 @@ def test_npz_and_parquet_lose_nothing(tmp_path_factory, suffix, load):
 @given(load=loads())
 def test_csv_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, load):
     path = tmp_path_factory.mktemp("load") / "load.csv"
+    load = without_weights(load, path)
     if load.shape.moe_layer_ids is None or load.tokens.any(axis=(0, 2)).all():
         write_load(load, path)
         back = read_load(path)
@@ -32,6 +53,7 @@ def test_csv_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, load):
 @given(load=loads())
 def test_sglang_json_keeps_counts_and_layer_ids_or_is_refused(tmp_path_factory, load):
     path = tmp_path_factory.mktemp("load") / "load.json"
+    load = without_weights(load, path)
     shape = load.shape
     if shape.num_hidden_layers is None or (shape.moe_layer_ids is None and shape.num_hidden_layers != shape.num_layers):
         with pytest.raises(InputError, match=r"a row for every layer of the model.*: give .*--(moe|hidden)-layers"):

@@ -49,6 +49,18 @@ def most_numbers(num_bytes: int) -> int:
     return max(_ALWAYS_ALLOWED, min(_MOST_NUMBERS, num_bytes * _NUMBERS_PER_BYTE), num_bytes)
 
 
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which may have no end; a file that does not exist passes.
+
+    Raises
+    ------
+    InputError
+        Unless the path is that of a regular file, a folder or nothing.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError("is a pipe, a socket or a device: expected a regular file or a folder")
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files of a folder together."""
     if path.is_dir():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from eplb_traces.files.parquet_file import write_parquet_load, write_parquet_tra
 from eplb_traces.files.shape_json import shape_to_json
 from eplb_traces.model_shape import required_hidden_layers
 from eplb_traces.routing_trace import RoutingTrace
+
+
+_LOSSLESS = (".npz", ".parquet")
+
+_logger = logging.getLogger("eplb")
 
 
 def write_trace(trace: RoutingTrace, path: str | Path) -> None:
@@ -50,8 +56,8 @@ def write_load(load: ExpertLoad, path: str | Path) -> None:
     """Write a load in the format of the suffix, a key of LOAD_WRITERS.
 
     .npz and .parquet lose nothing. .csv (wide form) and .json (SGLang's ``logical_count``, dense layers restored as
-    zero rows) store the tokens of each window, but not weights and labels. .json needs the ids of the MoE layers and
-    the number of all layers.
+    zero rows) store the tokens of each window: weights are refused there, and a warning names labels, choices a token
+    and expert groups that are lost. .json needs the ids of the MoE layers and the number of all layers.
 
     Raises
     ------
@@ -61,7 +67,24 @@ def write_load(load: ExpertLoad, path: str | Path) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in LOAD_WRITERS:
         raise InputError(f"{path}: suffix {suffix!r} is unknown: expected one of {', '.join(LOAD_WRITERS)}")
+    if suffix not in _LOSSLESS:
+        _check_lost(load, path, suffix)
     LOAD_WRITERS[suffix](load, Path(path))
+
+
+def _check_lost(load: ExpertLoad, path: str | Path, suffix: str) -> None:
+    """Refuse window weights, without which the counts mean something else; name what else the file does not hold."""
+    if (load.weights != 1).any():
+        raise InputError(f"{path}: windows have weights, which a {suffix} does not hold: write .npz or .parquet")
+    shape = load.shape
+    lost = {
+        "labels of windows": bool(load.labels),
+        "choices a token (top_k)": shape.top_k is not None,
+        "expert groups": shape.num_expert_groups > 1,
+    }
+    if any(lost.values()):
+        names = ", ".join(name for name, is_lost in lost.items() if is_lost)
+        _logger.warning("%s: a %s does not hold %s: write .npz or .parquet to keep them", path, suffix, names)
 
 
 def _write_npz(load: ExpertLoad, path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import check_regular
 from eplb_traces.readers.dialect import Dialect, first_bytes
 
 _PICKLE = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
@@ -17,12 +18,14 @@ def find_dialect(path: Path, name: str | None, dialects: Mapping[str, Dialect]) 
     Raises
     ------
     InputError
-        For an unknown name, a missing file, a Git LFS pointer, a pickle, or a file that no dialect recognises.
+        For an unknown name, a missing file, a pipe or device, a Git LFS pointer, a pickle, or a file that no dialect
+        recognises.
     """
     if name is not None and name not in dialects:
         raise InputError(f"format {name!r} is unknown: expected one of {', '.join(dialects)}")
     if not path.exists():
         raise InputError("no such file or folder")
+    check_regular(path)
     if first_bytes(path, len(_LFS)) == _LFS:
         raise InputError("a Git LFS pointer, not the data: run `git lfs pull` where the file was cloned")
     if _is_pickle(path):

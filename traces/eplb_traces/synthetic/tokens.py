@@ -5,6 +5,9 @@ k best are a draw without replacement in proportion to the rates. The topic of a
 sequence, which gives reuse of experts by neighbouring tokens (2.3 times chance from one token to the next on
 DeepSeek-V2-Lite and gpt-oss) and co-activation of experts with similar topics. Group limits are applied as in
 DeepSeek-V3: the groups with the largest sum of two scores, then the best experts inside (DeepSeek-V3 report, 2.1.2).
+
+The choices are the same on every processor: logarithms are rounded from float64, sums have a fixed order, and equal
+scores go to the lowest id. numpy's float32 logarithm, BLAS and partial sorts differ with the vector instructions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -94,8 +97,8 @@ def _new_rows(
     preferences: NDArray[np.float32] = generator.standard_gamma(
         expected, (num_sequences, *log_rates.shape), dtype=np.float32
     )
-    np.log(np.maximum(preferences, np.finfo(np.float32).tiny, out=preferences), out=preferences)
-    preferences -= np.log(expected)
+    _log_in_place(preferences)
+    preferences -= np.log(expected, dtype=np.float64).astype(np.float32)
     topic = np.empty((num_sequences, length, _TOPIC_DIMENSIONS), dtype=np.float32)
     topic[:, 0] = generator.standard_normal(topic[:, 0].shape)
     for position in range(1, length):
@@ -129,14 +132,31 @@ def _choices(
     chosen = np.empty((len(rows.topic), shape.num_layers, top_k), dtype=np.uint16)
     for layer in range(shape.num_layers):
         scores = generator.standard_exponential((len(rows.topic), shape.num_experts), dtype=np.float32)
-        np.log(np.maximum(scores, np.finfo(np.float32).tiny, out=scores), out=scores)
+        _log_in_place(scores)
         np.subtract(rows.preferences[rows.sequence, layer], scores, out=scores)  # minus ln of exponential: Gumbel noise
         scores += log_rates[layer].astype(np.float32)
-        scores += np.float32(_TOPIC_STRENGTH) * (rows.topic @ expert_topics[layer])
+        for dimension in range(_TOPIC_DIMENSIONS):
+            strength = np.float32(_TOPIC_STRENGTH) * rows.topic[:, dimension, None]
+            scores += strength * expert_topics[layer, dimension]
         if shape.top_k_groups is not None and shape.top_k_groups < shape.num_expert_groups:
             _limit_groups(scores, shape)
-        chosen[:, layer] = np.argpartition(scores, -top_k, axis=1)[:, -top_k:]
+        chosen[:, layer] = _best(scores, top_k)
     return chosen
+
+
+def _log_in_place(values: NDArray[np.float32]) -> None:
+    """Natural logarithms, computed in float64."""
+    np.maximum(values, np.finfo(np.float32).tiny, out=values)
+    np.log(values, out=values, dtype=np.float64, casting="same_kind")
+
+
+def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """[t, count] ids of the largest scores of each row, ascending; of equal scores the lowest ids."""
+    best = np.sort(np.argpartition(scores, -count, axis=1)[:, -count:], axis=1)
+    least = np.take_along_axis(scores, best, axis=1).min(axis=1)
+    tied = (scores >= least[:, None]).sum(axis=1) > count
+    best[tied] = np.sort(np.argsort(-scores[tied], axis=1, kind="stable")[:, :count], axis=1)
+    return best
 
 
 def _limit_groups(scores: NDArray[np.float32], shape: ModelShape) -> None:
@@ -144,5 +164,5 @@ def _limit_groups(scores: NDArray[np.float32], shape: ModelShape) -> None:
     by_group = scores.reshape(len(scores), shape.num_expert_groups, shape.experts_per_group)
     group_scores = np.partition(by_group, -min(2, shape.experts_per_group), axis=2)[:, :, -2:].sum(axis=2)
     num_left_out = shape.num_expert_groups - (shape.top_k_groups or shape.num_expert_groups)
-    left_out = np.argpartition(group_scores, num_left_out, axis=1)[:, :num_left_out]
+    left_out = np.argsort(group_scores, axis=1, kind="stable")[:, :num_left_out]
     by_group[np.arange(len(scores))[:, None], left_out] = -np.inf
