@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
@@ -186,3 +187,14 @@ class _Joined:
             first_request += last_request + 1
             if self.how is Combine.TIME:
                 first_step += last_step + 1
+
+    def column(self, name: str) -> Iterator[NDArray[np.int64]]:
+        """Steps or requests, renumbered as in the batches."""
+        is_shifted = name == "request" or self.how is Combine.TIME
+        first = 0
+        for trace in self.traces:
+            last = -1
+            for values in trace.column(name):
+                last = max(last, int(values.max(initial=-1)))
+                yield values + first
+            first += last + 1 if is_shifted else 0

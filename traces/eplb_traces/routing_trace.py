@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,12 +57,12 @@ class TokenBatch:
         set_field = object.__setattr__
         set_field(self, "expert_ids", _checked_expert_ids(self.expert_ids, self.shape))
         num_tokens = self.num_tokens
-        set_field(self, "step", _checked_column("step", self.step, num_tokens, np.int64))
-        set_field(self, "request", _checked_column("request", self.request, num_tokens, np.int64))
+        set_field(self, "step", checked_column("step", self.step, num_tokens, np.int64))
+        set_field(self, "request", checked_column("request", self.request, num_tokens, np.int64))
         for name in ("source_rank", "domain"):
             column = getattr(self, name)
             if column is not None:
-                set_field(self, name, _checked_column(name, column, num_tokens, np.int32))
+                set_field(self, name, checked_column(name, column, num_tokens, np.int32))
 
     @property
     def num_tokens(self) -> int:
@@ -98,6 +98,15 @@ class TokenBatch:
 
     def _columns(self) -> tuple[NDArray[np.generic] | None, ...]:
         return self.expert_ids, self.step, self.request, self.source_rank, self.domain
+
+
+@runtime_checkable
+class ColumnSource(Protocol):
+    """A source of batches that can read one column of them alone."""
+
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """The values of `step` or `request`, in the order of the batches."""
+        ...
 
 
 @final
@@ -155,6 +164,12 @@ class RoutingTrace:
 
     __iter__ = batches
 
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """`step` or `request` of every token, some tokens at a time; a file of columns is not read beyond this one."""
+        if isinstance(self._batches, ColumnSource):
+            return self._batches.column(name)
+        return (getattr(batch, name) for batch in self.batches())
+
     @cached_property
     def num_tokens(self) -> int:
         """Tokens of the whole trace."""
@@ -188,7 +203,7 @@ class RoutingTrace:
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
-        """The steps that hold tokens, ascending, each once; read-only. Reads the source once.
+        """The steps that hold tokens, ascending, each once; read-only. Reads the column of the source once.
 
         Raises
         ------
@@ -196,8 +211,8 @@ class RoutingTrace:
             If the trace has no tokens.
         """
         found: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        for batch in self.batches():
-            found = np.union1d(found, batch.step)
+        for values in self.column("step"):
+            found = np.union1d(found, values)
         if not found.size:
             raise InputError("the trace has no tokens")
         found.setflags(write=False)
@@ -316,7 +331,7 @@ def _wrong_id(token: int, layer: int, expert: int, shape: ModelShape) -> InputEr
     return InputError(f"expert_ids[token {token}, layer {layer}] = {expert}: expected 0 <= id < {shape.num_experts}")
 
 
-def _checked_column(name: str, column: ArrayLike, num_tokens: int, dtype: type[_Number]) -> NDArray[_Number]:
+def checked_column(name: str, column: ArrayLike, num_tokens: int, dtype: type[_Number]) -> NDArray[_Number]:
     """Return a read-only [t] of integers >= 0."""
     array = np.asarray(column)
     if array.shape != (num_tokens,):
