@@ -1,6 +1,6 @@
 """Holds which experts each token chose in each layer, batch by batch, and counts them by windows of steps."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
@@ -194,12 +194,7 @@ class RoutingTrace:
         """
         if window is not None and window < 1:
             raise InputError(f"window = {window}: expected >= 1 step")
-        counts = self._count_by_window(window)
-        if not counts:
-            raise InputError("the trace has no tokens")
-        first_steps = sorted(counts)
-        labels = None if window is None else [_steps_label(first, window) for first in first_steps]
-        return ExpertLoad(np.stack([counts[first] for first in first_steps]), labels=labels, shape=self.shape)
+        return load_of_windows(self.counts_by_window(window), window, self.shape)
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
@@ -218,7 +213,7 @@ class RoutingTrace:
         found.setflags(write=False)
         return found
 
-    def _count_by_window(self, window: int | None, first: int | None = None) -> dict[int, NDArray[np.int64]]:
+    def counts_by_window(self, window: int | None, first: int | None = None) -> dict[int, NDArray[np.int64]]:
         """{first step of a window: counts [L, E]} of the windows that hold tokens.
 
         `first` is the first step of the trace; None assumes that it is in the first batch. Where it is
@@ -234,7 +229,7 @@ class RoutingTrace:
             if first is None:
                 first = earliest
             if window is not None and earliest < first:
-                return self._count_by_window(window, int(self.steps[0]))
+                return self.counts_by_window(window, int(self.steps[0]))
             window_of_token = np.zeros_like(batch.step) if window is None else window_start(batch.step, first, window)
             windows, index_of_token = np.unique(window_of_token, return_inverse=True)
             of_batch = np.zeros((len(windows), self.shape.num_layers, self.shape.num_experts), dtype=np.int64)
@@ -263,6 +258,15 @@ _Steps = TypeVar("_Steps", int, NDArray[np.int64])
 def window_start(step: _Steps, first: int, window: int) -> _Steps:
     """First step of the window that holds each step, for windows of `window` steps from step `first` on."""
     return step - (step - first) % window
+
+
+def load_of_windows(counts: Mapping[int, NDArray[np.int64]], window: int | None, shape: ModelShape) -> ExpertLoad:
+    """The load of `counts_by_window`, with the labels of `RoutingTrace.load`; InputError if there are no tokens."""
+    if not counts:
+        raise InputError("the trace has no tokens")
+    first_steps = sorted(counts)
+    labels = None if window is None else [_steps_label(first, window) for first in first_steps]
+    return ExpertLoad(np.stack([counts[first] for first in first_steps]), labels=labels, shape=shape)
 
 
 @final

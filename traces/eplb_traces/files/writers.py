@@ -58,10 +58,15 @@ def write_load(load: ExpertLoad, path: str | Path) -> None:
     InputError
         If the suffix is unknown, the load does not fit the format, or the file cannot be written.
     """
+    check_load_suffix(path)
+    LOAD_WRITERS[Path(path).suffix.lower()](load, Path(path))
+
+
+def check_load_suffix(path: str | Path) -> None:
+    """Check a path as `write_load` does, before there is a load; InputError for an unknown suffix."""
     suffix = Path(path).suffix.lower()
     if suffix not in LOAD_WRITERS:
         raise InputError(f"{path}: suffix {suffix!r} is unknown: expected one of {', '.join(LOAD_WRITERS)}")
-    LOAD_WRITERS[suffix](load, Path(path))
 
 
 def _write_npz(load: ExpertLoad, path: Path) -> None:
