@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-from eplb_traces.errors import EplbError, InputError, MissingExtraError
+from eplb_traces.errors import EplbError, IncompleteOutputError, InputError, MissingExtraError
 
 __all__ = [
     "EplbError",
     "FormatError",
+    "IncompleteOutputError",
     "InfeasibleError",
     "InputError",
     "MissingExtraError",

@@ -12,16 +12,18 @@ class ExitCode(IntEnum):
     USAGE = 2
     """A wrong option (the code of the option parser), or a feature whose extra is not installed."""
     BAD_INPUT = 3
-    """A file or value that is not what it has to be, or a path that cannot be read or written."""
+    """A file or value that is not what it has to be, or a path that cannot be read or written. Nothing was written."""
     INFEASIBLE = 4
     """No placement meets the constraints, or none was found."""
     VERIFICATION_FAILED = 5
     """A runtime did not execute the plan as written."""
+    INCOMPLETE_OUTPUT = 6
+    """Some of the output was written and the rest could not be."""
 
 
 def exit_code_of(error: Exception) -> ExitCode | None:
     """The exit code of an error made for the user; None for a bug, which deserves its traceback."""
-    from eplb.errors import EplbError, InfeasibleError, MissingExtraError, VerificationError
+    from eplb.errors import EplbError, IncompleteOutputError, InfeasibleError, MissingExtraError, VerificationError
 
     if isinstance(error, BrokenPipeError):  # the reader of our output went away: the option parser ends quietly
         return None
@@ -31,6 +33,8 @@ def exit_code_of(error: Exception) -> ExitCode | None:
         return ExitCode.INFEASIBLE
     if isinstance(error, VerificationError):
         return ExitCode.VERIFICATION_FAILED
+    if isinstance(error, IncompleteOutputError):
+        return ExitCode.INCOMPLETE_OUTPUT
     if isinstance(error, EplbError | OSError):
         return ExitCode.BAD_INPUT
     return None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eplb.formats.json_fields import as_text, emit_json, load_json
 from eplb.formats.protocol import EncodedFile, RecordStatus
 from eplb.formats.provenance import RECORD_VERSION, Provenance, provenance_fields, provenance_from_json, record_fields
-from eplb_traces.files.atomic_file import atomic_write
+from eplb_traces.files.atomic_file import atomic_write, atomic_write_all
 
 SIDECAR_SUFFIX = ".eplb.json"
 SIDECAR_KIND = "eplb-provenance"
@@ -45,7 +45,7 @@ def map_digest(raw: NDArray[np.int64]) -> str:
 def write_encoded(path: Path, encoded: EncodedFile, format_name: str) -> None:
     """Write a file, and its sidecar if it needs one, each whole or not at all.
 
-    The file is written first: if that fails, nothing has changed; if only the sidecar fails, an old sidecar beside the
+    Both are complete on disk before one is replaced. After a crash between the two renames, the old sidecar beside the
     new file has the digest of another map.
     """
     if encoded.digested is None:
@@ -54,8 +54,7 @@ def write_encoded(path: Path, encoded: EncodedFile, format_name: str) -> None:
     head = {"format": SIDECAR_KIND, "version": RECORD_VERSION, "beside": format_name}
     head["map_digest"] = map_digest(encoded.digested)
     record = emit_json({**head, **provenance_fields(encoded.plan)})
-    atomic_write(path, encoded.content)
-    atomic_write(sidecar_path(path), record)
+    atomic_write_all({path: encoded.content, sidecar_path(path): record})
 
 
 def read_sidecar(path: Path, format_name: str, raw: NDArray[np.int64]) -> Sidecar:

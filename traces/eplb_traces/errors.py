@@ -16,6 +16,10 @@ class InputError(EplbError, ValueError):
     """A file, array or argument is invalid. The message contains the value, its place and what was expected."""
 
 
+class IncompleteOutputError(EplbError):
+    """Some output was written and the rest could not be. The message names both."""
+
+
 class MissingExtraError(EplbError, ImportError):
     """A feature needs an optional dependency that is not installed.
 
