@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError, InputError
+from eplb_traces.files.remote import local_copy
 
 _Number = TypeVar("_Number", np.int64, np.float64)
 
@@ -38,7 +39,7 @@ def read_bytes(path: Path) -> bytes:
         If it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return local_copy(path).read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
 

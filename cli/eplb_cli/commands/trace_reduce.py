@@ -30,6 +30,7 @@ def reduce(files: FilesArg, out: OutOpt, *, reading: Reading) -> None:
     The counts of finished files are kept in the folder OUT.shards until OUT is written: the same command continues an
     interrupted run. With --window, --combine time or sum says how the steps of the files follow each other.
     """
+    from eplb_traces.files.remote import url_of
     from eplb_traces.files.writers import check_load_suffix, write_load
     from eplb_traces.scale.checkpoint import Checkpoint
     from eplb_traces.scale.executors import Threads
@@ -41,7 +42,8 @@ def reduce(files: FilesArg, out: OutOpt, *, reading: Reading) -> None:
     how = None if reading.combine is None else reading.how(len(found))
     options = reading.options()
     shards = [Shard(path, options, reading.dialect, reading.window) for path in found]
-    checkpoint = Checkpoint(out.with_name(f"{out.name}.shards"))
+    kept = f"{out.name}.shards"
+    checkpoint = Checkpoint(out.with_name(kept) if url_of(out) is None else Path(kept))
     start = perf_counter()
     with output.progress("counting", total=len(shards)) as step:
         made = reduce_trace(shards, how, Threads(), checkpoint, step)
@@ -49,7 +51,7 @@ def reduce(files: FilesArg, out: OutOpt, *, reading: Reading) -> None:
     with output.progress(f"writing {out.name}"):
         write_load(made.load, out)
     checkpoint.remove()
-    output.line(f"wrote {out}")
+    output.line(f"wrote {url_of(out) or out}")
     in_files = f"{output.counted(made.num_tokens, 'token')} in {output.counted(len(shards), 'file')}"
     output.line(f"  {in_files}, {output.counted(made.load.num_windows, 'window')}")
     if made.num_resumed:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eplb_traces import InputError, ModelShape, RoutingTrace, read_load, read_trace
@@ -58,6 +58,7 @@ class InTurn:
 
 
 @pytest.mark.parametrize("how", [Combine.TIME, Combine.SUM])
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=5), st.one_of(st.none(), st.integers(1, 9)), st.randoms())
 def test_the_load_is_that_of_the_whole_trace_in_any_order(tmp_path_factory, how, sizes, window, random):
     sizes[random.randrange(len(sizes))] = 5  # some tokens

@@ -12,6 +12,7 @@ from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.atomic_file import atomic_write
 from eplb_traces.files.parquet_file import write_parquet_load, write_parquet_trace
+from eplb_traces.files.remote import url_of
 from eplb_traces.files.shape_json import shape_to_json
 from eplb_traces.model_shape import required_hidden_layers
 from eplb_traces.routing_trace import RoutingTrace
@@ -42,7 +43,7 @@ def check_trace_path(path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() != ".parquet":
         raise InputError(f"{path}: a trace is written as .parquet")
-    if not path.parent.is_dir():
+    if url_of(path) is None and not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 

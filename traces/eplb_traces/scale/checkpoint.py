@@ -13,7 +13,7 @@ import numpy as np
 
 from eplb_traces.errors import InputError
 from eplb_traces.files.atomic_file import atomic_write
-from eplb_traces.files.limits import size_of
+from eplb_traces.files.remote import stamp, url_of
 from eplb_traces.files.shape_json import shape_from_json, shape_to_json
 from eplb_traces.scale.shard_counts import Shard, ShardCounts
 
@@ -71,7 +71,6 @@ class Checkpoint:
 
 
 def _digest(shard: Shard) -> str:
-    """Of the file's path, size and time of change, and of how it is counted."""
-    path = Path(shard.path)
-    of_file = (str(path.resolve()), size_of(path), path.stat().st_mtime_ns)
-    return hashlib.sha256(repr((of_file, shard)).encode()).hexdigest()[:32]
+    """Of the file's path, of what changes with its content, and of how it is counted."""
+    place = url_of(shard.path) or str(Path(shard.path).resolve())
+    return hashlib.sha256(repr((place, stamp(shard.path), shard)).encode()).hexdigest()[:32]

@@ -10,6 +10,7 @@ from typing import final
 from eplb_traces.combine import Combine, common_shape
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.remote import matching, url_of
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.routing_trace import load_of_windows
 from eplb_traces.scale.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ def files_of(patterns: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for pattern in patterns:
-        of_pattern = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+        of_pattern = _files_of_pattern(pattern)
         if not of_pattern:
             raise InputError(f"{pattern}: no such file")
         found += of_pattern
@@ -46,6 +47,13 @@ def files_of(patterns: Sequence[str]) -> list[str]:
     if twice:
         raise InputError(f"{twice[0]} is named twice: its tokens would count twice")
     return found
+
+
+def _files_of_pattern(pattern: str) -> list[str]:
+    url = url_of(pattern)
+    if url is not None:
+        return matching(url) if glob.has_magic(url) else [url]
+    return [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
 
 
 def reduce_trace(

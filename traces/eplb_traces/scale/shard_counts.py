@@ -1,6 +1,7 @@
 """Counts the tokens of one file of a trace, so that the counts of all files add up to those of the whole trace."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import EplbError, InputError, naming_place
+from eplb_traces.files.remote import borrowed
 from eplb_traces.model_shape import ModelShape, merge_shapes
 from eplb_traces.readers import read
 from eplb_traces.readers.dialect import ReadOptions, Wanted
@@ -59,19 +61,20 @@ class StepRange:
     last: int
 
 
-def open_shard(shard: Shard) -> RoutingTrace:
-    """The trace in the file.
+@contextmanager
+def open_shard(shard: Shard) -> Iterator[RoutingTrace]:
+    """The trace in the file, to be read inside the block; an object of a store is copied for its time.
 
     Raises
     ------
     InputError
         If it cannot be read or holds no tokens but loads.
     """
-    with naming_place(shard.path):
-        content = read(shard.path, replace(shard.options, wants=Wanted.TRACE), format=shard.dialect).content
+    with naming_place(shard.path), borrowed(shard.path) as path:
+        content = read(path, replace(shard.options, wants=Wanted.TRACE), format=shard.dialect).content
         if not isinstance(content, RoutingTrace):  # `read` has refused it
             raise InputError("holds loads only: see eplb trace merge")
-        return content
+        yield content
 
 
 def count_shard(shard: Shard, stopped: Callable[[], bool] = never) -> ShardCounts:
@@ -84,10 +87,10 @@ def count_shard(shard: Shard, stopped: Callable[[], bool] = never) -> ShardCount
     StoppedError
         If `stopped` was true between two batches.
     """
-    trace = open_shard(shard)
-    batches = _Stoppable(trace, stopped)
     first = None if shard.first_step is None else shard.first_step - shard.step_offset
-    counts = RoutingTrace(trace.shape, batches).counts_by_window(shard.window, first)
+    with open_shard(shard) as trace:
+        batches = _Stoppable(trace, stopped)
+        counts = RoutingTrace(trace.shape, batches).counts_by_window(shard.window, first)
     windows = {start + shard.step_offset if shard.window is not None else 0: of for start, of in counts.items()}
     return ShardCounts(trace.shape, batches.num_tokens, windows)
 
@@ -96,11 +99,12 @@ def step_range(shard: Shard) -> StepRange:
     """The first and last step of a file; of a file of columns only this one is read."""
     first: int | None = None
     last = -1
-    for values in open_shard(shard).column("step"):
-        if values.size:
-            least = int(values.min())
-            first = least if first is None else min(first, least)
-            last = max(last, int(values.max()))
+    with open_shard(shard) as trace:
+        for values in trace.column("step"):
+            if values.size:
+                least = int(values.min())
+                first = least if first is None else min(first, least)
+                last = max(last, int(values.max()))
     return StepRange(first, last)
 
 
