@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError, InputError
 from eplb_traces.files.limits import check_regular
+from eplb_traces.files.remote import local_copy
 
 _Number = TypeVar("_Number", np.int64, np.float64)
 
@@ -40,9 +41,10 @@ def read_bytes(path: Path) -> bytes:
         If it cannot be read, or is a pipe or a device.
     """
     try:
+        local = local_copy(path)
         with error_context(path):
-            check_regular(path)
-        return path.read_bytes()
+            check_regular(local)
+        return local.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -16,6 +16,7 @@ from eplb.formats.json_fields import as_text, emit_json, load_json
 from eplb.formats.protocol import EncodedFile, RecordStatus
 from eplb.formats.provenance import RECORD_VERSION, Provenance, provenance_fields, provenance_from_json, record_fields
 from eplb_traces.files.atomic_file import atomic_write, atomic_write_all
+from eplb_traces.files.remote import exists
 
 SIDECAR_SUFFIX = ".eplb.json"
 SIDECAR_KIND = "eplb-provenance"
@@ -66,7 +67,7 @@ def read_sidecar(path: Path, format_name: str, raw: NDArray[np.int64]) -> Sideca
         If a sidecar is there and cannot be read. One of another map or format is not an error but STALE.
     """
     beside = sidecar_path(path)
-    if not beside.exists():
+    if not exists(beside):
         return Sidecar(RecordStatus.ABSENT)
     place = f"{beside}: $"
     fields = record_fields(load_json(beside), place, SIDECAR_KIND, ("beside", "map_digest"))

@@ -50,8 +50,8 @@ def split_requests(trace: RoutingTrace) -> tuple[RoutingTrace, RoutingTrace | No
     Reads the trace once; both parts read it again whenever they are read.
     """
     requests: Ints = np.empty(0, np.int64)
-    for batch in trace:
-        requests = np.union1d(requests, batch.request)
+    for of_tokens in trace.column("request"):
+        requests = np.union1d(requests, of_tokens)
     held_out = requests[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     if not held_out.size:
         return trace, None

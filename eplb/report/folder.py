@@ -13,6 +13,7 @@ from eplb.report.figures import LayerDetails, layer_details, report_figures
 from eplb.report.style import ImageFormat, save
 from eplb.report.summary_page import summary_page
 from eplb_traces.files.atomic_file import atomic_write
+from eplb_traces.files.remote import url_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +135,9 @@ def _naming_incomplete(folder: Path) -> Iterator[None]:
 
 
 def _make(folder: Path) -> None:
+    url = url_of(folder)
+    if url is not None:
+        raise InputError(f"{url}: a report folder is written on this machine: expected its path, or a page .html")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

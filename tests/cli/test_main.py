@@ -117,6 +117,7 @@ _COMMANDS = {
         *("path", "out", "--load", *_READING),
     },
     "trace merge": {"paths", "--output", "-o", "--load", *_READING},
+    "trace reduce": {"files", "--output", "-o", *_READING},
     "trace dialects": {"--json"},
     "trace record": {
         *("model_dir", "prompts_path", "--output", "-o", "--max-new-tokens", "--batch-size", "--device"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
@@ -63,12 +64,13 @@ def combine_traces(traces: Sequence[RoutingTrace], names: Sequence[str], how: Co
     """
     if how not in (Combine.TIME, Combine.SUM):
         raise InputError(f"combine = {how}: expected time or sum for token-level traces")
-    shape = _common_shape([trace.shape for trace in traces], names)
+    shape = common_shape([trace.shape for trace in traces], names)
     domains = tuple(dict.fromkeys(name for trace in traces for name in trace.domain_names))
     return RoutingTrace(shape, _Joined(tuple(traces), shape, how, domains), domain_names=domains)
 
 
-def _common_shape(shapes: Sequence[ModelShape], names: Sequence[str]) -> ModelShape:
+def common_shape(shapes: Sequence[ModelShape], names: Sequence[str]) -> ModelShape:
+    """The shape of the first, with what the others add; InputError that names the file of another model."""
     shape = shapes[0]
     for other, name in zip(shapes[1:], names[1:], strict=True):
         try:
@@ -79,7 +81,7 @@ def _common_shape(shapes: Sequence[ModelShape], names: Sequence[str]) -> ModelSh
 
 
 def _workloads(loads: Sequence[ExpertLoad], names: Sequence[str]) -> ExpertLoad:
-    shape = _common_shape([load.shape for load in loads], names)
+    shape = common_shape([load.shape for load in loads], names)
     shown = _shown(names)
     labels = [label for load, name in zip(loads, shown, strict=True) for label in _labels(load, name)]
     weights = np.concatenate([load.weights for load in loads])
@@ -100,7 +102,7 @@ def _labels(load: ExpertLoad, name: str) -> list[str]:
 
 
 def _sum(loads: Sequence[ExpertLoad], names: Sequence[str]) -> ExpertLoad:
-    shape = _common_shape([load.shape for load in loads], names)
+    shape = common_shape([load.shape for load in loads], names)
     _check_same_windows(loads, names)
     tokens = np.sum([load.tokens for load in loads], axis=0)
     return ExpertLoad(tokens, loads[0].weights, loads[0].labels or None, shape)
@@ -184,5 +186,16 @@ class _Joined:
                     domain=domain_index[batch.domain] if known else None,
                 )
             first_request += last_request + 1
-            if self.how is Combine.TIME:
+            if self.how == Combine.TIME:
                 first_step += last_step + 1
+
+    def column(self, name: str) -> Iterator[NDArray[np.int64]]:
+        """Steps or requests, renumbered as in the batches."""
+        is_shifted = name == "request" or self.how == Combine.TIME
+        first = 0
+        for trace in self.traces:
+            last = -1
+            for values in trace.column(name):
+                last = max(last, int(values.max(initial=-1)))
+                yield values + first
+            first += last + 1 if is_shifted else 0

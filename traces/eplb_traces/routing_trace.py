@@ -1,9 +1,9 @@
 """Holds which experts each token chose in each layer, batch by batch, and counts them by windows of steps."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,12 +57,12 @@ class TokenBatch:
         set_field = object.__setattr__
         set_field(self, "expert_ids", _checked_expert_ids(self.expert_ids, self.shape))
         num_tokens = self.num_tokens
-        set_field(self, "step", _checked_column("step", self.step, num_tokens, np.int64))
-        set_field(self, "request", _checked_column("request", self.request, num_tokens, np.int64))
+        set_field(self, "step", checked_column("step", self.step, num_tokens, np.int64))
+        set_field(self, "request", checked_column("request", self.request, num_tokens, np.int64))
         for name in ("source_rank", "domain"):
             column = getattr(self, name)
             if column is not None:
-                set_field(self, name, _checked_column(name, column, num_tokens, np.int32))
+                set_field(self, name, checked_column(name, column, num_tokens, np.int32))
 
     @property
     def num_tokens(self) -> int:
@@ -98,6 +98,15 @@ class TokenBatch:
 
     def _columns(self) -> tuple[NDArray[np.generic] | None, ...]:
         return self.expert_ids, self.step, self.request, self.source_rank, self.domain
+
+
+@runtime_checkable
+class ColumnSource(Protocol):
+    """A source of batches that can read one column of them alone."""
+
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """The values of `step` or `request`, in the order of the batches."""
+        ...
 
 
 @final
@@ -155,6 +164,12 @@ class RoutingTrace:
 
     __iter__ = batches
 
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """`step` or `request` of every token, some tokens at a time; a file of columns is not read beyond this one."""
+        if isinstance(self._batches, ColumnSource):
+            return self._batches.column(name)
+        return (getattr(batch, name) for batch in self.batches())
+
     @cached_property
     def num_tokens(self) -> int:
         """Tokens of the whole trace."""
@@ -179,16 +194,11 @@ class RoutingTrace:
         """
         if window is not None and window < 1:
             raise InputError(f"window = {window}: expected >= 1 step")
-        counts = self._count_by_window(window)
-        if not counts:
-            raise InputError("the trace has no tokens")
-        first_steps = sorted(counts)
-        labels = None if window is None else [_steps_label(first, window) for first in first_steps]
-        return ExpertLoad(np.stack([counts[first] for first in first_steps]), labels=labels, shape=self.shape)
+        return load_of_windows(self.counts_by_window(window), window, self.shape)
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
-        """The steps that hold tokens, ascending, each once; read-only. Reads the source once.
+        """The steps that hold tokens, ascending, each once; read-only. Reads the column of the source once.
 
         Raises
         ------
@@ -196,14 +206,14 @@ class RoutingTrace:
             If the trace has no tokens.
         """
         found: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        for batch in self.batches():
-            found = np.union1d(found, batch.step)
+        for values in self.column("step"):
+            found = np.union1d(found, values)
         if not found.size:
             raise InputError("the trace has no tokens")
         found.setflags(write=False)
         return found
 
-    def _count_by_window(self, window: int | None, first: int | None = None) -> dict[int, NDArray[np.int64]]:
+    def counts_by_window(self, window: int | None, first: int | None = None) -> dict[int, NDArray[np.int64]]:
         """{first step of a window: counts [L, E]} of the windows that hold tokens.
 
         `first` is the first step of the trace; None assumes that it is in the first batch. Where it is
@@ -219,7 +229,7 @@ class RoutingTrace:
             if first is None:
                 first = earliest
             if window is not None and earliest < first:
-                return self._count_by_window(window, int(self.steps[0]))
+                return self.counts_by_window(window, int(self.steps[0]))
             window_of_token = np.zeros_like(batch.step) if window is None else window_start(batch.step, first, window)
             windows, index_of_token = np.unique(window_of_token, return_inverse=True)
             of_batch = np.zeros((len(windows), self.shape.num_layers, self.shape.num_experts), dtype=np.int64)
@@ -248,6 +258,15 @@ _Steps = TypeVar("_Steps", int, NDArray[np.int64])
 def window_start(step: _Steps, first: int, window: int) -> _Steps:
     """First step of the window that holds each step, for windows of `window` steps from step `first` on."""
     return step - (step - first) % window
+
+
+def load_of_windows(counts: Mapping[int, NDArray[np.int64]], window: int | None, shape: ModelShape) -> ExpertLoad:
+    """The load of `counts_by_window`, with the labels of `RoutingTrace.load`; InputError if there are no tokens."""
+    if not counts:
+        raise InputError("the trace has no tokens")
+    first_steps = sorted(counts)
+    labels = None if window is None else [_steps_label(first, window) for first in first_steps]
+    return ExpertLoad(np.stack([counts[first] for first in first_steps]), labels=labels, shape=shape)
 
 
 @final
@@ -316,7 +335,7 @@ def _wrong_id(token: int, layer: int, expert: int, shape: ModelShape) -> InputEr
     return InputError(f"expert_ids[token {token}, layer {layer}] = {expert}: expected 0 <= id < {shape.num_experts}")
 
 
-def _checked_column(name: str, column: ArrayLike, num_tokens: int, dtype: type[_Number]) -> NDArray[_Number]:
+def checked_column(name: str, column: ArrayLike, num_tokens: int, dtype: type[_Number]) -> NDArray[_Number]:
     """Return a read-only [t] of integers >= 0."""
     array = np.asarray(column)
     if array.shape != (num_tokens,):

@@ -1,4 +1,4 @@
-"""`eplb trace info|convert|merge|dialects|record|synth`: shows, rewrites, joins, records, makes traces and loads."""
+"""`eplb trace info|convert|merge|reduce|...`: shows, rewrites, joins, counts, records, makes traces and loads."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments.options import SeedOpt, TraceOutArg
-from eplb_cli.commands import tables, trace_convert, trace_info, trace_record
+from eplb_cli.commands import tables, trace_convert, trace_info, trace_record, trace_reduce
 
 if TYPE_CHECKING:
     from eplb_traces import ModelShape
@@ -16,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at traces and loads, rewrite 
 app.command()(trace_info.info)
 app.command()(trace_convert.convert)
 app.command()(trace_convert.merge)
+app.command()(trace_reduce.reduce)
 app.command()(tables.dialects)
 app.command()(trace_record.record)
 

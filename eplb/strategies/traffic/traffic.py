@@ -122,7 +122,8 @@ def _choices(trace: RoutingTrace, most_tokens: int) -> NDArray[np.uint16]:
     stride, seen = -(-trace.num_tokens // most_tokens), 0
     parts = []
     for batch in trace:
-        parts.append(batch.expert_ids[-seen % max(1, stride) :: max(1, stride)])
+        # A view would keep every batch of the trace in memory.
+        parts.append(batch.expert_ids[-seen % max(1, stride) :: max(1, stride)].copy())
         seen += batch.num_tokens
     if seen == 0:
         raise InputError("the trace has no tokens")

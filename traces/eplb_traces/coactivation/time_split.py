@@ -56,8 +56,8 @@ class _Requests:
 def _count_values(trace: RoutingTrace, column: str) -> dict[int, int]:
     """{step or request: its tokens}."""
     counts: dict[int, int] = {}
-    for batch in trace.batches():
-        values, tokens = np.unique(batch.step if column == "step" else batch.request, return_counts=True)
+    for of_tokens in trace.column(column):
+        values, tokens = np.unique(of_tokens, return_counts=True)
         for value, count in zip(values.tolist(), tokens.tolist(), strict=True):
             counts[value] = counts.get(value, 0) + count
     return counts

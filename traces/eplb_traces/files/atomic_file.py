@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eplb_traces.errors import IncompleteOutputError, InputError
+from eplb_traces.files.remote import put, url_of
 
 Content = bytes | Callable[[Path], None]
 """The bytes of a file, or a function that writes it to a given path."""
@@ -42,6 +43,7 @@ def atomic_write_all(files: Mapping[str | Path, Content]) -> None:
     """Write files that belong together: none is replaced before all new ones are complete on disk.
 
     A crash between two renames leaves the first files new and the others old; they are renamed in the given order.
+    Objects of a store (`s3://`) are put one after the other, each as a whole.
 
     Raises
     ------
@@ -50,7 +52,11 @@ def atomic_write_all(files: Mapping[str | Path, Content]) -> None:
     IncompleteOutputError
         If a file cannot be renamed after another one was.
     """
-    _write_rest(list(files.items()), [])
+    _write_rest([(path, content) for path, content in files.items() if url_of(path) is None], [])
+    for path, content in files.items():
+        url = url_of(path)
+        if url is not None:
+            put(url, content)
 
 
 def _write_rest(files: list[tuple[str | Path, Content]], ready: list[tuple[str | Path, Path, Path]]) -> None:

@@ -23,13 +23,15 @@ from eplb_traces.files.limits import size_of
 from eplb_traces.files.long_form import LONG_FORM_COLUMNS, LoadFrame, load_from_long_form, long_form
 from eplb_traces.files.shape_json import shape_from_json, shape_to_json
 from eplb_traces.model_shape import ModelShape
-from eplb_traces.routing_trace import RoutingTrace, TokenBatch
+from eplb_traces.routing_trace import RoutingTrace, TokenBatch, checked_column
 
 TRACE_KEY = b"eplb.routing_trace"
 LOAD_KEY = b"eplb.expert_load"
 _VERSION = 1
 _IDS_PER_READ = 1 << 22  # 8 MB of ids: large against a batch's fixed costs, small enough for the cache
 _IDS_PER_ROW_GROUP = 1 << 24
+_BYTES_PER_READ = 1 << 23  # of a column on disk; without it pyarrow holds the column of a whole row group
+_ROWS_PER_COLUMN_READ = 1 << 20
 _OPTIONAL_COLUMNS = ("source_rank", "domain")
 _COLUMNS = ("expert_ids", "step", "request", *_OPTIONAL_COLUMNS)
 
@@ -148,6 +150,16 @@ class _ParquetBatches:
                 yield batch
                 row += batch.num_tokens
 
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """One column of numbers >= 0, some rows at a time; the others are not read."""
+        row = 0
+        with naming_place(self.path), parquet_file(self.path) as file:
+            for rows_read in file.iter_batches(batch_size=_ROWS_PER_COLUMN_READ, columns=[name]):
+                with naming_place(f"rows from {row}"):
+                    values = checked_column(name, _numbers(rows_read.column(0), name), len(rows_read), np.int64)
+                yield values
+                row += len(values)
+
 
 def _token_batch(rows: Any, shape: ModelShape) -> TokenBatch:  # noqa: ANN401  # pyarrow is untyped
     columns = {name: rows.column(name) for name in rows.schema.names}
@@ -180,10 +192,11 @@ def _numbers(array: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  # pyarrow 
 
 @contextmanager
 def parquet_file(path: Path) -> Iterator[Any]:
-    """Open a Parquet file; errors of pyarrow, at opening or later, become InputError."""
+    """Open a Parquet file to be read as a stream; errors of pyarrow, at opening or later, become InputError."""
     pyarrow, parquet = import_pyarrow()
     try:
-        with parquet.ParquetFile(path) as file:
+        # pre_buffer would keep every column chunk that was read until the file is closed: the whole file in memory.
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BYTES_PER_READ) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"not a whole Parquet file: {error}") from error

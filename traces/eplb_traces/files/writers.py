@@ -13,6 +13,7 @@ from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.atomic_file import atomic_write
 from eplb_traces.files.parquet_file import write_parquet_load, write_parquet_trace
+from eplb_traces.files.remote import url_of
 from eplb_traces.files.shape_json import shape_to_json
 from eplb_traces.model_shape import required_hidden_layers
 from eplb_traces.routing_trace import RoutingTrace
@@ -48,7 +49,7 @@ def check_trace_path(path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() != ".parquet":
         raise InputError(f"{path}: a trace is written as .parquet")
-    if not path.parent.is_dir():
+    if url_of(path) is None and not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
@@ -64,12 +65,18 @@ def write_load(load: ExpertLoad, path: str | Path) -> None:
     InputError
         If the suffix is unknown, the load does not fit the format, or the file cannot be written.
     """
+    check_load_suffix(path)
     suffix = Path(path).suffix.lower()
-    if suffix not in LOAD_WRITERS:
-        raise InputError(f"{path}: suffix {suffix!r} is unknown: expected one of {', '.join(LOAD_WRITERS)}")
     if suffix not in _LOSSLESS:
         _check_lost(load, path, suffix)
     LOAD_WRITERS[suffix](load, Path(path))
+
+
+def check_load_suffix(path: str | Path) -> None:
+    """Check a path as `write_load` does, before there is a load; InputError for an unknown suffix."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in LOAD_WRITERS:
+        raise InputError(f"{path}: suffix {suffix!r} is unknown: expected one of {', '.join(LOAD_WRITERS)}")
 
 
 def _check_lost(load: ExpertLoad, path: str | Path, suffix: str) -> None:

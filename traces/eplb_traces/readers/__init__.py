@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.limits import check_size, size_of
+from eplb_traces.files.remote import url_of
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers import (
     csv,
@@ -85,8 +86,9 @@ def read(path: str | Path, options: ReadOptions | None = None, *, format: str | 
     MissingExtraError
         If the dialect needs a package that is not installed.
     """
-    path, options = located(path), options or ReadOptions()
-    with naming_place(path):
+    given, options = path, options or ReadOptions()
+    path = located(given)
+    with naming_place(url_of(given) or path):
         try:
             _, dialect = find_dialect(path, format, READERS)
             reading = with_told(dialect.read(path, options), options)
@@ -98,7 +100,7 @@ def read(path: str | Path, options: ReadOptions | None = None, *, format: str | 
         except MemoryError as error:
             raise InputError(f"needs more memory than there is: {error or 'a number in it is no size'}") from error
     if not reading.is_own:
-        _logger.debug("%s: %s", path, reading.summary)
+        _logger.debug("%s: %s", given, reading.summary)
     return reading
 
 
@@ -151,7 +153,7 @@ def read_load(  # noqa: PLR0913  # the front door: everything a caller can say a
     >>> eplb.read_load("sample:moe-435m-windows")
     ExpertLoad(150 windows x 8 layers x 256 experts)
     """
-    with naming_place(path):
+    with naming_place(url_of(path) or path):
         options = ReadOptions(
             num_experts=num_experts,
             top_k=top_k,
@@ -193,7 +195,7 @@ def read_trace(  # noqa: PLR0913  # the front door: everything a caller can say 
     >>> trace.load(window=10)
     ExpertLoad(4 windows x 8 layers x 256 experts)
     """
-    with naming_place(path):
+    with naming_place(url_of(path) or path):
         options = ReadOptions(
             num_experts=num_experts,
             top_k=top_k,

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
@@ -81,6 +82,10 @@ class _Reshaped:
     def __iter__(self) -> Iterator[TokenBatch]:
         for batch in self.trace.batches():
             yield replace(batch, shape=self.shape)
+
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """Steps or requests, as they are."""
+        return self.trace.column(name)
 
 
 def _silent_block(content: ExpertLoad | RoutingTrace) -> tuple[str, ...]:

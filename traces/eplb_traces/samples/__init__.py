@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.remote import local_copy
 
 SAMPLES = ("moe-435m.parquet", "moe-435m-windows.npz")
 
@@ -24,16 +25,18 @@ def sample_path(name: str) -> Path:
 
 
 def located(path: str | Path) -> Path:
-    """Return the path of a file, or of the sample that `sample:NAME` names.
+    """Return the path of a file, of the sample that `sample:NAME` names, or of the copy of an object that a URL names.
 
     Raises
     ------
     InputError
-        If there is no sample of that name.
+        If there is no sample of that name, or the object cannot be copied.
+    MissingExtraError
+        For a URL, if fsspec is not installed.
     """
     text = str(path)
     if not text.startswith(SAMPLE_PREFIX):
-        return Path(path)
+        return local_copy(path)
     name = text.removeprefix(SAMPLE_PREFIX)
     of_stem = {Path(sample).stem: sample for sample in SAMPLES}
     if name not in SAMPLES and name not in of_stem:
