@@ -21,12 +21,10 @@ from eplb.report.summary_text import about_steps, over_all, per_layer
 from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.display import cut, facts_html
-from eplb_traces.statistics import load_by_window, load_over_time
+from eplb_traces.windows import load_by_window
 
 DEFAULT_STRATEGY: Final = "greedy"
 """The strategy that plans if no plan is given."""
-MOST_WINDOWS: Final = 40
-"""A trace that is evaluated as one window is also cut into at most this many, to show balance over time."""
 
 
 @final
@@ -40,7 +38,7 @@ class ReportContents:
     trace: RoutingTrace | None
     """The choices of every token; None if only loads are known."""
     windows: ExpertLoad | None
-    """The load if it has several windows, otherwise the trace cut into windows by steps; None if there is only one."""
+    """The load if it has several windows; None if there is only one."""
     plans: tuple[PlanView, ...]
     """At least two; the first is "before"."""
     summary_text: tuple[str, ...]
@@ -66,8 +64,8 @@ class ReportContents:
 
     @property
     def worst_layer(self) -> int:
-        """The layer with the largest max/mean under the first plan, for the summed load."""
-        return int(np.nanargmax(self.plans[0].evaluation.max_over_mean_of_total))
+        """The layer with the largest max/mean under the first plan, mean of the windows."""
+        return int(np.nanargmax(self.plans[0].evaluation.max_over_mean))
 
 
 def gather(  # noqa: PLR0913  # the public call: everything a report depends on
@@ -99,7 +97,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     strategy
         What plans if no plan is given: a name or a strategy of your own, as in `plan`.
     window
-        For a trace: steps per window. For a load: number of windows to sum into one.
+        For a trace: steps per window. For a load: number of windows to sum into one. As in
+        `eplb_traces.windows.load_by_window`.
     dispatch
         The rule by which an expert's tokens are split over its replicas; the plan made for `topology` is for it.
     sources
@@ -121,7 +120,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     load = load_by_window(source, window)
     if not load.tokens.any():
         raise InputError("load: every count is zero, nothing to show")
-    windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
+    windows = load if load.num_windows > 1 else None
     given = dict(plans or {})
     if not given and topology is not None:
         made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
@@ -141,9 +140,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 None
                 if trace is None
                 else expected_traffic(placement, trace, sources=fitting_sources(trace, placement.topology)),
-                None
-                if windows is None
-                else evaluate(placement, windows, dispatch, sources=sources).max_over_mean_by_window,
+                None if windows is None else evaluation.max_over_mean_by_window,
                 None if cost is None or batch is None else cost.predict(placement, batch, evaluation.dispatch),
             )
         )
@@ -152,12 +149,6 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     over = "\n".join((over_all(title, load, views), *steps))
     summary = (over, *(per_layer(layer, load, views) for layer in range(load.num_layers)))
     return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices)
-
-
-def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:
-    """A trace in at most `MOST_WINDOWS` windows of equally many steps; None where only one holds tokens."""
-    windows = load_over_time(trace, MOST_WINDOWS)
-    return windows if windows.num_windows > 1 else None
 
 
 def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement]) -> dict[str, Placement]:

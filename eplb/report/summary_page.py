@@ -60,7 +60,7 @@ def _metrics(contents: ReportContents) -> str:
 
 def _layers(contents: ReportContents) -> str:
     """The summary of each layer, sorted by max/mean under the first plan; at most twelve."""
-    before = contents.plans[0].evaluation.max_over_mean_of_total
+    before = contents.plans[0].evaluation.max_over_mean
     worst = (-before).argsort(kind="stable")[:_WORST_LAYERS].tolist()  # layers without tokens, NaN, are last
     lines = [f"- {_plain(contents.summary_text[1 + layer])}" for layer in worst]
     more = len(before) - len(worst)

@@ -9,9 +9,9 @@ from eplb.core.placement import EMPTY_SLOT
 from eplb.errors import InputError
 from eplb.evaluation.traffic import token_spread
 from eplb.report import gather
-from eplb.report.contents import MOST_WINDOWS
 from eplb.report.tables import windows
 from eplb_traces import RoutingTrace, TokenBatch, synthesize_trace
+from eplb_traces.windows import MOST_WINDOWS, load_by_window
 from tests.report.examples import SHAPE, TOPOLOGY, contents_of_trace, placement, skewed, some_trace
 
 
@@ -27,7 +27,7 @@ def test_without_plans_greedy_is_compared_with_experts_in_order():
 
 def test_every_number_equals_that_of_evaluate():
     contents = contents_of_trace()
-    load = some_trace().load()
+    load = load_by_window(some_trace(), None)
     assert contents.load == load
     for view in contents.plans:
         judged = eplb.evaluate(view.placement, load)
@@ -44,12 +44,12 @@ def test_every_number_equals_that_of_evaluate():
     assert contents.plans[1].migration == eplb.Migration.between(*(view.placement for view in contents.plans))
 
 
-def test_a_trace_is_cut_into_windows_only_to_show_balance_over_time():
+def test_a_trace_is_evaluated_in_the_windows_that_are_drawn():
     contents = contents_of_trace()
-    assert contents.load.num_windows == 1
-    assert contents.windows == some_trace().load(1)
+    assert contents.load == contents.windows == load_by_window(some_trace(), None)
+    assert contents.windows.num_windows > 1
     for view in contents.plans:
-        expected = eplb.evaluate(view.placement, some_trace().load(1)).max_over_mean_by_window
+        expected = eplb.evaluate(view.placement, contents.windows).max_over_mean_by_window
         np.testing.assert_array_equal(view.balance_by_window, expected)
 
 
@@ -57,7 +57,7 @@ def test_a_trace_is_cut_into_windows_only_to_show_balance_over_time():
 def test_a_trace_that_starts_late_shows_as_many_windows(offset):
     batches = [
         TokenBatch(batch.shape, batch.expert_ids, batch.step + offset, batch.request)
-        for batch in synthesize_trace("v3-switching", shape=SHAPE, num_steps=80, tokens_per_step=8)
+        for batch in synthesize_trace("v3-switching", shape=SHAPE, num_steps=80, tokens_per_step=64)
     ]
     contents = gather(RoutingTrace(SHAPE, batches), topology=TOPOLOGY)
     assert contents.windows.num_windows == MOST_WINDOWS
@@ -96,7 +96,7 @@ def test_plans_with_other_slots_have_no_migration_from_the_first():
 def test_plans_are_evaluated_under_the_given_dispatch_rule():
     contents = gather(some_trace(), {"a": placement()}, dispatch="online")
     view = contents.plans[1]
-    assert view.evaluation.summary() == eplb.evaluate(view.placement, some_trace().load(), "online").summary()
+    assert view.evaluation.summary() == eplb.evaluate(view.placement, some_trace(), "online").summary()
 
 
 def test_plans_that_do_not_fit_are_refused_by_name():
@@ -161,9 +161,11 @@ def test_summary_text_states_the_evaluation():
 def test_summary_text_names_model_layers_windows_and_losses():
     contents = gather(some_trace(), {"good": placement(), "bad": placement("linear")}, window=2)
     overall, *layers = contents.summary_text
-    assert layers[2].startswith("layer 2 (5 in the model): rank ")
+    assert layers[2].startswith("layer 2 (5 in the model): the busiest rank of a window ")
     assert "bad raises it to " in layers[0]
-    assert "Window by window (2 windows) good has " in overall
+    mean = contents.plans[0].evaluation.summary()["max_over_mean_mean"]
+    assert f"With good the busiest rank of a layer carries {mean:.2f}x the mean on average of 2 windows and " in overall
+    assert "; for the sum of the windows " in overall
     assert "more tokens with bad." in overall
     assert f"({contents.plans[0].name}: " in overall  # ranks and nodes per token
 
@@ -181,7 +183,10 @@ def test_windows_without_tokens_are_left_out_and_counted():
     contents = gather(eplb.ExpertLoad(tokens), {"p": eplb.Placement([[0, 2, 1, 3]], 4, eplb.Topology(1, 2, 2))})
     sentences = contents.summary_text[0].splitlines()
     assert sentences[1] == "9 windows without tokens left out."
-    assert "experts in order has 1.50x on average, 1.50x at worst, in window 0" in sentences[4]
+    assert (
+        "the busiest rank of a layer carries 1.50x the mean on average of 2 windows and 1.50x in window 0"
+        in sentences[2]
+    )
     assert contents.plans[0].metrics()["num_empty_windows"] == 9
     shown = windows(contents)
     assert shown["max_over_mean_mean"].isna().sum() == 18  # both plans

@@ -1,9 +1,10 @@
 """Holds which experts each token chose in each layer, batch by batch, and counts them by windows of steps."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,8 @@ from eplb_traces.model_shape import ModelShape
 
 _Number = TypeVar("_Number", bound=np.integer[Any])
 
+ALL_STEPS: Final = sys.maxsize
+"""The window that holds all steps of a trace."""
 _LARGEST_ID = int(np.iinfo(np.uint16).max)
 
 
@@ -170,7 +173,8 @@ class RoutingTrace:
         Parameters
         ----------
         window
-            n, steps of a window; None: the whole trace is one window, without a label.
+            n, steps of a window; None or `ALL_STEPS`: the whole trace is one window, without a label. `load_by_window`
+            of `eplb_traces.windows` chooses n where nobody else does.
 
         Raises
         ------
@@ -179,6 +183,7 @@ class RoutingTrace:
         """
         if window is not None and window < 1:
             raise InputError(f"window = {window}: expected >= 1 step")
+        window = None if window == ALL_STEPS else window
         counts = self._count_by_window(window)
         if not counts:
             raise InputError("the trace has no tokens")
