@@ -119,6 +119,8 @@ class ExpertLoad:
             self.shape.top_k,
             num_expert_groups=self.shape.num_expert_groups,
             top_k_groups=self.shape.top_k_groups,
+            name=self.shape.name,
+            expert_bytes=self.shape.expert_bytes,
         )
         return ExpertLoad(self.tokens[:, list(layers)], self.weights, self.labels or None, shape)
 
