@@ -8,7 +8,8 @@ import numpy as np
 
 from eplb.core.baseline import EXPERTS_IN_ORDER, experts_in_order
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.core.expert_bytes import known_expert_bytes
+from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
@@ -43,8 +44,8 @@ class ReportContents:
     """At least two; the first is "before"."""
     summary_text: tuple[str, ...]
     """[1 + L] the summary of all layers, one sentence per line, then one sentence for each layer."""
-    expert_bytes: float
-    """Bytes of one expert of one layer."""
+    expert_bytes: float | None
+    """Bytes of one expert of one layer; None where unknown."""
     cost: StepCost | None = None
     """What the predicted steps depend on; None if nothing is predicted."""
     choices: str = ""
@@ -78,7 +79,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     title: str = "load",
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     cost: StepCost | None = None,
 ) -> ReportContents:
     """Evaluate the plans of a report and compare them with a first one.
@@ -106,7 +107,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     title
         Source of the load, shown in the report.
     expert_bytes
-        Bytes of one expert of one layer, for migrations and memory.
+        Bytes of one expert of one layer, for migrations and memory. None: those of `cost`, or of the recording; where
+        both are unknown, replicas are counted in slots.
     cost
         Model, GPU and step to predict the plans' milliseconds with, on one batch of choices; None: not predicted.
 
@@ -116,16 +118,18 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         If no expert has a token, there are neither plans nor a topology, a plan is for another model, plans differ in
         ranks or nodes, or `strategy` has nothing to plan for.
     """
+    given = expert_bytes if expert_bytes is not None or cost is None else cost.expert_bytes
+    expert_bytes = known_expert_bytes(given, source.shape)
     trace = source if isinstance(source, RoutingTrace) else None
     load = load_by_window(source, window)
     if not load.tokens.any():
         raise InputError("load: every count is zero, nothing to show")
     windows = load if load.num_windows > 1 else None
-    given = dict(plans or {})
-    if not given and topology is not None:
+    named = dict(plans or {})
+    if not named and topology is not None:
         made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
-        given[made.strategy] = made.placement
-    shown = _plans_to_show(load, given)
+        named[made.strategy] = made.placement
+    shown = _plans_to_show(load, named)
     batch = None if cost is None else cost.batch(source, next(iter(shown.values())).topology)
     views: list[PlanView] = []
     for name, placement in shown.items():
@@ -173,6 +177,6 @@ def _check_fits(name: str, placement: Placement, load: ExpertLoad, first: Topolo
         )
 
 
-def _migration(before: Placement, after: Placement, expert_bytes: float) -> Migration | None:
+def _migration(before: Placement, after: Placement, expert_bytes: float | None) -> Migration | None:
     same = before.topology.slots_per_rank == after.topology.slots_per_rank
     return Migration.between(before, after, expert_bytes) if same else None

@@ -1,5 +1,7 @@
 """Contents of a report: plans, evaluations, summary text, and refused input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,15 +35,16 @@ def test_every_number_equals_that_of_evaluate():
         judged = eplb.evaluate(view.placement, load)
         assert view.evaluation.summary() == judged.summary()
         busiest = view.total_rank_load.max(axis=1)
-        np.testing.assert_array_equal(view.total_rank_load, judged.rank_load[0])
-        np.testing.assert_array_equal(view.busiest_rank, judged.rank_load[0].argmax(axis=1))
+        np.testing.assert_array_equal(view.total_rank_load, judged.total_rank_load)
+        np.testing.assert_array_equal(view.busiest_rank, judged.total_rank_load.argmax(axis=1))
         # The bound is the one that the gap is relative to.
         np.testing.assert_allclose(busiest / view.bound.value - 1, judged.gap, atol=1e-15)
         np.testing.assert_array_equal(
             view.spread.ranks_per_token, token_spread(view.placement, some_trace()).ranks_per_token
         )
     assert contents.plans[0].migration is None
-    assert contents.plans[1].migration == eplb.Migration.between(*(view.placement for view in contents.plans))
+    before, after = (view.placement for view in contents.plans)
+    assert contents.plans[1].migration == eplb.Migration.between(before, after, contents.expert_bytes)
 
 
 def test_a_trace_is_evaluated_in_the_windows_that_are_drawn():
@@ -199,3 +202,15 @@ def test_a_faster_rank_may_carry_more_tokens():
     assert contents.summary_text[1].startswith(
         "layer 0: rank 0 works 1.20x the mean (experts in order); p leaves it at 1.20x"
     )
+
+
+def test_without_the_bytes_of_an_expert_replicas_are_counted():
+    trace = some_trace()
+    contents = gather(trace, topology=TOPOLOGY)
+    assert contents.expert_bytes is None
+    assert "moved_copies" in contents.plans[1].metrics()
+    assert not {"moved_bytes", "transfer_s"} & set(contents.plans[1].metrics())
+    recorded = RoutingTrace(replace(trace.shape, expert_bytes=5e6), trace)
+    known = gather(recorded, topology=TOPOLOGY)
+    assert known.plans[1].metrics()["moved_bytes"] == 5e6 * known.plans[1].migration.moved_copies
+    assert gather(recorded, topology=TOPOLOGY, expert_bytes=1e6).expert_bytes == 1e6
