@@ -108,10 +108,12 @@ def _window_by_window(view: PlanView, load: ExpertLoad) -> str:
 
 def _saved(before: PlanView, view: PlanView) -> list[str]:
     """Change of the busiest ranks' load, token spread and migration of a plan against the first."""
-    old, new = (float(of.total_rank_load.max(axis=1).sum()) for of in (before, view))
+    busiest = (of.evaluation.rank_load.max(axis=2).sum(axis=1) for of in (before, view))
+    old, new = (float(view.evaluation.load.weights @ tokens) for tokens in busiest)
     change = 100 * abs(1 - new / old)
     words = "as many" if change < _LEAST_CHANGE else f"{change:.1f} % {'fewer' if new < old else 'more'}"
-    found = [f"Summed over layers the busiest ranks get {words} tokens with {view.name}."]
+    over = "layers" if view.evaluation.load.num_windows == 1 else "layers and windows"
+    found = [f"Summed over {over} the busiest ranks get {words} tokens with {view.name}."]
     if before.spread is not None and view.spread is not None:
         ranks, nodes = view.spread.ranks_per_token.mean(), view.spread.nodes_per_token.mean()
         found.append(
