@@ -14,9 +14,10 @@ from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
 from eplb_traces.real_numbers import check_unmasked
+from eplb_traces.windows import load_by_window
 
 LoadLike = ExpertLoad | RoutingTrace | ArrayLike | Path
-"""A load; a trace, which is counted as one window; tokens [E], [L, E] or [W, L, E]; or the path of a file of either."""
+"""A load; a trace, cut by `eplb_traces.windows`; tokens [E], [L, E] or [W, L, E]; or the path of either."""
 
 TraceLike = RoutingTrace | str | Path
 """A token-level trace, or the path of its file."""
@@ -47,7 +48,7 @@ def accepted_load(value: LoadLike, name: str = "load") -> ExpertLoad:
     if isinstance(value, ExpertLoad):
         return value
     if isinstance(value, RoutingTrace):
-        return value.load()
+        return load_by_window(value, None)
     if isinstance(value, str | os.PathLike):
         from eplb_traces.readers import read_load
 

@@ -30,9 +30,6 @@ from eplb_traces.display import facts_html
 if TYPE_CHECKING:
     import pandas as pd
 
-DEEPSEEK_V3_EXPERT_BYTES = 3.0 * 7168 * 2048
-"""One expert of DeepSeek-V3 in FP8: three matrices of hidden size 7168 x 2048, one byte each."""
-
 _ARRAYS = ("layer", "slot", "source_slot", "hop", "batch")
 
 
@@ -60,7 +57,7 @@ class Migration:
         [M] layer; slot that is filled; slot that its expert comes from, in the old placement, or for an expert that
         the rank needs twice the slot that receives it; `Hop`; batch inside the layer, -1 for copies inside a rank.
     expert_bytes
-        Bytes of one expert of one layer.
+        Bytes of one expert of one layer; None where unknown: then there are copies and no bytes or seconds.
 
     Raises
     ------
@@ -75,11 +72,11 @@ class Migration:
     source_slot: NDArray[np.int32]
     hop: NDArray[np.int8]
     batch: NDArray[np.int32]
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
+    expert_bytes: float | None = None
 
     def __post_init__(self) -> None:
         _check_same_slots(self.before, self.after)
-        if not 0 < self.expert_bytes < float("inf"):
+        if self.expert_bytes is not None and not 0 < self.expert_bytes < float("inf"):
             raise PlacementError(f"expert_bytes = {self.expert_bytes}: expected finite and > 0")
         for name in _ARRAYS:
             array = getattr(self, name)
@@ -107,9 +104,7 @@ class Migration:
             )
 
     @classmethod
-    def between(
-        cls, before: Placement, after: Placement, expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
-    ) -> "Migration":
+    def between(cls, before: Placement, after: Placement, expert_bytes: float | None = None) -> "Migration":
         """Find sources and batches.
 
         A copy comes from its own rank if that holds the expert, else from its node, else from another node; among
@@ -167,9 +162,9 @@ class Migration:
         return self.moved_copies / self.after.physical_to_logical_map.size
 
     @property
-    def moved_bytes(self) -> float:
-        """Bytes that cross ranks."""
-        return self.moved_copies * self.expert_bytes
+    def moved_bytes(self) -> float | None:
+        """Bytes that cross ranks; None where the bytes of an expert are unknown."""
+        return None if self.expert_bytes is None else self.moved_copies * self.expert_bytes
 
     def copies_of_hop(self, hop: Hop) -> int:
         """How many copies travel that far."""
@@ -181,13 +176,17 @@ class Migration:
         return np.bincount(self.layer[self.hop != Hop.SAME_RANK], minlength=self.before.num_layers)
 
     @cached_property
-    def link_bytes(self) -> Floats:
-        """[R, R] bytes from each rank (row) to each other rank (column); 0 on the diagonal."""
+    def link_copies(self) -> Ints:
+        """[R, R] replicas from each rank (row) to each other rank (column); 0 on the diagonal."""
         num_ranks = self.topology.num_ranks
         crossing = self.hop != Hop.SAME_RANK
         link = self.source_rank[crossing] * num_ranks + self.rank[crossing]
-        copies: Ints = np.bincount(link, minlength=num_ranks**2).reshape(num_ranks, num_ranks)
-        return np.multiply(copies, self.expert_bytes, dtype=np.float64)
+        return np.bincount(link, minlength=num_ranks**2).reshape(num_ranks, num_ranks)
+
+    @property
+    def link_bytes(self) -> Floats:
+        """[R, R] the same in bytes; PlacementError where the bytes of an expert are unknown."""
+        return np.multiply(self.link_copies, self._known_bytes, dtype=np.float64)
 
     @cached_property
     def num_batches_by_layer(self) -> Ints:
@@ -214,8 +213,13 @@ class Migration:
 
         A batch takes as long as its slowest copy: `expert_bytes` over the bandwidth of a rank inside a node or between
         nodes. Copies inside a rank and the commit count as free: memory is far faster than any link.
+
+        Raises
+        ------
+        PlacementError
+            If the bytes of an expert are unknown.
         """
-        inside, across = (self.expert_bytes / (g * 1e9) for g in self._gbps)
+        inside, across = (self._known_bytes / (g * 1e9) for g in self._gbps)
         first = np.cumsum(self.num_batches_by_layer) - self.num_batches_by_layer
         copy_s = np.array([0.0, inside, across])[self.hop]
         batch_s = np.zeros(self.num_batches)
@@ -231,9 +235,15 @@ class Migration:
         return self.topology.intra_node_gbps, self.topology.inter_node_gbps
 
     @property
-    def transfer_s(self) -> float:
-        """Seconds of all batches, one after the other."""
-        return float(self.transfer_s_by_layer.sum())
+    def _known_bytes(self) -> float:
+        if self.expert_bytes is None:
+            raise PlacementError("the bytes of an expert are unknown: give expert_bytes (--expert-bytes)")
+        return self.expert_bytes
+
+    @property
+    def transfer_s(self) -> float | None:
+        """Seconds of all batches, one after the other; None where the bytes of an expert are unknown."""
+        return None if self.expert_bytes is None else float(self.transfer_s_by_layer.sum())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Migration):
@@ -251,10 +261,8 @@ class Migration:
         return Migration, (self.before, self.after, *arrays, self.expert_bytes)
 
     def __repr__(self) -> str:
-        return (
-            f"Migration({self.moved_copies} copies between ranks in {self.num_batches} batches, "
-            f"{self.moved_bytes / 1e9:.3f} GB)"
-        )
+        volume = "" if self.moved_bytes is None else f", {self.moved_bytes / 1e9:.3f} GB"
+        return f"Migration({self.moved_copies} copies between ranks in {self.num_batches} batches{volume})"
 
     def _repr_html_(self) -> str:
         return facts_html("Migration", self.summary())
@@ -276,16 +284,18 @@ class Migration:
         return pd.DataFrame(columns)
 
     def summary(self) -> dict[str, float | int]:
-        """The figures by name, as `--json` prints them."""
+        """The figures by name, as `--json` prints them; bytes and seconds where the bytes of an expert are known."""
+        volume = {} if self.moved_bytes is None else {"moved_bytes": self.moved_bytes}
+        seconds = {} if self.transfer_s is None else {"transfer_s": self.transfer_s}
         return {
             "moved_copies": self.moved_copies,
             "moved_fraction": self.moved_fraction,
-            "moved_bytes": self.moved_bytes,
+            **volume,
             "moved_between_nodes": self.copies_of_hop(Hop.OTHER_NODE),
             "copied_inside_ranks": self.copies_of_hop(Hop.SAME_RANK),
             "num_batches": self.num_batches,
             "staging_copies": self.staging_copies,
-            "transfer_s": self.transfer_s,
+            **seconds,
         }
 
 

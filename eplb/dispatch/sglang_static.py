@@ -6,11 +6,13 @@ an expert location file first replaces, on each rank, the candidates of every ex
 rank has one. Each rank then walks the file with a generator of its own, seeded alike, and draws only for experts of
 which it has no nearest replica. So two ranks draw the same values only as long as they lack a nearest replica of the
 same experts.
+
+Generators that are seeded alike give one stream of 32-bit words, and a rank's generator is a position in it. Ranks that
+come to the same position draw alike from there on, which is computed once.
 """
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
@@ -20,6 +22,7 @@ from eplb.core.placement import Placement
 from eplb_traces import ModelShape
 
 _SEED: Final = 42
+_WORDS_AT_ONCE: Final = 4096
 
 
 def nearest_slots(placement: Placement, layer: int) -> NDArray[np.int32]:
@@ -50,7 +53,7 @@ def nearest_slots(placement: Placement, layer: int) -> NDArray[np.int32]:
 def static_slot_map(placement: Placement, shape: ModelShape | None = None) -> NDArray[np.int32]:
     """Give the slot to which each rank sends each expert's tokens under SGLang's `static`.
 
-    Cost: one draw for each layer, expert and distinct history of the ranks without a nearest replica of it.
+    Cost: one draw for each layer, expert and distinct position of the generators that draw for it.
 
     Parameters
     ----------
@@ -66,44 +69,55 @@ def static_slot_map(placement: Placement, shape: ModelShape | None = None) -> ND
     NDArray
         [L, R, E] slots.
     """
-    num_ranks = placement.topology.num_ranks
     slots = np.stack([nearest_slots(placement, layer) for layer in range(placement.num_layers)])
-    is_far = slots < 0
-    walks = [_Walk(frozenset(range(num_ranks)), random.Random(_SEED))]
+    is_far, stream = slots < 0, _Stream(_SEED)
+    position = np.zeros(placement.topology.num_ranks, dtype=np.int64)
     for layer, is_moe in _file_rows(placement.num_layers, shape):
+        known: dict[tuple[int, int, int], tuple[NDArray[np.int64], int]] = {}
         for expert in np.flatnonzero(is_far[layer].any(axis=0)).tolist():
-            far = np.flatnonzero(is_far[layer, :, expert]).tolist()
+            far = np.flatnonzero(is_far[layer, :, expert])
             candidates = placement.logical_to_physical_map[layer, expert]
-            walks = [part for walk in walks for part in walk.split(frozenset(far))]
-            for walk in walks:
-                if walk.ranks.isdisjoint(far):
-                    continue
-                drawn = _fair_draw(candidates[candidates >= 0].tolist(), len(far), walk.draw)
-                if is_moe:
-                    for rank, slot in zip(far, drawn, strict=True):
-                        if rank in walk.ranks:
-                            slots[layer, rank, expert] = slot
+            candidates = candidates[candidates >= 0]
+            drawn = np.empty(far.size, dtype=np.int64)
+            starts = position[far]
+            for start in np.unique(starts).tolist():
+                key = start, far.size, candidates.size
+                if key not in known:
+                    known[key] = stream.fair_draw(*key)
+                alike = starts == start
+                drawn[alike] = known[key][0][alike]
+                position[far[alike]] = known[key][1]
+            if is_moe:
+                slots[layer, far, expert] = candidates[drawn]
     return slots
 
 
 @final
-@dataclass(frozen=True)
-class _Walk:
-    """Ranks that have drawn for the same experts so far, and their common generator."""
+class _Stream(random.Random):
+    """Python's generator, set to any position in the stream of 32-bit words that a seed gives."""
 
-    ranks: frozenset[int]
-    draw: random.Random
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._source = random.Random(seed)
+        self._words: list[int] = []
+        self._position = 0
 
-    def split(self, far: frozenset[int]) -> Iterator["_Walk"]:
-        """The ranks that draw now and those that do not, each with the generator as it is."""
-        inside, outside = self.ranks & far, self.ranks - far
-        if inside and outside:
-            kept = random.Random()
-            kept.setstate(self.draw.getstate())
-            yield _Walk(inside, self.draw)
-            yield _Walk(outside, kept)
-        else:
-            yield self
+    def getrandbits(self, k: int, /) -> int:
+        """The high bits of the next word, for k <= 32."""
+        if self._position == len(self._words):
+            block = self._source.getrandbits(32 * _WORDS_AT_ONCE)  # the first word lowest
+            self._words += np.frombuffer(block.to_bytes(4 * _WORDS_AT_ONCE, "little"), dtype="<u4").tolist()
+        word = self._words[self._position]
+        self._position += 1
+        return word >> (32 - k)
+
+    def fair_draw(self, position: int, num_draws: int, num_candidates: int) -> tuple[NDArray[np.int64], int]:
+        """Draw in random order, the numbers of any two candidates differing by at most one; the position after it."""
+        self._position = position
+        rounds, rest = divmod(num_draws, num_candidates)
+        drawn = [*list(range(num_candidates)) * rounds, *self.sample(range(num_candidates), rest)]
+        self.shuffle(drawn)
+        return np.array(drawn, dtype=np.int64), self._position
 
 
 def _file_rows(num_layers: int, shape: ModelShape | None) -> Iterator[tuple[int, bool]]:
@@ -117,11 +131,3 @@ def _file_rows(num_layers: int, shape: ModelShape | None) -> Iterator[tuple[int,
     layer_of_id = {layer_id: layer for layer, layer_id in enumerate(shape.moe_layer_ids)}
     for layer_id in range(shape.num_hidden_layers):
         yield layer_of_id.get(layer_id, 0), layer_id in layer_of_id
-
-
-def _fair_draw(candidates: list[int], num_draws: int, draw: random.Random) -> list[int]:
-    """Draws in random order in which the numbers of any two candidates differ by at most one."""
-    rounds, rest = divmod(num_draws, len(candidates))
-    drawn = [*candidates * rounds, *draw.sample(candidates, rest)]
-    draw.shuffle(drawn)
-    return drawn

@@ -181,6 +181,11 @@ class StepCost:
         if shape.top_k is not None and shape.top_k != model.top_k:
             raise InputError(f"model {model.name} has top_k = {model.top_k}: expected {shape.top_k}, as the load")
 
+    @property
+    def expert_bytes(self) -> float:
+        """Bytes of one expert of one layer."""
+        return self.model.expert_bytes(self.dtype)
+
     def batch(self, source: ExpertLoad | RoutingTrace, topology: Topology) -> StepBatch:
         """The choices of one step on the ranks of a topology.
 

@@ -46,7 +46,7 @@ class OnlineMetrics:
         self._skipped = Counter("eplb_skipped", "Checks without a change.", ["reason"], registry=registry)
         self._migrations = Counter("eplb_migrations", "Migrations returned.", registry=registry)
         self._moved = Counter("eplb_moved_copies", "Replicas that ranks had to fetch.", registry=registry)
-        self._bytes = Counter("eplb_moved_bytes", "Bytes of these replicas.", registry=registry)
+        self._bytes = Counter("eplb_moved_bytes", "Bytes of these replicas; 0 where unknown.", registry=registry)
         self._plan_s = Histogram(
             "eplb_plan_seconds", "Wall time of planning.", buckets=PLAN_BUCKETS_S, registry=registry
         )
@@ -69,4 +69,4 @@ class OnlineMetrics:
         if decision.outcome is Outcome.MIGRATION and decision.migration is not None:
             self._migrations.inc()
             self._moved.inc(decision.migration.moved_copies)
-            self._bytes.inc(decision.migration.moved_bytes)
+            self._bytes.inc(decision.migration.moved_bytes or 0.0)

@@ -16,7 +16,8 @@ import numpy as np
 from eplb.core.arrays import Floats
 from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, rename_ranks
+from eplb.core.expert_bytes import known_expert_bytes
+from eplb.core.migration import Migration, rename_ranks
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Topology
@@ -50,7 +51,7 @@ class Replay:
         Settings of the policy `incremental`; its interval is replaced by `interval`, its `plan_steps` by 0. Every
         policy is evaluated under its dispatch rule and sources, and all but DeepSeek's EPLB plan for them.
     expert_bytes
-        Bytes of one expert of one layer.
+        Bytes of one expert of one layer; None: those of the recording, or unknown.
     seed
         For randomised strategies.
     cost
@@ -67,7 +68,7 @@ class Replay:
     topology: Topology
     interval: int = 20
     online: OnlineSettings = field(default_factory=OnlineSettings)
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
+    expert_bytes: float | None = None
     seed: int = 0
     cost: StepCost | None = None
 
@@ -85,6 +86,11 @@ class Replay:
                 f"a history of {self.load.num_windows} steps{left_out}: expected at least {LEAST_INTERVALS} intervals "
                 f"of {self.interval}, one to plan for and one to score"
             )
+
+    @property
+    def known_bytes(self) -> float | None:
+        """Bytes of one expert: those given, else those of the recording; None where unknown."""
+        return known_expert_bytes(self.expert_bytes, self.load.shape)
 
     def steps(self, first: int, last: int) -> ExpertLoad:
         """The steps first .. last - 1, as far as there are any."""
@@ -151,7 +157,7 @@ def _oracle(replay: Replay) -> Replanner:
 
 def _incremental(replay: Replay) -> Replanner:
     """Feed the online rebalancer step by step and execute the migrations it returns."""
-    settings = replace(replay.online, interval=replay.interval, plan_steps=0, expert_bytes=replay.expert_bytes)
+    settings = replace(replay.online, interval=replay.interval, plan_steps=0, expert_bytes=replay.known_bytes)
     rebalancer: Rebalancer | None = None
 
     def next_placement(live: Placement, step: int) -> Placement:
@@ -232,14 +238,14 @@ class Served:
         return sum(migration.moved_copies for migration in self.migrations)
 
     @property
-    def moved_bytes(self) -> float:
-        """Bytes that crossed ranks."""
-        return sum((migration.moved_bytes for migration in self.migrations), 0.0)
+    def moved_bytes(self) -> float | None:
+        """Bytes that crossed ranks; None where the bytes of an expert are unknown."""
+        return _sum_of_known(migration.moved_bytes for migration in self.migrations)
 
     @property
-    def stall_s(self) -> float:
-        """Seconds of all batches, one after the other: the wait of serving if it waits for migrations."""
-        return sum((migration.transfer_s for migration in self.migrations), 0.0)
+    def stall_s(self) -> float | None:
+        """Seconds of all batches, one after the other: the wait of serving if it waits for migrations; as above."""
+        return _sum_of_known(migration.transfer_s for migration in self.migrations)
 
     def phases(self, num_phases: int) -> Floats:
         """[num_phases or fewer] mean over layers and over steps of equally long parts of the history."""
@@ -255,8 +261,8 @@ class Served:
             "max_over_mean_worst": worst_of_known(self.max_over_mean),
             "num_migrations": len(self.migrations),
             "moved_copies": self.moved_copies,
-            "moved_bytes": self.moved_bytes,
-            "stall_s": self.stall_s,
+            **({} if self.moved_bytes is None else {"moved_bytes": self.moved_bytes}),
+            **({} if self.stall_s is None else {"stall_s": self.stall_s}),
             "plan_s": self.plan_s,
             "max_over_mean_by_step": mean_of_known(self.max_over_mean.T).tolist(),
             **self._predicted(),
@@ -299,7 +305,7 @@ def _serve(replay: Replay, policy: str, live: Placement) -> Served:
             start = time.perf_counter()
             new = next_placement(live, step)
             plan_s += time.perf_counter() - start
-            migration = Migration.between(live, new, replay.expert_bytes)
+            migration = Migration.between(live, new, replay.known_bytes)
             if migration.layer.size:
                 migrations.append(migration)
             live = new
@@ -315,3 +321,10 @@ def _steps_s(cost: StepCost, live: Placement, coming: ExpertLoad, rule: Dispatch
     """[W'] predicted seconds of each step: every policy gets the same choices."""
     steps = (coming.select(slice(i, i + 1)) for i in range(coming.num_windows))
     return np.array([cost.predict(live, cost.batch(step, live.topology), rule).step_s for step in steps])
+
+
+def _sum_of_known(values: Iterable[float | None]) -> float | None:
+    """The sum; None if a value is unknown."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return float(sum(known)) if len(known) == len(found) else None

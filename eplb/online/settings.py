@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+from eplb.core.expert_bytes import known_expert_bytes
 from eplb.errors import InputError
 from eplb.planning.rebalance import Horizon
 from eplb_traces.display import fields_html, short_repr
@@ -41,7 +41,7 @@ class OnlineSettings:
         If given, layers are moved only if the gain until the next check exceeds the transfer. Its `num_loads` counts
         steps.
     expert_bytes
-        Bytes of one expert of one layer.
+        Bytes of one expert of one layer; None: unknown.
     dispatch
         How the runtime splits an expert's tokens over its replicas: load is measured and planned for under this rule.
         Not "weighted": a migration carries no shares.
@@ -65,7 +65,7 @@ class OnlineSettings:
     price: float = 0.002
     max_moves: int | None = None
     horizon: Horizon | None = None
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES
+    expert_bytes: float | None = None
     dispatch: DispatchRule = DispatchRule.EVEN
     sources: tuple[float, ...] | None = None
 
@@ -82,8 +82,8 @@ class OnlineSettings:
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= {floor:g}")
         if self.max_moves is not None and self.max_moves < 0:
             raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
-        if not 0 < self.expert_bytes < float("inf"):
-            raise InputError(f"expert_bytes = {self.expert_bytes}: expected finite and > 0")
+        if known_expert_bytes(self.expert_bytes) is None and self.horizon is not None:
+            raise InputError("horizon: the cost of a move is unknown, expected expert_bytes")
         if self.dispatch is DispatchRule.WEIGHTED:
             raise InputError("dispatch = weighted: a migration carries no shares, expected another rule")
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from eplb.arguments.accepted import LoadLike, accepted_load, accepted_topology
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.topology import Topology
 from eplb.online.replay import POLICIES, Replay, Served
 from eplb.online.replay import simulate as replayed
@@ -17,7 +16,7 @@ def simulate(  # noqa: PLR0913  # the public call: a history and the settings of
     *,
     interval: int = 20,
     settings: OnlineSettings | None = None,
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     seed: int = 0,
 ) -> tuple[Served, ...]:
     """Replay a history and replan every interval: balance, moves and stall of each policy.

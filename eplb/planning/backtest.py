@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+import numpy as np
+
 from eplb.core.arrays import Floats
-from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.problem import Problem, Strategy, check_seed
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
@@ -14,6 +16,10 @@ from eplb_traces import ExpertLoad
 from eplb_traces.display import cut, facts_html
 
 LEAST_WINDOWS = 8  # below this the held-out end is too short to tell candidates apart
+LAYERS_TO_SCORE = 8
+"""Layers on which "auto" scores its candidates."""
+LAYERS_TO_SCORE_UNDER_RULE = 4
+"""The same where replicas do not share evenly: planning is several times slower."""
 
 
 @final
@@ -60,6 +66,20 @@ def recent(load: ExpertLoad) -> ExpertLoad:
     return load.select(slice(-max(1, load.num_windows // 4), None))
 
 
+def rehearsal(problem: Problem) -> Problem:
+    """A smaller problem in which candidates rank as in the whole one: some layers, and no draws.
+
+    The layers are evenly spaced. `sglang_static` is replaced by `sglang_dynamic`: its shares are the expectation over
+    the draw, which costs more than the plan for many ranks and is no property of a strategy.
+    """
+    load, rule = problem.load, problem.dispatch
+    most = LAYERS_TO_SCORE if rule in EVEN_RULES else LAYERS_TO_SCORE_UNDER_RULE
+    if load.num_layers > most and problem.trace is None:
+        load = load.select_layers(np.linspace(0, load.num_layers - 1, most).round().astype(int).tolist())
+    rule = DispatchRule.SGLANG_DYNAMIC if rule is DispatchRule.SGLANG_STATIC else rule
+    return replace(problem, load=load, dispatch=rule)
+
+
 def backtest(
     problem: Problem, candidates: Sequence[Candidate], *, held_out: float = 0.25, seed: int = 0
 ) -> tuple[Score, ...]:
@@ -94,15 +114,15 @@ def backtest(
     if not 0 < held_out < 1:
         raise InputError(f"held_out = {held_out}: expected a share between 0 and 1")
     split = min(windows - 1, max(1, round(windows * (1 - held_out))))
-    past, future = history.select(slice(None, split)), history.select(slice(split, None))
+    past = history.select(slice(None, split))
     scores = []
     for candidate in candidates:
         asked = replace(problem, load=candidate.history(past))
         placement = candidate.strategy(asked, seed=seed).placement
         if problem.dispatch is DispatchRule.WEIGHTED:
             placement = weighted_placement(placement, asked.load)
-        later = evaluate(placement, future, problem.dispatch, sources=problem.sources).max_over_mean_by_window
-        planned = evaluate(placement, past, problem.dispatch, sources=problem.sources).max_over_mean_by_window
+        balance = evaluate(placement, history, problem.dispatch, sources=problem.sources).max_over_mean_by_window
+        planned, later = balance[:split], balance[split:]
         scores.append(Score(candidate, _mean(later), p95_of_known(later), _mean(planned)))
     return tuple(sorted(scores, key=lambda score: score.mean))
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eplb.arguments.accepted import PlacementLike, accepted_plan
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.core.expert_bytes import known_expert_bytes
+from eplb.core.migration import Migration
 from eplb.core.problem import Plan
 from eplb.formats import ParsedFile, ReadHints, RecordStatus, parse_file
 from eplb.planning.changed_topology import change_between, ranks_of
@@ -20,7 +21,7 @@ def diff(
     *,
     lost_ranks: Sequence[int] = (),
     rank_map: Sequence[tuple[int, int]] | None = None,
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
 ) -> Migration:
     """Find the copies that turn one placement into another.
 
@@ -34,7 +35,7 @@ def diff(
     rank_map
         (old, new) ids of the ranks that stay; by default those with equal places.
     expert_bytes
-        Bytes of one expert of one layer.
+        Bytes of one expert of one layer; None: those of the recording, or unknown.
 
     Returns
     -------
@@ -57,7 +58,8 @@ def diff(
     """
     before, after = _both(old, new)
     change = change_between(ranks_of(before), ranks_of(after), pairs=rank_map, lost=lost_ranks)
-    return migration_between(before.placement, after.placement, change, expert_bytes).migration
+    size = known_expert_bytes(expert_bytes, after.shape, before.shape)
+    return migration_between(before.placement, after.placement, change, size).migration
 
 
 def _both(old: PlacementLike, new: PlacementLike) -> tuple[Plan, Plan]:

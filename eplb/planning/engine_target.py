@@ -8,6 +8,7 @@ from typing import Final, final
 
 import numpy as np
 
+from eplb.core.baseline import EXPERTS_IN_ORDER
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.problem import GroupMode, Plan
@@ -40,6 +41,11 @@ class OwnAlgorithm:
     strategy: str
     by_groups: bool
     label: str
+
+    @property
+    def plan_name(self) -> str:
+        """What its plan is called in tables."""
+        return EXPERTS_IN_ORDER if self.strategy == "linear" else self.strategy
 
     def group_mode(self, num_groups: int, topology: Topology) -> GroupMode:
         """The mode in which the engine plans for this topology."""

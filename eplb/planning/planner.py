@@ -16,7 +16,7 @@ from eplb.dispatch.replica_shares import NEAREST_RULES
 from eplb.errors import InputError
 from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
-from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, whole
+from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, rehearsal, whole
 from eplb.planning.held_out_requests import held_out_notes, split_requests
 from eplb.planning.own_plan import check_own_plan
 from eplb.planning.phase import phase_strategy, phase_target
@@ -222,7 +222,8 @@ def _by_history(problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[s
         return STRATEGIES["greedy"], problem, ("auto: greedy, the load is one window",)
     if num_windows < LEAST_WINDOWS:
         return STRATEGIES["scenario"], problem, (f"auto: scenario, one plan for all {num_windows} windows",)
-    scores = backtest(problem, candidates_under(problem.dispatch), seed=seed)
+    trial = rehearsal(problem)
+    scores = backtest(trial, candidates_under(problem.dispatch), seed=seed)
     notes = tuple(
         f"backtest: {score.candidate.name}: max/mean {score.planned:.3f} as planned, {score.mean:.3f} "
         f"(p95 {score.p95:.3f}) on the held-out end"
@@ -231,11 +232,20 @@ def _by_history(problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[s
     best = scores[0]
     change = "worse" if best.predicted_loss >= 0 else "better"
     chosen = (
-        f"auto: {best.candidate.name}, the best of {len(scores)}; on the held-out end its busiest / mean rank is "
+        f"auto: {best.candidate.name}, the best of {len(scores)}{_of_trial(trial, problem)}; on the held-out end its "
+        f"busiest / mean rank is "
         f"{abs(best.predicted_loss):.3f} {change} than as planned"
     )
     history = best.candidate.history(problem.load)
     return best.candidate.strategy, replace(problem, load=history), (chosen, *notes)
+
+
+def _of_trial(trial: Problem, problem: Problem) -> str:
+    """How the backtest differs from the problem."""
+    layers, num_layers = trial.load.num_layers, problem.load.num_layers
+    parts = [f"{layers} of {num_layers} layers"] if layers < num_layers else []
+    parts += [f"under {trial.dispatch}"] if trial.dispatch is not problem.dispatch else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 @final

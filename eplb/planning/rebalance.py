@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from eplb.arguments.accepted import LoadLike, PlacementLike, accepted_load, accepted_placement
 from eplb.core.arrays import Floats, Map
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.core.expert_bytes import known_expert_bytes
+from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan, Problem, checked_sources
 from eplb.core.topology import Topology
@@ -83,7 +84,7 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     max_moves: int | None = None,
     horizon: Horizon | None = None,
     topology: Topology | None = None,
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     seed: int = 0,
@@ -109,7 +110,7 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     topology
         The topology, if bandwidths or speeds differ from those of `previous`; ranks and slots must not differ.
     expert_bytes
-        Bytes of one expert of one layer.
+        Bytes of one expert of one layer; None: those of the recording, or unknown.
     dispatch, sources
         As in `plan`. With "weighted" the plan carries the shares that are best for the load.
     seed
@@ -146,7 +147,10 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     problem = Problem(load, topology, dispatch=DispatchRule.named(dispatch), sources=rates)
     made = Incremental(previous=previous, target=target, max_moves=max_moves)(problem, seed=seed)
     before = Placement(previous.physical_to_logical_map, previous.num_experts, topology)
-    made = dataclasses.replace(made, migration=Migration.between(before, made.placement, expert_bytes))
+    size = known_expert_bytes(expert_bytes, load.shape)
+    if horizon is not None and size is None:
+        raise InputError("horizon: the cost of a move is unknown, expected expert_bytes")
+    made = dataclasses.replace(made, migration=Migration.between(before, made.placement, size))
     if horizon is not None:
         made = _only_what_pays(made, problem, horizon)
     if problem.dispatch is DispatchRule.WEIGHTED:

@@ -10,7 +10,7 @@ import numpy as np
 
 from eplb.arguments.accepted import LoadLike, accepted_load
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+from eplb.core.expert_bytes import known_expert_bytes
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Nodes, Topology
@@ -37,8 +37,8 @@ class SweepPoint:
     """Largest of a layer and window."""
     gap_mean: float
     """Mean over layers of the relative distance to the proven bound, for the summed load."""
-    bytes_per_rank: float
-    """Expert weights of all layers on one rank."""
+    bytes_per_rank: float | None
+    """Expert weights of all layers on one rank; None where the bytes of an expert are unknown."""
     seconds: float
     """Wall time of planning; the first one may include compilation."""
     predicted_step_s: float | None = None
@@ -56,7 +56,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     num_ranks: int,
     num_nodes: Nodes,
     redundant: Iterable[int],
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     *,
     strategy: StrategyLike = "greedy",
     dispatch: str = DispatchRule.EVEN,
@@ -77,7 +77,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     redundant
         Numbers of redundant experts to try, such as ``range(0, 65, 8)``.
     expert_bytes
-        Bytes of one expert of one layer.
+        Bytes of one expert of one layer; None: those of the recording, or unknown.
     strategy
         What plans every point: a name or a strategy of your own, as in `plan`, but for "auto".
     dispatch, sources
@@ -100,11 +100,10 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     0 1.375
     2 1.0
     """
-    if not 0 < expert_bytes < float("inf"):
-        raise InputError(f"expert_bytes = {expert_bytes}: expected finite and > 0")
     if strategy == "auto":
         raise InputError("strategy auto: one strategy plans every point, expected its name")
     planner, load = accepted_strategy(strategy), accepted_load(load)
+    size = known_expert_bytes(expert_bytes, load.shape)
     asked, num_experts = tuple(redundant), load.num_experts
     for number in asked:
         if number < 0:
@@ -129,7 +128,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     points = []
     batch = None if cost is None else cost.batch(load, topology)
     for number in fit:
-        point, placement = _point(planner, first, number, expert_bytes)
+        point, placement = _point(planner, first, number, size)
         if cost is not None and batch is not None:
             step = cost.predict(placement, batch, first.dispatch)
             point = dataclasses.replace(point, predicted_step_s=step.step_s)
@@ -137,7 +136,9 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     return tuple(points)
 
 
-def _point(strategy: Strategy, like: Problem, num_redundant: int, expert_bytes: float) -> tuple[SweepPoint, Placement]:
+def _point(
+    strategy: Strategy, like: Problem, num_redundant: int, expert_bytes: float | None
+) -> tuple[SweepPoint, Placement]:
     """The point of one number of redundant experts, and its plan; all else as in `like`."""
     load, topology = like.load, like.topology
     slots = (load.num_experts + num_redundant) // topology.num_ranks
@@ -152,7 +153,7 @@ def _point(strategy: Strategy, like: Problem, num_redundant: int, expert_bytes: 
         float(mean_of_known(judged.max_over_mean)),
         worst_of_known(judged.max_over_mean_by_window),
         float(np.mean([layer.gap for layer in made.layers if layer.lower_bound > 0])),
-        load.num_layers * slots * expert_bytes,
+        None if expert_bytes is None else load.num_layers * slots * expert_bytes,
         seconds,
     )
     return point, made.placement

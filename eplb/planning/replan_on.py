@@ -13,7 +13,8 @@ import numpy as np
 
 from eplb.arguments.accepted import LoadLike, PlacementLike, accepted_load, accepted_placement
 from eplb.core.arrays import Ints, Map
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration, keep_slots
+from eplb.core.expert_bytes import known_expert_bytes
+from eplb.core.migration import Migration, keep_slots
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
@@ -38,7 +39,7 @@ def replan_on(  # noqa: PLR0913  # a replan and what changes
     target: float = 1.05,
     max_moves: int | None = None,
     horizon: Horizon | None = None,
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     seed: int = 0,
 ) -> Plan:
     """Replan for other ranks, while moving few replicas.
@@ -89,6 +90,7 @@ def replan_on(  # noqa: PLR0913  # a replan and what changes
     Problem(load, change.after)
     held_slots, first_held = change.carried_slots
     held = Held(np.ascontiguousarray(previous.physical_to_logical_map[:, held_slots]), first_held)
+    expert_bytes = known_expert_bytes(expert_bytes, load.shape)
     is_free = max_moves is None and horizon is None
     filled = _filled(load, held, change.after, extra=EXTRA_FETCHES if is_free else 0.0)
     live = Placement(filled, previous.num_experts, change.after)
@@ -148,7 +150,7 @@ class Moved(NamedTuple):
     """Experts that only lost ranks held, over all layers: loaded from the checkpoint, once each."""
 
 
-def migration_between(before: Placement, after: Placement, change: TopologyChange, expert_bytes: float) -> Moved:
+def migration_between(before: Placement, after: Placement, change: TopologyChange, expert_bytes: float | None) -> Moved:
     """Find sources and batches on the topology that holds old and new ranks.
 
     A lost expert counts as loaded into one of its new slots, or into another slot of which the old content is not
@@ -199,10 +201,12 @@ def _as_runs(old: list[int], new: list[int]) -> str:
     return ", ".join(f"{id_ranges(old[a:b])} -> {id_ranges(new[a:b])}" for a, b in pairwise(cuts))
 
 
-def _fill_notes(moved: Moved, filled: Map, held: Held, change: TopologyChange, expert_bytes: float) -> tuple[str, ...]:
+def _fill_notes(
+    moved: Moved, filled: Map, held: Held, change: TopologyChange, expert_bytes: float | None
+) -> tuple[str, ...]:
     needed = int(num_fetched(filled, held, change.after, moved.migration.before.num_experts).sum())
     filled_slots = f"{needed} slots filled with experts that their ranks did not hold"
     if not change.lost:
         return (filled_slots,)
-    loaded = f"{moved.num_loaded} lost experts loaded from the checkpoint ({moved.num_loaded * expert_bytes:.3g} bytes)"
-    return filled_slots, loaded
+    volume = "" if expert_bytes is None else f" ({moved.num_loaded * expert_bytes:.3g} bytes)"
+    return filled_slots, f"{moved.num_loaded} lost experts loaded from the checkpoint{volume}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+from eplb.core.expert_bytes import known_expert_bytes
 from eplb.core.placement import EMPTY_SLOT, Placement, replica_counts
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
@@ -61,7 +61,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     *,
     target: float = 1.05,
     max_moves: int | None = None,
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     seed: int = 0,
@@ -126,9 +126,11 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
         seed=seed,
     )
     lost = sorted(int(rank) for rank in lost_ranks)
+    size = known_expert_bytes(expert_bytes, load.shape)
+    volume = "" if size is None else f" ({num_lost * size:.3g} bytes)"
     loaded = (
-        f"without ranks {lost}: {num_lost} lost experts loaded from the checkpoint "
-        f"({num_lost * expert_bytes:.3g} bytes), {num_removed} of them in place of removed replicas"
+        f"without ranks {lost}: {num_lost} lost experts loaded from the checkpoint{volume}, {num_removed} of them in "
+        "place of removed replicas"
     )
     renumbered = f"ranks renumbered in order: {_renumbered(left.rank_map)}"
     notes = (loaded, renumbered, *made.notes)

@@ -8,7 +8,8 @@ import numpy as np
 
 from eplb.core.baseline import EXPERTS_IN_ORDER, experts_in_order
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Migration
+from eplb.core.expert_bytes import known_expert_bytes
+from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
@@ -21,12 +22,10 @@ from eplb.report.summary_text import about_steps, over_all, per_layer
 from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.display import cut, facts_html
-from eplb_traces.statistics import load_by_window, load_over_time
+from eplb_traces.windows import load_by_window
 
 DEFAULT_STRATEGY: Final = "greedy"
 """The strategy that plans if no plan is given."""
-MOST_WINDOWS: Final = 40
-"""A trace that is evaluated as one window is also cut into at most this many, to show balance over time."""
 
 
 @final
@@ -40,13 +39,13 @@ class ReportContents:
     trace: RoutingTrace | None
     """The choices of every token; None if only loads are known."""
     windows: ExpertLoad | None
-    """The load if it has several windows, otherwise the trace cut into windows by steps; None if there is only one."""
+    """The load if it has several windows; None if there is only one."""
     plans: tuple[PlanView, ...]
     """At least two; the first is "before"."""
     summary_text: tuple[str, ...]
     """[1 + L] the summary of all layers, one sentence per line, then one sentence for each layer."""
-    expert_bytes: float
-    """Bytes of one expert of one layer."""
+    expert_bytes: float | None
+    """Bytes of one expert of one layer; None where unknown."""
     cost: StepCost | None = None
     """What the predicted steps depend on; None if nothing is predicted."""
     choices: str = ""
@@ -66,8 +65,8 @@ class ReportContents:
 
     @property
     def worst_layer(self) -> int:
-        """The layer with the largest max/mean under the first plan, for the summed load."""
-        return int(np.nanargmax(self.plans[0].evaluation.max_over_mean_of_total))
+        """The layer with the largest max/mean under the first plan, mean of the windows."""
+        return int(np.nanargmax(self.plans[0].evaluation.max_over_mean))
 
 
 def gather(  # noqa: PLR0913  # the public call: everything a report depends on
@@ -80,7 +79,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     title: str = "load",
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     cost: StepCost | None = None,
 ) -> ReportContents:
     """Evaluate the plans of a report and compare them with a first one.
@@ -99,7 +98,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     strategy
         What plans if no plan is given: a name or a strategy of your own, as in `plan`.
     window
-        For a trace: steps per window. For a load: number of windows to sum into one.
+        For a trace: steps per window. For a load: number of windows to sum into one. As in
+        `eplb_traces.windows.load_by_window`.
     dispatch
         The rule by which an expert's tokens are split over its replicas; the plan made for `topology` is for it.
     sources
@@ -107,7 +107,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     title
         Source of the load, shown in the report.
     expert_bytes
-        Bytes of one expert of one layer, for migrations and memory.
+        Bytes of one expert of one layer, for migrations and memory. None: those of `cost`, or of the recording; where
+        both are unknown, replicas are counted in slots.
     cost
         Model, GPU and step to predict the plans' milliseconds with, on one batch of choices; None: not predicted.
 
@@ -117,16 +118,18 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         If no expert has a token, there are neither plans nor a topology, a plan is for another model, plans differ in
         ranks or nodes, or `strategy` has nothing to plan for.
     """
+    given = expert_bytes if expert_bytes is not None or cost is None else cost.expert_bytes
+    expert_bytes = known_expert_bytes(given, source.shape)
     trace = source if isinstance(source, RoutingTrace) else None
     load = load_by_window(source, window)
     if not load.tokens.any():
         raise InputError("load: every count is zero, nothing to show")
-    windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
-    given = dict(plans or {})
-    if not given and topology is not None:
+    windows = load if load.num_windows > 1 else None
+    named = dict(plans or {})
+    if not named and topology is not None:
         made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
-        given[made.strategy] = made.placement
-    shown = _plans_to_show(load, given)
+        named[made.strategy] = made.placement
+    shown = _plans_to_show(load, named)
     batch = None if cost is None else cost.batch(source, next(iter(shown.values())).topology)
     views: list[PlanView] = []
     for name, placement in shown.items():
@@ -141,9 +144,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 None
                 if trace is None
                 else expected_traffic(placement, trace, sources=fitting_sources(trace, placement.topology)),
-                None
-                if windows is None
-                else evaluate(placement, windows, dispatch, sources=sources).max_over_mean_by_window,
+                None if windows is None else evaluation.max_over_mean_by_window,
                 None if cost is None or batch is None else cost.predict(placement, batch, evaluation.dispatch),
             )
         )
@@ -152,12 +153,6 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     over = "\n".join((over_all(title, load, views), *steps))
     summary = (over, *(per_layer(layer, load, views) for layer in range(load.num_layers)))
     return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices)
-
-
-def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:
-    """A trace in at most `MOST_WINDOWS` windows of equally many steps; None where only one holds tokens."""
-    windows = load_over_time(trace, MOST_WINDOWS)
-    return windows if windows.num_windows > 1 else None
 
 
 def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement]) -> dict[str, Placement]:
@@ -182,6 +177,6 @@ def _check_fits(name: str, placement: Placement, load: ExpertLoad, first: Topolo
         )
 
 
-def _migration(before: Placement, after: Placement, expert_bytes: float) -> Migration | None:
+def _migration(before: Placement, after: Placement, expert_bytes: float | None) -> Migration | None:
     same = before.topology.slots_per_rank == after.topology.slots_per_rank
     return Migration.between(before, after, expert_bytes) if same else None

@@ -111,10 +111,11 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
     yield from _of_traffic(views)
     if details.redundancy:
         each = "" if contents.windows is None else " in each window"
+        size = contents.expert_bytes
+        memory = "" if size is None else f" if an expert of a layer has {megabytes(size)}"
         yield Picture(
             "redundancy",
-            f"Balance of greedy plans with more and fewer redundant experts{each}, and their memory if an expert "
-            f"of a layer has {megabytes(contents.expert_bytes)}.",
+            f"Balance of greedy plans with more and fewer redundant experts{each}, and their memory{memory}.",
             partial(pictures.draw_redundancy, details.redundancy),
         )
     for coactivation in details.coactivations:

@@ -120,7 +120,7 @@ def _migration(view: PlanView, migration: Migration) -> Payload:
     return {
         "summary": migration.summary(),
         "expert_bytes": migration.expert_bytes,
-        "link_bytes": packed(migration.link_bytes),
+        "link_copies": packed(migration.link_copies.astype(np.float64)),
         "moved_in": packed(whole_numbers(view.moved_in)),
     }
 

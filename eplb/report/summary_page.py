@@ -33,8 +33,8 @@ def summary_page(
         "## Plans",
         _metrics(contents),
         "Max/mean is 1 if every rank has the same load. Gaps are relative to a proven lower bound. Keys that end in "
-        "`_of_total` and gaps refer to the load summed over windows. Migrations start from the first plan; an expert "
-        f"of a layer has {megabytes(contents.expert_bytes)}.",
+        "`_of_total` and gaps refer to the load summed over windows. Migrations start from the first plan"
+        f"{_bytes(contents.expert_bytes)}.",
         "## Figures",
         f"Layer details are of {named}.",
         *(_picture(name, caption) for name, caption in pictures.items()),
@@ -46,6 +46,12 @@ def summary_page(
         f"{contents.plans[0].evaluation.dispatch} dispatch.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _bytes(expert_bytes: float | None) -> str:
+    if expert_bytes is None:
+        return " and are counted in replicas, as the bytes of an expert are unknown (`--expert-bytes`)"
+    return f"; an expert of a layer has {megabytes(expert_bytes)}"
 
 
 def _metrics(contents: ReportContents) -> str:
@@ -60,7 +66,7 @@ def _metrics(contents: ReportContents) -> str:
 
 def _layers(contents: ReportContents) -> str:
     """The summary of each layer, sorted by max/mean under the first plan; at most twelve."""
-    before = contents.plans[0].evaluation.max_over_mean_of_total
+    before = contents.plans[0].evaluation.max_over_mean
     worst = (-before).argsort(kind="stable")[:_WORST_LAYERS].tolist()  # layers without tokens, NaN, are last
     lines = [f"- {_plain(contents.summary_text[1 + layer])}" for layer in worst]
     more = len(before) - len(worst)

@@ -20,19 +20,22 @@ def layer_name(shape: ModelShape, layer: int) -> str:
 
 
 def per_layer(layer: int, load: ExpertLoad, views: Sequence[PlanView]) -> str:
-    """Load of the busiest rank of one layer under the first plan and under each other plan, for the summed load."""
+    """Load of the busiest rank of one layer under the first plan and under each other plan, mean of the windows."""
     name = layer_name(load.shape, layer)
     if not load.total[layer].any():
         return f"{name}: no tokens"
     before, *rest = views
-    was = float(before.evaluation.max_over_mean_of_total[layer])
-    sentence = f"{name}: rank {before.busiest_rank[layer]} {_carries(before)} {_times(was)} the mean ({before.name})"
+    was = float(before.evaluation.max_over_mean[layer])
+    one = load.num_windows == 1
+    busiest = f"rank {before.busiest_rank[layer]}" if one else "the busiest rank of a window"
+    sentence = f"{name}: {busiest} {_carries(before)} {_times(was)} the mean ({before.name})"
     return "; ".join([sentence, *(_change(layer, was, view) for view in rest)])
 
 
 def _change(layer: int, was: float, view: PlanView) -> str:
-    now = float(view.evaluation.max_over_mean_of_total[layer])
-    gap = f"gap to the bound {100 * view.evaluation.gap[layer]:.2f} %"
+    now = float(view.evaluation.max_over_mean[layer])
+    of = "" if view.evaluation.load.num_windows == 1 else " of the sum"
+    gap = f"gap to the bound{of} {100 * view.evaluation.gap[layer]:.2f} %"
     verb = "leaves it at" if _times(now) == _times(was) else "brings it to" if now < was else "raises it to"
     return f"{view.name} {verb} {_times(now)}; {gap}"
 
@@ -44,8 +47,6 @@ def over_all(title: str, load: ExpertLoad, views: Sequence[PlanView]) -> str:
     ranks = f"{counted(topology.num_ranks, 'rank')} of {counted(topology.num_nodes, 'node')}"
     model = f"{counted(load.num_layers, 'layer')} of {load.num_experts} experts"
     sentences = [f"{title}: {model} on {ranks}.", *_left_out(before), *(_balance(view, load) for view in views)]
-    if load.num_windows > 1:
-        sentences += [_window_by_window(view, load) for view in views]
     for view in rest:
         sentences += _saved(before, view)
     sentences += [_step(view) for view in views if view.step is not None]
@@ -76,6 +77,8 @@ def _left_out(view: PlanView) -> list[str]:
 
 
 def _balance(view: PlanView, load: ExpertLoad) -> str:
+    if load.num_windows > 1:
+        return _window_by_window(view, load)
     of_total, summary = view.evaluation.max_over_mean_of_total, view.evaluation.summary()
     worst = int(np.nanargmax(of_total))
     mean = _times(float(mean_of_known(of_total)))
@@ -94,18 +97,23 @@ def _window_by_window(view: PlanView, load: ExpertLoad) -> str:
     name = load.labels[window] if load.labels else f"window {window}"
     num_windows = load.num_windows - view.evaluation.num_empty_windows
     mean, worst = float(mean_of_known(view.evaluation.max_over_mean)), worst_of_known(by_window)
+    summary = view.evaluation.summary()
     return (
-        f"Window by window ({num_windows} windows) {view.name} has {_times(mean)} on average, {_times(worst)} at "
-        f"worst, in {name}, {layer_name(load.shape, layer)}."
+        f"With {view.name} the busiest rank of a layer {_carries(view)} {_times(mean)} the mean on average of "
+        f"{num_windows} windows and {_times(worst)} in {name}, {layer_name(load.shape, layer)}; for the sum of the "
+        f"windows {_times(summary['max_over_mean_mean_of_total'])}, {100 * summary['gap_mean']:.2f} % above the proven "
+        "bound on average."
     )
 
 
 def _saved(before: PlanView, view: PlanView) -> list[str]:
     """Change of the busiest ranks' load, token spread and migration of a plan against the first."""
-    old, new = (float(of.total_rank_load.max(axis=1).sum()) for of in (before, view))
+    busiest = (of.evaluation.rank_load.max(axis=2).sum(axis=1) for of in (before, view))
+    old, new = (float(view.evaluation.load.weights @ tokens) for tokens in busiest)
     change = 100 * abs(1 - new / old)
     words = "as many" if change < _LEAST_CHANGE else f"{change:.1f} % {'fewer' if new < old else 'more'}"
-    found = [f"Summed over layers the busiest ranks get {words} tokens with {view.name}."]
+    over = "layers" if view.evaluation.load.num_windows == 1 else "layers and windows"
+    found = [f"Summed over {over} the busiest ranks get {words} tokens with {view.name}."]
     if before.spread is not None and view.spread is not None:
         ranks, nodes = view.spread.ranks_per_token.mean(), view.spread.nodes_per_token.mean()
         found.append(

@@ -132,7 +132,7 @@ def migration(contents: ReportContents) -> "pd.DataFrame":
     rows = []
     for view in contents.plans:
         if view.migration is not None:
-            replicas = np.rint(view.migration.link_bytes / view.migration.expert_bytes).astype(np.int64)
+            replicas = view.migration.link_copies
             rows += [(view.name, *link, int(replicas[tuple(link)])) for link in np.argwhere(replicas).tolist()]
     return pd.DataFrame(rows, columns=["plan", "from_rank", "to_rank", "replicas"])
 
@@ -142,6 +142,8 @@ def redundancy(points: Sequence[SweepPoint]) -> "pd.DataFrame":
     import pandas as pd
 
     left_out = {"seconds"} if any(point.predicted_step_s is not None for point in points) else {"seconds", _PREDICTED}
+    if all(point.bytes_per_rank is None for point in points):
+        left_out.add("bytes_per_rank")
     columns = [name for name in SweepPoint.__dataclass_fields__ if name not in left_out]
     return pd.DataFrame([asdict(point) for point in points], columns=columns)
 

@@ -7,7 +7,6 @@ from typing import Final
 
 from eplb.arguments.accepted import LoadLike, PlacementLike, accepted_load, accepted_placement
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.report.contents import DEFAULT_STRATEGY, ReportContents, gather
@@ -30,7 +29,7 @@ def write_report(  # noqa: PLR0913  # the public call: everything a report depen
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     title: str | None = None,
-    expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
+    expert_bytes: float | None = None,
     options: FolderOptions | None = None,
 ) -> ReportContents:
     """Show what the router did and what plans make of it, as pictures, tables and words.

@@ -25,7 +25,6 @@ from eplb.cost.placement_schedule import PlacementSchedule
 from eplb.online import OnlineSettings
 from eplb.online.replay_arms import Arm, FixedPlacement, Online, PeriodicReplan, schedule
 from eplb_cli.arguments.parse import id_list
-from eplb_cli.arguments.replay_arms import with_layers
 
 SAMPLE = Path(__file__).resolve().parents[2] / "traces" / "eplb_traces" / "samples" / "moe-435m-windows.npz"
 RANKS, NODES, REDUNDANT, EVERY, GROUPS = 32, 4, 32, 20, 8
@@ -104,7 +103,7 @@ def main() -> None:
     parser.add_argument("--plan-only", type=Path, help="write the plans, execute nothing")
     parser.add_argument("--planned", type=Path, help="take the plans that --plan-only wrote")
     words = parser.parse_args()
-    load = with_layers(eplb.read_load(SAMPLE).select(slice(0, words.windows)), id_list(words.layers, "--layers"))
+    load = eplb.read_load(SAMPLE).select(slice(0, words.windows)).select_layers(id_list(words.layers, "--layers"))
     if words.planned is not None:
         planned = pickle.loads(words.planned.read_bytes())
     else:

@@ -51,6 +51,7 @@ def test_prompts_become_requests_and_answers_go_on_with_them(run, model_dir, pro
     assert np.bincount(columns["request"][columns["step"] == 0]).tolist() == [3, 4]
     assert set(columns["request"][columns["step"] >= 4]) <= {2}  # a batch takes at most four passes
     assert trace.shape.num_layers == 3
+    assert trace.shape.name == model_dir.name
     num_steps = len(set(columns["step"]))
     assert result.stdout == (
         f"wrote {tmp_path / 'a.parquet'}\n  {trace.num_tokens} tokens of 3 requests in {num_steps} steps\n"

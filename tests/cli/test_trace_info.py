@@ -10,7 +10,8 @@ import eplb
 from eplb_cli.main import app
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch, read_trace, write_load, write_trace
 from eplb_traces.coactivation.layer_coactivation import coactivation
-from eplb_traces.statistics import drift, load_over_time, load_profile
+from eplb_traces.statistics import drift, load_profile
+from eplb_traces.windows import load_by_window
 
 SHAPE = ModelShape(2, 64, 4, num_expert_groups=4, top_k_groups=2)
 
@@ -55,9 +56,9 @@ def _load_file(tmp_path, tokens):
 def test_every_number_of_a_trace_is_that_of_the_library(run, trace_path):
     trace = read_trace(trace_path)
     found = _found(run, trace_path)
-    over_time = load_over_time(trace, 8)
+    over_time = load_by_window(trace, None)
     drifted, profile = drift(over_time), load_profile(trace.load(), 32)
-    assert found["drift_windows"] == over_time.num_windows == 8
+    assert found["drift_windows"] == over_time.num_windows == 6
     for layer, line in enumerate(found["by_layer"]):
         assert line["layer"] == layer
         assert line["load_profile"] == profile[layer].tolist()
@@ -66,8 +67,8 @@ def test_every_number_of_a_trace_is_that_of_the_library(run, trace_path):
         assert (line["pairs_inside_group"], line["pairs_inside_group_by_chance"]) == share
         assert line["group_affinity"] == share.ratio > 1.3  # two of four groups a token
         for ranks, ratio in line["max_over_mean"].items():
-            linear = eplb.plan(trace.load(), eplb.Topology.for_experts(64, num_ranks=int(ranks)), "linear")
-            assert ratio == eplb.evaluate(linear.placement, trace.load()).max_over_mean[layer]
+            linear = eplb.plan(over_time, eplb.Topology.for_experts(64, num_ranks=int(ranks)), "linear")
+            assert ratio == eplb.evaluate(linear.placement, over_time).max_over_mean[layer]
     assert list(found["by_layer"][0]["max_over_mean"]) == ["8", "16", "32", "64"]
 
 

@@ -15,7 +15,7 @@ def test_a_whole_number_is_accepted(count):
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, 1.5, "12", None, True, np.float64(2)])
 def test_anything_else_is_refused_with_its_name(count):
-    with pytest.raises(InputError, match="^num_ranks = .*expected"):
+    with pytest.raises(InputError, match=r"^num_ranks = .*expected"):
         check_count("num_ranks", count)
 
 

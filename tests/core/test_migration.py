@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES, Hop, Migration, rename_ranks
+from eplb.core.expert_bytes import DEEPSEEK_V3_EXPERT_BYTES
+from eplb.core.migration import Hop, Migration, rename_ranks
 from eplb.core.migration_simulation import simulate
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
@@ -75,7 +76,7 @@ def test_link_bytes_are_the_copies_between_ranks(pair, expert_bytes):
 
 @given(pair=pairs())
 def test_seconds_are_the_slowest_copy_of_each_batch(pair):
-    migration = Migration.between(*pair)
+    migration = Migration.between(*pair, DEEPSEEK_V3_EXPERT_BYTES)
     topology = migration.topology
     gbps = {Hop.SAME_NODE: topology.intra_node_gbps, Hop.OTHER_NODE: topology.inter_node_gbps}
     slowest = {}
@@ -89,10 +90,24 @@ def test_seconds_are_the_slowest_copy_of_each_batch(pair):
 
 @given(placement=placements(holes=True))
 def test_nothing_moves_between_equal_placements(placement):
-    migration = Migration.between(placement, placement)
+    migration = Migration.between(placement, placement, 1.0)
     assert migration.layer.size == migration.moved_copies == migration.num_batches == migration.staging_copies == 0
     assert migration.transfer_s == 0
     assert simulate(migration) == placement.num_slots  # nothing was replayed
+
+
+@given(pair=pairs())
+def test_without_the_bytes_of_an_expert_there_are_copies_and_no_bytes(pair):
+    unknown, known = Migration.between(*pair), Migration.between(*pair, 10.0)
+    assert unknown.moved_bytes is unknown.transfer_s is None
+    assert unknown.summary() == {
+        name: value for name, value in known.summary().items() if name not in ("moved_bytes", "transfer_s")
+    }
+    assert (10.0 * unknown.link_copies).tolist() == known.link_bytes.tolist()
+    assert "GB" not in repr(unknown)
+    for figure in ("link_bytes", "transfer_s_by_layer"):
+        with pytest.raises(PlacementError, match="the bytes of an expert are unknown: give expert_bytes"):
+            getattr(unknown, figure)
 
 
 def test_an_exchange_runs_in_one_batch_and_stays_inside_the_node():

@@ -7,7 +7,7 @@ import eplb
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.problem import Problem
 from eplb.errors import InputError
-from eplb.planning.backtest import Candidate, backtest, recent, whole
+from eplb.planning.backtest import LAYERS_TO_SCORE, Candidate, backtest, recent, rehearsal, whole
 from eplb.strategies import STRATEGIES
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces import ExpertLoad
@@ -49,6 +49,25 @@ def test_under_weighted_dispatch_candidates_are_judged_with_the_weights_of_what_
     (score,) = backtest(problem, [Candidate("greedy", STRATEGIES["greedy"], whole)])
 
     assert score.mean == pytest.approx(1.0)
+
+
+def test_auto_scores_some_layers_evenly_spaced_and_the_expectation_of_a_draw():
+    load = ExpertLoad(np.arange(1.0, 16 * 4 + 1).reshape(1, 16, 4))
+    trial = rehearsal(Problem(load, MACHINE))
+    assert trial.load.num_layers == LAYERS_TO_SCORE == 8
+    assert trial.load.tokens[0, :, 0].tolist() == [1.0 + 4 * layer for layer in (0, 2, 4, 6, 9, 11, 13, 15)]
+    assert trial.dispatch is DispatchRule.EVEN
+    drawn = rehearsal(Problem(load, MACHINE, dispatch=DispatchRule.SGLANG_STATIC))
+    assert (drawn.load.num_layers, drawn.dispatch) == (4, DispatchRule.SGLANG_DYNAMIC)
+    few = Problem(load.select_layers([3, 5]), MACHINE)
+    assert rehearsal(few) == few
+
+
+def test_auto_names_the_layers_and_the_rule_of_its_backtest():
+    load = ExpertLoad(np.random.default_rng(0).integers(1, 9, (8, 10, 4)).astype(float))
+    made = eplb.plan(load, MACHINE, dispatch="sglang_static")
+    assert "(4 of 10 layers, under sglang_dynamic)" in made.notes[0]
+    assert "layers" not in eplb.plan(load.select_layers(range(8)), MACHINE).notes[0]
 
 
 def test_recent_is_the_last_quarter():

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 
 import eplb
+from eplb.core.expert_bytes import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.report import ReportContents, gather
 from eplb_traces import ModelShape, RoutingTrace, synthesize_trace
 
@@ -21,7 +22,7 @@ def some_trace() -> RoutingTrace:
 @cache
 def contents_of_trace() -> ReportContents:
     """Experts in order beside `greedy`."""
-    return gather(some_trace(), topology=TOPOLOGY, title="trace.parquet")
+    return gather(some_trace(), topology=TOPOLOGY, title="trace.parquet", expert_bytes=DEEPSEEK_V3_EXPERT_BYTES)
 
 
 def placement(strategy: str = "greedy", topology: eplb.Topology = TOPOLOGY) -> eplb.Placement:

@@ -1,5 +1,7 @@
 """Contents of a report: plans, evaluations, summary text, and refused input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,9 +11,9 @@ from eplb.core.placement import EMPTY_SLOT
 from eplb.errors import InputError
 from eplb.evaluation.traffic import token_spread
 from eplb.report import gather
-from eplb.report.contents import MOST_WINDOWS
 from eplb.report.tables import windows
 from eplb_traces import RoutingTrace, TokenBatch, synthesize_trace
+from eplb_traces.windows import MOST_WINDOWS, load_by_window
 from tests.report.examples import SHAPE, TOPOLOGY, contents_of_trace, placement, skewed, some_trace
 
 
@@ -27,29 +29,30 @@ def test_without_plans_greedy_is_compared_with_experts_in_order():
 
 def test_every_number_equals_that_of_evaluate():
     contents = contents_of_trace()
-    load = some_trace().load()
+    load = load_by_window(some_trace(), None)
     assert contents.load == load
     for view in contents.plans:
         judged = eplb.evaluate(view.placement, load)
         assert view.evaluation.summary() == judged.summary()
         busiest = view.total_rank_load.max(axis=1)
-        np.testing.assert_array_equal(view.total_rank_load, judged.rank_load[0])
-        np.testing.assert_array_equal(view.busiest_rank, judged.rank_load[0].argmax(axis=1))
+        np.testing.assert_array_equal(view.total_rank_load, judged.total_rank_load)
+        np.testing.assert_array_equal(view.busiest_rank, judged.total_rank_load.argmax(axis=1))
         # The bound is the one that the gap is relative to.
         np.testing.assert_allclose(busiest / view.bound.value - 1, judged.gap, atol=1e-15)
         np.testing.assert_array_equal(
             view.spread.ranks_per_token, token_spread(view.placement, some_trace()).ranks_per_token
         )
     assert contents.plans[0].migration is None
-    assert contents.plans[1].migration == eplb.Migration.between(*(view.placement for view in contents.plans))
+    before, after = (view.placement for view in contents.plans)
+    assert contents.plans[1].migration == eplb.Migration.between(before, after, contents.expert_bytes)
 
 
-def test_a_trace_is_cut_into_windows_only_to_show_balance_over_time():
+def test_a_trace_is_evaluated_in_the_windows_that_are_drawn():
     contents = contents_of_trace()
-    assert contents.load.num_windows == 1
-    assert contents.windows == some_trace().load(1)
+    assert contents.load == contents.windows == load_by_window(some_trace(), None)
+    assert contents.windows.num_windows > 1
     for view in contents.plans:
-        expected = eplb.evaluate(view.placement, some_trace().load(1)).max_over_mean_by_window
+        expected = eplb.evaluate(view.placement, contents.windows).max_over_mean_by_window
         np.testing.assert_array_equal(view.balance_by_window, expected)
 
 
@@ -57,7 +60,7 @@ def test_a_trace_is_cut_into_windows_only_to_show_balance_over_time():
 def test_a_trace_that_starts_late_shows_as_many_windows(offset):
     batches = [
         TokenBatch(batch.shape, batch.expert_ids, batch.step + offset, batch.request)
-        for batch in synthesize_trace("v3-switching", shape=SHAPE, num_steps=80, tokens_per_step=8)
+        for batch in synthesize_trace("v3-switching", shape=SHAPE, num_steps=80, tokens_per_step=64)
     ]
     contents = gather(RoutingTrace(SHAPE, batches), topology=TOPOLOGY)
     assert contents.windows.num_windows == MOST_WINDOWS
@@ -96,7 +99,7 @@ def test_plans_with_other_slots_have_no_migration_from_the_first():
 def test_plans_are_evaluated_under_the_given_dispatch_rule():
     contents = gather(some_trace(), {"a": placement()}, dispatch="online")
     view = contents.plans[1]
-    assert view.evaluation.summary() == eplb.evaluate(view.placement, some_trace().load(), "online").summary()
+    assert view.evaluation.summary() == eplb.evaluate(view.placement, some_trace(), "online").summary()
 
 
 def test_plans_that_do_not_fit_are_refused_by_name():
@@ -161,9 +164,11 @@ def test_summary_text_states_the_evaluation():
 def test_summary_text_names_model_layers_windows_and_losses():
     contents = gather(some_trace(), {"good": placement(), "bad": placement("linear")}, window=2)
     overall, *layers = contents.summary_text
-    assert layers[2].startswith("layer 2 (5 in the model): rank ")
+    assert layers[2].startswith("layer 2 (5 in the model): the busiest rank of a window ")
     assert "bad raises it to " in layers[0]
-    assert "Window by window (2 windows) good has " in overall
+    mean = contents.plans[0].evaluation.summary()["max_over_mean_mean"]
+    assert f"With good the busiest rank of a layer carries {mean:.2f}x the mean on average of 2 windows and " in overall
+    assert "; for the sum of the windows " in overall
     assert "more tokens with bad." in overall
     assert f"({contents.plans[0].name}: " in overall  # ranks and nodes per token
 
@@ -181,7 +186,10 @@ def test_windows_without_tokens_are_left_out_and_counted():
     contents = gather(eplb.ExpertLoad(tokens), {"p": eplb.Placement([[0, 2, 1, 3]], 4, eplb.Topology(1, 2, 2))})
     sentences = contents.summary_text[0].splitlines()
     assert sentences[1] == "9 windows without tokens left out."
-    assert "experts in order has 1.50x on average, 1.50x at worst, in window 0" in sentences[4]
+    assert (
+        "the busiest rank of a layer carries 1.50x the mean on average of 2 windows and 1.50x in window 0"
+        in sentences[2]
+    )
     assert contents.plans[0].metrics()["num_empty_windows"] == 9
     shown = windows(contents)
     assert shown["max_over_mean_mean"].isna().sum() == 18  # both plans
@@ -194,3 +202,15 @@ def test_a_faster_rank_may_carry_more_tokens():
     assert contents.summary_text[1].startswith(
         "layer 0: rank 0 works 1.20x the mean (experts in order); p leaves it at 1.20x"
     )
+
+
+def test_without_the_bytes_of_an_expert_replicas_are_counted():
+    trace = some_trace()
+    contents = gather(trace, topology=TOPOLOGY)
+    assert contents.expert_bytes is None
+    assert "moved_copies" in contents.plans[1].metrics()
+    assert not {"moved_bytes", "transfer_s"} & set(contents.plans[1].metrics())
+    recorded = RoutingTrace(replace(trace.shape, expert_bytes=5e6), trace)
+    known = gather(recorded, topology=TOPOLOGY)
+    assert known.plans[1].metrics()["moved_bytes"] == 5e6 * known.plans[1].migration.moved_copies
+    assert gather(recorded, topology=TOPOLOGY, expert_bytes=1e6).expert_bytes == 1e6

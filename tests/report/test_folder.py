@@ -37,7 +37,7 @@ def names(path):
 
 
 def test_files_written_for_a_trace(folder):
-    worst = int(contents_of_trace().plans[0].evaluation.max_over_mean_of_total.argmax())
+    worst = int(contents_of_trace().plans[0].evaluation.max_over_mean.argmax())
     assert names(folder) == {
         PAGE,
         *("layer-balance.png", f"rank-load-layer-{worst}.png", "expert-load.png", "balance-over-windows.png"),
@@ -77,10 +77,10 @@ def test_layer_and_rank_tables_equal_the_evaluation(folder):
         assert of_plan["model_layer"].tolist() == [1, 2, 5]
         np.testing.assert_allclose(of_plan["max_over_mean"], view.evaluation.max_over_mean)
         np.testing.assert_allclose(of_plan["gap"], view.evaluation.gap, atol=1e-12)
-        np.testing.assert_allclose(of_plan["busiest_rank_tokens"], view.evaluation.rank_load[0].max(axis=1))
+        np.testing.assert_allclose(of_plan["busiest_rank_tokens"], view.evaluation.total_rank_load.max(axis=1))
         np.testing.assert_allclose(of_plan["ranks_per_token"], view.spread.ranks_per_token)
         by_rank = ranks[ranks["plan"] == view.name].pivot(index="layer", columns="rank", values="tokens")
-        np.testing.assert_allclose(by_rank, view.evaluation.rank_load[0])
+        np.testing.assert_allclose(by_rank, view.evaluation.total_rank_load)
     # First plan: 4 experts and an empty slot per rank; greedy: 5. Replicas moved in sum to those of the migration.
     assert ranks.groupby("plan")["experts"].unique().map(list).to_dict() == {"experts in order": [4], "greedy": [5]}
     assert ranks["moved_in"].sum() == views[1].migration.moved_copies

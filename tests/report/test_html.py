@@ -71,8 +71,8 @@ def test_replicas_moved_into_ranks_sum_to_the_migration(contents, found):
     migration, written = contents.plans[1].migration, found["plans"][1]["migration"]
     moved_in = unpacked(written["moved_in"])
     np.testing.assert_array_equal(moved_in.sum(axis=1), migration.moved_copies_by_layer)
-    sent = unpacked(written["link_bytes"]).sum(axis=0)  # [R] bytes into each rank, over layers
-    np.testing.assert_allclose(moved_in.sum(axis=0) * written["expert_bytes"], sent)
+    sent = unpacked(written["link_copies"]).sum(axis=0)  # [R] replicas into each rank, over layers
+    np.testing.assert_array_equal(moved_in.sum(axis=0), sent)
 
 
 def test_coactivation_is_within_the_stated_error(contents, found):
@@ -120,13 +120,13 @@ def test_the_first_layer_shown_is_the_worst_one():
 
 
 def test_the_first_layer_shown_is_the_worst_one_of_the_summary():
-    # Summed, layer 0 has 3 / 1.75 of the mean and layer 1 is even; window by window layer 1 has 2 / 1.
+    # Window by window layer 1 has 2 / 1 of the mean; summed it is even, and layer 0 has 3 / 1.75.
     windows = np.array([[[3, 2, 1, 1], [2, 2, 0, 0]], [[3, 2, 1, 1], [0, 0, 2, 2]]], dtype=float)
     contents = gather(ExpertLoad(windows), topology=Topology(1, 4, 1))
-    of_windows = contents.plans[0].evaluation.max_over_mean
-    assert of_windows[1] > of_windows[0]
-    assert payload(contents)["first_layer"] == 0
-    assert "in layer 0," in contents.summary_text[0].splitlines()[1]
+    of_sum = contents.plans[0].evaluation.max_over_mean_of_total
+    assert of_sum[0] > of_sum[1]
+    assert payload(contents)["first_layer"] == 1
+    assert "in window 0, layer 1;" in contents.summary_text[0].splitlines()[1]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window
 @pytest.fixture(scope="module")
 def contents():
     trace = synthesize_trace(shape=SHAPE, num_steps=6, tokens_per_step=512)
-    return gather(trace, topology=TOPOLOGY, window=2, title="sample")
+    return gather(trace, topology=TOPOLOGY, window=2, title="sample", expert_bytes=44_040_192.0)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_layer_balance_shows_every_plan_and_the_bound():
     axes = pictures.draw_layer_balance(views)
     *lines, bound = axes.get_lines()
     for line, view in zip(lines, views, strict=True):
-        np.testing.assert_array_equal(line.get_ydata(), view.evaluation.max_over_mean_of_total)
+        np.testing.assert_array_equal(line.get_ydata(), view.evaluation.max_over_mean)
     ratio = views[1].evaluation.max_over_mean_of_total
     np.testing.assert_allclose(bound.get_ydata(), ratio / (1 + views[1].evaluation.gap))
     assert words(axes) == ["experts in order", "greedy", "proven lower bound"]
@@ -88,8 +88,8 @@ def test_rank_load_shows_tokens_before_and_after_and_the_bound():
     views = contents_of_trace().plans
     axes = pictures.draw_rank_load(views, 2, SHAPE)
     before, after, bound = (steps.get_data().values for steps in axes.patches)
-    np.testing.assert_array_equal(before, views[0].evaluation.rank_load[0, 2])
-    np.testing.assert_array_equal(after, views[1].evaluation.rank_load[0, 2])
+    np.testing.assert_array_equal(before, views[0].evaluation.total_rank_load[2])
+    np.testing.assert_array_equal(after, views[1].evaluation.total_rank_load[2])
     np.testing.assert_array_equal(bound, np.full(4, views[1].bound.value[2]))
     assert line_places(axes, 0) == [1.5]  # two nodes
     assert axes.get_title() == "Load of every rank, layer 2 (5 in the model)"
@@ -133,7 +133,7 @@ def test_balance_against_token_spread_shows_layers_means_and_the_best():
     for index, view in enumerate(views):
         cloud, mean = points[2 * index : 2 * index + 2]
         np.testing.assert_array_equal(cloud.get_xdata(), view.spread.ranks_per_token)
-        np.testing.assert_array_equal(cloud.get_ydata(), view.evaluation.max_over_mean_of_total)
+        np.testing.assert_array_equal(cloud.get_ydata(), view.evaluation.max_over_mean)
         assert mean.get_xdata()[0] == view.spread.ranks_per_token.mean()
         assert f"{view.spread.nodes_per_token.mean():.2f} nodes" in words(axes)[index]
     assert len(front.get_xdata()) in (1, 2)

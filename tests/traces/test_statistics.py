@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 from hypothesis import example, given
-from hypothesis import strategies as st
 
-from eplb_traces import ExpertLoad, InputError, ModelShape, RoutingTrace, TokenBatch
+from eplb_traces import ExpertLoad, InputError, ModelShape, RoutingTrace
 from eplb_traces.coactivation.layer_coactivation import PairShare
-from eplb_traces.statistics import drift, group_affinity, load_by_window, load_over_time, load_profile, mean_share
-from tests.traces.examples import loads, random_batch, traces
+from eplb_traces.statistics import drift, group_affinity, load_profile, mean_share
+from tests.traces.examples import loads, random_batch
 
 
 def test_drift_by_hand():
@@ -63,66 +62,6 @@ def test_profile_by_hand():
     for wrong in (0, 6):
         with pytest.raises(InputError, match=f"num_blocks = {wrong}: expected 1 to 5 experts"):
             load_profile(load, wrong)
-
-
-@given(traces(), st.integers(1, 9))
-def test_a_trace_over_time_is_all_of_it_in_at_most_so_many_windows(trace, num_windows):
-    load = load_over_time(trace, num_windows)
-    np.testing.assert_array_equal(load.total, trace.load().total)
-    assert load.num_windows <= num_windows
-    assert load.shape == trace.shape
-
-
-def test_eight_windows_of_forty_steps():
-    shape = ModelShape(1, 4, 1)
-    batch = random_batch(np.random.default_rng(0), 2000, shape, num_steps=40)
-    assert load_over_time(RoutingTrace(shape, [batch]), 8).labels[:2] == ("steps 0-4", "steps 5-9")
-
-
-def stepped(steps):
-    """One token in each of some steps, which chooses expert 0."""
-    shape = ModelShape(1, 4, 1)
-    ids = np.zeros((len(steps), 1, 1), dtype=int)
-    return RoutingTrace(shape, [TokenBatch(shape, ids, steps, np.zeros(len(steps), dtype=int))])
-
-
-@pytest.mark.parametrize("offset", [0, 1000, 100_000])
-def test_windows_over_time_do_not_depend_on_the_number_of_the_first_step(offset):
-    load = load_over_time(stepped(offset + np.arange(80)), 40)
-    assert load.tokens.sum(axis=(1, 2)).tolist() == [2] * 40
-    assert load.labels[0] == f"steps {offset}-{offset + 1}"
-
-
-def test_gaps_do_not_make_windows_longer():
-    # 20 steps, a million without a token, 20 more: windows of 4 steps, of which the gap takes none.
-    load = load_over_time(stepped(np.concatenate([np.arange(20), 10**6 + np.arange(20)])), 10)
-    assert load.num_windows == 10
-    assert load.tokens.sum(axis=(1, 2)).tolist() == [4] * 10
-    # Every hundredth step is recorded: windows of one step each.
-    assert load_over_time(stepped(np.arange(0, 1000, 100)), 10).labels[:2] == ("step 0", "step 100")
-
-
-def test_steps_far_apart_share_windows_where_there_are_too_many():
-    load = load_over_time(stepped(np.array([0, 1, 2, 1000, 2000, 3000])), 3)
-    assert load.num_windows <= 3
-    assert load.tokens.sum() == 6
-
-
-def test_a_load_keeps_its_windows_or_sums_them_and_a_trace_is_counted():
-    load = ExpertLoad(np.arange(1.0, 25).reshape(6, 1, 4))
-    assert load_by_window(load, None) is load
-    assert load_by_window(load, 3) == load.merged(3)
-    trace = stepped(np.arange(6))
-    assert load_by_window(trace, 2) == trace.load(2)
-    assert load_by_window(trace, None) == trace.load()
-
-
-def test_nothing_to_look_at_is_named():
-    trace = RoutingTrace(ModelShape(1, 4, 1), [])
-    with pytest.raises(InputError, match="the trace has no tokens"):
-        load_over_time(trace, 8)
-    with pytest.raises(InputError, match="num_windows = 0: expected >= 1"):
-        load_over_time(trace, 0)
 
 
 def test_group_affinity_uses_the_models_groups():

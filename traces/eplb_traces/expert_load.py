@@ -112,6 +112,19 @@ class ExpertLoad:
         """Return the load of some windows, in order, with their weights and labels."""
         return ExpertLoad(self.tokens[windows], self.weights[windows], self.labels[windows] or None, self.shape)
 
+    def select_layers(self, layers: Sequence[int]) -> "ExpertLoad":
+        """Return the load of some layers, ascending; the model then has no others, dense ones included."""
+        shape = ModelShape(
+            len(layers),
+            self.num_experts,
+            self.shape.top_k,
+            num_expert_groups=self.shape.num_expert_groups,
+            top_k_groups=self.shape.top_k_groups,
+            name=self.shape.name,
+            expert_bytes=self.shape.expert_bytes,
+        )
+        return ExpertLoad(self.tokens[:, list(layers)], self.weights, self.labels or None, shape)
+
     def without_empty_windows(self) -> "ExpertLoad":
         """Return the load of the windows that have tokens; the load itself where all have, or none."""
         kept = ~self.empty_windows

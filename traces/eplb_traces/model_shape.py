@@ -1,7 +1,7 @@
 """Holds the sizes of a Mixture-of-Experts model as its router sees it, and merges what two sources tell of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import final
 
@@ -31,6 +31,10 @@ class ModelShape:
         Absolute index of each MoE layer in the model, ascending; None where unknown.
     num_hidden_layers
         Layers of the model, dense ones included; None where unknown.
+    name
+        What the model is called; None where unknown. Two shapes are equal whatever their names and bytes are.
+    expert_bytes
+        Bytes of the weights of one expert of one layer, as they were served; None where unknown.
 
     Raises
     ------
@@ -45,6 +49,8 @@ class ModelShape:
     top_k_groups: int | None = None
     moe_layer_ids: tuple[int, ...] | None = None
     num_hidden_layers: int | None = None
+    name: str | None = field(default=None, compare=False)
+    expert_bytes: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_experts", "num_expert_groups"):
@@ -59,6 +65,8 @@ class ModelShape:
             )
         self._check_groups()
         self._check_layer_ids()
+        if self.expert_bytes is not None and not 0 < self.expert_bytes < float("inf"):
+            raise InputError(f"expert_bytes = {self.expert_bytes}: expected finite and > 0")
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -142,6 +150,8 @@ def merge_shapes(shape: ModelShape, other: ModelShape) -> ModelShape:
         top_k=other.top_k if shape.top_k is None else shape.top_k,
         moe_layer_ids=other.moe_layer_ids if shape.moe_layer_ids is None else shape.moe_layer_ids,
         num_hidden_layers=other.num_hidden_layers if shape.num_hidden_layers is None else shape.num_hidden_layers,
+        name=other.name if shape.name is None else shape.name,
+        expert_bytes=other.expert_bytes if shape.expert_bytes is None else shape.expert_bytes,
     )
 
 

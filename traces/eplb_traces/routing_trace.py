@@ -1,9 +1,10 @@
 """Holds which experts each token chose in each layer, batch by batch, and counts them by windows of steps."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, final, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,8 @@ from eplb_traces.model_shape import ModelShape
 
 _Number = TypeVar("_Number", bound=np.integer[Any])
 
+ALL_STEPS: Final = sys.maxsize
+"""The window that holds all steps of a trace."""
 _LARGEST_ID = int(np.iinfo(np.uint16).max)
 
 
@@ -185,7 +188,8 @@ class RoutingTrace:
         Parameters
         ----------
         window
-            n, steps of a window; None: the whole trace is one window, without a label.
+            n, steps of a window; None or `ALL_STEPS`: the whole trace is one window, without a label. `load_by_window`
+            of `eplb_traces.windows` chooses n where nobody else does.
 
         Raises
         ------
@@ -194,6 +198,7 @@ class RoutingTrace:
         """
         if window is not None and window < 1:
             raise InputError(f"window = {window}: expected >= 1 step")
+        window = None if window == ALL_STEPS else window
         return load_of_windows(self.counts_by_window(window), window, self.shape)
 
     @cached_property

@@ -82,36 +82,6 @@ def load_profile(load: ExpertLoad, num_blocks: int) -> NDArray[np.float64]:
     return np.divide(of_block, mean, out=np.full_like(of_block, np.nan), where=mean > 0)
 
 
-def load_by_window(source: ExpertLoad | RoutingTrace, window: int | None) -> ExpertLoad:
-    """Count a trace in windows of `window` steps, or sum a load's windows `window` at a time.
-
-    None: a trace is one window, and a load keeps its own.
-    """
-    if isinstance(source, RoutingTrace):
-        return source.load(window)
-    return source if window is None else source.merged(window)
-
-
-def load_over_time(trace: RoutingTrace, num_windows: int) -> ExpertLoad:
-    """Count a trace in at most `num_windows` windows of equally many steps, from its first step on.
-
-    Windows without a token are left out and do not count, so that a gap in the steps does not make windows longer. The
-    last window may reach beyond the last step.
-
-    Raises
-    ------
-    InputError
-        If the trace has no tokens or `num_windows` < 1.
-    """
-    if num_windows < 1:
-        raise InputError(f"num_windows = {num_windows}: expected >= 1")
-    since_first = trace.steps - trace.steps[0]
-    window = -(-since_first.size // num_windows)
-    while np.unique(since_first // window).size > num_windows:
-        window += max(1, window // 8)
-    return trace.load(window)
-
-
 def group_affinity(trace: RoutingTrace) -> list[PairShare]:
     """For every layer, the share of pairs of a token's choices that are inside one expert group of the model."""
     group = np.arange(trace.shape.num_experts) // trace.shape.experts_per_group

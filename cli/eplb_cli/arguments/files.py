@@ -24,7 +24,7 @@ class Source:
     read_as: tuple[str, ...]
     """How each file was understood; files of our own formats, which say so themselves, are left out."""
     window: int | None = None
-    """Steps of a window in which a trace is to be counted."""
+    """Steps of a window in which a trace is to be counted; None: as `eplb_traces.windows` cuts it."""
     num_counted_traces: int = 0
     """Token-level traces that had to be counted to be put together."""
 
@@ -37,8 +37,9 @@ class Source:
             If no expert has a token.
         """
         from eplb_traces import ExpertLoad, InputError
+        from eplb_traces.windows import load_by_window
 
-        load = self.content if isinstance(self.content, ExpertLoad) else self.content.load(self.window)
+        load = self.content if isinstance(self.content, ExpertLoad) else load_by_window(self.content, self.window)
         if not load.tokens.any():
             raise InputError(f"every count is zero: an empty recording ({load.num_layers} layers)")
         return load
@@ -72,16 +73,24 @@ def read_source(paths: Sequence[Path], reading: "Reading") -> Source:
     if len(traces) == len(paths) and (not several or how in (Combine.SUM, Combine.TIME)):
         return Source(combine_traces(traces, names, how) if several else traces[0], read_as, reading.window)
     with output.progress("counting"):
-        loads = [_windowed(one.content, reading.window, path) for path, one in zip(paths, readings, strict=True)]
+        is_one = several and how is not Combine.TIME  # a trace is one workload, or one part
+        loads = [
+            _windowed(one.content, reading.window, path, is_one=is_one)
+            for path, one in zip(paths, readings, strict=True)
+        ]
     return Source(combine_loads(loads, names, how), read_as, num_counted_traces=len(traces))
 
 
-def _windowed(content: "ExpertLoad | RoutingTrace", window: int | None, path: Path) -> "ExpertLoad":
-    from eplb_traces import ExpertLoad, InputError
-    from eplb_traces.statistics import load_by_window
+def _windowed(content: "ExpertLoad | RoutingTrace", window: int | None, path: Path, *, is_one: bool) -> "ExpertLoad":
+    from eplb_traces import ExpertLoad, InputError, RoutingTrace
+    from eplb_traces.routing_trace import ALL_STEPS
+    from eplb_traces.windows import load_by_window
 
     if window is not None and isinstance(content, ExpertLoad) and content.num_windows == 1:
-        raise InputError(f"{path}: window = {window} (--window) has no effect: the load has one window")
+        shown = "sum" if window == ALL_STEPS else window
+        raise InputError(f"{path}: window = {shown} (--window) has no effect: the load has one window")
+    if window is None and is_one and isinstance(content, RoutingTrace):
+        return content.load()
     return load_by_window(content, window)
 
 
@@ -90,13 +99,21 @@ def read_load(paths: Sequence[Path], reading: "Reading") -> "ExpertLoad":
     source = read_source(paths, reading)
     note_reading(source)
     with output.progress("counting"):
-        return source.load()
+        load = source.load()
+    note_windows(source, load)
+    return load
 
 
 def note_reading(source: Source) -> None:
     """Tell the user how the files were understood."""
     for sentence in source.read_as:
         output.note(f"read as {sentence}")
+
+
+def note_windows(source: Source, load: "ExpertLoad") -> None:
+    """Tell the user that a trace was cut into windows that nobody asked for."""
+    if source.window is None and load is not source.content and load.num_windows > 1:
+        output.note(f"the steps of the trace are cut into {load.num_windows} windows; --window sum: one window")
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -87,7 +87,7 @@ ExpertBytesOpt = Annotated[
         "--expert-bytes",
         metavar="B",
         help="Bytes of one expert of one layer.",
-        show_default="44040192, DeepSeek-V3's in FP8",
+        show_default="of the recording or --model; unknown: slots are counted",
     ),
 ]
 StrategyOpt = Annotated[

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from eplb_traces.combine import Combine
     from eplb_traces.readers import ReadOptions
 
+SUM = "sum"
+"""The word of --window for one window of everything."""
+
 
 def _complete_dialect(incomplete: str) -> list[str]:
     from eplb_traces import READERS
@@ -24,6 +27,18 @@ def _complete_combine(incomplete: str) -> list[str]:
     from eplb_traces.combine import Combine
 
     return [how.value for how in Combine if how.value.startswith(incomplete)]
+
+
+def _window(text: str) -> int:
+    """Steps of a window, or the window of all steps for "sum"."""
+    from eplb_traces.routing_trace import ALL_STEPS
+
+    if text.strip().lower() == SUM:
+        return ALL_STEPS
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: expected a number of steps, or {SUM}") from None
 
 
 @final
@@ -52,10 +67,11 @@ class Reading:
         int | None,
         typer.Option(
             "--window",
-            metavar="STEPS",
-            help="Steps of a window of a trace; of a load, windows to sum into one. Repeated layer ids of a table are "
-            "windows then.",
-            show_default="a trace is one window, a load keeps its own",
+            metavar="STEPS|sum",
+            parser=_window,
+            help="Steps of a window of a trace; of a load, windows to sum into one; sum: everything is one window. "
+            "Repeated layer ids of a table are windows then.",
+            show_default="a trace is cut into at most 40, a load keeps its own",
         ),
     ] = None
     dialect: Annotated[

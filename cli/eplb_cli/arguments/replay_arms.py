@@ -61,20 +61,6 @@ def read_history(paths: Sequence[Path], reading: Reading) -> "ExpertLoad":
     return kept
 
 
-def with_layers(load: "ExpertLoad", layers: Sequence[int]) -> "ExpertLoad":
-    """The load of some layers."""
-    from eplb_traces import ExpertLoad, ModelShape
-
-    shape = ModelShape(
-        len(layers),
-        load.num_experts,
-        load.shape.top_k,
-        num_expert_groups=load.shape.num_expert_groups,
-        top_k_groups=load.shape.top_k_groups,
-    )
-    return ExpertLoad(load.tokens[:, list(layers)], load.weights, load.labels or None, shape)
-
-
 def chosen_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
     """The layers of "0,5" or "0-3", ascending; all where nothing is given."""
     if text is None:

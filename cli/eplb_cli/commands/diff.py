@@ -31,12 +31,12 @@ def diff(  # noqa: PLR0913  # one parameter a word of the command line
     as_json: options.JsonOpt = False,
 ) -> None:
     """Show which replicas move where from OLD to NEW, placement files of any dialect for one model."""
-    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+    from eplb.core.expert_bytes import known_expert_bytes
     from eplb.planning.replan_on import change_notes, migration_between
 
     old, new = _read(old_path, new_path, ranks, nodes, experts)
     change = _change(old, new, lost_ranks, rank_map)
-    size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
+    size = known_expert_bytes(expert_bytes, new.shape, old.shape)
     moved = migration_between(old.placement, new.placement, change, size)
     if as_json:
         output.json_object(

@@ -65,6 +65,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     if trace_path is not None:
         _refuse_columns_of_two_kinds(source, len(load_paths), reading)
     load = source.load()
+    files.note_windows(source, load)
     plan = files.read_plan_for(load, plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
     trace = None if trace_path is None else read_token_trace(trace_path, reading)
     shares = source_shares(sources, plan.placement.topology.num_ranks)

@@ -59,7 +59,7 @@ class Replanned(NamedTuple):
 
 def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> Replanned:
     """The plan that the live placement is changed to."""
-    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
+    from eplb.core.expert_bytes import known_expert_bytes
     from eplb.planning.changed_topology import ranks_of, ranks_with_ids
     from eplb.planning.gain import live_if_nothing_gained
     from eplb.planning.rebalance import rebalance
@@ -68,7 +68,7 @@ def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> Replanned:
 
     previous, ranks = _previous(load, asked)
     live = previous.placement
-    size = DEEPSEEK_V3_EXPERT_BYTES if asked.expert_bytes is None else asked.expert_bytes
+    size = known_expert_bytes(asked.expert_bytes, load.shape, previous.shape)
     target, moves = asked.target, asked.max_moves
     with output.progress("replanning"):
         if asked.keep_rank_ids and not ranks.lost:

@@ -92,7 +92,7 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     _check_typed(context, plan or (), strategy or (), online)
     whole = replay_arms.read_history(load_paths, reading)
     chosen = replay_arms.chosen_layers(layers, whole.num_layers)
-    sizes, load = model_sizes(model), replay_arms.with_layers(whole, chosen)
+    sizes, load = model_sizes(model), whole.select_layers(chosen)
     how = replay_arms.Replanning(
         strategies=strategy or (),
         online=online,

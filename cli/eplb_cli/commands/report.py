@@ -82,7 +82,6 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     Without --plan, experts in order are compared with a plan by --strategy for --ranks. One plan is compared with
     experts in order on its topology, several with the first of them.
     """
-    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.report import gather
     from eplb.report.folder import FolderOptions, write_folder
     from eplb.report.style import ImageFormat
@@ -109,7 +108,6 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
         asked = None if plans else topology_from_options(
             source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant
         )  # fmt: skip
-        size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
         contents = gather(
             source,
             plans,
@@ -119,7 +117,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
             dispatch=by.rule,
             sources=source_shares(sources, _num_ranks(plans, asked)),
             title=files.title_of(load_paths),
-            expert_bytes=size,
+            expert_bytes=expert_bytes,
             cost=predictor,
         )
     with output.progress(f"writing {out.name}"):

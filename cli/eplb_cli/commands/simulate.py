@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _HEADINGS = ("policy", "mean", "p95", "moves", "GB", "stall s", "plan s")
 _LEGEND = """\
 mean, p95: max/mean over steps and layers after the first interval, which all plan for alike
-moves: replicas fetched from another rank; stall: their batches, one after the other"""
+moves: replicas fetched from another rank; stall: their batches, one after the other
+GB and stall need the bytes of an expert: from the recording, --model or --expert-bytes"""
 _BARS = "▁▂▃▄▅▆▇█"
 _NUM_PHASES = 48
 
@@ -83,7 +84,8 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
     online = _online(max_moves, price, memory)
     online = replace(online, dispatch=by.rule, sources=source_shares(sources, ranks))
-    replay = _replay(load, _with_bandwidth(topology, bandwidth), interval, expert_bytes, seed)
+    size = predictor.expert_bytes if expert_bytes is None and predictor is not None else expert_bytes
+    replay = _replay(load, _with_bandwidth(topology, bandwidth), interval, size, seed)
     replay = replace(replay, load=load, online=online, cost=predictor)
     with output.progress("replaying"):
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
@@ -118,11 +120,9 @@ def _with_bandwidth(topology: "Topology", bandwidth: float | None) -> "Topology"
 
 
 def _replay(load: "ExpertLoad", topology: "Topology", interval: int, expert_bytes: float | None, seed: int) -> "Replay":
-    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.online.replay import Replay
 
-    size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
-    return Replay(load=load, topology=topology, interval=interval, expert_bytes=size, seed=seed)
+    return Replay(load=load, topology=topology, interval=interval, expert_bytes=expert_bytes, seed=seed)
 
 
 def _online(max_moves: int | None, price: float | None, memory: int | None) -> "OnlineSettings":
@@ -141,8 +141,8 @@ def _row(served: "Served") -> tuple[output.Cell, ...]:
         served.mean,
         served.p95,
         served.moved_copies,
-        f"{served.moved_bytes / 1e9:.1f}",
-        f"{served.stall_s:.2f}",
+        "-" if served.moved_bytes is None else f"{served.moved_bytes / 1e9:.1f}",
+        "-" if served.stall_s is None else f"{served.stall_s:.2f}",
         f"{served.plan_s:.2f}",
         *_predicted(served),
     )

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _HEADINGS = ("redundant", "slots", "max/mean", "worst", "gap %", "GB a rank", "ms")
 _LEGEND = """\
 slots: of a rank; max/mean: busiest over mean rank, mean and worst of layers and windows
-gap: above the proven lower bound; GB: expert weights of all layers; ms: to plan"""
+gap: above the proven lower bound; ms: to plan
+GB: expert weights of all layers, if the bytes of an expert are known: from the recording, --model or --expert-bytes"""
 _DRAWINGS: Final = (".png", ".svg", ".pdf")
 
 
@@ -49,7 +50,6 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with several numbers of redundant experts: balance against memory."""
-    from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
     from eplb.planning.redundancy_sweep import sweep as run
 
     numbers = number_range(redundant, "--redundant")
@@ -60,7 +60,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
         raise typer.BadParameter(f"{out}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     load = files.read_load(load_paths, reading)
     with output.progress("planning"):
-        size = DEEPSEEK_V3_EXPERT_BYTES if expert_bytes is None else expert_bytes
+        size = predictor.expert_bytes if expert_bytes is None and predictor is not None else expert_bytes
         points = run(
             load, ranks, nodes, numbers, size, strategy=strategy, dispatch=by.rule, sources=shares, cost=predictor
         )
@@ -100,7 +100,7 @@ def _row(point: "SweepPoint") -> tuple[output.Cell, ...]:
         point.max_over_mean_mean,
         point.max_over_mean_worst,
         output.percentage(point.gap_mean),
-        output.gigabytes(point.bytes_per_rank),
+        "-" if point.bytes_per_rank is None else output.gigabytes(point.bytes_per_rank),
         output.milliseconds(point.seconds),
         *cost_rows.cells(point.predicted_step_s),
     )

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _EP_SIZES = (8, 16, 32, 64)
 _NUM_BLOCKS = 32  # of neighbouring experts, each drawn as one character
-_NUM_WINDOWS = 8  # into which a trace is cut to measure drift
 _WIDTH = 80  # columns that a line with so many blocks needs
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"  # in quarters of the mean
 
@@ -62,12 +61,11 @@ def info(paths: TracesArg, ranks: RanksOpt = None, *, reading: Reading, as_json:
 
     sizes = _EP_SIZES if ranks is None else id_list(ranks, "--ranks")
     read = files.read_source(paths, reading)
-    source, window = read.content, read.window
+    source = read.content
     with output.progress("counting"):
         load = read.load()
         evaluations = _linear(load, sizes)
-        over_time = _over_time(source, load, window)
-        drifted, pairs = drift(over_time), _pairs_inside_group(source)
+        drifted, pairs = drift(load), _pairs_inside_group(source)
     num_blocks = min(load.num_experts, _NUM_BLOCKS if as_json or output.width() >= _WIDTH else _NUM_BLOCKS // 2)
     layers = _layers(load, num_blocks, evaluations, drifted, pairs)
     fields = ({"read_as": list(read.read_as)} if read.read_as else {}) | _fields(source, load)
@@ -105,16 +103,6 @@ def _linear(load: "ExpertLoad", sizes: tuple[int, ...]) -> "dict[int, Evaluation
 def _imbalance(num_ranks: int, evaluation: "Evaluation") -> dict[str, float | int]:
     summary = evaluation.summary()
     return {"num_ranks": num_ranks, "mean": summary["max_over_mean_mean"], "worst": summary["max_over_mean_worst"]}
-
-
-def _over_time(source: "ExpertLoad | RoutingTrace", load: "ExpertLoad", window: int | None) -> "ExpertLoad":
-    """The windows between which drift is measured: those requested or recorded, or parts of a trace."""
-    import eplb_traces
-    from eplb_traces.statistics import load_over_time
-
-    if window is None and isinstance(source, eplb_traces.RoutingTrace):
-        return load_over_time(source, _NUM_WINDOWS)
-    return load
 
 
 def _layers(

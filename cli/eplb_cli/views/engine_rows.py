@@ -69,7 +69,7 @@ def _row(
     return (
         of.target.engine,
         of.target.rule.value,
-        of.target.own.strategy if name == "own" else name,
+        of.target.own.plan_name if name == "own" else name,
         balance["max_over_mean_mean"],
         balance["max_over_mean_worst"],
         of.target.metric(evaluation)[1],

@@ -16,13 +16,15 @@ def migration_facts(migration: "Migration") -> list[tuple[str, output.Cell]]:
 
     of_all = f"{migration.moved_copies} ({output.percentage(migration.moved_fraction)} % of the slots)"
     replicas = [migration.copies_of_hop(hop) for hop in Hop]
-    volume = [output.gigabytes(count * migration.expert_bytes) for count in replicas]
+    size = migration.expert_bytes
+    volume = [] if size is None else [("the same in bytes", " / ".join(output.gigabytes(n * size) for n in replicas))]
+    seconds = migration.transfer_s
     return [
         ("replicas moved to another rank", of_all),
         ("inside a rank / inside a node / between nodes", " / ".join(str(count) for count in replicas)),
-        ("the same in bytes", " / ".join(volume)),
+        *volume,
         ("batches, one after the other", migration.num_batches),
-        ("transfer", f"{output.milliseconds(migration.transfer_s)} ms"),
+        *([] if seconds is None else [("transfer", f"{output.milliseconds(seconds)} ms")]),
         ("staging", f"{output.counted(migration.staging_copies, 'expert')} on a rank"),
     ]
 
@@ -30,25 +32,38 @@ def migration_facts(migration: "Migration") -> list[tuple[str, output.Cell]]:
 def layer_table(migration: "Migration") -> None:
     """Print what moves in each layer, those with most moves where there are many; nothing if nothing moves."""
     moved, batches = migration.moved_copies_by_layer.tolist(), migration.num_batches_by_layer.tolist()
-    seconds = migration.transfer_s_by_layer.tolist()
-    rows = [(layer, moved[layer], batches[layer], output.milliseconds(seconds[layer])) for layer in _moving(migration)]
+    seconds = _seconds(migration)
+    rows = [
+        (layer, moved[layer], batches[layer], *(output.milliseconds(of[layer]) for of in seconds))
+        for layer in _moving(migration)
+    ]
     if not rows:
         return
     title = "Layers that move"
     if len(rows) > _MOST_LAYERS:
         title = f"{title}, the first {_MOST_LAYERS} by moves of {len(rows)}"
         rows = sorted(rows, key=lambda row: row[1], reverse=True)[:_MOST_LAYERS]
-    output.table(title, ("layer", "replicas", "batches", "ms"), rows)
+    output.table(title, ("layer", "replicas", "batches", "ms")[: len(rows[0])], rows)
 
 
 def layer_objects(migration: "Migration") -> list[dict[str, object]]:
     """What moves in each layer, for `--json`."""
     moved, batches = migration.moved_copies_by_layer.tolist(), migration.num_batches_by_layer.tolist()
-    seconds = migration.transfer_s_by_layer.tolist()
+    seconds = _seconds(migration)
     return [
-        {"layer": layer, "moved_copies": moved[layer], "num_batches": batches[layer], "transfer_s": seconds[layer]}
+        {
+            "layer": layer,
+            "moved_copies": moved[layer],
+            "num_batches": batches[layer],
+            **({"transfer_s": seconds[0][layer]} if seconds else {}),
+        }
         for layer in _moving(migration)
     ]
+
+
+def _seconds(migration: "Migration") -> list[list[float]]:
+    """[1, L] seconds of each layer; [0] where the bytes of an expert are unknown."""
+    return [] if migration.expert_bytes is None else [migration.transfer_s_by_layer.tolist()]
 
 
 def _moving(migration: "Migration") -> list[int]:

@@ -119,15 +119,16 @@ function drawMigration() {
   byId("migration").hidden = !migration;
   byId("migration-summary").textContent = migrationSummary(plan);
   if (!migration) return;
-  const rows = Array.from({ length: plan.num_ranks }, (_, rank) => Float64Array.from(at(migration.link_bytes, rank)));
-  const z = rows.map((row, from) => row.map((value, to) => (from === to ? NaN : value / 1e9)));
-  const bar = colourBar("GB");
-  const most = largest(migration.link_bytes.data) / 1e9;
+  const unit = migration.expert_bytes === null ? 1 : migration.expert_bytes / 1e9;
+  const rows = Array.from({ length: plan.num_ranks }, (_, rank) => Float64Array.from(at(migration.link_copies, rank)));
+  const z = rows.map((row, from) => row.map((value, to) => (from === to ? NaN : value * unit)));
+  const bar = colourBar(migration.expert_bytes === null ? "replicas" : "GB");
+  const most = largest(migration.link_copies.data) * unit;
   const trace = { type: "heatmap", z, zmin: 0, zmax: most || 1, colorscale: "Cividis", colorbar: bar, hoverinfo: "none" };
   draw("migration", [trace], {
     xaxis: idAxis("to rank", plan.num_ranks, { constrain: "domain" }),
     yaxis: idAxis("from rank", plan.num_ranks, DOWN),
-  }, `Heatmap of the bytes that each rank sends to each other rank in the migration to ${plan.name}.`);
+  }, `Heatmap of what each rank sends to each other rank in the migration to ${plan.name}.`);
 }
 
 function migrationSummary(plan) {
@@ -136,14 +137,18 @@ function migrationSummary(plan) {
   if (!plan.migration) return `${plan.name} and ${first} have different slots: there is no migration between them.`;
   const { summary, expert_bytes: expertBytes } = plan.migration;
   const moved = `${summary.moved_copies.toLocaleString("en-US")} replicas move to another rank`;
+  const between = `${summary.moved_between_nodes.toLocaleString("en-US")} of them between nodes`;
+  const batches = `${summary.num_batches.toLocaleString("en-US")} batches`;
+  if (expertBytes === null) return `From ${first} to ${plan.name} ${moved}, ${between}, in ${batches}.`;
   return `From ${first} to ${plan.name} ${moved}, ${bytes(summary.moved_bytes)} at ${bytes(expertBytes)} per expert and ` +
-    `layer, ${summary.moved_between_nodes.toLocaleString("en-US")} of them between nodes; at the topology's bandwidths ` +
-    `${summary.transfer_s.toPrecision(3)} s in ${summary.num_batches.toLocaleString("en-US")} batches.`;
+    `layer, ${between}; at the topology's bandwidths ${summary.transfer_s.toPrecision(3)} s in ${batches}.`;
 }
 
 function linkTip({ x: to, y: from }) {
   if (from === to) return `rank ${from}: itself`;
-  return `rank ${from} to rank ${to}: ${bytes(at(page.plans[state.plan].migration.link_bytes, from)[to])}`;
+  const { link_copies: copies, expert_bytes: expertBytes } = page.plans[state.plan].migration;
+  const moved = at(copies, from)[to];
+  return `rank ${from} to rank ${to}: ${expertBytes === null ? `${moved} replicas` : bytes(moved * expertBytes)}`;
 }
 Object.assign(DRAWERS, {
   "load-map": drawLoadMap, "layer-balance": drawLayerBalance, windows: drawWindows, migration: drawMigration,

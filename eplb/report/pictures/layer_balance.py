@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw_layer_balance(views: Sequence[PlanView], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw one line per plan over the layers, for the summed load, and the proven lower bound."""
+    """Draw one line per plan over the layers, mean of windows, and the proven bound of their sum."""
     axes = axes_or_new(ax)
     num_layers = views[0].placement.num_layers
     layers = np.arange(num_layers)
@@ -21,7 +21,7 @@ def draw_layer_balance(views: Sequence[PlanView], *, ax: "Axes | None" = None) -
         colour, marker = plan_style(index)
         axes.plot(
             layers,
-            view.evaluation.max_over_mean_of_total,
+            view.evaluation.max_over_mean,
             color=colour,
             marker=marker,
             markersize=4,

@@ -25,7 +25,7 @@ _FEW = 8  # up to this many replicas every count has a tick
 def draw_migration(migration: Migration, *, name: str = "", ax: "Axes | None" = None) -> "Axes":
     """Draw replicas sent from each rank (row) to each other rank (column), over all layers; grey: none."""
     axes = axes_or_new(ax, width=7.2, height=6.0)
-    replicas = migration.link_bytes / migration.expert_bytes
+    replicas = migration.link_copies
     topology = migration.topology
     shown = np.where(replicas > 0, replicas, np.nan)
     image = axes.imshow(shown, cmap=colour_map("viridis"), vmin=1, vmax=max(2.0, float(replicas.max())))

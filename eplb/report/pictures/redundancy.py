@@ -54,13 +54,19 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
     right = axes.twinx()
     right.plot(
         redundant,
-        [point.bytes_per_rank / 1e9 for point in points],
+        [_memory(point) for point in points],
         "s:",
         color=memory,
-        label="expert weights of a rank",
+        label="memory of a rank",
     )
-    right.set_ylabel("expert weights of a rank (GB)", color=memory)
+    in_bytes = points[0].bytes_per_rank is not None
+    right.set_ylabel("expert weights of a rank (GB)" if in_bytes else "slots of a rank", color=memory)
     right.set_ylim(bottom=0)
     axes.set_title("Balance and memory by redundant experts")
     legend_above(axes, right)
     return axes
+
+
+def _memory(point: SweepPoint) -> float:
+    """Gigabytes of a rank; its slots where the bytes of an expert are unknown."""
+    return point.slots_per_rank if point.bytes_per_rank is None else point.bytes_per_rank / 1e9

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from eplb_traces import InputError, MissingExtraError, ModelShape, read_trace
+from eplb_traces import InputError, MissingExtraError, ModelShape, read_load, read_trace, write_load
 from tests.traces.examples import joined
 
 torch = pytest.importorskip("torch")
@@ -92,6 +92,34 @@ def test_the_shape_comes_from_the_configuration(family, shape, models, tmp_path)
     with record(models(family), tmp_path / "a.parquet") as recording:
         models(family)(PROMPTS)
     assert recording.shape == read_trace(tmp_path / "a.parquet").shape == shape
+
+
+@pytest.mark.parametrize(
+    ("family", "width"),
+    [
+        ("mixtral", "intermediate_size"),
+        ("qwen3_moe", "moe_intermediate_size"),
+        ("deepseek_v3", "moe_intermediate_size"),
+    ],
+)
+def test_the_bytes_of_an_expert_and_the_name_are_stored(family, width, models, tmp_path):
+    model = models(family)
+    with record(model, tmp_path / "a.parquet"):
+        model(PROMPTS)
+    shape = read_trace(tmp_path / "a.parquet").shape
+    # Gate, up and down, float32.
+    assert shape.expert_bytes == 3 * model.config.hidden_size * getattr(model.config, width) * 4
+    assert shape.name == family
+    write_load(read_load(tmp_path / "a.parquet"), tmp_path / "a.npz")
+    again = read_load(tmp_path / "a.npz").shape
+    assert (again.name, again.expert_bytes) == (shape.name, shape.expert_bytes)
+
+
+def test_a_model_without_found_experts_has_no_bytes(tmp_path):
+    model = PlainModel()
+    with record(model, tmp_path / "a.parquet", routers=NAMES, shape=SHAPE):
+        model(torch.randn(2, 3, 6))
+    assert read_trace(tmp_path / "a.parquet").shape.expert_bytes is None
 
 
 def test_recording_does_not_change_the_model(models, tmp_path):

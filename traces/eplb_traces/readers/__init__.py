@@ -135,8 +135,8 @@ def read_load(  # noqa: PLR0913  # the front door: everything a caller can say a
     num_experts, top_k, moe_layer_ids, num_hidden_layers, shape
         The model, as far as the caller knows it. Checked against the file; adds what the file does not say.
     window
-        For token-level files, engine steps of a window; None: one window for the whole trace. In a table, a sign that
-        repeated layer ids are windows.
+        For token-level files, engine steps of a window; None: as `eplb_traces.windows` cuts them, `ALL_STEPS`: one
+        window for the whole trace. In a table, a sign that repeated layer ids are windows.
     ignore_ids, ignore_columns, recorded_under
         See `ReadOptions`.
 

@@ -19,7 +19,8 @@ from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.model_shape import ModelShape, id_ranges
 from eplb_traces.readers.dialect import Reading, ReadOptions, required_num_experts
 from eplb_traces.readers.layers import MoeRows
-from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
+from eplb_traces.routing_trace import ALL_STEPS, RoutingTrace, TokenBatch, window_start
+from eplb_traces.windows import window_length
 
 _FEWEST_TOKENS = 4
 
@@ -202,8 +203,12 @@ def _naming_ignore_ids(ids: NDArray[Any], num_experts: int) -> Iterator[None]:
 def _counted(
     parts: Sequence[Choices], placed: Sequence[NDArray[np.bool_]], shape: ModelShape, window: int | None
 ) -> ExpertLoad:
-    """Count placed choices, `window` steps a window; None: one window."""
-    first = min(int(part.step.min()) for part in parts if part.step.size)
+    """Count placed choices, `window` steps a window; None: as `eplb_traces.windows` cuts a trace."""
+    steps = np.unique(np.concatenate([np.asarray(part.step, dtype=np.int64) for part in parts]))
+    first = int(steps[0])
+    if window is None:
+        num_choices = sum(int(of_part.sum()) for of_part in placed) // shape.num_layers
+        window = window_length(steps, num_choices, shape.num_experts)
     counts: dict[int, NDArray[np.int64]] = {}
     size = (shape.num_layers, shape.num_experts)
     for part, of_part in zip(parts, placed, strict=True):
@@ -217,11 +222,11 @@ def _counted(
                 f"{shape.num_experts}; ids that are no placed experts: give ignore_ids (--ignore-ids)"
             )
         step = np.asarray(part.step)
-        start = np.zeros_like(step) if window is None else window_start(step.astype(np.int64), first, window)
+        start = window_start(step.astype(np.int64), first, window)
         for value in np.unique(start).tolist():
             inside = start[token] == value
             found = np.bincount(layer[inside] * size[1] + ids[inside], minlength=size[0] * size[1]).reshape(size)
             counts[value] = counts[value] + found if value in counts else found
     starts = sorted(counts)
-    labels = None if window is None else [f"steps {start}-{start + window - 1}" for start in starts]
+    labels = None if window == ALL_STEPS else [f"steps {start}-{start + window - 1}" for start in starts]
     return ExpertLoad(np.stack([counts[start] for start in starts]), labels=labels, shape=shape)

@@ -14,6 +14,7 @@ from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.limits import MOST_EXPERTS
 from eplb_traces.model_shape import ModelShape, id_ranges
 from eplb_traces.routing_trace import RoutingTrace
+from eplb_traces.windows import load_by_window
 
 
 class Wanted(StrEnum):
@@ -129,8 +130,8 @@ class Reading:
         return "; ".join([f"{self.form}: {', '.join(parts)}", *self.notes])
 
     def load(self, window: int | None = None) -> ExpertLoad:
-        """The load; the tokens of a trace are counted, `window` steps a window (None: one window)."""
-        return self.content.load(window) if isinstance(self.content, RoutingTrace) else self.content
+        """The load; the tokens of a trace are counted as `eplb_traces.windows.load_by_window` does it."""
+        return load_by_window(self.content, window) if isinstance(self.content, RoutingTrace) else self.content
 
 
 class Dialect(Protocol):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import PurePath
 from typing import TYPE_CHECKING, cast, final
 
 from eplb_traces.errors import InputError
@@ -99,14 +100,32 @@ def shape_of_model(model: "nn.Module", routers: tuple[Router, ...], shape: Model
     """
     layer_ids = tuple(router.layer_id for router in routers)
     if shape is None:
-        return _shape_of_config(model, layer_ids)
+        known = _shape_of_config(model, layer_ids)
+        return replace(known, expert_bytes=expert_bytes(model, routers, known.num_experts))
     if shape.top_k is None:
         raise InputError("shape.top_k = None: expected the number of experts that a token chooses")
     if shape.num_layers != len(routers) or shape.moe_layer_ids not in (None, layer_ids):
         raise InputError(
             f"shape has {shape.num_layers} MoE layers {shape.moe_layer_ids}: the routers are of {layer_ids}"
         )
+    if shape.expert_bytes is None:
+        shape = replace(shape, expert_bytes=expert_bytes(model, routers, shape.num_experts))
     return replace(shape, moe_layer_ids=layer_ids)
+
+
+def expert_bytes(model: "nn.Module", routers: Iterable[Router], num_experts: int) -> float | None:
+    """Bytes of one expert: of the parameters of a MoE block's `experts`, as they are in memory, over their number.
+
+    None where a router has no sibling `experts` with parameters, or the blocks differ.
+    """
+    modules = dict(model.named_modules())
+    sizes = set()
+    for router in routers:
+        experts = modules.get(f"{router.name.rpartition('.')[0]}.experts".lstrip("."))
+        parameters = [] if experts is None else list(experts.parameters())
+        sizes.add(sum(of.numel() * of.element_size() for of in parameters) / num_experts)
+    size = sizes.pop()
+    return None if sizes or not size else size
 
 
 @final
@@ -203,7 +222,16 @@ def _shape_of_config(model: "nn.Module", layer_ids: tuple[int, ...]) -> ModelSha
         top_k_groups=_number(config, ("topk_group",)) if num_groups > 1 else None,
         moe_layer_ids=layer_ids,
         num_hidden_layers=_number(config, ("num_hidden_layers",)),
+        name=_model_name(config),
     )
+
+
+def _model_name(config: object) -> str | None:
+    """The last part of the name or folder that the configuration was loaded from, else the type of the model."""
+    source, kind = getattr(config, "name_or_path", None), getattr(config, "model_type", None)
+    if isinstance(source, str) and source:
+        return PurePath(source).name
+    return kind if isinstance(kind, str) and kind else None
 
 
 def _number(config: object, names: tuple[str, ...]) -> int | None:
