@@ -89,9 +89,9 @@ def test_a_trace_is_replayed_step_by_step(run, tmp_path, model_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ((), 2, "expected --plan, --strategy or --online"),
-        (("--plan", "PLAN", "--bandwidth", 3), 2, "has no effect without --strategy or --online"),
-        (("--online", "--ranks", 4, "--group-mode", "pinned"), 2, "has no effect without --strategy"),
+        ((), 2, "expected --plan, --strategies or --online"),
+        (("--plan", "PLAN", "--bandwidth", 3), 2, "has no effect without --strategies or"),
+        (("--online", "--ranks", 4, "--group-mode", "pinned"), 2, "t without --strategies"),
         (("--online",), 2, "--ranks"),
         (("--plan", "PLAN", "--layers", "7"), 2, "layer 7: expected below 3"),
         (("--plan", "PLAN", "--every", 12), 3, "a history of 12 steps: expected more than 12"),

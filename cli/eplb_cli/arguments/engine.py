@@ -92,7 +92,7 @@ class Dispatch:
         if given not in (None, "native", self.target.format):
             raise typer.BadParameter(
                 f"{given}: {self.target.engine} takes {self.target.format}; native keeps the plan for later",
-                param_hint="--format",
+                param_hint="--to",
             )
         return self.target.format if given is None else given
 

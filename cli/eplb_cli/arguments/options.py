@@ -103,6 +103,7 @@ StrategyOpt = Annotated[
 WriteFormatOpt = Annotated[
     str | None,
     typer.Option(
+        "--to",
         "--format",
         "-f",
         metavar="F",
@@ -115,7 +116,7 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object ins
 
 # The model, for files that know layers by another number or not at all.
 ExpertsOpt = Annotated[
-    int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, if not in the file.")
+    int | None, typer.Option("--num-experts", "--experts", metavar="E", help="Experts of a layer, if not in the file.")
 ]
 MoeLayersOpt = Annotated[
     str | None, typer.Option("--moe-layers", metavar="IDS", help="Ids of the MoE layers in the model: 3-60 or 1,3,5.")
@@ -138,9 +139,9 @@ FromOpt = Annotated[
 PlanFormatOpt = Annotated[
     str | None,
     typer.Option(
+        "--from",
         "--format",
         "-f",
-        "--from",
         metavar="F",
         help="Dialect of PLAN.",
         show_default="by its content",
@@ -150,6 +151,7 @@ PlanFormatOpt = Annotated[
 PlanDialectOpt = Annotated[
     str | None,
     typer.Option(
+        "--plan-from",
         "--format",
         "-f",
         metavar="F",

@@ -169,7 +169,7 @@ _OTHER_RANKS: Final = ("--ranks", "--nodes", "--slots", "--redundant", "--retire
 _CONSTRAINED: Final = ("auto", "greedy", "scenario", "ilp")
 _ONLY_FOR_TRAFFIC: Final = ("--trace", "--load-cap", "--pareto")
 _NOT_WITH_PARETO: Final = (
-    *("--load-cap", "--format", "--dispatch", "--group-mode", "--group-price", "--survive"),
+    *("--load-cap", "--to", "--dispatch", "--group-mode", "--group-price", "--survive"),
     *("--engine", "--engine-option", "--sources"),
 )
 

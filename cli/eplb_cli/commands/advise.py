@@ -29,6 +29,7 @@ ModelOpt = Annotated[
 GpuOpt = Annotated[
     str,
     typer.Option(
+        "--calibration",
         "--gpu",
         metavar="GPU",
         help="h200, another known GPU (by formula), or a file of `eplb calibrate`.",
@@ -78,7 +79,9 @@ ReserveOpt = Annotated[
 AllOpt = Annotated[
     bool, typer.Option("--all", help="Print every placement and dispatch, not the fastest of each size.")
 ]
-PlotOpt = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Drawing to write: .png, .svg or .pdf.")]
+PlotOpt = Annotated[
+    Path | None, typer.Option("--output", "-o", "--plot", metavar="FILE", help="Drawing to write: .png, .svg or .pdf.")
+]
 
 
 @reads_loads
@@ -115,7 +118,7 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.planning.advice_memory import GpuMemory
 
     if plot is not None and plot.suffix.lower() not in _DRAWINGS:
-        raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--plot")
+        raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     asked = cost_options.CostOptions(phase=phase, tokens_per_rank=tokens_per_rank, weight_type=weight_type)
     cost = asked.predictor(gpu, model, seed)
     space = DeploymentSpace(

@@ -25,7 +25,10 @@ def check(  # noqa: PLR0913  # one parameter a word of the command line
     ],
     ranks: options.RanksOpt,
     experts: Annotated[
-        int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, to find missing ones at the end.")
+        int | None,
+        typer.Option(
+            "--num-experts", "--experts", metavar="E", help="Experts of a layer, to find missing ones at the end."
+        ),
     ] = None,
     moe_layers: options.MoeLayersOpt = None,
     hidden_layers: options.HiddenLayersOpt = None,
@@ -36,7 +39,7 @@ def check(  # noqa: PLR0913  # one parameter a word of the command line
     if moe_layers is None and hidden_layers is not None:
         raise typer.BadParameter("needs --moe-layers too", param_hint="--hidden-layers")
     if experts is None and moe_layers is not None:
-        raise typer.BadParameter("needs --experts too", param_hint="--moe-layers")
+        raise typer.BadParameter("needs --num-experts too", param_hint="--moe-layers")
     ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
     shape = model_shape.from_flags(None, experts, ids, hidden_layers)
     output.line(str(check_file(path, engine, ranks, experts, shape)))

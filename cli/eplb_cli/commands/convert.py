@@ -26,7 +26,9 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     ranks: options.HintRanksOpt = None,
     nodes: options.HintNodesOpt = None,
     experts: options.ExpertsOpt = None,
-    layers: Annotated[int | None, typer.Option("--layers", metavar="L", help="MoE layers, if not in the file.")] = None,
+    layers: Annotated[
+        int | None, typer.Option("--num-layers", "--layers", metavar="L", help="MoE layers, if not in the file.")
+    ] = None,
     moe_layers: options.MoeLayersOpt = None,
     hidden_layers: options.HiddenLayersOpt = None,
 ) -> None:
@@ -53,7 +55,7 @@ def _with_layers(plan: "Plan", ids: tuple[int, ...] | None, hidden_layers: int |
     if ids is not None and len(ids) != plan.shape.num_layers:
         raise FormatError(
             f"--moe-layers names {len(ids)} layers: the file has {plan.shape.num_layers} "
-            "(one with rows for dense layers needs --experts too)"
+            "(one with rows for dense layers needs --num-experts too)"
         )
     shape = plan.shape
     given = replace(shape, moe_layer_ids=ids, num_hidden_layers=hidden_layers)

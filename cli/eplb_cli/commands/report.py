@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eplb_traces import ExpertLoad, RoutingTrace
 
 _PAGE_SUFFIXES: Final = (".html", ".htm")
-_ONLY_FOR_FOLDERS: Final = ("--layer", "--image-format")
+_ONLY_FOR_FOLDERS: Final = ("--layers", "--image-format")
 
 OutOpt = Annotated[
     Path,
@@ -47,7 +47,11 @@ PlansOpt = Annotated[
 LayersOpt = Annotated[
     str | None,
     typer.Option(
-        "--layer", metavar="IDS", help="Layers to show in detail: 7 or 0-3,7.", show_default="the worst before planning"
+        "--layers",
+        "--layer",
+        metavar="IDS",
+        help="Layers to show in detail: 7 or 0-3,7.",
+        show_default="the worst before planning",
     ),
 ]
 ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help="png, svg or pdf.")]
@@ -93,7 +97,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     if is_page:
         refuse_typed(context, _ONLY_FOR_FOLDERS, "has no effect for a page, which shows every layer")
     options = FolderOptions(
-        () if layers is None else id_list(layers, "--layer"),
+        () if layers is None else id_list(layers, "--layers"),
         ImageFormat.named(image_format),
     )
     if plan_paths:

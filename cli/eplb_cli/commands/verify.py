@@ -1,7 +1,7 @@
 """`eplb verify`: executes a placement on real processes, or on virtual ranks, and checks what they did against it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from eplb.runtime.verification.tensor_parallel import TensorParallelReport
     from eplb_traces import RoutingTrace
 
+_TOKENS: Final = 64
+"""Tokens of each rank, unless the user gives another number."""
 _CUT_HIDDEN, _MOST_CUT_TOKENS = 128, 16
 """Sizes of the execution with cut experts, which are generated anew on every process."""
 
@@ -46,7 +48,17 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
             help="even, weighted, local_first, online, vllm, sglang_static, sglang_dynamic, ascend or trtllm.",
         ),
     ] = "even",
-    tokens: Annotated[int, typer.Option("--tokens", "-t", metavar="T", help="Tokens of each rank.")] = 64,
+    tokens_per_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens-per-rank",
+            "-t",
+            "--tokens",
+            metavar="T",
+            help="Tokens of each rank.",
+            show_default="64; with --virtual by --phase",
+        ),
+    ] = None,
     trace_path: Annotated[
         Path | None,
         typer.Option("--trace", metavar="TRACE", help="Token-level trace to route by; else a random router."),
@@ -56,7 +68,9 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         str,
         typer.Option("--layers", metavar="IDS", help="Layers to execute: 0,5 or all.", show_default="a few"),
     ] = "",
-    hidden: Annotated[int, typer.Option("--hidden", metavar="H", help="Hidden size of the probe experts.")] = 32,
+    hidden: Annotated[
+        int, typer.Option("--hidden-size", "--hidden", metavar="H", help="Hidden size of the probe experts.")
+    ] = 32,
     top_k: Annotated[
         int, typer.Option("--top-k", metavar="K", help="Experts of a token.", show_default="that of the plan, or 8")
     ] = 0,
@@ -96,9 +110,6 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     phase: Annotated[
         str, typer.Option("--phase", metavar="P", help="prefill, decode or mixed: 4096, 128 or 1024 tokens a rank.")
     ] = "",
-    tokens_per_rank: Annotated[
-        int | None, typer.Option("--tokens-per-rank", metavar="T", help="Tokens of each rank, with --virtual.")
-    ] = None,
     calibration: execution_options.CalibrationOpt = "",
     dtype: execution_options.WeightTypeOpt = "bf16",
     seed: options.SeedOpt = 0,
@@ -132,6 +143,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         verify_virtual.verify_on_virtual_ranks(plan.placement, asked, plan_path.name, as_json=as_json)
         return
     refuse_typed(context, verify_virtual.ONLY_VIRTUAL, "has no effect without --virtual")
+    tokens = _TOKENS if tokens_per_rank is None else tokens_per_rank
     factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
     if mindie_config is not None:
         config = read_mindie_config(mindie_config)
