@@ -98,7 +98,7 @@ def test_a_trace_is_replayed_step_by_step(run, tmp_path, model_path):
         (("--plan", "PLAN", "--every", 4, "--device", "tpu"), 3, "expected cuda or cpu"),
         (("--plan", "PLAN", "--dtype", "int3"), 3, "int3"),
         (("--plan", "PLAN", "--model", "deepseek-v3"), 3, "model deepseek-v3 has 256"),
-        (("--plan", "PLAN", "--dispatch", "nobody"), 3, "nobody"),
+        (("--plan", "PLAN", "--dispatch", "nobody"), 2, "nobody"),
     ],
 )
 def test_what_has_no_effect_or_does_not_fit_is_refused(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import cost_options, files, options
+from eplb_cli.arguments import choices, cost_options, files, options
 from eplb_cli.arguments.parse import id_list, number_range
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.views import advice_rows
@@ -16,27 +16,6 @@ if TYPE_CHECKING:
 
 _DRAWINGS: Final = (".png", ".svg", ".pdf")
 
-ModelOpt = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="A preset such as deepseek-v3, or a Hugging Face config.json.",
-        show_default=False,
-        autocompletion=cost_options.complete_model,
-    ),
-]
-GpuOpt = Annotated[
-    str,
-    typer.Option(
-        "--calibration",
-        "--gpu",
-        metavar="GPU",
-        help="h200, another known GPU (by formula), or a file of `eplb calibrate`.",
-        show_default=False,
-        autocompletion=cost_options.complete_gpu,
-    ),
-]
 NodesOpt = Annotated[str, typer.Option("--nodes", "-n", metavar="A:B", help="Numbers of nodes: 1:8, 2:8:2 or 1,2,4.")]
 GpusPerNodeOpt = Annotated[int, typer.Option("--gpus-per-node", metavar="G", help="GPUs of a node.")]
 RedundantOpt = Annotated[
@@ -50,10 +29,24 @@ RedundantOpt = Annotated[
     ),
 ]
 StrategiesOpt = Annotated[
-    str, typer.Option("--strategies", metavar="A,B", help="Placements to try, see `eplb strategies`.")
+    str,
+    typer.Option(
+        "--strategies",
+        metavar="A,B",
+        parser=choices.STRATEGY.several,
+        autocompletion=choices.STRATEGY.complete,
+        help="Placements to try, see `eplb strategies`.",
+    ),
 ]
 DispatchOpt = Annotated[
-    str, typer.Option("--dispatch", metavar="A,B", help="Dispatch rules to try, where experts have replicas.")
+    str,
+    typer.Option(
+        "--dispatch",
+        metavar="A,B",
+        parser=choices.DISPATCH.several,
+        autocompletion=choices.DISPATCH.complete,
+        help="Dispatch rules to try, where experts have replicas.",
+    ),
 ]
 SloOpt = Annotated[
     float | None, typer.Option("--slo-ms", metavar="MS", help="Longest step; the MoE layers alone must be faster.")
@@ -87,8 +80,8 @@ PlotOpt = Annotated[
 @reads_loads
 def advise(  # noqa: PLR0913  # one parameter a word of the command line
     load_paths: options.LoadsArg,
-    model: ModelOpt,
-    gpu: GpuOpt,
+    model: cost_options.NeededModelOpt,
+    calibration: cost_options.NeededCalibrationOpt,
     nodes: NodesOpt = "1:8",
     gpus_per_node: GpusPerNodeOpt = 8,
     redundant: RedundantOpt = None,
@@ -120,7 +113,7 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     if plot is not None and plot.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     asked = cost_options.CostOptions(phase=phase, tokens_per_rank=tokens_per_rank, weight_type=weight_type)
-    cost = asked.predictor(gpu, model, seed)
+    cost = asked.predictor(calibration, model, seed)
     space = DeploymentSpace(
         nodes=_numbers(nodes),
         gpus_per_node=gpus_per_node,

@@ -6,13 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import model_shape, options
-
-
-def _complete_engine(incomplete: str) -> list[str]:
-    from eplb.formats.engine_check import ENGINES
-
-    return [name for name in ENGINES if name.startswith(incomplete)]
+from eplb_cli.arguments import choices, model_shape, options
 
 
 def check(  # noqa: PLR0913  # one parameter a word of the command line
@@ -20,7 +14,12 @@ def check(  # noqa: PLR0913  # one parameter a word of the command line
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", "-e", metavar="E", help="sglang, vllm, ascend, trtllm or omni.", autocompletion=_complete_engine
+            "--engine",
+            "-e",
+            metavar="E",
+            help="sglang, vllm, ascend, trtllm or omni.",
+            parser=choices.ENGINE_OF_FILE.one,
+            autocompletion=choices.ENGINE_OF_FILE.complete,
         ),
     ],
     ranks: options.RanksOpt,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import model_shape, options
+from eplb_cli.arguments import choices, model_shape, options
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -19,7 +19,11 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=options.complete_format
+            "--to",
+            metavar="F",
+            help="Dialect to write, see `eplb formats`.",
+            parser=choices.FORMAT.one,
+            autocompletion=choices.FORMAT.complete,
         ),
     ],
     from_: options.FromOpt = None,

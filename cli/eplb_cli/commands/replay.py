@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import execution_options, files, options
+from eplb_cli.arguments import choices, cost_options, files, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 
@@ -30,8 +30,8 @@ _ONLY_FOR_REPLANS = ("--redundant", "--groups", "--layers-per-step", "--bandwidt
 def replay(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     load_paths: options.LoadsArg,
-    model: execution_options.ModelOpt,
-    calibration: execution_options.CalibrationOpt,
+    model: cost_options.NeededModelOpt,
+    calibration: cost_options.NeededCalibrationOpt,
     plan: Annotated[
         list[Path] | None,
         typer.Option("--plan", metavar="PLAN", help="A placement that serves all steps; may be given several times."),
@@ -39,6 +39,7 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     strategies: Annotated[
         list[str] | None,
         typer.Option("--strategies", "--strategy", "-s", metavar="A,B",
+                     parser=choices.STRATEGY.several, autocompletion=choices.STRATEGY.complete,
                      help="Plan anew with each of these for the last --every steps."),
     ] = None,
     online: Annotated[bool, typer.Option("--online", help="Let the online rebalancer move replicas.")] = False,
@@ -73,8 +74,8 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option("--bandwidth", metavar="GB/S", help="Of a rank, inside a node and between nodes alike.",
                      show_default="the links of the calibration"),
     ] = None,
-    device: execution_options.DeviceOpt = "cuda",
-    dtype: execution_options.WeightTypeOpt = "bf16",
+    device: cost_options.DeviceOpt = "cuda",
+    dtype: cost_options.ExecutedTypeOpt = "bf16",
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,

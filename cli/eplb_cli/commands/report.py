@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options
+from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import Nodes, id_list, refuse_typed
@@ -54,7 +54,16 @@ LayersOpt = Annotated[
         show_default="the worst before planning",
     ),
 ]
-ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help="png, svg or pdf.")]
+ImageFormatOpt = Annotated[
+    str,
+    typer.Option(
+        "--image-format",
+        metavar="F",
+        parser=choices.IMAGE_FORMAT.one,
+        autocompletion=choices.IMAGE_FORMAT.complete,
+        help="png, svg or pdf.",
+    ),
+]
 
 
 @reads_loads

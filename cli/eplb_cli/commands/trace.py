@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
+from eplb_cli.arguments import choices
 from eplb_cli.arguments.options import SeedOpt, TraceOutArg
 from eplb_cli.command import Group, register
 from eplb_cli.commands import tables, trace_convert, trace_info, trace_record
@@ -18,7 +19,17 @@ app = typer.Typer(cls=Group, no_args_is_help=True, help="Look at traces and load
 
 def synth(  # noqa: PLR0913  # one parameter a word of the command line
     out: TraceOutArg,
-    preset: Annotated[str, typer.Option("--preset", "-p", metavar="P", help="Whose statistics.")] = "v3-prefill",
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="P",
+            parser=choices.PRESET.one,
+            autocompletion=choices.PRESET.complete,
+            help="Whose statistics.",
+        ),
+    ] = "v3-prefill",
     layers: Annotated[
         int | None,
         typer.Option("--num-layers", "--layers", metavar="L", help="MoE layers.", show_default="the preset's"),

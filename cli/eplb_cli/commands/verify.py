@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import execution_options, options
+from eplb_cli.arguments import choices, cost_options, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.commands import verify_virtual
 
@@ -38,13 +38,22 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option("--mindie-config", metavar="FILE", help="Exchange and buffer sizes from MindIE's config.json."),
     ] = None,
     exchange: Annotated[
-        str, typer.Option("--exchange", metavar="X", help="all, auto (by bytes), allgather, alltoall or symmetric.")
+        str,
+        typer.Option(
+            "--exchange",
+            metavar="X",
+            parser=choices.EXCHANGE.one,
+            autocompletion=choices.EXCHANGE.complete,
+            help="all, auto (by bytes), allgather, alltoall or symmetric.",
+        ),
     ] = "all",
     dispatch: Annotated[
         str,
         typer.Option(
             "--dispatch",
             metavar="RULE",
+            parser=choices.DISPATCH.one,
+            autocompletion=choices.DISPATCH.complete,
             help="even, weighted, local_first, online, vllm, sglang_static, sglang_dynamic, ascend or trtllm.",
         ),
     ] = "even",
@@ -81,13 +90,22 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         float, typer.Option(metavar="F", help="Part of the sorted rows that AllGather keeps, as MindIE has it.")
     ] = 1.0,
     overflow: Annotated[
-        str, typer.Option("--overflow", metavar="O", help="raise, or drop: count what a buffer has no room for.")
+        str,
+        typer.Option(
+            "--overflow",
+            metavar="O",
+            parser=choices.OVERFLOW.one,
+            autocompletion=choices.OVERFLOW.complete,
+            help="raise, or drop: count what a buffer has no room for.",
+        ),
     ] = "raise",
     inject: Annotated[
         str,
         typer.Option(
             "--inject",
             metavar="FAULT",
+            parser=choices.FAULT.one,
+            autocompletion=choices.FAULT.complete,
             help="Break something to see a check fail: swap-weights, drop-row, stale-map, ...",
         ),
     ] = "none",
@@ -101,17 +119,15 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
             help="Execute the experts of all ranks on one device, one rank after the other: seconds of each layer.",
         ),
     ] = False,
-    device: execution_options.DeviceOpt = "cuda",
+    device: cost_options.DeviceOpt = "cuda",
     load_path: Annotated[
         Path | None,
         typer.Option("--load", metavar="LOAD", help="Load to draw the tokens from, with --virtual."),
     ] = None,
-    model: execution_options.ModelOpt = "",
-    phase: Annotated[
-        str, typer.Option("--phase", metavar="P", help="prefill, decode or mixed: 4096, 128 or 1024 tokens a rank.")
-    ] = "",
-    calibration: execution_options.CalibrationOpt = "",
-    dtype: execution_options.WeightTypeOpt = "bf16",
+    model: cost_options.ModelOpt = None,
+    phase: cost_options.PhaseOpt = None,
+    calibration: cost_options.CalibrationOpt = None,
+    dtype: cost_options.ExecutedTypeOpt = "bf16",
     seed: options.SeedOpt = 0,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -130,12 +146,12 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
             dtype=dtype,
             dispatch=dispatch,
             seed=seed,
-            model=model,
-            calibration=calibration,
+            model=model or "",
+            calibration=calibration or "",
             trace=trace_path,
             num_experts=num_experts,
             load=load_path,
-            phase=phase,
+            phase=phase or "",
             tokens_per_rank=tokens_per_rank,
             layers=layers,
         )
