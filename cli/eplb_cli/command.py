@@ -4,14 +4,17 @@ The names of an option from a second long name on are old spellings: `typer.Opti
 `--to` alone and reads all three.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, final
 
 import typer
 import typer.core
 
+from eplb_cli import output
 from eplb_cli.help.examples import epilog_of
 from eplb_cli.help.panels import OPTION_PANELS, panel_of_command, panel_of_option
+from eplb_cli.settings import SETTINGS, Setting, applicable, described, misspelt_variables, read_settings
 
 
 # Any: contexts, parameters and parsers are those of whichever click the installed typer brings.
@@ -33,6 +36,37 @@ class Command(typer.core.TyperCommand):
         """The parameters, --help among them."""
         return without_flag_types(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+        """Parse what was typed; other options take the values of eplb.toml and the environment."""
+        typed = {param.opts[0] for param in self.make_parser(ctx).parse_args(list(args))[2]}
+        used = {} if ctx.resilient_parsing or "--help" in typed else self._settings(ctx, typed)
+        ctx.default_map = {name: of.values if multiple else of.values[0] for (name, multiple), of in used.items()}
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            for (name, _), setting in used.items():
+                if error.param is not None and error.param.name == name:
+                    error.message += f" (from {setting.source})"
+            raise
+
+    def _settings(self, ctx: Any, typed: Collection[str]) -> dict[tuple[str, bool], Setting]:  # noqa: ANN401
+        """{(parameter, whether it takes several values): setting} that are used, after a note about them."""
+        places = {
+            key: (option.name, option.multiple)
+            for option in self._old_spellings
+            for key, metavar in SETTINGS.items()
+            if option.opts[0] == f"--{key}" and option.metavar == metavar
+        }
+        if not places:
+            return {}
+        for wrong, meant in misspelt_variables(os.environ).items():
+            output.note(f"note: {wrong} is not read: did you mean {meant}?")
+        settings = read_settings(ctx.find_root().params.get("config"), os.environ)
+        used = applicable(_path_of(ctx), {key: of for key, of in settings.items() if key in places}, typed)
+        for line in described(used):
+            output.note(line)
+        return {places[key]: of for key, of in used.items()}
+
     def make_parser(self, ctx: Any) -> Any:  # noqa: ANN401
         """The parser, which reads old spellings too."""
         parser = super().make_parser(ctx)
@@ -43,6 +77,15 @@ class Command(typer.core.TyperCommand):
                 action = "append" if option.multiple else "store"
                 parser.add_option(obj=option, opts=names, dest=option.name, action=action, nargs=option.nargs)
         return parser
+
+
+def _path_of(ctx: Any) -> str:  # noqa: ANN401
+    """The words that name the command: "trace info"."""
+    names: list[str] = []
+    while ctx.parent is not None:
+        names.insert(0, ctx.info_name)
+        ctx = ctx.parent
+    return " ".join(names)
 
 
 @final

@@ -4,6 +4,7 @@ Importing this module loads typer and the standard library only, so that `--help
 """
 
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, final
 
 import typer
@@ -32,6 +33,7 @@ from eplb_cli.commands import (
 )
 from eplb_cli.exit_codes import exit_code_of, sentence_of
 from eplb_cli.help.panels import panel_of_command
+from eplb_cli.settings import CONFIG_FILE, CONFIG_VARIABLE
 
 
 @final
@@ -79,6 +81,16 @@ def _root(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            envvar=CONFIG_VARIABLE,
+            help="Topology of the options that are not typed: TOML with ranks, nodes, redundant, engine, ...",
+            show_default=f"{CONFIG_FILE} in this folder, if there is one",
+        ),
+    ] = None,
 ) -> None:
     """Plan where the experts of a Mixture-of-Experts model live, from the load that its router caused.
 

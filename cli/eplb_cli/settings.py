@@ -4,7 +4,6 @@ The command line comes first, then the environment, then the file, then the defa
 or the environment is a text that the option parses and checks as if it had been typed.
 """
 
-import os
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +22,7 @@ SETTINGS: Final = {
     "model": "NAME",
     "calibration": "GPU",
 }
-"""{key of the file: placeholder of the option --key in help}: an option with another placeholder takes another value."""
+"""{key of the file: placeholder of the option --key in help}; with another one the option means something else."""
 
 _TOPOLOGY: Final = ("ranks", "nodes", "redundant")
 _ENGINE: Final = ("engine", "engine-option")
@@ -113,11 +112,10 @@ def applicable(command: str, settings: Mapping[str, Setting], typed: Collection[
 
 def described(settings: Mapping[str, Setting]) -> list[str]:
     """A line for each source: "from eplb.toml: ranks = 32, nodes = 4"."""
-    sources = dict.fromkeys(setting.source for setting in settings.values())
-    return [
-        f"from {source}: " + ", ".join(f"{key} = {','.join(of.values)}" for key, of in settings.items() if of.source == source)
-        for source in sources
-    ]
+    shown: dict[str, list[str]] = {}
+    for key, setting in settings.items():
+        shown.setdefault(setting.source, []).append(f"{key} = {','.join(setting.values)}")
+    return [f"from {source}: {', '.join(parts)}" for source, parts in shown.items()]
 
 
 def _of_file(path: Path) -> dict[str, Setting]:
