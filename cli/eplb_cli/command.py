@@ -5,6 +5,7 @@ The names of an option from a second long name on are old spellings: `typer.Opti
 """
 
 import os
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, final
 
@@ -66,6 +67,17 @@ class Command(typer.core.TyperCommand):
         for line in described(used):
             output.note(line)
         return {places[key]: of for key, of in used.items()}
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Run the command; with --verbose an error is preceded by the lines of code that it comes from."""
+        try:
+            return super().invoke(ctx)
+        except typer.Exit:
+            raise
+        except Exception:
+            if ctx.find_root().params.get("verbose"):
+                output.note(traceback.format_exc().rstrip())
+            raise
 
     def make_parser(self, ctx: Any) -> Any:  # noqa: ANN401
         """The parser, which reads old spellings too."""

@@ -32,6 +32,7 @@ from eplb_cli.commands import (
     verify,
 )
 from eplb_cli.exit_codes import exit_code_of, sentence_of
+from eplb_cli.global_options import COLOR, log_level, set_color
 from eplb_cli.help.panels import panel_of_command
 from eplb_cli.settings import CONFIG_FILE, CONFIG_VARIABLE
 
@@ -79,7 +80,8 @@ def _print_version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     config: Annotated[
         Path | None,
@@ -91,6 +93,21 @@ def _root(
             show_default=f"{CONFIG_FILE} in this folder, if there is one",
         ),
     ] = None,
+    color: Annotated[
+        str,
+        typer.Option(
+            "--color",
+            metavar="WHEN",
+            parser=COLOR.one,
+            autocompletion=COLOR.complete,
+            help="auto: on a terminal, unless NO_COLOR is set; always; never.",
+        ),
+    ] = "auto",
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print what the library logs, and where an error comes from.")
+    ] = False,
 ) -> None:
     """Plan where the experts of a Mixture-of-Experts model live, from the load that its router caused.
 
@@ -98,7 +115,12 @@ def _root(
 
     Exit codes: 0 ok, 1 a bug, 2 usage, 3 bad input, 4 infeasible, 5 verification failed.
     """
-    context.with_resource(output.library_log_on_stderr())
+    if quiet and verbose:
+        raise typer.BadParameter("cannot be combined with --verbose", param_hint="--quiet")
+    if quiet:
+        context.with_resource(output.quiet())
+    context.with_resource(output.library_log_on_stderr(log_level(quiet=quiet, verbose=verbose)))
+    set_color(color)
 
 
 register(app, "plan", plan.plan)

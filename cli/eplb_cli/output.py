@@ -5,13 +5,15 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Cell = str | int | float
+_QUIET: Final = ContextVar("quiet", default=False)
 
 
 def line(text: str) -> None:
@@ -41,14 +43,19 @@ def width() -> int:
 
 
 def note(text: str) -> None:
-    """Say something to the user, at once, that is not the result."""
+    """Say something to the user, at once, that is not the result; nothing with --quiet."""
+    if not _QUIET.get():
+        _to_stderr(text)
+
+
+def _to_stderr(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 def error(sentence: str) -> None:
     """Say why the command ended."""
-    note(f"error: {sentence}")
+    _to_stderr(f"error: {sentence}")
 
 
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
@@ -137,7 +144,7 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
     Callable
         To be called after each step.
     """
-    if not sys.stderr.isatty():
+    if _QUIET.get() or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
@@ -150,12 +157,22 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
 
 
 @contextmanager
-def library_log_on_stderr() -> Iterator[None]:
-    """Show what the libraries log (from INFO on) as plain lines on stderr while the block runs."""
+def quiet() -> Iterator[None]:
+    """Print results and errors alone while the block runs: no notes, no progress."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+@contextmanager
+def library_log_on_stderr(least: int = logging.INFO) -> Iterator[None]:
+    """Show what the libraries log (from a level on) as plain lines on stderr while the block runs."""
     logger = logging.getLogger("eplb")
     handler, level = _NoteHandler(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(least)
     try:
         yield
     finally:
@@ -165,10 +182,10 @@ def library_log_on_stderr() -> Iterator[None]:
 
 @final
 class _NoteHandler(logging.Handler):
-    """Every record is a note."""
+    """Every record is a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(self.format(record))
+        _to_stderr(self.format(record))
 
 
 def _text(cell: Cell) -> str:

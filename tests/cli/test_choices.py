@@ -3,6 +3,9 @@
 import pytest
 import typer
 
+from eplb.formats import FORMATS
+from eplb.formats.engine_check import ENGINES
+from eplb.strategies import STRATEGIES
 from eplb_cli.arguments import choices
 from eplb_cli.arguments.choices import Choice
 from eplb_cli.exit_codes import ExitCode
@@ -98,3 +101,10 @@ def test_a_misspelt_option_is_a_usage_error_with_a_suggestion(run):
     result = run("plan", "x", "--redundnt", 4)
     assert result.exit_code == ExitCode.USAGE
     assert "--redundant" in result.stderr
+
+
+def test_completion_offers_what_the_tables_hold():
+    assert choices.FORMAT.complete("") == list(FORMATS)
+    assert choices.FORMAT.complete("sg") == ["sglang"]
+    assert choices.STRATEGY.complete("") == ["auto", *STRATEGIES]
+    assert choices.ENGINE_OF_FILE.complete("") == list(ENGINES)
