@@ -123,9 +123,12 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f}"
 
 
-def gigabytes(count: float) -> str:
-    """A number of bytes: 2598371328 is "2.598 GB"."""
-    return f"{count / 1e9:.3f} GB"
+def byte_size(count: float) -> str:
+    """A number of bytes in the decimal unit that fits it: 2598371328 is "2.598 GB", 44040192 "44.040 MB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3f} {unit}"
+    return f"{count:g} B"
 
 
 @contextmanager

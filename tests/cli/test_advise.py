@@ -40,12 +40,12 @@ def test_advice_is_that_of_the_library(run, words, counts, tmp_path):
 
 
 def test_memory_and_slo_are_marked(run, words):
-    assert "memory" in run(*words, "--rest-gb", 149).stdout
-    assert "None fits" in run(*words, "--rest-gb", 149).stdout
+    assert "memory" in run(*words, "--rest-bytes", "149GB").stdout
+    assert "None fits" in run(*words, "--rest-bytes", "149GB").stdout
     tight = run(*words, "--slo-ms", 0.001)
     assert "slow" in tight.stdout
     assert "None meets 0.001 ms" in tight.stdout
-    assert "reserve 60.000 GB" in run(*words, "--reserve-gb", 60).stderr
+    assert "reserve 60.000 GB" in run(*words, "--reserve-bytes", "60GB").stderr
 
 
 def test_a_formula_is_marked(run, words):

@@ -127,7 +127,7 @@ _COMMANDS = {
             "--strategies",
             "--dispatch",
         ),
-        *("--slo-ms", "--rest-gb", "--reserve-gb", "--output", "-o", "--seed", "--all", "--json"),
+        *("--slo-ms", "--rest-bytes", "--reserve-bytes", "--output", "-o", "--seed", "--all", "--json"),
         *(*_COST - {"--calibration"}, *_READING),
     },
     "trace info": {"paths", "--json", "--ranks", "-r", *_READING},

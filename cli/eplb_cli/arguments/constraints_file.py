@@ -9,8 +9,8 @@
     replica_counts = [2, 1, 1]  # replicas of each expert
     replicate_everywhere = [256]  # experts with a replica on every rank
     replicated_slot = "last"  # or "first": the slots of a rank that hold these
-    expert_bytes = 44040192  # bytes of one replica: one number, or one for each expert
-    rank_bytes = 400e6  # room of a rank for one layer: one number, or one for each rank
+    expert_bytes = 44040192  # bytes of one replica: one number, "42MiB", or one for each expert
+    rank_bytes = "400MB"  # room of a rank for one layer: one number, or one for each rank
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eplb_cli.arguments.parse import id_list
+from eplb_cli.arguments.parse import byte_count, id_list
 from eplb_cli.arguments.toml_file import read_toml
 
 if TYPE_CHECKING:
@@ -114,4 +114,18 @@ def _bytes(value: object, place: str) -> float | list[float] | None:
 
     if value is None:
         return None
-    return as_number_row(value, place).tolist() if isinstance(value, list) else as_number(value, place)
+    if isinstance(value, list):
+        return as_number_row([_size(part, f"{place}[{i}]") for i, part in enumerate(value)], place).tolist()
+    return as_number(_size(value, place), place)
+
+
+def _size(value: object, place: str) -> object:
+    """The number of bytes of a text; anything else as it is."""
+    from eplb.errors import FormatError
+
+    if not isinstance(value, str):
+        return value
+    try:
+        return byte_count(value)
+    except typer.BadParameter as error:
+        raise FormatError(f"{place}: {error.message}") from None

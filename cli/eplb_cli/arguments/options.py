@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli.arguments import choices
-from eplb_cli.arguments.parse import Nodes, node_sizes
+from eplb_cli.arguments.parse import Nodes, byte_count, node_sizes
 
 LoadsArg = Annotated[
     list[Path],
@@ -69,7 +69,8 @@ ExpertBytesOpt = Annotated[
     typer.Option(
         "--expert-bytes",
         metavar="B",
-        help="Bytes of one expert of one layer.",
+        parser=byte_count,
+        help="Bytes of one expert of one layer: 44040192, 44MB or 42MiB.",
         show_default="44040192, DeepSeek-V3's in FP8",
     ),
 ]

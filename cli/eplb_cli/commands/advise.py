@@ -7,7 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import choices, cost_options, files, options
-from eplb_cli.arguments.parse import id_list, number_range
+from eplb_cli.arguments.parse import byte_count, id_list, number_range
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.views import advice_rows
 
@@ -54,18 +54,20 @@ SloOpt = Annotated[
 RestOpt = Annotated[
     float | None,
     typer.Option(
-        "--rest-gb",
-        metavar="GB",
-        help="Weights of a GPU that are no routed expert.",
+        "--rest-bytes",
+        metavar="B",
+        parser=byte_count,
+        help="Weights of a GPU that are no routed expert: 20GB.",
         show_default="estimated from the model, two bytes a weight, whole on every GPU",
     ),
 ]
 ReserveOpt = Annotated[
     float | None,
     typer.Option(
-        "--reserve-gb",
-        metavar="GB",
-        help="Least memory for KV cache and activations.",
+        "--reserve-bytes",
+        metavar="B",
+        parser=byte_count,
+        help="Least memory for KV cache and activations: 14GB.",
         show_default="10 % of the GPU",
     ),
 ]
@@ -91,8 +93,8 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     tokens_per_rank: cost_options.TokensPerRankOpt = None,
     weight_type: cost_options.WeightTypeOpt = None,
     slo_ms: SloOpt = None,
-    rest_gb: RestOpt = None,
-    reserve_gb: ReserveOpt = None,
+    rest_bytes: RestOpt = None,
+    reserve_bytes: ReserveOpt = None,
     plot: PlotOpt = None,
     seed: options.SeedOpt = 0,
     *,
@@ -121,9 +123,7 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
         strategies=tuple(name.strip() for name in strategies.split(",")),
         rules=tuple(DispatchRule.named(name.strip()) for name in dispatch.split(",")),
     )
-    memory = GpuMemory.of(
-        cost.model, cost.calibration.memory_bytes, rest_bytes=_bytes(rest_gb), reserve_bytes=_bytes(reserve_gb)
-    )
+    memory = GpuMemory.of(cost.model, cost.calibration.memory_bytes, rest_bytes=rest_bytes, reserve_bytes=reserve_bytes)
     load = files.read_load(load_paths, reading)
     with output.progress("predicting", space.size(load.num_experts)) as step:
         found = run(load, cost, space, memory, slo_ms=slo_ms, on_row=step)
@@ -149,10 +149,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not numbers:
         raise typer.BadParameter(f"{text!r}: expected numbers of nodes as in 1:8, 2:8:2 or 1,2,4", param_hint="--nodes")
     return numbers
-
-
-def _bytes(gigabytes: float | None) -> float | None:
-    return None if gigabytes is None else 1e9 * gigabytes
 
 
 def _draw(advice: "Advice", out: Path) -> None:

@@ -77,7 +77,7 @@ EXAMPLES: Final = {
         "docs/how-to/replan.md",
         (
             "eplb diff live.json new.json",
-            "eplb diff live.json new.json --expert-bytes 44040192",
+            "eplb diff live.json new.json --expert-bytes 42MiB",
         ),
     ),
     "convert": Examples(

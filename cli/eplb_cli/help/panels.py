@@ -19,8 +19,8 @@ OPTION_PANELS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "Replanning": (*("--interval", "--policy", "--price", "--memory", "--online", "--every", "--layers-per-step"),),
     "Predicted time": (
-        *("--calibration", "--model", "--phase", "--tokens-per-rank", "--dtype", "--slo-ms", "--rest-gb"),
-        *("--reserve-gb", "--expert-bytes"),
+        *("--calibration", "--model", "--phase", "--tokens-per-rank", "--dtype", "--slo-ms", "--rest-bytes"),
+        *("--reserve-bytes", "--expert-bytes"),
     ),
     "Execution": (
         *("--exchange", "--overflow", "--buffer-scale-factors", "--topk-scaling-factor", "--inject", "--load"),

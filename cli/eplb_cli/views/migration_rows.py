@@ -16,7 +16,7 @@ def migration_facts(migration: "Migration") -> list[tuple[str, output.Cell]]:
 
     of_all = f"{migration.moved_copies} ({output.percentage(migration.moved_fraction)} % of the slots)"
     replicas = [migration.copies_of_hop(hop) for hop in Hop]
-    volume = [output.gigabytes(count * migration.expert_bytes) for count in replicas]
+    volume = [output.byte_size(count * migration.expert_bytes) for count in replicas]
     return [
         ("replicas moved to another rank", of_all),
         ("inside a rank / inside a node / between nodes", " / ".join(str(count) for count in replicas)),
