@@ -4,12 +4,14 @@ Importing this module loads typer and the standard library only, so that `--help
 """
 
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, final
 
 import typer
 import typer.core
 
 from eplb_cli import output
+from eplb_cli.command import register, without_flag_types
 from eplb_cli.commands import (
     advise,
     backtest,
@@ -30,11 +32,14 @@ from eplb_cli.commands import (
     verify,
 )
 from eplb_cli.exit_codes import exit_code_of, sentence_of
+from eplb_cli.global_options import COLOR, log_level, set_color
+from eplb_cli.help.panels import panel_of_command
+from eplb_cli.settings import CONFIG_FILE, CONFIG_VARIABLE
 
 
 @final
 class _ErrorsAreExitCodes(typer.core.TyperGroup):
-    """The handler of every command's errors."""
+    """The root of the tree: the handler of every command's errors."""
 
     # Any is the context of whichever click the installed typer brings.
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
@@ -49,6 +54,10 @@ class _ErrorsAreExitCodes(typer.core.TyperGroup):
                 raise
             output.error(sentence_of(error))
             raise typer.Exit(code) from error
+
+    def get_params(self, ctx: Any) -> Any:  # noqa: ANN401
+        """The options of all commands."""
+        return without_flag_types(super().get_params(ctx))
 
 
 app = typer.Typer(
@@ -73,35 +82,67 @@ def _print_version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            envvar=CONFIG_VARIABLE,
+            help="Topology of the options that are not typed: TOML with ranks, nodes, redundant, engine, ...",
+            show_default=f"{CONFIG_FILE} in this folder, if there is one",
+        ),
+    ] = None,
+    color: Annotated[
+        str,
+        typer.Option(
+            "--color",
+            metavar="WHEN",
+            parser=COLOR.one,
+            autocompletion=COLOR.complete,
+            help="auto: on a terminal, unless NO_COLOR is set; always; never.",
+        ),
+    ] = "auto",
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print what the library logs, and where an error comes from.")
     ] = False,
 ) -> None:
     """Plan where the experts of a Mixture-of-Experts model live, from the load that its router caused.
 
-    The result goes to stdout, talk and progress to stderr. Exit codes: 0 ok, 1 a bug, 2 usage, 3 bad input,
-    4 infeasible, 5 verification failed, 6 output incomplete.
+    The result goes to stdout, talk and progress to stderr.
+
+    Exit codes: 0 ok, 1 a bug, 2 usage, 3 bad input, 4 infeasible, 5 verification failed, 6 output incomplete.
     """
-    context.with_resource(output.library_log_on_stderr())
+    if quiet and verbose:
+        raise typer.BadParameter("cannot be combined with --verbose", param_hint="--quiet")
+    if quiet:
+        context.with_resource(output.quiet())
+    context.with_resource(output.library_log_on_stderr(log_level(quiet=quiet, verbose=verbose)))
+    set_color(color)
 
 
-app.command("plan")(plan.plan)
-app.command("compare")(compare.compare)
-app.command("evaluate")(evaluate.evaluate)
-app.command("backtest")(backtest.backtest)
-app.command("sweep")(sweep.sweep)
-app.command("simulate")(simulate.simulate)
-app.command("replay")(replay.replay)
-app.command("report")(report.report)
-app.command("diff")(diff.diff)
-app.command("convert")(convert.convert)
-app.command("check")(check.check)
-app.command("verify")(verify.verify)
-app.command("advise")(advise.advise)
-app.command("calibrate")(calibrate.calibrate)
-app.command("formats")(tables.formats)
-app.command("strategies")(tables.strategies)
-app.command("env")(env.env)
-app.add_typer(trace.app, name="trace")
+register(app, "plan", plan.plan)
+register(app, "compare", compare.compare)
+register(app, "evaluate", evaluate.evaluate)
+register(app, "backtest", backtest.backtest)
+register(app, "sweep", sweep.sweep)
+register(app, "simulate", simulate.simulate)
+register(app, "replay", replay.replay)
+register(app, "report", report.report)
+register(app, "diff", diff.diff)
+register(app, "convert", convert.convert)
+register(app, "check", check.check)
+register(app, "verify", verify.verify)
+register(app, "advise", advise.advise)
+register(app, "calibrate", calibrate.calibrate)
+register(app, "formats", tables.formats)
+register(app, "strategies", tables.strategies)
+register(app, "env", env.env)
+app.add_typer(trace.app, name="trace", rich_help_panel=panel_of_command("trace"))
 
 
 def main() -> None:

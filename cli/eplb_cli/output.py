@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 Cell = str | int | float
+_QUIET: Final = ContextVar("quiet", default=False)
 
 
 def line(text: str) -> None:
@@ -90,14 +92,19 @@ def width() -> int:
 
 
 def note(text: str) -> None:
-    """Say something to the user, at once, that is not the result."""
+    """Say something to the user, at once, that is not the result; nothing with --quiet."""
+    if not _QUIET.get():
+        _to_stderr(text)
+
+
+def _to_stderr(text: str) -> None:
     sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()
 
 
 def error(sentence: str) -> None:
     """Say why the command ended."""
-    note(f"error: {sentence}")
+    _to_stderr(f"error: {sentence}")
 
 
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
@@ -165,9 +172,12 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f}"
 
 
-def gigabytes(count: float) -> str:
-    """A number of bytes: 2598371328 is "2.598 GB"."""
-    return f"{count / 1e9:.3f} GB"
+def byte_size(count: float) -> str:
+    """A number of bytes in the decimal unit that fits it: 2598371328 is "2.598 GB", 44040192 "44.040 MB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3f} {unit}"
+    return f"{count:g} B"
 
 
 @contextmanager
@@ -186,7 +196,7 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
     Callable
         To be called after each step.
     """
-    if not sys.stderr.isatty():
+    if _QUIET.get() or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
@@ -199,12 +209,22 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
 
 
 @contextmanager
-def library_log_on_stderr() -> Iterator[None]:
-    """Show what the libraries log (from INFO on) as plain lines on stderr while the block runs."""
+def quiet() -> Iterator[None]:
+    """Print results and errors alone while the block runs: no notes, no progress."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+@contextmanager
+def library_log_on_stderr(least: int = logging.INFO) -> Iterator[None]:
+    """Show what the libraries log (from a level on) as plain lines on stderr while the block runs."""
     logger = logging.getLogger("eplb")
     handler, level = _NoteHandler(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(least)
     try:
         yield
     finally:
@@ -214,10 +234,10 @@ def library_log_on_stderr() -> Iterator[None]:
 
 @final
 class _NoteHandler(logging.Handler):
-    """Every record is a note."""
+    """Every record is a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(self.format(record))
+        _to_stderr(self.format(record))
 
 
 def _text(cell: Cell) -> str:

@@ -132,7 +132,7 @@ def _number_of_experts(
     if known:
         return known[0], ()
     largest = int(found.rows.max()) + 1
-    note = f"{largest} experts by the largest id; give --experts to see whether the last ones are missing"
+    note = f"{largest} experts by the largest id; give --num-experts to see whether the last ones are missing"
     return max(largest, 1), (note,)
 
 

@@ -32,7 +32,7 @@ class ReadHints:
     num_nodes
         Nodes of the ranks, or the ranks of each node (``--nodes``); one node when neither file nor hint gives more.
     num_experts
-        Logical experts of a layer (``--experts``); the largest id plus one when neither file nor hint gives more.
+        Logical experts of a layer (``--num-experts``); the largest id plus one when neither file nor hint gives more.
     shape
         The model, for layers that the file numbers differently from the plan or does not number.
     """

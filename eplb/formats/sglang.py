@@ -155,7 +155,7 @@ def _moe_rows(num_rows: int, shape: ModelShape, place: str) -> NDArray[np.int64]
     if shape.moe_layer_ids is None:
         if num_rows != shape.num_layers and num_rows == num_hidden:
             raise FormatError(
-                f"{place}: {num_rows} rows for {shape.num_layers} MoE layers: give --moe-layers and --experts"
+                f"{place}: {num_rows} rows for {shape.num_layers} MoE layers: give --moe-layers and --num-experts"
             )
         ids = np.arange(shape.num_layers)
         num_hidden = shape.num_layers if num_hidden is None else num_hidden

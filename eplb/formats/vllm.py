@@ -112,7 +112,7 @@ class VllmFile:
             if known.shape is None:
                 raise FormatError(
                     f"{self.file.path}: one list for all layers, which does not give their number: "
-                    "give --layers and --experts"
+                    "give --num-layers and --num-experts"
                 )
             rows = np.repeat(rows[None], known.shape.num_layers, axis=0)
         return self.file.plan(rows, FileFacts(num_experts=self.num_experts), known)

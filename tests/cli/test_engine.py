@@ -48,7 +48,7 @@ def test_an_option_chooses_another_rule(run, load_path):
         (("--engine-option", "a2a=none"), 2, "has no effect without --engine"),
         (("--engine", "sglang", "--engine-option", "a2a"), 2, "expected NAME=VALUE"),
         (("--engine", "sglang", "--engine-option", "a2a=none", "--engine-option", "algorithm=lp"), 3, "SGLang refuses"),
-        (("--engine", "magic"), 3, "unknown engine 'magic'"),
+        (("--engine", "magic"), 2, "'magic': Expected one of sglang"),
         (("--sources", "1,1,1"), 2, "3 weights: expected one for each of 4 ranks"),
         (("--sources", "1,1,1,x"), 2, "expected a weight for each rank"),
         (("--sources", "1,1,1,-1"), 2, "expected weights >= 0"),

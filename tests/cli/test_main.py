@@ -46,7 +46,7 @@ _COST = {"--calibration", "--model", "--phase", "--tokens-per-rank", "--dtype"}
 # Every word that a script may rely on. A change here changes the public command line: it belongs in the changelog.
 _COMMANDS = {
     "plan": {
-        *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--format", "-f"),
+        *("load_paths", "--output", "-o", "--strategy", "-s", "--group-mode", "--to"),
         *("--group-price", "--dispatch", "--mindie-config", "--constraints", "--time-limit", "--survive"),
         *("--replicate-everywhere", "--replicated-slot", "--decode-load", *_COST),
         *("--previous", "--target", "--max-moves", "--lost-ranks", "--expert-bytes", "--slots", "--retire-ranks"),
@@ -60,9 +60,9 @@ _COMMANDS = {
         *("--strategy", "-s", "--json", *_READING, *_ENGINE, *_COST),
     },
     "report": {
-        *("load_paths", "--output", "-o", "--plan", "--format", "-f", "--ranks", "-r", "--nodes", "-n"),
+        *("load_paths", "--output", "-o", "--plan", "--plan-from", "--ranks", "-r", "--nodes", "-n"),
         *("--redundant", "-k", "--strategy", "-s", *_READING, *_ENGINE, *_COST),
-        *("--layer", "--image-format", "--expert-bytes", "--json"),
+        *("--layers", "--image-format", "--expert-bytes", "--json"),
     },
     "simulate": {
         *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--interval", "-i", "--policy"),
@@ -73,8 +73,7 @@ _COMMANDS = {
         *(
             "plan_path",
             "load_paths",
-            "--format",
-            "-f",
+            "--plan-from",
             "--trace",
             "--json",
             "--traffic",
@@ -84,21 +83,30 @@ _COMMANDS = {
         *(*_READ_HINTS, *_READING, *_ENGINE, *_COST),
     },
     "diff": {
-        *("old_path", "new_path", "--ranks", "-r", "--nodes", "-n", "--experts", "--expert-bytes", "--json"),
+        *("old_path", "new_path", "--ranks", "-r", "--nodes", "-n", "--num-experts", "--expert-bytes", "--json"),
         *("--lost-ranks", "--rank-map"),
     },
-    "convert": {"source", "target", "--to", "--experts", "--layers", "--moe-layers", "--hidden-layers", *_READ_HINTS},
-    "check": {"path", "--engine", "-e", "--ranks", "-r", "--experts", "--moe-layers", "--hidden-layers"},
+    "convert": {
+        "source",
+        "target",
+        "--to",
+        "--num-experts",
+        "--num-layers",
+        "--moe-layers",
+        "--hidden-layers",
+        *_READ_HINTS,
+    },
+    "check": {"path", "--engine", "-e", "--ranks", "-r", "--num-experts", "--moe-layers", "--hidden-layers"},
     "verify": {
-        *("plan_path", "--format", "-f", "--processes", "-p", "--backend", "-b", "--exchange", "--dispatch"),
-        *("--tokens", "-t", "--trace", "--num-experts", "--layers", "--hidden", "--top-k", "--overflow"),
+        *("plan_path", "--processes", "-p", "--backend", "-b", "--exchange", "--dispatch"),
+        *("--tokens-per-rank", "-t", "--trace", "--num-experts", "--layers", "--hidden-size", "--top-k", "--overflow"),
         *("--buffer-scale-factors", "--topk-scaling-factor", "--inject", "--record", "--seed", "--json"),
-        *("--virtual", "--device", "--load", "--model", "--phase", "--tokens-per-rank", "--calibration", "--dtype"),
+        *("--virtual", "--device", "--load", "--model", "--phase", "--calibration", "--dtype"),
         "--mindie-config",
         *_READ_HINTS,
     },
     "replay": {
-        *("load_paths", "--model", "--calibration", "--plan", "--strategy", "-s", "--online", "--every", "--ranks"),
+        *("load_paths", "--model", "--calibration", "--plan", "--strategies", "--online", "--every", "--ranks"),
         *("-r", "--nodes", "-n", "--redundant", "-k", "--groups", "-g", "--group-mode", "--dispatch", "--layers"),
         *("--tokens-per-rank", "--layers-per-step", "--bandwidth", "--device", "--dtype", "--seed", "--json"),
         *_READING,
@@ -108,23 +116,33 @@ _COMMANDS = {
     "strategies": {"--json"},
     "calibrate": {"--output", "-o", "--model", "--device", "--dtype", "--json"},
     "advise": {
-        *("load_paths", "--gpu", "--nodes", "-n", "--gpus-per-node", "--redundant", "-k", "--strategies", "--dispatch"),
-        *("--slo-ms", "--rest-gb", "--reserve-gb", "--plot", "--seed", "--all", "--json"),
+        *(
+            "load_paths",
+            "--calibration",
+            "--nodes",
+            "-n",
+            "--gpus-per-node",
+            "--redundant",
+            "-k",
+            "--strategies",
+            "--dispatch",
+        ),
+        *("--slo-ms", "--rest-bytes", "--reserve-bytes", "--output", "-o", "--seed", "--all", "--json"),
         *(*_COST - {"--calibration"}, *_READING),
     },
     "trace info": {"paths", "--json", "--ranks", "-r", *_READING},
     "trace convert": {
-        *("path", "out", "--load", *_READING),
+        *("path", "out", "--as-load", *_READING),
     },
-    "trace merge": {"paths", "--output", "-o", "--load", *_READING},
+    "trace merge": {"paths", "--output", "-o", "--as-load", *_READING},
     "trace reduce": {"files", "--output", "-o", *_READING},
     "trace dialects": {"--json"},
     "trace record": {
         *("model_dir", "prompts_path", "--output", "-o", "--max-new-tokens", "--batch-size", "--device"),
     },
     "trace synth": {
-        *("out", "--preset", "-p", "--layers", "--experts", "--top-k", "--groups"),
-        *("--tokens", "--windows", "--load", "--seed"),
+        *("out", "--preset", "-p", "--num-layers", "--num-experts", "--top-k", "--groups"),
+        *("--tokens", "--num-windows", "--as-load", "--seed"),
     },
 }
 
@@ -226,7 +244,9 @@ def test_a_bug_is_not_dressed_up(run, monkeypatch, load_path):
 
 def test_a_missing_extra_says_in_one_line_what_to_install(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    result = run("trace", "synth", tmp_path / "x.parquet", "--layers", 1, "--experts", 8, "--top-k", 2, "--tokens", 4)
+    result = run(
+        "trace", "synth", tmp_path / "x.parquet", "--layers", 1, "--num-experts", 8, "--top-k", 2, "--tokens", 4
+    )
     assert result.exit_code == ExitCode.USAGE
     assert result.stderr == f"error: {MissingExtraError('Parquet', 'trace')}\n"
     assert list(tmp_path.iterdir()) == []

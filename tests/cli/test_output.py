@@ -5,12 +5,7 @@ import sys
 
 import pytest
 
-from eplb.formats import FORMATS
-from eplb.formats.engine_check import ENGINES
-from eplb.strategies import STRATEGIES
 from eplb_cli import output
-from eplb_cli.arguments import options
-from eplb_cli.commands import check
 
 
 class _Terminal(io.StringIO):
@@ -77,10 +72,3 @@ def test_progress_is_shown_on_a_terminal_and_only_on_stderr(capsys, monkeypatch,
     assert "planning" in terminal.getvalue()
     assert terminal.getvalue().endswith("\x1b[2K")  # the bar's line is erased
     assert capsys.readouterr().out == ""
-
-
-def test_completion_offers_what_the_tables_hold():
-    assert options.complete_format("") == list(FORMATS)
-    assert options.complete_format("sg") == ["sglang"]
-    assert options._complete_strategy("") == ["auto", *STRATEGIES]
-    assert check._complete_engine("") == list(ENGINES)

@@ -99,7 +99,7 @@ def test_an_engine_gets_its_own_files(run, load_paths, tmp_path):
         (("--phase", "decode", "--calibration", "h200"), "expected a calibration and a model"),
         (("--phase", "decode", *WORDS, "--strategy", "greedy"), "strategy greedy ignores it"),
         (("--phase", "decode", *WORDS, "--group-mode", "pinned"), "strategy step_time ignores groups"),
-        (("--phase", "idle", *WORDS), "unknown phase 'idle'"),
+        (("--phase", "idle", *WORDS), "'idle': Expected one of"),
         (("--previous", "x.json", "--phase", "decode"), "cannot be chosen with --previous"),
     ],
 )

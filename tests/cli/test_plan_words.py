@@ -50,10 +50,10 @@ def test_a_plan_is_judged_under_every_rule(run, plan_path, load_path, rule):
     assert f"{rule} dispatch" in run("evaluate", plan_path, load_path, "--dispatch", rule).stdout
 
 
-def test_a_rule_that_is_unknown_or_lacks_its_weights_is_bad_input(run, plan_path, load_path):
+def test_a_rule_that_is_unknown_or_lacks_its_weights_is_refused(run, plan_path, load_path):
     for command in (("evaluate", plan_path, load_path), ("plan", load_path, *MACHINE)):
         result = run(*command, "--dispatch", "magic")
-        assert result.exit_code == 3
+        assert result.exit_code == 2
         assert "local_first" in result.stderr
     result = run("evaluate", plan_path, load_path, "--dispatch", "weighted")
     assert result.exit_code == 3
@@ -167,18 +167,18 @@ def test_backtest_scores_every_candidate_on_the_end(run, windows_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "fragment"),
+    ("words", "code", "fragment"),
     [
-        (("--window", 6), "a history of 2 windows"),
-        (("--held-out", 0), "held_out = 0"),
-        (("--dispatch", "magic"), "online"),
-        (("--group-mode", "magic"), "pinned"),
+        (("--window", 6), 3, "a history of 2 windows"),
+        (("--held-out", 0), 3, "held_out = 0"),
+        (("--dispatch", "magic"), 2, "online"),
+        (("--group-mode", "magic"), 2, "pinned"),
     ],
     ids=str,
 )
-def test_a_backtest_that_cannot_be_is_bad_input(run, windows_path, words, fragment):
+def test_a_backtest_that_cannot_be_is_refused(run, windows_path, words, code, fragment):
     result = run("backtest", windows_path, *MACHINE, *words)
-    assert (result.exit_code, result.stdout) == (3, "")
+    assert (result.exit_code, result.stdout) == (code, "")
     assert fragment in result.stderr
 
 
@@ -235,7 +235,7 @@ def test_surviving_a_loss_reaches_the_planner(run, load_path, tmp_path):
     few = run("plan", load_path, *MACHINE, "--survive", "rank")
     assert (few.exit_code, few.stdout) == (4, "")
     assert "32 slots" in few.stderr
-    assert run("plan", load_path, *words, "--survive", "magic").exit_code == 3
+    assert run("plan", load_path, *words, "--survive", "magic").exit_code == 2
 
 
 def test_constraints_that_no_placement_meets_have_their_own_exit_code(run, load_path, tmp_path):

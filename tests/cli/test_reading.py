@@ -36,6 +36,13 @@ def on(run, load_path, plan_path, tmp_path):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_dialect_is_a_usage_error_on_every_command(on, name):
+    result = on(name, "--from", "magic")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "'magic': Expected one of parquet, npz" in result.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -46,7 +53,6 @@ def on(run, load_path, plan_path, tmp_path):
         (("--ignore-columns", "1"), "ignore_columns (--ignore-columns) has no effect on this file"),
         (("--recorded-under", "{plan}"), "recorded_under (--recorded-under) has no effect on this file"),
         (("--window", 2), "has no effect: the load has one window"),
-        (("--from", "magic"), "format 'magic' is unknown: expected one of parquet, npz"),
     ],
     ids=str,
 )
@@ -158,7 +164,7 @@ def test_traces_are_merged_as_traces_or_counted_on_demand(run, tmp_path):
     assert read_trace(out).num_tokens == 2 * small_trace().num_tokens
     result = run("trace", "merge", path, path, "-o", out)
     assert result.exit_code == 3
-    assert "give --combine time or sum to keep every token, or --load" in result.stderr
+    assert "give --combine time or sum to keep every token, or --as-load" in result.stderr
     assert run("trace", "merge", path, path, "-o", out, "--load").exit_code == 0
     assert read_load(out).num_windows == 2
 

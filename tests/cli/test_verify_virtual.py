@@ -71,7 +71,7 @@ def test_a_trace_gives_the_tokens(run, plan_path, trace_path, model_path):
         (("--tokens-per-rank", 4), 2, "--trace, --load"),
         (("--load", "LOAD"), 2, "--phase, --tokens-per-rank"),
         (("--load", "LOAD", "--phase", "decode", "--tokens-per-rank", 4), 2, "--phase, --tokens-per-rank"),
-        (("--load", "LOAD", "--phase", "training"), 3, "training"),
+        (("--load", "LOAD", "--phase", "training"), 2, "training"),
         (("--load", "LOAD", "--phase", "decode", "--inject", "drop-row"), 2, "has no effect with --virtual"),
         (("--load", "LOAD", "--phase", "decode", "--num-experts", 16), 2, "has no effect with --load"),
         (("--trace", "TRACE", "--phase", "decode", "--seed", 4), 2, "has no effect with --trace"),

@@ -21,7 +21,7 @@ run eplb convert "$out/plan.json" "$out/ascend.json" --to ascend
 run eplb convert "$out/plan.json" "$out/trtllm.yaml" --to trtllm
 run eplb convert "$out/plan.json" "$out/omni.npy" --to omni
 run eplb convert "$out/plan.json" "$out/deepseek.npz" --to deepseek
-run eplb check "$out/sglang.json" --engine sglang --ranks 32 --experts 256
+run eplb check "$out/sglang.json" --engine sglang --ranks 32 --num-experts 256
 
 echo
 echo "The files are in $out. Those named NAME.eplb.json say where NAME comes from; engines do not read them."

@@ -9,19 +9,18 @@
     replica_counts = [2, 1, 1]  # replicas of each expert
     replicate_everywhere = [256]  # experts with a replica on every rank
     replicated_slot = "last"  # or "first": the slots of a rank that hold these
-    expert_bytes = 44040192  # bytes of one replica: one number, or one for each expert
-    rank_bytes = 400e6  # room of a rank for one layer: one number, or one for each rank
+    expert_bytes = 44040192  # bytes of one replica: one number, "42MiB", or one for each expert
+    rank_bytes = "400MB"  # room of a rank for one layer: one number, or one for each rank
 """
 
 import dataclasses
-import tomllib
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from eplb_cli.arguments.parse import id_list
+from eplb_cli.arguments.parse import byte_count, id_list
+from eplb_cli.arguments.toml_file import read_toml
 
 if TYPE_CHECKING:
     from eplb.core.constraints import Constraints
@@ -68,7 +67,7 @@ def read_constraints(path: Path) -> "Constraints":
     from eplb.core.constraints import Constraints, ReplicatedSlot
     from eplb.formats.json_fields import as_text, error_context
 
-    given = _keys(path, tuple(field.name for field in dataclasses.fields(Constraints)))
+    given = read_toml(path, tuple(field.name for field in dataclasses.fields(Constraints)))
     with error_context(path):
         return Constraints(
             pin=_pairs(given.get("pin", []), f"{path}: pin"),
@@ -83,23 +82,6 @@ def read_constraints(path: Path) -> "Constraints":
             expert_bytes=_bytes(given.get("expert_bytes"), f"{path}: expert_bytes"),
             rank_bytes=_bytes(given.get("rank_bytes"), f"{path}: rank_bytes"),
         )
-
-
-def _keys(path: Path, known: Collection[str]) -> dict[str, object]:
-    """The keys and values of the file, all of them known ones."""
-    from eplb.errors import FormatError
-    from eplb.formats.json_fields import read_text
-
-    try:
-        fields: dict[str, object] = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise FormatError(f"{path}: not TOML: {error}") from error
-    except RecursionError as error:
-        raise FormatError(f"{path}: lists or tables lie too deep in each other") from error
-    for key in fields:
-        if key not in known:
-            raise FormatError(f"{path}: unknown key {key!r}: expected only {', '.join(known)}")
-    return fields
 
 
 def _pairs(value: object, place: str) -> list[tuple[int, int]]:
@@ -132,4 +114,18 @@ def _bytes(value: object, place: str) -> float | list[float] | None:
 
     if value is None:
         return None
-    return as_number_row(value, place).tolist() if isinstance(value, list) else as_number(value, place)
+    if isinstance(value, list):
+        return as_number_row([_size(part, f"{place}[{i}]") for i, part in enumerate(value)], place).tolist()
+    return as_number(_size(value, place), place)
+
+
+def _size(value: object, place: str) -> object:
+    """The number of bytes of a text; anything else as it is."""
+    from eplb.errors import FormatError
+
+    if not isinstance(value, str):
+        return value
+    try:
+        return byte_count(value)
+    except typer.BadParameter as error:
+        raise FormatError(f"{place}: {error.message}") from None

@@ -1,56 +1,38 @@
 """Defines the options of a predicted step time: model, GPU, and the tokens of a step."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, final
+from typing import TYPE_CHECKING, Annotated, Final, final
 
 import typer
 
+from eplb_cli.arguments import choices
 from eplb_cli.arguments.option_group import takes
 
 if TYPE_CHECKING:
     from eplb.evaluation.step_cost import StepCost
 
 
-def _complete_phase(incomplete: str) -> list[str]:
-    from eplb.cost import Phase
-
-    return [phase.value for phase in Phase if phase.value.startswith(incomplete)]
-
-
-def complete_model(incomplete: str) -> list[str]:
-    """The presets that begin like this."""
-    from eplb.cost import model_presets
-
-    return [name for name in model_presets() if name.startswith(incomplete)]
-
-
-def complete_gpu(incomplete: str) -> list[str]:
-    """The known GPUs that begin like this."""
-    from eplb.cost.gpu_datasheets import GPU_DATASHEETS
-
-    return [name for name in GPU_DATASHEETS if name.startswith(incomplete)]
-
-
-ModelOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="Model whose experts are timed: a preset such as deepseek-v3, or its Hugging Face config.json.",
-        show_default=False,
-        autocompletion=complete_model,
-    ),
-]
-CalibrationOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration",
-        metavar="GPU",
-        help="Predict milliseconds on this GPU: h200, another known GPU (by formula), or a file of `eplb calibrate`.",
-        show_default=False,
-        autocompletion=complete_gpu,
-    ),
-]
+_MODEL: Final = typer.Option(
+    "--model",
+    metavar="NAME",
+    help="Model whose experts are timed: a preset such as deepseek-v3, or its Hugging Face config.json.",
+    show_default=False,
+    parser=choices.MODEL.one,
+    autocompletion=choices.MODEL.complete,
+)
+_CALIBRATION: Final = typer.Option(
+    "--calibration",
+    "--gpu",
+    metavar="GPU",
+    help="Predict milliseconds on this GPU: h200, another known GPU (by formula), or a file of `eplb calibrate`.",
+    show_default=False,
+    parser=choices.GPU.one,
+    autocompletion=choices.GPU.complete,
+)
+ModelOpt = Annotated[str | None, _MODEL]
+NeededModelOpt = Annotated[str, _MODEL]
+CalibrationOpt = Annotated[str | None, _CALIBRATION]
+NeededCalibrationOpt = Annotated[str, _CALIBRATION]
 PhaseOpt = Annotated[
     str | None,
     typer.Option(
@@ -58,7 +40,8 @@ PhaseOpt = Annotated[
         metavar="PHASE",
         help="What a step computes, prefill, decode or mixed: 4096, 128 or 1024 tokens a rank.",
         show_default="decode",
-        autocompletion=_complete_phase,
+        parser=choices.PHASE.one,
+        autocompletion=choices.PHASE.complete,
     ),
 ]
 TokensPerRankOpt = Annotated[
@@ -74,6 +57,8 @@ WeightTypeOpt = Annotated[
         show_default="the model's",
     ),
 ]
+DeviceOpt = Annotated[str, typer.Option("--device", metavar="D", help="cuda or cpu.")]
+ExecutedTypeOpt = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="Type of the weights: bf16 or fp8.")]
 
 
 @final

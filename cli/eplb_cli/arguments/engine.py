@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, final
 
 import typer
 
+from eplb_cli.arguments import choices
+
 if TYPE_CHECKING:
     from eplb.core.dispatch_rule import DispatchRule
     from eplb.evaluation.metrics import Evaluation
@@ -17,19 +19,14 @@ ALL: Final = "all"
 """Every engine, in `eplb compare`."""
 
 
-def _complete_engine(incomplete: str) -> list[str]:
-    from eplb.dispatch.engine_dispatch import ENGINES
-
-    return [name for name in ENGINES if name.startswith(incomplete)]
-
-
 EngineOpt = Annotated[
     str | None,
     typer.Option(
         "--engine",
         metavar="E",
         help="Engine that runs the plan: sets the dispatch rule, the format of the file, the limits and the metric.",
-        autocompletion=_complete_engine,
+        parser=choices.ENGINE.one,
+        autocompletion=choices.ENGINE.complete,
     ),
 ]
 EngineOrAllOpt = Annotated[
@@ -38,7 +35,8 @@ EngineOrAllOpt = Annotated[
         "--engine",
         metavar="E",
         help="Engine whose dispatch rule and metric are used; all: one table of every engine, its algorithm and ours.",
-        autocompletion=_complete_engine,
+        parser=choices.ENGINE_OR_ALL.one,
+        autocompletion=choices.ENGINE_OR_ALL.complete,
     ),
 ]
 EngineOptionsOpt = Annotated[
@@ -92,7 +90,7 @@ class Dispatch:
         if given not in (None, "native", self.target.format):
             raise typer.BadParameter(
                 f"{given}: {self.target.engine} takes {self.target.format}; native keeps the plan for later",
-                param_hint="--format",
+                param_hint="--to",
             )
         return self.target.format if given is None else given
 

@@ -22,7 +22,7 @@ def from_flags(
     from eplb_traces import ModelShape
 
     if layers is not None and experts is None:
-        raise typer.BadParameter("needs --experts too", param_hint="--layers")
+        raise typer.BadParameter("needs --num-experts too", param_hint="--num-layers")
     num_layers = len(ids) if layers is None and ids is not None else layers
     if num_layers is None or experts is None:
         return None

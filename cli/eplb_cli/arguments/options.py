@@ -1,32 +1,12 @@
-"""Defines the options that several commands share. Names are checked by the libraries, which list the valid ones."""
+"""Defines the options that several commands share. Names are checked by `choices`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eplb_cli.arguments.parse import Nodes, node_sizes
-
-
-def _complete_strategy(incomplete: str) -> list[str]:
-    from eplb.strategies import STRATEGIES
-    from eplb.strategies.own_strategy import installed_strategies
-
-    return [name for name in ("auto", *STRATEGIES, *installed_strategies()) if name.startswith(incomplete)]
-
-
-def _complete_dispatch(incomplete: str) -> list[str]:
-    from eplb.core.dispatch_rule import DispatchRule
-
-    return [rule.value for rule in DispatchRule if rule.value.startswith(incomplete)]
-
-
-def complete_format(incomplete: str) -> list[str]:
-    """The names of formats that begin like this."""
-    from eplb.formats import FORMATS
-
-    return [name for name in FORMATS if name.startswith(incomplete)]
-
+from eplb_cli.arguments import choices
+from eplb_cli.arguments.parse import Nodes, byte_count, node_sizes
 
 LoadsArg = Annotated[
     list[Path],
@@ -58,6 +38,8 @@ GroupModeOpt = Annotated[
     typer.Option(
         "--group-mode",
         metavar="M",
+        parser=choices.GROUP_MODE.one,
+        autocompletion=choices.GROUP_MODE.complete,
         help="free: any expert on any node; pinned: a group on one node; priced: see --group-price.",
     ),
 ]
@@ -78,7 +60,8 @@ DispatchOpt = Annotated[
         help="How the runtime splits an expert's tokens over its replicas: even, weighted, online, local_first, or an "
         "engine's own rule: vllm, sglang_static, sglang_dynamic, sglang_by_row, ascend, trtllm.",
         show_default="even, or the engine's",
-        autocompletion=_complete_dispatch,
+        parser=choices.DISPATCH.one,
+        autocompletion=choices.DISPATCH.complete,
     ),
 ]
 ExpertBytesOpt = Annotated[
@@ -86,7 +69,8 @@ ExpertBytesOpt = Annotated[
     typer.Option(
         "--expert-bytes",
         metavar="B",
-        help="Bytes of one expert of one layer.",
+        parser=byte_count,
+        help="Bytes of one expert of one layer: 44040192, 44MB or 42MiB.",
         show_default="of the recording or --model; unknown: slots are counted",
     ),
 ]
@@ -97,25 +81,28 @@ StrategyOpt = Annotated[
         "-s",
         metavar="S",
         help="See `eplb strategies`; auto picks; your own as module:object or file.py:object.",
-        autocompletion=_complete_strategy,
+        parser=choices.STRATEGY.one,
+        autocompletion=choices.STRATEGY.complete,
     ),
 ]
 WriteFormatOpt = Annotated[
     str | None,
     typer.Option(
+        "--to",
         "--format",
         "-f",
         metavar="F",
         help="Dialect to write, see `eplb formats`.",
         show_default="native, or the engine's",
-        autocompletion=complete_format,
+        parser=choices.FORMAT.one,
+        autocompletion=choices.FORMAT.complete,
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 # The model, for files that know layers by another number or not at all.
 ExpertsOpt = Annotated[
-    int | None, typer.Option("--experts", metavar="E", help="Experts of a layer, if not in the file.")
+    int | None, typer.Option("--num-experts", "--experts", metavar="E", help="Experts of a layer, if not in the file.")
 ]
 MoeLayersOpt = Annotated[
     str | None, typer.Option("--moe-layers", metavar="IDS", help="Ids of the MoE layers in the model: 3-60 or 1,3,5.")
@@ -132,30 +119,34 @@ FromOpt = Annotated[
         metavar="F",
         help="Dialect of the file.",
         show_default="by its content",
-        autocompletion=complete_format,
+        parser=choices.FORMAT.one,
+        autocompletion=choices.FORMAT.complete,
     ),
 ]
 PlanFormatOpt = Annotated[
     str | None,
     typer.Option(
+        "--from",
         "--format",
         "-f",
-        "--from",
         metavar="F",
         help="Dialect of PLAN.",
         show_default="by its content",
-        autocompletion=complete_format,
+        parser=choices.FORMAT.one,
+        autocompletion=choices.FORMAT.complete,
     ),
 ]
 PlanDialectOpt = Annotated[
     str | None,
     typer.Option(
+        "--plan-from",
         "--format",
         "-f",
         metavar="F",
         help="Dialect of the plans, see `eplb formats`.",
         show_default="by their content",
-        autocompletion=complete_format,
+        parser=choices.FORMAT.one,
+        autocompletion=choices.FORMAT.complete,
     ),
 ]
 HintRanksOpt = Annotated[int | None, typer.Option("--ranks", "-r", metavar="R", help="Ranks, if not in the file.")]

@@ -1,7 +1,9 @@
-"""Checks which options were typed, and parses lists and ranges of numbers."""
+"""Checks which options were typed, and parses lists and ranges of numbers, and numbers of bytes."""
 
+import math
+import re
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -9,6 +11,9 @@ if TYPE_CHECKING:
     from eplb.core.topology import Nodes as Nodes
 else:
     Nodes = str  # for typer, which takes no union: `node_sizes` makes the value
+
+_BYTES: Final = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?) ?(?:([kKMGT])(i?)B|B)?")
+_POWERS: Final = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def refuse_typed(context: typer.Context, names: Collection[str], reason: str) -> None:
@@ -65,3 +70,15 @@ def number_range(text: str, option: str) -> range:
     if len(parts) != 3 or not all(part.isdecimal() for part in parts) or int(parts[2]) == 0:
         raise typer.BadParameter(f"{text!r}: expected FIRST:LAST:STEP as in 0:64:8", param_hint=option)
     return range(int(parts[0]), int(parts[1]) + 1, int(parts[2]))
+
+
+def byte_count(value: str | float) -> float:
+    """The bytes of "44040192", "44MB" (a million each), "1.5GiB" (1024 ** 3 each) or a number."""
+    found = _BYTES.fullmatch(str(value).strip())
+    if found is None:
+        raise typer.BadParameter(f"{value!r}: expected a number of bytes as in 44040192, 44MB or 1.5GiB")
+    number, prefix, is_binary = found.groups()
+    count = float(number) * (1024 if is_binary else 1000) ** _POWERS.get(prefix or "", 0)
+    if not math.isfinite(count):
+        raise typer.BadParameter(f"{value!r}: too many bytes")
+    return count

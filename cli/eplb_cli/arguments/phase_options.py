@@ -6,6 +6,7 @@ from typing import Annotated, Final, final
 
 import typer
 
+from eplb_cli.arguments import choices
 from eplb_cli.arguments.parse import refuse_typed
 
 BOTH: Final = "both"
@@ -15,21 +16,11 @@ PhaseOpt = Annotated[
     typer.Option(
         "--phase",
         metavar="P",
-        help="Plan for predicted step time: prefill, decode or mixed; both: two plans, see --decode-load.",
+        parser=choices.PHASE_OR_BOTH.one,
+        autocompletion=choices.PHASE_OR_BOTH.complete,
+        help="Plan for step time, predicted by --calibration and --model: prefill, decode or mixed; both: two plans, "
+        "see --decode-load.",
         show_default="plan for balanced tokens",
-    ),
-]
-CalibrationOpt = Annotated[
-    str | None,
-    typer.Option("--calibration", metavar="C", help="With --phase: a GPU's short name, or the file of eplb calibrate."),
-]
-ModelOpt = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="With --phase: a model's name, or its config.json.")
-]
-DtypeOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype", metavar="T", help="With --phase: type of the experts' weights, bf16 or fp8.", show_default="model's"
     ),
 ]
 TokensPerRankOpt = Annotated[

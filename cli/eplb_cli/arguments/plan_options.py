@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
+from eplb_cli.arguments import choices
 from eplb_cli.arguments.parse import Nodes, node_sizes, refuse_typed
 
 RanksOpt = Annotated[
@@ -68,6 +69,8 @@ ReplicatedSlotOpt = Annotated[
     typer.Option(
         "--replicated-slot",
         metavar="SLOT",
+        parser=choices.REPLICATED_SLOT.one,
+        autocompletion=choices.REPLICATED_SLOT.complete,
         help="With --replicate-everywhere: last or first, the local slots that hold these experts.",
         show_default="last",
     ),
@@ -135,6 +138,8 @@ SurviveOpt = Annotated[
     typer.Option(
         "--survive",
         metavar="UNIT",
+        parser=choices.SURVIVE.one,
+        autocompletion=choices.SURVIVE.complete,
         help="rank or node: every expert has a replica left after the loss of any one of them.",
         show_default="nothing",
     ),
@@ -169,7 +174,7 @@ _OTHER_RANKS: Final = ("--ranks", "--nodes", "--slots", "--redundant", "--retire
 _CONSTRAINED: Final = ("auto", "greedy", "scenario", "ilp")
 _ONLY_FOR_TRAFFIC: Final = ("--trace", "--load-cap", "--pareto")
 _NOT_WITH_PARETO: Final = (
-    *("--load-cap", "--format", "--dispatch", "--group-mode", "--group-price", "--survive"),
+    *("--load-cap", "--to", "--dispatch", "--group-mode", "--group-price", "--survive"),
     *("--engine", "--engine-option", "--sources"),
 )
 

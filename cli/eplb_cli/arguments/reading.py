@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, final
 
 import typer
 
+from eplb_cli.arguments import choices
 from eplb_cli.arguments.option_group import takes
 from eplb_cli.arguments.parse import id_list
 
@@ -15,18 +16,6 @@ if TYPE_CHECKING:
 
 SUM = "sum"
 """The word of --window for one window of everything."""
-
-
-def _complete_dialect(incomplete: str) -> list[str]:
-    from eplb_traces import READERS
-
-    return [name for name in READERS if name.startswith(incomplete)]
-
-
-def _complete_combine(incomplete: str) -> list[str]:
-    from eplb_traces.combine import Combine
-
-    return [how.value for how in Combine if how.value.startswith(incomplete)]
 
 
 def _window(text: str) -> int:
@@ -81,7 +70,8 @@ class Reading:
             metavar="DIALECT",
             help="Dialect of the file, see `eplb trace dialects`.",
             show_default="by suffix and content",
-            autocompletion=_complete_dialect,
+            parser=choices.DIALECT.one,
+            autocompletion=choices.DIALECT.complete,
         ),
     ] = None
     ignore_ids: Annotated[
@@ -117,7 +107,8 @@ class Reading:
             help="What several files are: workloads (different traffic), sum (one file a rank), time (one after the "
             "other) or layers (parts of the model).",
             show_default="workloads",
-            autocompletion=_complete_combine,
+            parser=choices.COMBINE.one,
+            autocompletion=choices.COMBINE.complete,
         ),
     ] = None
 
@@ -154,14 +145,12 @@ class Reading:
         Raises
         ------
         typer.BadParameter
-            For an unknown name, or one given for a single file.
+            For one that is given for a single file.
         """
         from eplb_traces.combine import Combine
 
         if self.combine is None:
             return Combine.WORKLOADS
-        if self.combine not in set(Combine):
-            raise typer.BadParameter(f"{self.combine!r}: expected one of {', '.join(Combine)}", param_hint="--combine")
         if num_files == 1:
             raise typer.BadParameter("has no effect on a single file", param_hint="--combine")
         return Combine(self.combine)

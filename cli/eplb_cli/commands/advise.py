@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import cost_options, files, options
-from eplb_cli.arguments.parse import id_list, number_range
+from eplb_cli.arguments import choices, cost_options, files, options
+from eplb_cli.arguments.parse import byte_count, id_list, number_range
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.views import advice_rows
 
@@ -16,26 +16,6 @@ if TYPE_CHECKING:
 
 _DRAWINGS: Final = (".png", ".svg", ".pdf")
 
-ModelOpt = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="A preset such as deepseek-v3, or a Hugging Face config.json.",
-        show_default=False,
-        autocompletion=cost_options.complete_model,
-    ),
-]
-GpuOpt = Annotated[
-    str,
-    typer.Option(
-        "--gpu",
-        metavar="GPU",
-        help="h200, another known GPU (by formula), or a file of `eplb calibrate`.",
-        show_default=False,
-        autocompletion=cost_options.complete_gpu,
-    ),
-]
 NodesOpt = Annotated[str, typer.Option("--nodes", "-n", metavar="A:B", help="Numbers of nodes: 1:8, 2:8:2 or 1,2,4.")]
 GpusPerNodeOpt = Annotated[int, typer.Option("--gpus-per-node", metavar="G", help="GPUs of a node.")]
 RedundantOpt = Annotated[
@@ -49,10 +29,24 @@ RedundantOpt = Annotated[
     ),
 ]
 StrategiesOpt = Annotated[
-    str, typer.Option("--strategies", metavar="A,B", help="Placements to try, see `eplb strategies`.")
+    str,
+    typer.Option(
+        "--strategies",
+        metavar="A,B",
+        parser=choices.STRATEGY.several,
+        autocompletion=choices.STRATEGY.complete,
+        help="Placements to try, see `eplb strategies`.",
+    ),
 ]
 DispatchOpt = Annotated[
-    str, typer.Option("--dispatch", metavar="A,B", help="Dispatch rules to try, where experts have replicas.")
+    str,
+    typer.Option(
+        "--dispatch",
+        metavar="A,B",
+        parser=choices.DISPATCH.several,
+        autocompletion=choices.DISPATCH.complete,
+        help="Dispatch rules to try, where experts have replicas.",
+    ),
 ]
 SloOpt = Annotated[
     float | None, typer.Option("--slo-ms", metavar="MS", help="Longest step; the MoE layers alone must be faster.")
@@ -60,32 +54,36 @@ SloOpt = Annotated[
 RestOpt = Annotated[
     float | None,
     typer.Option(
-        "--rest-gb",
-        metavar="GB",
-        help="Weights of a GPU that are no routed expert.",
+        "--rest-bytes",
+        metavar="B",
+        parser=byte_count,
+        help="Weights of a GPU that are no routed expert: 20GB.",
         show_default="estimated from the model, two bytes a weight, whole on every GPU",
     ),
 ]
 ReserveOpt = Annotated[
     float | None,
     typer.Option(
-        "--reserve-gb",
-        metavar="GB",
-        help="Least memory for KV cache and activations.",
+        "--reserve-bytes",
+        metavar="B",
+        parser=byte_count,
+        help="Least memory for KV cache and activations: 14GB.",
         show_default="10 % of the GPU",
     ),
 ]
 AllOpt = Annotated[
     bool, typer.Option("--all", help="Print every placement and dispatch, not the fastest of each size.")
 ]
-PlotOpt = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Drawing to write: .png, .svg or .pdf.")]
+PlotOpt = Annotated[
+    Path | None, typer.Option("--output", "-o", "--plot", metavar="FILE", help="Drawing to write: .png, .svg or .pdf.")
+]
 
 
 @reads_loads
 def advise(  # noqa: PLR0913  # one parameter a word of the command line
     load_paths: options.LoadsArg,
-    model: ModelOpt,
-    gpu: GpuOpt,
+    model: cost_options.NeededModelOpt,
+    calibration: cost_options.NeededCalibrationOpt,
     nodes: NodesOpt = "1:8",
     gpus_per_node: GpusPerNodeOpt = 8,
     redundant: RedundantOpt = None,
@@ -95,8 +93,8 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     tokens_per_rank: cost_options.TokensPerRankOpt = None,
     weight_type: cost_options.WeightTypeOpt = None,
     slo_ms: SloOpt = None,
-    rest_gb: RestOpt = None,
-    reserve_gb: ReserveOpt = None,
+    rest_bytes: RestOpt = None,
+    reserve_bytes: ReserveOpt = None,
     plot: PlotOpt = None,
     seed: options.SeedOpt = 0,
     *,
@@ -115,9 +113,9 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.planning.advice_memory import GpuMemory
 
     if plot is not None and plot.suffix.lower() not in _DRAWINGS:
-        raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--plot")
+        raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     asked = cost_options.CostOptions(phase=phase, tokens_per_rank=tokens_per_rank, weight_type=weight_type)
-    cost = asked.predictor(gpu, model, seed)
+    cost = asked.predictor(calibration, model, seed)
     space = DeploymentSpace(
         nodes=_numbers(nodes),
         gpus_per_node=gpus_per_node,
@@ -125,9 +123,7 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
         strategies=tuple(name.strip() for name in strategies.split(",")),
         rules=tuple(DispatchRule.named(name.strip()) for name in dispatch.split(",")),
     )
-    memory = GpuMemory.of(
-        cost.model, cost.calibration.memory_bytes, rest_bytes=_bytes(rest_gb), reserve_bytes=_bytes(reserve_gb)
-    )
+    memory = GpuMemory.of(cost.model, cost.calibration.memory_bytes, rest_bytes=rest_bytes, reserve_bytes=reserve_bytes)
     load = files.read_load(load_paths, reading)
     with output.progress("predicting", space.size(load.num_experts)) as step:
         found = run(load, cost, space, memory, slo_ms=slo_ms, on_row=step)
@@ -153,10 +149,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not numbers:
         raise typer.BadParameter(f"{text!r}: expected numbers of nodes as in 1:8, 2:8:2 or 1,2,4", param_hint="--nodes")
     return numbers
-
-
-def _bytes(gigabytes: float | None) -> float | None:
-    return None if gigabytes is None else 1e9 * gigabytes
 
 
 def _draw(advice: "Advice", out: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options
+from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
@@ -33,6 +33,8 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option(
             "--strategies",
             metavar="A,B",
+            parser=choices.STRATEGY.several,
+            autocompletion=choices.STRATEGY.complete,
             help="Names, or your own as module:object or file.py:object, with commas.",
             show_default="the candidates of auto",
         ),

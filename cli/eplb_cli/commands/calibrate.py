@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import options
+from eplb_cli.arguments import choices, options
 
 
 def calibrate(
@@ -16,6 +16,8 @@ def calibrate(
         typer.Option(
             "--model",
             metavar="NAME",
+            parser=choices.MODEL.one,
+            autocompletion=choices.MODEL.complete,
             help="Model whose expert shape is measured, or its config.json; may be given several times.",
             show_default="deepseek-v3, qwen3-235b-a22b, gpt-oss-120b, moe-435m; on the CPU moe-435m",
         ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options
+from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import (
     ALL,
@@ -46,6 +46,8 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option(
             "--strategies",
             metavar="A,B",
+            parser=choices.STRATEGY.several,
+            autocompletion=choices.STRATEGY.complete,
             help="Names, or your own as module:object or file.py:object, with commas.",
             show_default="all but ilp, which searches for long, and traffic, which needs a trace",
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import model_shape, options
+from eplb_cli.arguments import choices, model_shape, options
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -19,14 +19,20 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="F", help="Dialect to write, see `eplb formats`.", autocompletion=options.complete_format
+            "--to",
+            metavar="F",
+            help="Dialect to write, see `eplb formats`.",
+            parser=choices.FORMAT.one,
+            autocompletion=choices.FORMAT.complete,
         ),
     ],
     from_: options.FromOpt = None,
     ranks: options.HintRanksOpt = None,
     nodes: options.HintNodesOpt = None,
     experts: options.ExpertsOpt = None,
-    layers: Annotated[int | None, typer.Option("--layers", metavar="L", help="MoE layers, if not in the file.")] = None,
+    layers: Annotated[
+        int | None, typer.Option("--num-layers", "--layers", metavar="L", help="MoE layers, if not in the file.")
+    ] = None,
     moe_layers: options.MoeLayersOpt = None,
     hidden_layers: options.HiddenLayersOpt = None,
 ) -> None:
@@ -53,7 +59,7 @@ def _with_layers(plan: "Plan", ids: tuple[int, ...] | None, hidden_layers: int |
     if ids is not None and len(ids) != plan.shape.num_layers:
         raise FormatError(
             f"--moe-layers names {len(ids)} layers: the file has {plan.shape.num_layers} "
-            "(one with rows for dense layers needs --experts too)"
+            "(one with rows for dense layers needs --num-experts too)"
         )
     shape = plan.shape
     given = replace(shape, moe_layer_ids=ids, num_hidden_layers=hidden_layers)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options
+from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import refuse_typed
@@ -27,7 +27,14 @@ HiddenSizeOpt = Annotated[
     typer.Option("--hidden-size", metavar="H", help="With --traffic: values of a token, for bytes and milliseconds."),
 ]
 ActivationOpt = Annotated[
-    str, typer.Option("--activation", metavar="TYPE", help="With --hidden-size: fp8, bf16 or fp32.")
+    str,
+    typer.Option(
+        "--activation",
+        metavar="TYPE",
+        parser=choices.ACTIVATION.one,
+        autocompletion=choices.ACTIVATION.complete,
+        help="With --hidden-size: fp8, bf16 or fp32.",
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options, phase_options, plan_options
+from eplb_cli.arguments import cost_options, files, options, phase_options, plan_options
 from eplb_cli.arguments.constraints_file import constraints_of
 from eplb_cli.arguments.engine import (
     Dispatch,
@@ -60,9 +60,9 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     trace: plan_options.TraceOpt = None,
     load_cap: plan_options.LoadCapOpt = None,
     phase: phase_options.PhaseOpt = None,
-    calibration: phase_options.CalibrationOpt = None,
-    model: phase_options.ModelOpt = None,
-    dtype: phase_options.DtypeOpt = None,
+    calibration: cost_options.CalibrationOpt = None,
+    model: cost_options.ModelOpt = None,
+    dtype: cost_options.WeightTypeOpt = None,
     tokens_per_rank: phase_options.TokensPerRankOpt = None,
     decode_load: phase_options.DecodeLoadOpt = None,
     previous: plan_options.PreviousOpt = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import execution_options, files, options
+from eplb_cli.arguments import choices, cost_options, files, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 
@@ -30,16 +30,17 @@ _ONLY_FOR_REPLANS = ("--redundant", "--groups", "--layers-per-step", "--bandwidt
 def replay(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     load_paths: options.LoadsArg,
-    model: execution_options.ModelOpt,
-    calibration: execution_options.CalibrationOpt,
+    model: cost_options.NeededModelOpt,
+    calibration: cost_options.NeededCalibrationOpt,
     plan: Annotated[
         list[Path] | None,
         typer.Option("--plan", metavar="PLAN", help="A placement that serves all steps; may be given several times."),
     ] = None,
-    strategy: Annotated[
+    strategies: Annotated[
         list[str] | None,
-        typer.Option("--strategy", "-s", metavar="S",
-                     help="Plan anew with S for the last --every steps; may be given several times."),
+        typer.Option("--strategies", "--strategy", "-s", metavar="A,B",
+                     parser=choices.STRATEGY.several, autocompletion=choices.STRATEGY.complete,
+                     help="Plan anew with each of these for the last --every steps."),
     ] = None,
     online: Annotated[bool, typer.Option("--online", help="Let the online rebalancer move replicas.")] = False,
     every: Annotated[
@@ -73,8 +74,8 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option("--bandwidth", metavar="GB/S", help="Of a rank, inside a node and between nodes alike.",
                      show_default="the links of the calibration"),
     ] = None,
-    device: execution_options.DeviceOpt = "cuda",
-    dtype: execution_options.WeightTypeOpt = "bf16",
+    device: cost_options.DeviceOpt = "cuda",
+    dtype: cost_options.ExecutedTypeOpt = "bf16",
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,
@@ -89,12 +90,13 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.runtime.virtual.step_replay import replay as run
     from eplb_cli.arguments import replay_arms
 
-    _check_typed(context, plan or (), strategy or (), online)
+    names = [name for given in strategies or () for name in given.split(",")]
+    _check_typed(context, plan or (), names, online)
     whole = replay_arms.read_history(load_paths, reading)
     chosen = replay_arms.chosen_layers(layers, whole.num_layers)
     sizes, load = model_sizes(model), whole.select_layers(chosen)
     how = replay_arms.Replanning(
-        strategies=strategy or (),
+        strategies=names,
         online=online,
         every=every,
         groups=groups,
@@ -114,7 +116,7 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     )
     fixed = replay_arms.read_placements(plan or (), whole, chosen, ReadHints(num_ranks=ranks, num_nodes=nodes))
     arms: list[Arm] = [FixedPlacement(name, placement) for name, placement in fixed.items()]
-    if strategy or online:
+    if names or online:
         topology = replay_arms.topology_of_replans(fixed, load.num_experts, ranks, nodes, redundant)
         arms += replay_arms.replanning_arms(load, _with_links(topology, request.calibration, bandwidth), how)
     with output.progress("planning"):
@@ -132,11 +134,11 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
 def _check_typed(context: typer.Context, plans: Sequence[Path], strategies: Sequence[str], online: bool) -> None:
     """Refuse a replay without an arm, and options without effect."""
     if not (plans or strategies or online):
-        raise typer.BadParameter("expected --plan, --strategy or --online", param_hint="--plan")
+        raise typer.BadParameter("expected --plan, --strategies or --online", param_hint="--plan")
     if not (strategies or online):
-        refuse_typed(context, _ONLY_FOR_REPLANS, "has no effect without --strategy or --online")
+        refuse_typed(context, _ONLY_FOR_REPLANS, "has no effect without --strategies or --online")
     if not strategies:
-        refuse_typed(context, ("--group-mode", "--groups"), "has no effect without --strategy")
+        refuse_typed(context, ("--group-mode", "--groups"), "has no effect without --strategies")
 
 
 def _with_links(topology: "Topology", calibration: "Calibration", bandwidth: float | None) -> "Topology":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options
+from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import Nodes, id_list, refuse_typed
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eplb_traces import ExpertLoad, RoutingTrace
 
 _PAGE_SUFFIXES: Final = (".html", ".htm")
-_ONLY_FOR_FOLDERS: Final = ("--layer", "--image-format")
+_ONLY_FOR_FOLDERS: Final = ("--layers", "--image-format")
 
 OutOpt = Annotated[
     Path,
@@ -47,10 +47,23 @@ PlansOpt = Annotated[
 LayersOpt = Annotated[
     str | None,
     typer.Option(
-        "--layer", metavar="IDS", help="Layers to show in detail: 7 or 0-3,7.", show_default="the worst before planning"
+        "--layers",
+        "--layer",
+        metavar="IDS",
+        help="Layers to show in detail: 7 or 0-3,7.",
+        show_default="the worst before planning",
     ),
 ]
-ImageFormatOpt = Annotated[str, typer.Option("--image-format", metavar="F", help="png, svg or pdf.")]
+ImageFormatOpt = Annotated[
+    str,
+    typer.Option(
+        "--image-format",
+        metavar="F",
+        parser=choices.IMAGE_FORMAT.one,
+        autocompletion=choices.IMAGE_FORMAT.complete,
+        help="png, svg or pdf.",
+    ),
+]
 
 
 @reads_loads
@@ -92,7 +105,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     if is_page:
         refuse_typed(context, _ONLY_FOR_FOLDERS, "has no effect for a page, which shows every layer")
     options = FolderOptions(
-        () if layers is None else id_list(layers, "--layer"),
+        () if layers is None else id_list(layers, "--layers"),
         ImageFormat.named(image_format),
     )
     if plan_paths:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options
+from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.reading import Reading, reads_loads
@@ -41,6 +41,7 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option(
             "--policy",
             metavar="A,B",
+            parser=choices.POLICY.several, autocompletion=choices.POLICY.complete,
             help="never, incremental, full (DeepSeek's EPLB), full_relabelled, full_greedy, full_scenario, oracle.",
             show_default="all of them",
         ),

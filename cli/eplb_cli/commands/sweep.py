@@ -100,7 +100,7 @@ def _row(point: "SweepPoint") -> tuple[output.Cell, ...]:
         point.max_over_mean_mean,
         point.max_over_mean_worst,
         output.percentage(point.gap_mean),
-        "-" if point.bytes_per_rank is None else output.gigabytes(point.bytes_per_rank),
+        "-" if point.bytes_per_rank is None else output.byte_size(point.bytes_per_rank),
         output.milliseconds(point.seconds),
         *cost_rows.cells(point.predicted_step_s),
     )

@@ -6,30 +6,39 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
+from eplb_cli.arguments import choices
 from eplb_cli.arguments.options import SeedOpt, TraceOutArg
+from eplb_cli.command import Group, register
 from eplb_cli.commands import tables, trace_convert, trace_info, trace_record, trace_reduce
 
 if TYPE_CHECKING:
     from eplb_traces import ModelShape
 
-app = typer.Typer(no_args_is_help=True, help="Look at traces and loads, rewrite them, make synthetic ones.")
-app.command()(trace_info.info)
-app.command()(trace_convert.convert)
-app.command()(trace_convert.merge)
-app.command()(trace_reduce.reduce)
-app.command()(tables.dialects)
-app.command()(trace_record.record)
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Look at traces and loads, rewrite them, make synthetic ones.")
 
 
-@app.command()
 def synth(  # noqa: PLR0913  # one parameter a word of the command line
     out: TraceOutArg,
-    preset: Annotated[str, typer.Option("--preset", "-p", metavar="P", help="Whose statistics.")] = "v3-prefill",
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="P",
+            parser=choices.PRESET.one,
+            autocompletion=choices.PRESET.complete,
+            help="Whose statistics.",
+        ),
+    ] = "v3-prefill",
     layers: Annotated[
-        int | None, typer.Option("--layers", metavar="L", help="MoE layers.", show_default="the preset's")
+        int | None,
+        typer.Option("--num-layers", "--layers", metavar="L", help="MoE layers.", show_default="the preset's"),
     ] = None,
     experts: Annotated[
-        int | None, typer.Option("--experts", metavar="E", help="Experts of a layer.", show_default="the preset's")
+        int | None,
+        typer.Option(
+            "--num-experts", "--experts", metavar="E", help="Experts of a layer.", show_default="the preset's"
+        ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", metavar="K", help="Experts a token selects.", show_default="the preset's")
@@ -38,9 +47,11 @@ def synth(  # noqa: PLR0913  # one parameter a word of the command line
         int | None, typer.Option("--groups", metavar="G", help="Expert groups.", show_default="the preset's")
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="T", help="Tokens of a window.")] = 1024,
-    windows: Annotated[int, typer.Option("--windows", metavar="W", help="Windows, or steps of a trace.")] = 8,
+    windows: Annotated[
+        int, typer.Option("--num-windows", "--windows", metavar="W", help="Windows, or steps of a trace.")
+    ] = 8,
     as_load: Annotated[
-        bool, typer.Option("--load", help="Draw tokens per expert, not the choices of each token.")
+        bool, typer.Option("--as-load", "--load", help="Draw tokens per expert, not the choices of each token.")
     ] = False,
     seed: SeedOpt = 0,
 ) -> None:
@@ -82,3 +93,12 @@ def _synthetic_shape(preset: str, numbers: dict[str, int | None], groups: int | 
         moe_layer_ids=base.moe_layer_ids if keeps_layers else tuple(range(layers)),  # a model of MoE layers alone
         num_hidden_layers=base.num_hidden_layers if keeps_layers else layers,
     )
+
+
+register(app, "info", trace_info.info, ["trace"])
+register(app, "convert", trace_convert.convert, ["trace"])
+register(app, "merge", trace_convert.merge, ["trace"])
+register(app, "reduce", trace_reduce.reduce, ["trace"])
+register(app, "dialects", tables.dialects, ["trace"])
+register(app, "record", trace_record.record, ["trace"])
+register(app, "synth", synth, ["trace"])

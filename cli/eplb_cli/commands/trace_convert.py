@@ -10,7 +10,9 @@ from eplb_cli.arguments import files, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 
-AsLoadOpt = Annotated[bool, typer.Option("--load", help="Write tokens per expert, not the choices of each token.")]
+AsLoadOpt = Annotated[
+    bool, typer.Option("--as-load", "--load", help="Write tokens per expert, not the choices of each token.")
+]
 
 
 @reads_loads
@@ -50,7 +52,7 @@ def merge(
 ) -> None:  # fmt: skip
     """Put the loads, or the traces, of several files together in one: workloads, ranks, parts in time, or layers.
 
-    Traces stay a trace with --combine sum or time where OUT is .parquet; otherwise give --load.
+    Traces stay a trace with --combine sum or time where OUT is .parquet; otherwise give --as-load.
     """
     if len(paths) == 1:
         raise typer.BadParameter("expected at least two files", param_hint="FILE")
@@ -66,7 +68,7 @@ def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -
     if source.num_counted_traces and not counted:
         raise eplb_traces.InputError(
             f"{output.counted(source.num_counted_traces, 'token-level trace')} of {len(paths)} files: give --combine "
-            "time or sum to keep every token, or --load for tokens per expert"
+            "time or sum to keep every token, or --as-load for tokens per expert"
         )
     with output.progress(f"writing {out.name}"):
         if isinstance(source.content, eplb_traces.RoutingTrace) and not counted:

@@ -1,12 +1,12 @@
 """`eplb verify`: executes a placement on real processes, or on virtual ranks, and checks what they did against it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import execution_options, options
+from eplb_cli.arguments import choices, cost_options, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.commands import verify_virtual
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from eplb.runtime.verification.tensor_parallel import TensorParallelReport
     from eplb_traces import RoutingTrace
 
+_TOKENS: Final = 64
+"""Tokens of each rank, unless the user gives another number."""
 _CUT_HIDDEN, _MOST_CUT_TOKENS = 128, 16
 """Sizes of the execution with cut experts, which are generated anew on every process."""
 
@@ -36,17 +38,36 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         typer.Option("--mindie-config", metavar="FILE", help="Exchange and buffer sizes from MindIE's config.json."),
     ] = None,
     exchange: Annotated[
-        str, typer.Option("--exchange", metavar="X", help="all, auto (by bytes), allgather, alltoall or symmetric.")
+        str,
+        typer.Option(
+            "--exchange",
+            metavar="X",
+            parser=choices.EXCHANGE.one,
+            autocompletion=choices.EXCHANGE.complete,
+            help="all, auto (by bytes), allgather, alltoall or symmetric.",
+        ),
     ] = "all",
     dispatch: Annotated[
         str,
         typer.Option(
             "--dispatch",
             metavar="RULE",
+            parser=choices.DISPATCH.one,
+            autocompletion=choices.DISPATCH.complete,
             help="even, weighted, local_first, online, vllm, sglang_static, sglang_dynamic, ascend or trtllm.",
         ),
     ] = "even",
-    tokens: Annotated[int, typer.Option("--tokens", "-t", metavar="T", help="Tokens of each rank.")] = 64,
+    tokens_per_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens-per-rank",
+            "-t",
+            "--tokens",
+            metavar="T",
+            help="Tokens of each rank.",
+            show_default="64; with --virtual by --phase",
+        ),
+    ] = None,
     trace_path: Annotated[
         Path | None,
         typer.Option("--trace", metavar="TRACE", help="Token-level trace to route by; else a random router."),
@@ -56,7 +77,9 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         str,
         typer.Option("--layers", metavar="IDS", help="Layers to execute: 0,5 or all.", show_default="a few"),
     ] = "",
-    hidden: Annotated[int, typer.Option("--hidden", metavar="H", help="Hidden size of the probe experts.")] = 32,
+    hidden: Annotated[
+        int, typer.Option("--hidden-size", "--hidden", metavar="H", help="Hidden size of the probe experts.")
+    ] = 32,
     top_k: Annotated[
         int, typer.Option("--top-k", metavar="K", help="Experts of a token.", show_default="that of the plan, or 8")
     ] = 0,
@@ -67,13 +90,22 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         float, typer.Option(metavar="F", help="Part of the sorted rows that AllGather keeps, as MindIE has it.")
     ] = 1.0,
     overflow: Annotated[
-        str, typer.Option("--overflow", metavar="O", help="raise, or drop: count what a buffer has no room for.")
+        str,
+        typer.Option(
+            "--overflow",
+            metavar="O",
+            parser=choices.OVERFLOW.one,
+            autocompletion=choices.OVERFLOW.complete,
+            help="raise, or drop: count what a buffer has no room for.",
+        ),
     ] = "raise",
     inject: Annotated[
         str,
         typer.Option(
             "--inject",
             metavar="FAULT",
+            parser=choices.FAULT.one,
+            autocompletion=choices.FAULT.complete,
             help="Break something to see a check fail: swap-weights, drop-row, stale-map, ...",
         ),
     ] = "none",
@@ -87,20 +119,15 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
             help="Execute the experts of all ranks on one device, one rank after the other: seconds of each layer.",
         ),
     ] = False,
-    device: execution_options.DeviceOpt = "cuda",
+    device: cost_options.DeviceOpt = "cuda",
     load_path: Annotated[
         Path | None,
         typer.Option("--load", metavar="LOAD", help="Load to draw the tokens from, with --virtual."),
     ] = None,
-    model: execution_options.ModelOpt = "",
-    phase: Annotated[
-        str, typer.Option("--phase", metavar="P", help="prefill, decode or mixed: 4096, 128 or 1024 tokens a rank.")
-    ] = "",
-    tokens_per_rank: Annotated[
-        int | None, typer.Option("--tokens-per-rank", metavar="T", help="Tokens of each rank, with --virtual.")
-    ] = None,
-    calibration: execution_options.CalibrationOpt = "",
-    dtype: execution_options.WeightTypeOpt = "bf16",
+    model: cost_options.ModelOpt = None,
+    phase: cost_options.PhaseOpt = None,
+    calibration: cost_options.CalibrationOpt = None,
+    dtype: cost_options.ExecutedTypeOpt = "bf16",
     seed: options.SeedOpt = 0,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -119,12 +146,12 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
             dtype=dtype,
             dispatch=dispatch,
             seed=seed,
-            model=model,
-            calibration=calibration,
+            model=model or "",
+            calibration=calibration or "",
             trace=trace_path,
             num_experts=num_experts,
             load=load_path,
-            phase=phase,
+            phase=phase or "",
             tokens_per_rank=tokens_per_rank,
             layers=layers,
         )
@@ -132,6 +159,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         verify_virtual.verify_on_virtual_ranks(plan.placement, asked, plan_path.name, as_json=as_json)
         return
     refuse_typed(context, verify_virtual.ONLY_VIRTUAL, "has no effect without --virtual")
+    tokens = _TOKENS if tokens_per_rank is None else tokens_per_rank
     factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
     if mindie_config is not None:
         config = read_mindie_config(mindie_config)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from eplb.cost import Batch, ModelSizes
     from eplb.runtime.virtual.virtual_verify import VirtualReport, VirtualRequest
 
-ONLY_VIRTUAL = ("--device", "--load", "--model", "--phase", "--tokens-per-rank", "--calibration", "--dtype")
+ONLY_VIRTUAL = ("--device", "--load", "--model", "--phase", "--calibration", "--dtype")
 _ONLY_PROCESSES = (
-    *("--processes", "--backend", "--mindie-config", "--exchange", "--tokens", "--hidden", "--top-k"),
+    *("--processes", "--backend", "--mindie-config", "--exchange", "--hidden-size", "--top-k"),
     *("--buffer-scale-factors", "--topk-scaling-factor", "--overflow", "--inject", "--record"),
 )
 _HEADINGS = ("layer", "straggler", "makespan ms", "mean ms", "predicted ms", "error %")

@@ -30,9 +30,9 @@ def show(advice: "Advice", title: str, *, every_row: bool) -> None:
             f"{len(rows)} of {len(advice.deployments)} deployments: the fastest of each size; --all for every one"
         )
     memory = advice.memory
-    rest = f"{output.gigabytes(memory.rest_bytes)} ({memory.rest_origin})"
-    reserve = output.gigabytes(memory.reserve_bytes)
-    output.note(f"memory: {output.gigabytes(memory.total_bytes)} a GPU, rest of the model {rest}, reserve {reserve}")
+    rest = f"{output.byte_size(memory.rest_bytes)} ({memory.rest_origin})"
+    reserve = output.byte_size(memory.reserve_bytes)
+    output.note(f"memory: {output.byte_size(memory.total_bytes)} a GPU, rest of the model {rest}, reserve {reserve}")
     cost_rows.note(advice.cost, advice.choices)
 
 

@@ -17,7 +17,7 @@ def migration_facts(migration: "Migration") -> list[tuple[str, output.Cell]]:
     of_all = f"{migration.moved_copies} ({output.percentage(migration.moved_fraction)} % of the slots)"
     replicas = [migration.copies_of_hop(hop) for hop in Hop]
     size = migration.expert_bytes
-    volume = [] if size is None else [("the same in bytes", " / ".join(output.gigabytes(n * size) for n in replicas))]
+    volume = [] if size is None else [("the same in bytes", " / ".join(output.byte_size(n * size) for n in replicas))]
     seconds = migration.transfer_s
     return [
         ("replicas moved to another rank", of_all),

@@ -1,0 +1,1 @@
+"""What `--help` shows beside the options: panels, examples, pages of the manual."""
