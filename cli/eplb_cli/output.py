@@ -6,10 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, final
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import final
 
 Cell = str | int | float
 
@@ -51,46 +48,79 @@ def error(sentence: str) -> None:
     note(f"error: {sentence}")
 
 
-def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print rows under headings, at most as wide as the terminal (80 columns where there is none).
+def table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, legend: str = "", num_keys: int = 1
+) -> None:
+    """Print rows under headings, at most as wide as the terminal (80 columns where there is none), and the legend.
 
     A column of numbers is aligned right. Integers get no separators, floats four decimals; other wishes come as text
-    that is ready to print, which counts as a number if it begins like one.
+    that is ready to print, which counts as a number if it begins like one. Columns for which the terminal is too narrow
+    are printed below the others, with the first `num_keys` columns again.
     """
-    from rich import box
-    from rich.table import Column, Table
+    from eplb_cli.table_layout import blocks
 
+    texts = [[_text(cell) for cell in row] for row in rows]
     numeric = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(headings))]
-    columns = [
-        Column(heading, justify="right" if number else "left", no_wrap=number or i == 0)
-        for i, (heading, number) in enumerate(zip(headings, numeric, strict=True))
-    ]
-    rich_table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for row in rows:
-        rich_table.add_row(*(_text(cell) for cell in row))
-    _print_titled(title, rich_table)
+    _title(title)
+    for block in blocks(headings, texts, numeric, num_keys, width()):
+        chosen = [[row[column] for column in block.columns] for row in texts]
+        _print_block([headings[i] for i in block.columns], chosen, [numeric[i] for i in block.columns], block.widths)
+    if legend:
+        _wrapped(legend)
+        line("")
 
 
 def facts(title: str, pairs: Sequence[tuple[str, Cell]]) -> None:
     """Print name and value pairs, one a line."""
-    from rich.table import Table
+    from eplb_cli.table_layout import blocks
 
-    grid = Table.grid(padding=(0, 2))
-    for name, value in pairs:
-        grid.add_row(name, _text(value))
-    _print_titled(title, grid)
+    texts = [[name, _text(value)] for name, value in pairs]
+    _title(title)
+    (block,) = blocks(("", ""), texts, (False, False), 1, width())
+    _print_block((), texts, (False, False), block.widths)
 
 
-def _print_titled(title: str, body: "Table") -> None:
+def _title(title: str) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(title, style="bold", soft_wrap=True)
+    line(captured.get().rstrip())
+
+
+def _print_block(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool], widths: Sequence[int]
+) -> None:
+    """Print the rows, and an empty line; without headings if there are none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    columns = [
+        Column(header=heading, justify="right" if number else "left", width=width)
+        for heading, number, width in zip(headings or [""] * len(widths), numeric, widths, strict=True)
+    ]
+    body = Table(
+        *columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, show_header=bool(headings)
+    )
+    for row in rows:
+        body.add_row(*row)
+    console = Console(highlight=False, markup=False, emoji=False, width=sum(widths) + 2 * len(widths))
+    with console.capture() as captured:
         console.print(body)
     for text in captured.get().splitlines():
         line(text.rstrip())
     line("")
+
+
+def _wrapped(text: str) -> None:
+    """Print sentences, wrapped at spaces to the width of the terminal."""
+    from textwrap import wrap
+
+    for sentence in text.splitlines():
+        for part in wrap(sentence, width(), break_long_words=False, break_on_hyphens=False) or [""]:
+            line(part)
 
 
 def written(path: Path, format: str, server_flags: str) -> None:

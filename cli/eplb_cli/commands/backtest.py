@@ -69,8 +69,7 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
         output.json_object({"load": files.listed(load_paths), "candidates": [_as_object(score) for score in scores]})
         return
     title = f"{files.title_of(load_paths)}: {load.num_windows} windows, {by.rule} dispatch"
-    output.table(title, _HEADINGS, [_row(score) for score in scores])
-    output.note(_LEGEND)
+    output.table(title, _HEADINGS, [_row(score) for score in scores], legend=_LEGEND)
 
 
 def _row(score: "Score") -> tuple[output.Cell, ...]:

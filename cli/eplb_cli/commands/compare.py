@@ -111,9 +111,8 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
     title = f"{files.title_of(load_paths)}: {model} on {shape}{by.in_title}"
-    output.table(title, _HEADINGS, [_row(result) for result in results])
+    output.table(title, _HEADINGS, [_row(result) for result in results], legend=_LEGEND)
     output.line(f"today ({EXPERTS_IN_ORDER}, no redundant ones): max/mean {mean_max_over_mean(before):.4f}")
-    output.note(_LEGEND)
     balance = [(r.plan.strategy, r.evaluation.balance["max_over_mean_mean"]) for r in results]
     cost_rows.table(predictor, "strategy", [(*of, step) for of, step in zip(balance, steps, strict=True)])
     cost_rows.note(predictor, choices)

@@ -166,8 +166,8 @@ def _print(served: "tuple[StepTimes, ...]", request: "ReplayRequest", name: str,
         f"{name}: {steps} steps, {len(layers)} layers, {request.model.name} in {request.dtype}, {request.device}",
         _HEADINGS,
         [_row(one) for one in served],
+        legend=f"{_LEGEND}\nmodel: {request.calibration.title}",
     )
-    output.note(f"model: {request.calibration.title}\n{_LEGEND}")
 
 
 def _row(one: "StepTimes") -> tuple[output.Cell, ...]:

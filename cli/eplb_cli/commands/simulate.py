@@ -105,9 +105,9 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         f"{title}{cost_rows.in_title(predictor)}",
         _HEADINGS if predictor is None else (*_HEADINGS, "step ms", "p95"),
         [_row(one) for one in served],
+        legend=_LEGEND,
     )
     _draw(served)
-    output.note(_LEGEND)
     cost_rows.note(predictor, choices)
 
 

@@ -79,8 +79,8 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
         return
     on = f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}, {strategy}"
     title = f"{on}{by.in_title}{cost_rows.in_title(predictor)}"
-    output.table(title, (*_HEADINGS, *cost_rows.headings(predictor)), [_row(point) for point in points])
-    output.note(_LEGEND)
+    headings = (*_HEADINGS, *cost_rows.headings(predictor))
+    output.table(title, headings, [_row(point) for point in points], legend=_LEGEND)
     cost_rows.note(predictor, choices)
     if out is not None:
         output.line(f"wrote {out}")

@@ -56,9 +56,8 @@ def show_engines(  # noqa: PLR0913  # the keywords of `compare_engines`
     ]
     headings = (*_HEADINGS, *cost_rows.headings(cost))
     size = output.counted(topology.num_ranks, "rank")
-    output.table(f"{title} on {size}{cost_rows.in_title(cost)}", headings, rows)
+    output.table(f"{title} on {size}{cost_rows.in_title(cost)}", headings, rows, legend=_LEGEND, num_keys=3)
     output.facts("Own metrics and algorithms", [(one.target.engine, _about(one)) for one in found])
-    output.note(_LEGEND)
     cost_rows.note(cost, choices)
 
 
