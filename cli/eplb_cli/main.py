@@ -29,7 +29,8 @@ from eplb_cli.commands import (
     trace,
     verify,
 )
-from eplb_cli.exit_codes import exit_code_of, sentence_of
+from eplb_cli.exit_codes import errors_are_exit_codes
+from eplb_cli.process_exit import run_and_exit
 
 
 @final
@@ -39,14 +40,8 @@ class _ErrorsAreExitCodes(typer.core.TyperGroup):
     # Any is the context of whichever click the installed typer brings.
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Run a command; what it refuses on purpose ends with one line on stderr and the code of `status`."""
-        try:
+        with errors_are_exit_codes():
             return super().invoke(ctx)
-        except Exception as error:
-            code = exit_code_of(error)
-            if code is None:
-                raise
-            output.error(sentence_of(error))
-            raise typer.Exit(code) from error
 
 
 app = typer.Typer(
@@ -77,7 +72,7 @@ def _root(
     """Plan where the experts of a Mixture-of-Experts model live, from the load that its router caused.
 
     The result goes to stdout, talk and progress to stderr. Exit codes: 0 ok, 1 a bug, 2 usage, 3 bad input,
-    4 infeasible, 5 verification failed.
+    4 infeasible, 5 verification failed, 6 stdout lost.
     """
     context.with_resource(output.library_log_on_stderr())
 
@@ -103,5 +98,5 @@ app.add_typer(trace.app, name="trace")
 
 
 def main() -> None:
-    """Entry point of the `eplb` script."""
-    app()
+    """Run the command line and end the process; the `eplb` script calls it."""
+    run_and_exit(app)

@@ -1,24 +1,74 @@
 """Alone prints. The result goes to stdout, talk and progress to stderr; rich is loaded when a table or a bar is due."""
 
+import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Cell = str | int | float
 
 
+@final
+class StdoutError(Exception):
+    """stdout cannot be written."""
+
+
 def line(text: str) -> None:
     """Print a line of the result, never wrapped: it may be a path or a command to copy."""
-    sys.stdout.write(f"{text}\n")
+    _to_stdout(f"{text}\n")
 
 
 def json_object(fields: Mapping[str, object]) -> None:
     """Print the whole result as one JSON object."""
-    sys.stdout.write(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+    _to_stdout(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+
+
+def _to_stdout(text: str) -> None:
+    with _named_stdout():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def _named_stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StdoutError(f"stdout: {error.strerror}") from error
+
+
+def is_closed() -> bool:
+    """Whether stdout is closed, as in `eplb plan ... >&-`: the next file that is opened would get its number."""
+    return sys.stdout is None
+
+
+def flush() -> None:
+    """Print what is buffered; where that fails, the rest goes nowhere when Python flushes again at its end.
+
+    Raises
+    ------
+    BrokenPipeError
+        If the reader of stdout went away.
+    StdoutError
+        If stdout cannot be written.
+    """
+    try:
+        with _named_stdout():
+            sys.stdout.flush()
+    except (BrokenPipeError, StdoutError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise
 
 
 def can_print(text: str) -> bool:
@@ -39,8 +89,9 @@ def width() -> int:
 
 def note(text: str) -> None:
     """Say something to the user, at once, that is not the result."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:  # None where it is closed
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def error(sentence: str) -> None:
@@ -81,12 +132,7 @@ def facts(title: str, pairs: Sequence[tuple[str, Cell]]) -> None:
 
 
 def _title(title: str) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
-        console.print(title, style="bold", soft_wrap=True)
-    line(captured.get().rstrip())
+    line(_printed(title, style="bold").rstrip())
 
 
 def _print_block(
@@ -94,7 +140,6 @@ def _print_block(
 ) -> None:
     """Print the rows, and an empty line; without headings if there are none."""
     from rich import box
-    from rich.console import Console
     from rich.table import Column, Table
 
     columns = [
@@ -106,12 +151,21 @@ def _print_block(
     )
     for row in rows:
         body.add_row(*row)
-    console = Console(highlight=False, markup=False, emoji=False, width=sum(widths) + 2 * len(widths))
-    with console.capture() as captured:
-        console.print(body)
-    for text in captured.get().splitlines():
+    for text in _printed(body, sum(widths) + 2 * len(widths)).splitlines():
         line(text.rstrip())
     line("")
+
+
+def _printed(body: "RenderableType", width: int | None = None, style: str | None = None) -> str:
+    """The text that rich prints on a terminal like stdout, which it would flush itself."""
+    from rich.console import Console
+
+    memory = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, newline="\n")
+    Console(
+        file=memory, force_terminal=sys.stdout.isatty() or None, width=width, highlight=False, markup=False, emoji=False
+    ).print(body, style=style, soft_wrap=width is None)
+    memory.seek(0)
+    return memory.read()
 
 
 def _wrapped(text: str) -> None:
@@ -167,7 +221,7 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
     Callable
         To be called after each step.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
