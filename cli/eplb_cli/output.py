@@ -31,6 +31,13 @@ def json_object(fields: Mapping[str, object]) -> None:
     _to_stdout(json.dumps(fields, indent=2, allow_nan=False) + "\n")
 
 
+def csv_rows(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print the rows of the result as CSV."""
+    from eplb_cli.views.csv_rows import csv_text
+
+    _to_stdout(csv_text(rows))
+
+
 def _to_stdout(text: str) -> None:
     with _named_stdout():
         sys.stdout.write(text)

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from eplb_cli.arguments.parse import Nodes, node_sizes
+from eplb_cli.arguments.result_form import CsvOpt as CsvOpt
+from eplb_cli.arguments.result_form import JsonOpt as JsonOpt
 
 
 def _complete_strategy(incomplete: str) -> list[str]:
@@ -111,7 +113,6 @@ WriteFormatOpt = Annotated[
         autocompletion=complete_format,
     ),
 ]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 # The model, for files that know layers by another number or not at all.
 ExpertsOpt = Annotated[

@@ -59,6 +59,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     *,
     cost: CostOptions,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with every strategy and evaluate the plans by the same metrics.
@@ -88,6 +89,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             seed=seed,
             cost=predictor,
             batch=batch,
+            as_csv=as_csv,
             as_json=as_json,
         )
         return
@@ -101,6 +103,10 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     before = baseline(load, topology, by.rule, shares)
     steps = cost_rows.predict_each(predictor, batch, [result.evaluation for result in results])
     choices = cost_rows.choices_of(predictor, batch)
+    if as_csv:
+        rows = [_as_object(result, by) | cost_rows.fields(step) for result, step in zip(results, steps, strict=True)]
+        output.csv_rows(rows)
+        return
     if as_json:
         head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
         head["before"] = before_object(EXPERTS_IN_ORDER, before)

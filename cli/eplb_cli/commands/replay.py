@@ -78,6 +78,7 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
     """Execute LOAD step by step, one window a step, on virtual ranks, and print the time of a step under each plan."""
@@ -123,7 +124,9 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
         ]
     with output.progress("executing"):
         served = run(schedules, request)
-    if as_json:
+    if as_csv:
+        output.csv_rows([one.summary() for one in served])
+    elif as_json:
         output.json_object(_as_object(served, request, files.listed(load_paths), chosen))
     else:
         _print(served, request, files.title_of(load_paths), chosen)
