@@ -13,6 +13,7 @@ from eplb_cli import output
 from eplb_cli.commands import (
     advise,
     backtest,
+    cache,
     calibrate,
     check,
     compare,
@@ -95,6 +96,7 @@ app.command("formats")(tables.formats)
 app.command("strategies")(tables.strategies)
 app.command("env")(env.env)
 app.add_typer(trace.app, name="trace")
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:

@@ -103,6 +103,7 @@ _COMMANDS = {
         *("--tokens-per-rank", "--layers-per-step", "--bandwidth", "--device", "--dtype", "--seed", "--json"),
         *_READING,
     },
+    "cache build": {"--json"},
     "formats": {"--json"},
     "env": {"--json"},
     "strategies": {"--json"},

@@ -1,8 +1,8 @@
 """Starts processes on this machine that form one communicator, and collects their results.
 
 The rendezvous is a file in a temporary folder, so no port is needed. Processes are forked from one server process that
-imports torch once; the server is kept for later calls. A process ends at once when its caller is interrupted or gone, also
-inside a collective.
+imports torch once; the server is kept for later calls. A process ends at once when its caller is interrupted or gone,
+also inside a collective.
 """
 
 import multiprocessing
