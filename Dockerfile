@@ -13,8 +13,7 @@ FROM python:3.12-slim
 COPY --from=wheel /dist /dist
 RUN python -m pip install --no-cache-dir "$(echo /dist/*.whl)[trace,ilp,report,html]" && rm -r /dist
 # The kernels are compiled here, not by the first plan of every container.
-COPY tests/tools/compile_kernels.py /tmp/compile_kernels.py
-RUN python /tmp/compile_kernels.py && rm /tmp/compile_kernels.py
+RUN eplb cache build
 RUN useradd --create-home eplb
 USER eplb
 WORKDIR /data

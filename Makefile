@@ -72,11 +72,11 @@ demo: $(VENV)/stamp-demo
 # --- what a developer wants -------------------------------------------------------------------------------------------
 
 test: $(VENV)/stamp-dev
-	$(BIN)/python tests/tools/compile_kernels.py
+	$(BIN)/python -m eplb cache build
 	$(BIN)/python $(PYTEST)
 
 test-long: $(VENV)/stamp-dev
-	$(BIN)/python tests/tools/compile_kernels.py
+	$(BIN)/python -m eplb cache build
 	EPLB_HYPOTHESIS_PROFILE=long $(BIN)/python $(PYTEST)
 
 # Lines of eplb and eplb_traces that the suite runs; fails below 95 %.
@@ -90,7 +90,7 @@ mutants: $(VENV)/stamp-dev
 
 # EPLB_FUZZ_CASES, EPLB_FUZZ_FIRST and EPLB_FUZZ_SECONDS: how many cases, from which number on, and for how long.
 fuzz: $(VENV)/stamp-dev
-	$(BIN)/python tests/tools/compile_kernels.py
+	$(BIN)/python -m eplb cache build
 	PYTHONPATH=.:traces:cli $(BIN)/python -m tests.fuzz.run
 
 # numba checks every index of an array; the kernels are compiled anew, into a cache of their own.
@@ -102,7 +102,7 @@ fuzz-bounds: $(VENV)/stamp-dev
 	PYTHONPATH=.:traces:cli $(BIN)/python -m tests.fuzz.run
 
 test-lowest: $(LOWEST)/stamp
-	$(LOWEST)/bin/python tests/tools/compile_kernels.py
+	$(LOWEST)/bin/python -m eplb cache build
 	EPLB_CORE_ONLY=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow"
 
 # Skipped with a message where the package registry cannot be reached.

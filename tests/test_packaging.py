@@ -57,11 +57,11 @@ def test_every_module_is_in_the_wheel(installed):
 
 def test_the_installed_packages_import_and_the_script_runs(installed):
     (info,) = installed.glob("*.dist-info")
-    assert "eplb = eplb_cli.main:main" in (info / "entry_points.txt").read_text()
+    assert "eplb = eplb_cli.__main__:main" in (info / "entry_points.txt").read_text()
     code = (
-        f"import sys; sys.path.insert(0, {str(installed)!r}); import eplb, eplb_traces, eplb_cli.main; "
+        f"import sys; sys.path.insert(0, {str(installed)!r}); import eplb, eplb_traces, eplb_cli.__main__; "
         "print(*(p.__file__ for p in (eplb, eplb_traces, eplb_cli)), sep='\\n'); "
-        "sys.argv = ['eplb', '--version']; eplb_cli.main.main()"
+        "sys.argv = ['eplb', '--version']; eplb_cli.__main__.main()"
     )
     result = subprocess.run(
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=installed.parent

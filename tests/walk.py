@@ -36,7 +36,7 @@ def _in_shell(command: str, folder: Path) -> str:
     script = folder / "bin" / "eplb"
     if not script.exists():
         script.parent.mkdir()
-        script.write_text(f"#!{sys.executable}\nfrom eplb_cli.main import main\nmain()\n")
+        script.write_text(f"#!{sys.executable}\nfrom eplb_cli.__main__ import main\nmain()\n")
         script.chmod(0o755)
     environment = {
         "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",

@@ -1,6 +1,19 @@
-"""`python -m eplb_cli`: the command line where the console script is not installed."""
+"""The entry point of `eplb` and of `python -m eplb_cli`; Ctrl-C is handled from the first import on."""
 
-from eplb_cli.main import main
+import sys
+
+from eplb_cli.exit_codes import INTERRUPTED
+
+
+def main() -> None:
+    """Entry point of the `eplb` script."""
+    try:
+        from eplb_cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

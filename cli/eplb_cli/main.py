@@ -15,6 +15,7 @@ from eplb_cli.command import register, without_flag_types
 from eplb_cli.commands import (
     advise,
     backtest,
+    cache,
     calibrate,
     check,
     compare,
@@ -31,9 +32,10 @@ from eplb_cli.commands import (
     trace,
     verify,
 )
-from eplb_cli.exit_codes import exit_code_of, sentence_of
+from eplb_cli.exit_codes import errors_are_exit_codes
 from eplb_cli.global_options import COLOR, log_level, set_color
 from eplb_cli.help.panels import panel_of_command
+from eplb_cli.process_exit import run_and_exit
 from eplb_cli.settings import CONFIG_FILE, CONFIG_VARIABLE
 
 
@@ -44,16 +46,8 @@ class _ErrorsAreExitCodes(typer.core.TyperGroup):
     # Any is the context of whichever click the installed typer brings.
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Run a command; what it refuses on purpose ends with one line on stderr and the code of `status`."""
-        try:
-            result = super().invoke(ctx)
-            output.flush()
-            return result
-        except Exception as error:
-            code = exit_code_of(error)
-            if code is None:
-                raise
-            output.error(sentence_of(error))
-            raise typer.Exit(code) from error
+        with errors_are_exit_codes():
+            return super().invoke(ctx)
 
     def get_params(self, ctx: Any) -> Any:  # noqa: ANN401
         """The options of all commands."""
@@ -143,9 +137,10 @@ register(app, "formats", tables.formats)
 register(app, "strategies", tables.strategies)
 register(app, "env", env.env)
 app.add_typer(trace.app, name="trace", rich_help_panel=panel_of_command("trace"))
+app.add_typer(cache.app, name="cache", rich_help_panel=panel_of_command("cache"))
 
 
 def main() -> None:
-    """Entry point of the `eplb` script."""
+    """Run the command line and end the process; the `eplb` script calls it."""
     output.print_any_text()
-    app()
+    run_and_exit(app)

@@ -1,67 +1,40 @@
 """Alone prints. The result goes to stdout, talk and progress to stderr; rich is loaded when a table or a bar is due."""
 
+import io
 import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
-    from eplb_traces.errors import IncompleteOutputError
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 Cell = str | int | float
 _QUIET: Final = ContextVar("quiet", default=False)
 
 
+@final
+class StdoutError(Exception):
+    """stdout cannot be written."""
+
+
 def line(text: str) -> None:
     """Print a line of the result, never wrapped: it may be a path or a command to copy."""
-    _print(f"{printable(text)}\n")
+    _to_stdout(f"{printable(text)}\n")
 
 
 def printable(text: str) -> str:
     """The text with control characters of a terminal as escapes: names come from files."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _not_printed(error) from error
-
-
-def flush() -> None:
-    """Print what is still in the buffer of stdout."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _not_printed(error) from error
-
-
-def _not_printed(error: OSError) -> "IncompleteOutputError":
-    """The error of a result that stdout does not take; stdout is closed, so that Python does not fail on it again."""
-    from eplb_traces.errors import IncompleteOutputError
-
-    with suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    return IncompleteOutputError(
-        f"stdout: {error.strerror or error}: the result is not printed; files that were to be written are there"
-    )
 
 
 def print_any_text() -> None:
@@ -72,7 +45,54 @@ def print_any_text() -> None:
 
 def json_object(fields: Mapping[str, object]) -> None:
     """Print the whole result as one JSON object."""
-    _print(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+    _to_stdout(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+
+
+def csv_rows(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print the rows of the result as CSV."""
+    from eplb_cli.views.csv_rows import csv_text
+
+    _to_stdout(csv_text(rows))
+
+
+def _to_stdout(text: str) -> None:
+    with _named_stdout():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def _named_stdout() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StdoutError(f"stdout: {error.strerror}") from error
+
+
+def is_closed() -> bool:
+    """Whether stdout is closed, as in `eplb plan ... >&-`: the next file that is opened would get its number."""
+    return sys.stdout is None
+
+
+def flush() -> None:
+    """Print what is buffered; where that fails, the rest goes nowhere when Python flushes again at its end.
+
+    Raises
+    ------
+    BrokenPipeError
+        If the reader of stdout went away.
+    StdoutError
+        If stdout cannot be written.
+    """
+    try:
+        with _named_stdout():
+            sys.stdout.flush()
+    except (BrokenPipeError, StdoutError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise
 
 
 def can_print(text: str) -> bool:
@@ -98,8 +118,9 @@ def note(text: str) -> None:
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(f"{printable(text)}\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:  # None where it is closed
+        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.flush()
 
 
 def error(sentence: str) -> None:
@@ -107,46 +128,82 @@ def error(sentence: str) -> None:
     _to_stderr(f"error: {sentence}")
 
 
-def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print rows under headings, at most as wide as the terminal (80 columns where there is none).
+def table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, legend: str = "", num_keys: int = 1
+) -> None:
+    """Print rows under headings, at most as wide as the terminal (80 columns where there is none), and the legend.
 
     A column of numbers is aligned right. Integers get no separators, floats four decimals; other wishes come as text
-    that is ready to print, which counts as a number if it begins like one.
+    that is ready to print, which counts as a number if it begins like one. Columns for which the terminal is too narrow
+    are printed below the others, with the first `num_keys` columns again.
     """
-    from rich import box
-    from rich.table import Column, Table
+    from eplb_cli.table_layout import blocks
 
+    texts = [[_text(cell) for cell in row] for row in rows]
     numeric = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(headings))]
-    columns = [
-        Column(heading, justify="right" if number else "left", no_wrap=number or i == 0)
-        for i, (heading, number) in enumerate(zip(headings, numeric, strict=True))
-    ]
-    rich_table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for row in rows:
-        rich_table.add_row(*(_text(cell) for cell in row))
-    _print_titled(title, rich_table)
+    _title(title)
+    for block in blocks(headings, texts, numeric, num_keys, width()):
+        chosen = [[row[column] for column in block.columns] for row in texts]
+        _print_block([headings[i] for i in block.columns], chosen, [numeric[i] for i in block.columns], block.widths)
+    if legend:
+        _wrapped(legend)
+        line("")
 
 
 def facts(title: str, pairs: Sequence[tuple[str, Cell]]) -> None:
     """Print name and value pairs, one a line."""
-    from rich.table import Table
+    from eplb_cli.table_layout import blocks
 
-    grid = Table.grid(padding=(0, 2))
-    for name, value in pairs:
-        grid.add_row(name, _text(value))
-    _print_titled(title, grid)
+    texts = [[name, _text(value)] for name, value in pairs]
+    _title(title)
+    (block,) = blocks(("", ""), texts, (False, False), 1, width())
+    _print_block((), texts, (False, False), block.widths)
 
 
-def _print_titled(title: str, body: "Table") -> None:
+def _title(title: str) -> None:
+    line(_printed(title, style="bold").rstrip())
+
+
+def _print_block(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool], widths: Sequence[int]
+) -> None:
+    """Print the rows, and an empty line; without headings if there are none."""
+    from rich import box
+    from rich.table import Column, Table
+
+    columns = [
+        Column(header=heading, justify="right" if number else "left", width=width)
+        for heading, number, width in zip(headings or [""] * len(widths), numeric, widths, strict=True)
+    ]
+    body = Table(
+        *columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, show_header=bool(headings)
+    )
+    for row in rows:
+        body.add_row(*row)
+    for text in _printed(body, sum(widths) + 2 * len(widths)).splitlines():
+        line(text.rstrip())
+    line("")
+
+
+def _printed(body: "RenderableType", width: int | None = None, style: str | None = None) -> str:
+    """The text that rich prints on a terminal like stdout, which it would flush itself."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
-        console.print(printable(title), style="bold", soft_wrap=True)
-        console.print(body)
-    for text in captured.get().splitlines():  # with rich's own styles
-        _print(f"{text.rstrip()}\n")
-    line("")
+    memory = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, newline="\n")
+    Console(
+        file=memory, force_terminal=sys.stdout.isatty() or None, width=width, highlight=False, markup=False, emoji=False
+    ).print(body, style=style, soft_wrap=width is None)
+    memory.seek(0)
+    return memory.read()
+
+
+def _wrapped(text: str) -> None:
+    """Print sentences, wrapped at spaces to the width of the terminal."""
+    from textwrap import wrap
+
+    for sentence in text.splitlines():
+        for part in wrap(sentence, width(), break_long_words=False, break_on_hyphens=False) or [""]:
+            line(part)
 
 
 def written(path: Path, format: str, server_flags: str) -> None:
@@ -196,7 +253,7 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
     Callable
         To be called after each step.
     """
-    if _QUIET.get() or not sys.stderr.isatty():
+    if _QUIET.get() or sys.stderr is None or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console

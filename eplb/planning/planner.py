@@ -1,6 +1,5 @@
 """Picks a strategy and runs it: `plan` and `compare`."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, final
@@ -25,6 +24,7 @@ from eplb.strategies.certify import recertified
 from eplb.strategies.options import HONOURED, PlanOption, check_options
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces.display import cut, facts_html
+from eplb_traces.jit import WorkClock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     >>> eplb.plan(load, topology).placement.physical_to_logical_map
     array([[3, 1, 2, 3, 2, 0]], dtype=int32)
     """
-    start = time.perf_counter()
+    clock = WorkClock()
     check_seed(seed)
     load = accepted_load(load)
     given = load.without_empty_windows()
@@ -192,7 +192,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
             f"mean layer, at most {off_node.max()}",
         )
     digest = load.digest if made.load_digest == problem.load.digest else made.load_digest
-    return replace(made, seconds=time.perf_counter() - start, notes=notes + made.notes, load_digest=digest)
+    return replace(made, seconds=clock.seconds(), notes=notes + made.notes, load_digest=digest)
 
 
 def _check_answers(made: Plan, problem: Problem) -> None:

@@ -1,7 +1,6 @@
 """Changes a live placement: which layers move, and whether the gain exceeds the transfer time."""
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import final
 
@@ -22,6 +21,7 @@ from eplb.strategies.certify import certified_plan
 from eplb.strategies.incremental.incremental import Incremental, busiest_rank
 from eplb.strategies.under_rule.objective import busiest_under_rule, is_even
 from eplb_traces.display import fields_html, short_repr
+from eplb_traces.jit import WorkClock
 
 
 @final
@@ -139,7 +139,7 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
     >>> eplb.evaluate(plan, later)
     Evaluation(1 window of 1 layer, even dispatch, max/mean 1.0000, worst 1.0000)
     """
-    start = time.perf_counter()
+    clock = WorkClock()
     load = accepted_load(load)
     previous = accepted_placement(previous, load.shape, "previous")
     topology = previous.topology if topology is None else topology
@@ -155,7 +155,7 @@ def rebalance(  # noqa: PLR0913  # everything that a replan can depend on, by ke
         made = _only_what_pays(made, problem, horizon)
     if problem.dispatch is DispatchRule.WEIGHTED:
         made = dataclasses.replace(made, placement=weighted_placement(made.placement, load))
-    return dataclasses.replace(made, seconds=time.perf_counter() - start)
+    return dataclasses.replace(made, seconds=clock.seconds())
 
 
 def _only_what_pays(made: Plan, problem: Problem, horizon: Horizon) -> Plan:

@@ -1,7 +1,6 @@
 """Distributes redundant slots over the layers: layers that gain most get more slots a rank, others fewer."""
 
 import dataclasses
-import time
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies.greedy.greedy import Greedy
 from eplb_traces import ExpertLoad
+from eplb_traces.jit import WorkClock
 
 
 def plan_with_budget(
@@ -50,7 +50,7 @@ def plan_with_budget(
     InfeasibleError
         If the budget does not cover the slots that any layer must have.
     """
-    start = time.perf_counter()
+    clock = WorkClock()
     if not topology.has_equal_slots:
         raise InputError(f"slots_per_rank = {topology.slots_per_rank}: a budget by layer needs equal ranks")
     problem = Problem(load, topology, num_groups=num_groups)
@@ -79,7 +79,7 @@ def plan_with_budget(
         load.shape,
         "greedy",
         status=SolveStatus.OPTIMAL if optimal else SolveStatus.HEURISTIC,
-        seconds=time.perf_counter() - start,
+        seconds=clock.seconds(),
         seed=seed,
         layers=layers,
         notes=_notes(busiest, extra, least=least, num_ranks=num_ranks, num_experts=num_experts),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from typing import final
 
@@ -19,6 +18,7 @@ from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.evaluation.step_cost import StepCost
 from eplb.strategies import StrategyLike, accepted_strategy
 from eplb_traces.display import fields_html, short_repr
+from eplb_traces.jit import WorkClock
 
 _logger = logging.getLogger("eplb")
 
@@ -142,9 +142,9 @@ def _point(
     """The point of one number of redundant experts, and its plan; all else as in `like`."""
     load, topology = like.load, like.topology
     slots = (load.num_experts + num_redundant) // topology.num_ranks
-    start = time.perf_counter()
+    clock = WorkClock()
     made = strategy(dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
-    seconds = time.perf_counter() - start
+    seconds = clock.seconds()
     judged = evaluate(made.placement, load, like.dispatch, sources=like.sources)
     point = SweepPoint(
         num_redundant,

@@ -5,7 +5,6 @@ checkpoint. The load of every expert is split evenly over its replicas.
 """
 
 import dataclasses
-import time
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from eplb.planning.replan_without_ranks import place_lost
 from eplb.strategies.incremental.carry_over import carried_over, evened, num_fetched
 from eplb.strategies.incremental.incremental import Held
 from eplb_traces import ExpertLoad
+from eplb_traces.jit import WorkClock
 from eplb_traces.model_shape import id_ranges, id_runs
 
 EXTRA_FETCHES = 0.1
@@ -82,7 +82,7 @@ def replan_on(  # noqa: PLR0913  # a replan and what changes
     >>> eplb.replan_on(live, [[9.0, 3.0, 2.0, 2.0]], change)
     Plan(incremental, 1 layer of 4 experts on 3 ranks, 0.20 % above the bound at worst)
     """
-    start = time.perf_counter()
+    clock = WorkClock()
     load = accepted_load(load)
     previous = accepted_placement(previous, load.shape, "previous")
     previous.check_model(load.shape)
@@ -106,7 +106,7 @@ def replan_on(  # noqa: PLR0913  # a replan and what changes
         placement=placement,
         migration=moved.migration,
         notes=(*change_notes(change), *_fill_notes(moved, filled, held, change, expert_bytes), *made.notes),
-        seconds=time.perf_counter() - start,
+        seconds=clock.seconds(),
     )
 
 

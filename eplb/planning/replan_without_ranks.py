@@ -4,7 +4,6 @@ Failures are not detected here. The load of lost replicas is split evenly over t
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from eplb.errors import InfeasibleError
 from eplb.planning.changed_topology import topology_without
 from eplb.planning.rebalance import rebalance
 from eplb_traces import ExpertLoad
+from eplb_traces.jit import WorkClock
 from eplb_traces.model_shape import id_ranges, id_runs
 
 
@@ -98,7 +98,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     InfeasibleError
         If the survivors have fewer slots than there are experts.
     """
-    start = time.perf_counter()
+    clock = WorkClock()
     previous.check_model(load.shape)
     left = survivors(previous.topology, lost_ranks)
     num_experts = previous.num_experts
@@ -134,7 +134,7 @@ def replan_without(  # noqa: PLR0913  # a replan and what is lost
     )
     renumbered = f"ranks renumbered in order: {_renumbered(left.rank_map)}"
     notes = (loaded, renumbered, *made.notes)
-    return dataclasses.replace(made, notes=notes, seconds=time.perf_counter() - start)
+    return dataclasses.replace(made, notes=notes, seconds=clock.seconds())
 
 
 def place_lost(load: Floats, lost_experts: Ints, phy2log: Map, topology: Topology) -> int:

@@ -33,10 +33,12 @@ def test_advice_is_that_of_the_library(run, words, counts, tmp_path):
     assert f"recommended: {expected.reason}\n" in shown.stdout
     assert " of 30 deployments: the fastest of each size" in shown.stderr  # 2 EP sizes of 3 + 6 + 6
     assert "(estimated, bf16)" in shown.stderr
-    table = shown.stdout.split("recommended:")[0].splitlines()
+    table = shown.stdout.split("step ms: predicted")[0].splitlines()
     assert max(map(len, table[1:])) <= 80
     assert not any("…" in row for row in table)
-    assert len(run(*words, "--all").stdout.split("recommended:")[0].splitlines()) == 3 + 30 + 1  # head, rows, blank
+    assert (
+        len(run(*words, "--all").stdout.split("step ms: predicted")[0].splitlines()) == 3 + 30 + 1
+    )  # head, rows, blank
 
 
 def test_memory_and_slo_are_marked(run, words):

@@ -96,7 +96,7 @@ _COMMANDS = {
         "--hidden-layers",
         *_READ_HINTS,
     },
-    "check": {"path", "--engine", "-e", "--ranks", "-r", "--num-experts", "--moe-layers", "--hidden-layers"},
+    "check": {"paths", "--engine", "-e", "--ranks", "-r", "--num-experts", "--moe-layers", "--hidden-layers"},
     "verify": {
         *("plan_path", "--processes", "-p", "--backend", "-b", "--exchange", "--dispatch"),
         *("--tokens-per-rank", "-t", "--trace", "--num-experts", "--layers", "--hidden-size", "--top-k", "--overflow"),
@@ -111,6 +111,7 @@ _COMMANDS = {
         *("--tokens-per-rank", "--layers-per-step", "--bandwidth", "--device", "--dtype", "--seed", "--json"),
         *_READING,
     },
+    "cache build": {"--json"},
     "formats": {"--json"},
     "env": {"--json"},
     "strategies": {"--json"},
@@ -147,6 +148,13 @@ _COMMANDS = {
 }
 
 
+_TABLES = {
+    *("compare", "sweep", "backtest", "simulate", "replay", "advise", "evaluate", "diff", "formats", "strategies"),
+    *("trace info", "trace dialects"),
+}
+"""Commands with `--csv`; all have `--json`."""
+
+
 def _commands():
     """{name: command} of the whole tree, groups left out."""
     found = {}
@@ -164,7 +172,8 @@ def test_the_words_of_the_command_line_are_exactly_these():
         name: {word for param in of.params for word in param.opts} - {"--help", "-h"}
         for name, of in _commands().items()
     }
-    assert found == _COMMANDS
+    forms = {name: {"--json", "--csv"} if name in _TABLES else {"--json"} for name in _COMMANDS}
+    assert found == {name: words | forms[name] for name, words in _COMMANDS.items()}
 
 
 def test_every_command_and_every_word_is_explained(run):

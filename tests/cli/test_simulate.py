@@ -44,7 +44,8 @@ def test_all_policies_are_shown_with_a_line_over_time(run, history_path):
     lines = result.stdout.splitlines()
     assert lines[0] == "history.npz: 19 steps, a replan every 5"
     assert [line.split()[0] for line in lines[3 : 3 + len(POLICIES)]] == list(POLICIES)
-    drawn = {line.split()[0]: line.split()[1] for line in lines[5 + len(POLICIES) :] if line}
+    (begin,) = [number for number, line in enumerate(lines) if line.startswith("max/mean over time")]
+    drawn = {line.split()[0]: line.split()[1] for line in lines[begin + 1 :] if line}
     assert list(drawn) == list(POLICIES)
     assert {len(bars) for bars in drawn.values()} == {19}
     assert "█" in "".join(drawn.values())

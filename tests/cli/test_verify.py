@@ -95,3 +95,12 @@ def test_mindies_config_for_other_ranks_is_refused(plan, tmp_path):
 
     assert result.exit_code == 3
     assert "moe_ep = 8" in result.stderr
+
+
+def test_a_verification_says_whose_choices_it_executed_and_what_each_check_proves(plan):
+    words = ["verify", str(plan), "--processes", "2", "--tokens", "4", "--top-k", "2", "--layers", "0"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "traffic random router, give --trace for recorded choices" in lines
+    assert "weights: each slot holds the weight of its expert" in lines

@@ -1,6 +1,7 @@
 import logging
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -109,3 +110,9 @@ def test_an_edited_helper_of_another_file_recompiles_its_caller_and_an_unchanged
     assert run_little_package(tmp_path) == (4.0, False)
     (package / "helper_kernel.py").write_text(HELPER.format("2.0"))
     assert run_little_package(tmp_path) == (6.0, True)
+
+
+def test_a_work_clock_leaves_out_what_kernels_take_to_be_prepared():
+    clock, start = jit.WorkClock(), time.perf_counter()
+    jit.njit("float64(float64)")(lambda x: x * 3)
+    assert 0 <= clock.seconds() < 0.1 * (time.perf_counter() - start)

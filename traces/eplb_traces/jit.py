@@ -10,10 +10,12 @@ so a kernel may call helpers of other files.
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar, cast
+from typing import ParamSpec, Protocol, TypeVar, cast, final
 
 _P = ParamSpec("_P")
 _R_co = TypeVar("_R_co", covariant=True)
@@ -34,6 +36,28 @@ class Kernel(Protocol[_P, _R_co]):
         ...
 
 
+@dataclass
+class _Preparing:
+    """Seconds that this process has spent on compiling kernels or loading them from the cache."""
+
+    seconds: float = 0.0
+
+
+_preparing = _Preparing()
+
+
+@final
+class WorkClock:
+    """Measures seconds without those that kernels take to be compiled or loaded, which come once."""
+
+    def __init__(self) -> None:
+        self._start, self._preparing = time.perf_counter(), _preparing.seconds
+
+    def seconds(self) -> float:
+        """Seconds since the clock was made."""
+        return max(0.0, time.perf_counter() - self._start - (_preparing.seconds - self._preparing))
+
+
 def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]:
     """Decorate an entry point: a function that Python calls, compiled now, for these signatures alone, without the GIL.
 
@@ -51,6 +75,7 @@ def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]
         raise ValueError("njit() without a signature: expected at least one")
 
     def decorate(function: Callable[_P, _R_co]) -> Kernel[_P, _R_co]:
+        start = time.perf_counter()
         import numba
         from numba.core import event
 
@@ -74,6 +99,7 @@ def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]
             for signature in signatures:
                 compiled.compile(signature)
         compiled.disable_compile()
+        _preparing.seconds += time.perf_counter() - start
         return cast(Kernel[_P, _R_co], compiled)
 
     return decorate

@@ -7,6 +7,8 @@ import typer
 
 from eplb_cli.arguments import choices
 from eplb_cli.arguments.parse import Nodes, byte_count, node_sizes
+from eplb_cli.arguments.result_form import CsvOpt as CsvOpt
+from eplb_cli.arguments.result_form import JsonOpt as JsonOpt
 
 LoadsArg = Annotated[
     list[Path],
@@ -98,7 +100,6 @@ WriteFormatOpt = Annotated[
         autocompletion=choices.FORMAT.complete,
     ),
 ]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 # The model, for files that know layers by another number or not at all.
 ExpertsOpt = Annotated[

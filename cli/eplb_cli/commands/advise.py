@@ -100,6 +100,7 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     *,
     every_row: AllOpt = False,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Predict the step time of LOAD for EP sizes, redundancy, placements and dispatch, and recommend one.
@@ -129,6 +130,9 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
         found = run(load, cost, space, memory, slo_ms=slo_ms, on_row=step)
     if plot is not None:
         _draw(found, plot)
+    if as_csv:
+        output.csv_rows([row.summary() for row in found.deployments])
+        return
     if as_json:
         written = None if plot is None else {"path": str(plot)}
         output.json_object({"load": files.listed(load_paths), **advice_rows.as_object(found), "written": written})

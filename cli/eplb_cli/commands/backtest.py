@@ -48,6 +48,7 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
@@ -67,12 +68,14 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
             sources=source_shares(sources, ranks),
             seed=seed,
         )
+    if as_csv:
+        output.csv_rows([_as_object(score) for score in scores])
+        return
     if as_json:
         output.json_object({"load": files.listed(load_paths), "candidates": [_as_object(score) for score in scores]})
         return
     title = f"{files.title_of(load_paths)}: {load.num_windows} windows, {by.rule} dispatch"
-    output.table(title, _HEADINGS, [_row(score) for score in scores])
-    output.note(_LEGEND)
+    output.table(title, _HEADINGS, [_row(score) for score in scores], legend=_LEGEND)
 
 
 def _row(score: "Score") -> tuple[output.Cell, ...]:

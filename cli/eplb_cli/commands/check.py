@@ -1,5 +1,6 @@
 """`eplb check`: checks a placement file against an engine's loader."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,9 @@ from eplb_cli.arguments import choices, model_shape, options
 
 
 def check(  # noqa: PLR0913  # one parameter a word of the command line
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A placement file of the engine.", show_default=False)],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Placement files of the engine.", show_default=False)
+    ],
     engine: Annotated[
         str,
         typer.Option(
@@ -31,6 +34,7 @@ def check(  # noqa: PLR0913  # one parameter a word of the command line
     ] = None,
     moe_layers: options.MoeLayersOpt = None,
     hidden_layers: options.HiddenLayersOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Check FILE against the engine's loader; exit code 3 if the engine would crash on it or misread it."""
     from eplb.formats.engine_check import check_file
@@ -41,4 +45,9 @@ def check(  # noqa: PLR0913  # one parameter a word of the command line
         raise typer.BadParameter("needs --num-experts too", param_hint="--moe-layers")
     ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
     shape = model_shape.from_flags(None, experts, ids, hidden_layers)
-    output.line(str(check_file(path, engine, ranks, experts, shape)))
+    found = {str(path): check_file(path, engine, ranks, experts, shape) for path in paths}
+    if as_json:
+        output.json_object({"files": [{"path": path, **asdict(of)} for path, of in found.items()]})
+        return
+    for path, of in found.items():
+        output.line(str(of) if len(found) == 1 else f"{path}: {of}")

@@ -61,6 +61,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     *,
     cost: CostOptions,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with every strategy and evaluate the plans by the same metrics.
@@ -90,6 +91,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             seed=seed,
             cost=predictor,
             batch=batch,
+            as_csv=as_csv,
             as_json=as_json,
         )
         return
@@ -103,6 +105,10 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     before = baseline(load, topology, by.rule, shares)
     steps = cost_rows.predict_each(predictor, batch, [result.evaluation for result in results])
     choices = cost_rows.choices_of(predictor, batch)
+    if as_csv:
+        rows = [_as_object(result, by) | cost_rows.fields(step) for result, step in zip(results, steps, strict=True)]
+        output.csv_rows(rows)
+        return
     if as_json:
         head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
         head["before"] = before_object(EXPERTS_IN_ORDER, before)
@@ -113,9 +119,8 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
     title = f"{files.title_of(load_paths)}: {model} on {shape}{by.in_title}"
-    output.table(title, _HEADINGS, [_row(result) for result in results])
+    output.table(title, _HEADINGS, [_row(result) for result in results], legend=_LEGEND)
     output.line(f"today ({EXPERTS_IN_ORDER}, no redundant ones): max/mean {mean_max_over_mean(before):.4f}")
-    output.note(_LEGEND)
     balance = [(r.plan.strategy, r.evaluation.balance["max_over_mean_mean"]) for r in results]
     cost_rows.table(predictor, "strategy", [(*of, step) for of, step in zip(balance, steps, strict=True)])
     cost_rows.note(predictor, choices)

@@ -35,6 +35,7 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     ] = None,
     moe_layers: options.MoeLayersOpt = None,
     hidden_layers: options.HiddenLayersOpt = None,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Rewrite the placement in IN for another engine."""
     from eplb.formats import FORMATS, ReadHints, read_plan, write_plan
@@ -46,9 +47,14 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     with naming_place(source):
         plan = _with_layers(read_plan(source, from_, hints), ids, hidden_layers)
     write_plan(plan, target, to)
+    flags = FORMATS[to].server_flags(target, plan)
+    if as_json:
+        written = {"path": str(target), "format": to, "server_flags": flags}
+        output.json_object({"written": written, "notes": list(plan.notes)})
+        return
     for text in plan.notes:
         output.note(f"note: {text}")
-    output.written(target, to, FORMATS[to].server_flags(target, plan))
+    output.written(target, to, flags)
 
 
 def _with_layers(plan: "Plan", ids: tuple[int, ...] | None, hidden_layers: int | None) -> "Plan":

@@ -28,6 +28,7 @@ def diff(  # noqa: PLR0913  # one parameter a word of the command line
     expert_bytes: options.ExpertBytesOpt = None,
     lost_ranks: LostRanksOpt = None,
     rank_map: RankMapOpt = None,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Show which replicas move where from OLD to NEW, placement files of any dialect for one model."""
@@ -38,6 +39,9 @@ def diff(  # noqa: PLR0913  # one parameter a word of the command line
     change = _change(old, new, lost_ranks, rank_map)
     size = known_expert_bytes(expert_bytes, new.shape, old.shape)
     moved = migration_between(old.placement, new.placement, change, size)
+    if as_csv:
+        output.csv_rows(layer_objects(moved.migration))
+        return
     if as_json:
         output.json_object(
             {

@@ -58,6 +58,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
     traffic: TrafficOpt = False,
     cost: CostOptions,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Evaluate the placement in PLAN under LOAD, which need not be the load it was planned for."""
@@ -83,6 +84,9 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
         batch = None if predictor is None else predictor.batch(trace or source.content, plan.placement.topology)
         (step,) = cost_rows.predict_each(predictor, batch, [evaluation])
         copies = traffic_rows.traffic_of(plan.placement, trace, by.rule) if traffic and trace is not None else []
+    if as_csv:
+        output.csv_rows(layer_objects(evaluation))
+        return
     if as_json:
         head = {"strategy": plan.strategy, "dispatch": evaluation.dispatch.value, **by.metric_fields(evaluation)}
         predicted = cost_rows.head(predictor, cost_rows.choices_of(predictor, batch)) | cost_rows.fields(step)

@@ -79,6 +79,7 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     seed: options.SeedOpt = 0,
     *,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
     """Execute LOAD step by step, one window a step, on virtual ranks, and print the time of a step under each plan."""
@@ -125,7 +126,9 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
         ]
     with output.progress("executing"):
         served = run(schedules, request)
-    if as_json:
+    if as_csv:
+        output.csv_rows([one.summary() for one in served])
+    elif as_json:
         output.json_object(_as_object(served, request, files.listed(load_paths), chosen))
     else:
         _print(served, request, files.title_of(load_paths), chosen)
@@ -168,8 +171,8 @@ def _print(served: "tuple[StepTimes, ...]", request: "ReplayRequest", name: str,
         f"{name}: {steps} steps, {len(layers)} layers, {request.model.name} in {request.dtype}, {request.device}",
         _HEADINGS,
         [_row(one) for one in served],
+        legend=f"{_LEGEND}\nmodel: {request.calibration.title}",
     )
-    output.note(f"model: {request.calibration.title}\n{_LEGEND}")
 
 
 def _row(one: "StepTimes") -> tuple[output.Cell, ...]:

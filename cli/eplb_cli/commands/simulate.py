@@ -73,6 +73,7 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     *,
     cost: CostOptions,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
     """Replay LOAD, one window a step, and replan every interval: balance and moves of each policy."""
@@ -91,6 +92,9 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     with output.progress("replaying"):
         served = run(replay, POLICIES if policy is None else [name.strip() for name in policy.split(",")])
     choices = "" if predictor is None else f"{predictor.sampled_from(load)}, step by step"
+    if as_csv:
+        output.csv_rows([one.summary() for one in served])
+        return
     if as_json:
         output.json_object(
             {
@@ -108,9 +112,9 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
         f"{title}{cost_rows.in_title(predictor)}",
         _HEADINGS if predictor is None else (*_HEADINGS, "step ms", "p95"),
         [_row(one) for one in served],
+        legend=_LEGEND,
     )
     _draw(served)
-    output.note(_LEGEND)
     cost_rows.note(predictor, choices)
 
 

@@ -47,6 +47,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     *,
     cost: CostOptions,
     reading: Reading,
+    as_csv: options.CsvOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
     """Plan LOAD with several numbers of redundant experts: balance against memory."""
@@ -67,6 +68,9 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     choices = cost_rows.choices_sampled(predictor, load)
     if out is not None:
         _draw(points, out)
+    if as_csv:
+        output.csv_rows([_as_object(point) for point in points])
+        return
     if as_json:
         written = None if out is None else {"path": str(out)}
         head = {
@@ -79,8 +83,8 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
         return
     on = f"{files.title_of(load_paths)} on {output.counted(ranks, 'rank')}, {strategy}"
     title = f"{on}{by.in_title}{cost_rows.in_title(predictor)}"
-    output.table(title, (*_HEADINGS, *cost_rows.headings(predictor)), [_row(point) for point in points])
-    output.note(_LEGEND)
+    headings = (*_HEADINGS, *cost_rows.headings(predictor))
+    output.table(title, headings, [_row(point) for point in points], legend=_LEGEND)
     cost_rows.note(predictor, choices)
     if out is not None:
         output.line(f"wrote {out}")

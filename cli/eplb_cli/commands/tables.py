@@ -1,36 +1,45 @@
 """`eplb formats`, `eplb strategies` and `eplb trace dialects`: the tables of the library, printed."""
 
+from collections.abc import Mapping
+
 from eplb_cli import output
-from eplb_cli.arguments.options import JsonOpt
+from eplb_cli.arguments.options import CsvOpt, JsonOpt
 
 
-def formats(as_json: JsonOpt = False) -> None:
+def _printed(found: Mapping[str, Mapping[str, object]], *, as_csv: bool, as_json: bool) -> bool:
+    """Print the table for a program, if that was requested."""
+    if as_csv:
+        output.csv_rows([{"name": name, **fields} for name, fields in found.items()])
+    elif as_json:
+        output.json_object(found)
+    return as_csv or as_json
+
+
+def formats(as_csv: CsvOpt = False, as_json: JsonOpt = False) -> None:
     """List the dialects of placement files."""
     from eplb.formats import FORMATS
 
-    if as_json:
-        output.json_object({name: {"suffixes": list(f.suffixes), "summary": f.summary} for name, f in FORMATS.items()})
+    found = {name: {"suffixes": list(f.suffixes), "summary": f.summary} for name, f in FORMATS.items()}
+    if _printed(found, as_csv=as_csv, as_json=as_json):
         return
     rows = [(name, " ".join(f.suffixes), f.summary) for name, f in FORMATS.items()]
     output.table("Formats, to read and to write", ("name", "files", "what"), rows)
 
 
-def dialects(as_json: JsonOpt = False) -> None:
+def dialects(as_csv: CsvOpt = False, as_json: JsonOpt = False) -> None:
     """List the dialects of loads and traces: what shows each, what it becomes and what is refused."""
     from eplb_traces import READERS
 
-    if as_json:
-        output.json_object(
-            {
-                name: {
-                    "suffixes": list(dialect.SUFFIXES),
-                    "recognised_by": dialect.RECOGNISED_BY,
-                    "becomes": dialect.BECOMES,
-                    "refuses": dialect.REFUSES,
-                }
-                for name, dialect in READERS.items()
-            }
-        )
+    found = {
+        name: {
+            "suffixes": list(dialect.SUFFIXES),
+            "recognised_by": dialect.RECOGNISED_BY,
+            "becomes": dialect.BECOMES,
+            "refuses": dialect.REFUSES,
+        }
+        for name, dialect in READERS.items()
+    }
+    if _printed(found, as_csv=as_csv, as_json=as_json):
         return
     for name, dialect in READERS.items():
         output.facts(
@@ -61,7 +70,7 @@ def _installed() -> list[tuple[str, str]]:
     return rows
 
 
-def strategies(as_json: JsonOpt = False) -> None:
+def strategies(as_csv: CsvOpt = False, as_json: JsonOpt = False) -> None:
     """List the strategies and the options that each plans for; all others are refused."""
     from eplb.strategies import STRATEGIES
     from eplb.strategies.options import HONOURED, PlanOption
@@ -69,10 +78,10 @@ def strategies(as_json: JsonOpt = False) -> None:
     options = {name: ", ".join(option for option in PlanOption if option in HONOURED[name]) for name in STRATEGIES}
     rows = [(name, strategy.summary, options[name] or "none") for name, strategy in STRATEGIES.items()]
     rows += [(name, summary, "decides itself") for name, summary in _installed()]
-    if as_json:
-        output.json_object({
-            name: {"summary": summary, "options": sorted(HONOURED[name]) if name in HONOURED else None}
-            for name, summary, _ in rows
-        })  # fmt: skip
+    found = {
+        name: {"summary": summary, "options": sorted(HONOURED[name]) if name in HONOURED else None}
+        for name, summary, _ in rows
+    }
+    if _printed(found, as_csv=as_csv, as_json=as_json):
         return
     output.table("Strategies; auto picks one and gives the reason", ("name", "what", "options"), rows)

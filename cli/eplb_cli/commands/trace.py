@@ -7,9 +7,10 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import choices
-from eplb_cli.arguments.options import SeedOpt, TraceOutArg
+from eplb_cli.arguments.options import JsonOpt, SeedOpt, TraceOutArg
 from eplb_cli.command import Group, register
 from eplb_cli.commands import tables, trace_convert, trace_info, trace_record, trace_reduce
+from eplb_cli.views.written_rows import Written, show_written
 
 if TYPE_CHECKING:
     from eplb_traces import ModelShape
@@ -54,13 +55,15 @@ def synth(  # noqa: PLR0913  # one parameter a word of the command line
         bool, typer.Option("--as-load", "--load", help="Draw tokens per expert, not the choices of each token.")
     ] = False,
     seed: SeedOpt = 0,
+    as_json: JsonOpt = False,
 ) -> None:
     """Make a synthetic trace or load with the statistics of a real one; the same options give the same file."""
     import eplb_traces
 
     shape = _synthetic_shape(preset, {"num_layers": layers, "num_experts": experts, "top_k": top_k}, groups)
     with output.progress(f"writing {out.name}"):
-        if as_load or out.suffix.lower() != ".parquet":
+        kind = "load" if as_load or out.suffix.lower() != ".parquet" else "token-level trace"
+        if kind == "load":
             load = eplb_traces.synthesize_load(
                 preset, shape=shape, num_windows=windows, tokens_per_window=tokens, seed=seed
             )
@@ -70,7 +73,7 @@ def synth(  # noqa: PLR0913  # one parameter a word of the command line
                 preset, shape=shape, num_steps=windows, tokens_per_step=tokens, seed=seed
             )
             eplb_traces.write_trace(trace, out)
-    output.line(f"wrote {out}")
+    show_written(Written(out, kind), as_json=as_json)
 
 
 def _synthetic_shape(preset: str, numbers: dict[str, int | None], groups: int | None) -> "ModelShape | None":

@@ -9,6 +9,7 @@ from eplb_cli import output
 from eplb_cli.arguments import files, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
+from eplb_cli.views.written_rows import Written, show_written
 
 AsLoadOpt = Annotated[
     bool, typer.Option("--as-load", "--load", help="Write tokens per expert, not the choices of each token.")
@@ -16,7 +17,7 @@ AsLoadOpt = Annotated[
 
 
 @reads_loads
-def convert(
+def convert(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     path: Annotated[
         Path, typer.Argument(metavar="FILE", help="A load or a token-level trace of any dialect.", show_default=False)
@@ -25,6 +26,7 @@ def convert(
     as_load: AsLoadOpt = False,
     *,
     reading: Reading,
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Rewrite a trace or load in another format; a trace stays a trace where OUT is .parquet.
 
@@ -33,7 +35,8 @@ def convert(
     is refused.
     """
     refuse_typed(context, ("--combine",), "has no effect on a single file: see eplb trace merge")
-    _rewrite([path], out, reading, as_load=as_load)
+    written = _rewrite([path], out, reading, as_load=as_load)
+    show_written(written, as_json=as_json)
 
 
 @reads_loads
@@ -49,6 +52,7 @@ def merge(
     as_load: AsLoadOpt = False,
     *,
     reading: Reading,
+    as_json: options.JsonOpt = False,
 ) -> None:  # fmt: skip
     """Put the loads, or the traces, of several files together in one: workloads, ranks, parts in time, or layers.
 
@@ -56,10 +60,12 @@ def merge(
     """
     if len(paths) == 1:
         raise typer.BadParameter("expected at least two files", param_hint="FILE")
-    _rewrite(paths, out, reading, as_load=as_load)
+    written = _rewrite(paths, out, reading, as_load=as_load)
+    show_written(written, as_json=as_json)
 
 
-def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -> None:
+def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -> Written:
+    """Write OUT; which kind of file it is now."""
     import eplb_traces
 
     source = files.read_source(paths, reading)
@@ -73,6 +79,6 @@ def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -
     with output.progress(f"writing {out.name}"):
         if isinstance(source.content, eplb_traces.RoutingTrace) and not counted:
             eplb_traces.write_trace(source.content, out)
-        else:
-            eplb_traces.write_load(source.load(), out)
-    output.line(f"wrote {out}")
+            return Written(out, "token-level trace")
+        eplb_traces.write_load(source.load(), out)
+    return Written(out, "load")

@@ -8,7 +8,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files
-from eplb_cli.arguments.options import JsonOpt, TracesArg
+from eplb_cli.arguments.options import CsvOpt, JsonOpt, TracesArg
 from eplb_cli.arguments.parse import id_list
 from eplb_cli.arguments.reading import Reading, reads_loads
 
@@ -51,7 +51,9 @@ class _Layer:
 
 
 @reads_loads
-def info(paths: TracesArg, ranks: RanksOpt = None, *, reading: Reading, as_json: JsonOpt = False) -> None:
+def info(
+    paths: TracesArg, ranks: RanksOpt = None, *, reading: Reading, as_csv: CsvOpt = False, as_json: JsonOpt = False
+) -> None:
     """Show what FILE holds and how uneven it is with experts in order and without redundancy.
 
     Then a line for each layer: the load over the experts, busiest over mean rank, how far the load of a window lies
@@ -68,6 +70,9 @@ def info(paths: TracesArg, ranks: RanksOpt = None, *, reading: Reading, as_json:
         drifted, pairs = drift(load), _pairs_inside_group(source)
     num_blocks = min(load.num_experts, _NUM_BLOCKS if as_json or output.width() >= _WIDTH else _NUM_BLOCKS // 2)
     layers = _layers(load, num_blocks, evaluations, drifted, pairs)
+    if as_csv:
+        output.csv_rows([asdict(of) for of in layers])
+        return
     fields = ({"read_as": list(read.read_as)} if read.read_as else {}) | _fields(source, load)
     imbalance = [_imbalance(ranks, of) for ranks, of in evaluations.items()]
     if as_json:

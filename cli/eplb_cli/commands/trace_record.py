@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
+from eplb_cli.arguments.options import JsonOpt
 
 
 def record(  # noqa: PLR0913  # one parameter a word of the command line
@@ -31,6 +32,7 @@ def record(  # noqa: PLR0913  # one parameter a word of the command line
         str | None,
         typer.Option("--device", metavar="D", help="A torch device.", show_default="cuda if there is one, else cpu"),
     ] = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """Record which experts each token of PROMPTS and of the answers chose; request n is the nth prompt."""
     from eplb_traces.recorder.prompts import Answering, read_prompts, record_prompts
@@ -39,6 +41,10 @@ def record(  # noqa: PLR0913  # one parameter a word of the command line
     prompts = read_prompts(prompts_path)
     with output.progress("recording", total=len(prompts)) as done:
         recording = record_prompts(model_dir, prompts, out, answering, done)
+    if as_json:
+        counts = {"requests": recording.num_requests, "steps": recording.num_steps, "tokens": recording.num_tokens}
+        output.json_object({"written": {"path": str(out), "kind": "token-level trace"}, **counts})
+        return
     output.line(f"wrote {out}")
     requests, steps = output.counted(recording.num_requests, "request"), output.counted(recording.num_steps, "step")
     output.line(f"  {output.counted(recording.num_tokens, 'token')} of {requests} in {steps}")

@@ -203,9 +203,12 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
             cut_report = verify_tensor_parallel(job, runtime.Launch(processes, backend))
     if as_json:
         held = {} if cut_report is None else {"moe_tp": cut_report.summary()}
-        output.json_object(report.summary() | held)
+        output.json_object(
+            report.summary() | {"routed_by": "random router" if trace is None else str(trace_path)} | held
+        )
     else:
-        _print_report(report, plan_path.name)
+        router = "random router, give --trace for recorded choices" if trace_path is None else trace_path.name
+        _print_report(report, plan_path.name, router)
         if cut_report is not None:
             _print_cuts(cut_report)
     if record is not None:
@@ -232,9 +235,12 @@ def _read_trace(path: Path, num_experts: int | None) -> "RoutingTrace":
         return eplb_traces.read_trace(path, num_experts)
 
 
-def _print_report(report: "VerifyReport", name: str) -> None:
-    output.facts(name, report.facts())
-    output.table("checks", ("check", "outcome"), list(report.check_outcomes().items()))
+def _print_report(report: "VerifyReport", name: str, router: str) -> None:
+    from eplb.runtime.verification.checks import MEANINGS
+
+    output.facts(name, [("traffic", router), *report.facts()])
+    legend = "\n".join(f"{check}: {meaning}" for check, meaning in MEANINGS.items())
+    output.table("checks", ("check", "outcome"), list(report.check_outcomes().items()), legend=legend)
     output.table("rank load", ("layer", "busiest rank", "predicted", "measured", "mean"), report.load_rows())
     output.table(
         "bytes on the wire, dispatch and combine",

@@ -31,7 +31,7 @@ OPTION_PANELS: Final[dict[str, tuple[str, ...]]] = {
         *("--from", "--num-experts", "--top-k", "--moe-layers", "--hidden-layers", "--window", "--combine"),
         *("--ignore-ids", "--ignore-columns", "--recorded-under"),
     ),
-    "Output": ("--output", "--to", "--layers", "--image-format", "--all", "--json"),
+    "Output": ("--output", "--to", "--layers", "--image-format", "--all", "--json", "--csv"),
 }
 """{panel: options, by their first long name}; a panel is shown where a command has one of its options."""
 
@@ -40,7 +40,7 @@ COMMAND_PANELS: Final[dict[str, tuple[str, ...]]] = {
     "Judge": ("evaluate", "report", "backtest", "simulate", "replay", "diff"),
     "Traces and placement files": ("trace", "convert", "check"),
     "Execute": ("verify", "calibrate"),
-    "About eplb": ("formats", "strategies", "env"),
+    "About eplb": ("formats", "strategies", "env", "cache"),
 }
 """{panel: commands}."""
 

@@ -22,9 +22,8 @@ def show(advice: "Advice", title: str, *, every_row: bool) -> None:
     if recommended is not None and recommended not in rows:
         rows = tuple(row for row in advice.deployments if row in rows or row is recommended)
     table = [_row(row, is_recommended=row is recommended) for row in rows]
-    output.table(f"{title}: {advice.cost.title}", _HEADINGS, table)
+    output.table(f"{title}: {advice.cost.title}", _HEADINGS, table, legend=_LEGEND, num_keys=2)
     output.line(f"recommended: {advice.reason}" if recommended is not None else advice.reason)
-    output.note(_LEGEND)
     if len(rows) < len(advice.deployments):
         output.note(
             f"{len(rows)} of {len(advice.deployments)} deployments: the fastest of each size; --all for every one"

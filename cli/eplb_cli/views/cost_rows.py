@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from eplb.evaluation.step_cost import PredictedStep, StepBatch, StepCost
     from eplb_traces import ExpertLoad
 
+_LEGEND = "FFN: mean rank; waiting: mean time until the slowest rank is done; step: their sum with the exchanges"
 _LABELS = {
     "step": "predicted ms of all MoE layers",
     "dispatch": "  dispatch",
@@ -67,8 +68,8 @@ def table(cost: "StepCost | None", heading: str, steps: "Sequence[tuple[str, flo
         return
     rows = [(name, balance, *(value for _, value in facts(step))) for name, balance, step in steps]
     title = f"Predicted ms of a step, {cost.title}"
-    output.table(title, (heading, "max/mean", "step ms", "dispatch", "FFN", "waiting", "combine"), rows)
-    output.note("FFN: mean rank; waiting: mean time until the slowest rank is done; step: their sum with the exchanges")
+    headings = (heading, "max/mean", "step ms", "dispatch", "FFN", "waiting", "combine")
+    output.table(title, headings, rows, legend=_LEGEND)
 
 
 def note(cost: "StepCost | None", choices: str) -> None:

@@ -29,6 +29,7 @@ def show_engines(  # noqa: PLR0913  # the keywords of `compare_engines`
     seed: int,
     cost: "StepCost | None",
     batch: "StepBatch | None",
+    as_csv: bool,
     as_json: bool,
 ) -> None:
     """Compare all engines and print the result."""
@@ -45,8 +46,11 @@ def show_engines(  # noqa: PLR0913  # the keywords of `compare_engines`
     own = cost_rows.predict_each(cost, batch, [one.own for one in found])
     ours = cost_rows.predict_each(cost, batch, [one.ours for one in found])
     steps, choices = list(zip(own, ours, strict=True)), cost_rows.choices_of(cost, batch)
+    engines = [_as_object(one, *of) for one, of in zip(found, steps, strict=True)]
+    if as_csv:
+        output.csv_rows(engines)
+        return
     if as_json:
-        engines = [_as_object(one, *of) for one, of in zip(found, steps, strict=True)]
         output.json_object({"load": title, **cost_rows.head(cost, choices), "engines": engines})
         return
     rows = [
@@ -56,9 +60,8 @@ def show_engines(  # noqa: PLR0913  # the keywords of `compare_engines`
     ]
     headings = (*_HEADINGS, *cost_rows.headings(cost))
     size = output.counted(topology.num_ranks, "rank")
-    output.table(f"{title} on {size}{cost_rows.in_title(cost)}", headings, rows)
+    output.table(f"{title} on {size}{cost_rows.in_title(cost)}", headings, rows, legend=_LEGEND, num_keys=3)
     output.facts("Own metrics and algorithms", [(one.target.engine, _about(one)) for one in found])
-    output.note(_LEGEND)
     cost_rows.note(cost, choices)
 
 

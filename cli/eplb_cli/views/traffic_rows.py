@@ -65,5 +65,5 @@ def show(traffics: "list[Traffic]", token_bytes: float | None) -> None:
             rows.append(row if token_bytes is None else (*row, f"{links.seconds(token_bytes) * 1e3:.2f}"))
     sources = "of the trace" if traffics[0].known_sources else "unknown: all ranks alike"
     headings = _HEADINGS if token_bytes is None else (*_HEADINGS, "ms")
-    output.table(f"traffic; source ranks {sources}", headings, rows)
-    output.note(_LEGEND if token_bytes is None else f"{_LEGEND}\nms: dispatch of the whole trace at link bandwidth")
+    legend = _LEGEND if token_bytes is None else f"{_LEGEND}\nms: dispatch of the whole trace at link bandwidth"
+    output.table(f"traffic; source ranks {sources}", headings, rows, legend=legend, num_keys=2)

@@ -224,6 +224,20 @@ CHECKS: dict[str, Callable[[LayerCase], str]] = {
     "load": check_load,
     "graph": check_graph,
 }
+MEANINGS: dict[str, str] = {
+    "maps": "every process has the maps of the plan, of the same epoch",
+    "weights": "each slot holds the weight of its expert",
+    "replicas": "each token goes to the replica that the dispatch rule names",
+    "conservation": "every choice of the router is executed exactly once",
+    "provenance": "each row comes from the token that it claims",
+    "poison": "no value that is not finite reaches an expert or a result",
+    "drops": "dropped choices are counted",
+    "numerics": "results equal a float64 reference",
+    "migration": "results stay right after weights and maps have moved",
+    "load": "the recorded load is that of the router",
+    "graph": "a replayed CUDA graph computes the same",
+}
+"""What each check proves."""
 
 
 def judge(case: LayerCase) -> list[Finding]:

@@ -1,13 +1,16 @@
 """Starts processes on this machine that form one communicator, and collects their results.
 
 The rendezvous is a file in a temporary folder, so no port is needed. Processes are forked from one server process that
-imports torch once; the server is kept for later calls.
+imports torch once; the server is kept for later calls. A process ends at once when its caller is interrupted or gone,
+also inside a collective.
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -111,7 +114,7 @@ def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer]
         job = _Job(worker, argument, launch, Path(name), dict(os.environ))
         multiprocessing.set_forkserver_preload(["torch", "torch.distributed"])
         try:
-            start_processes(_member, (job,), launch.num_processes, start_method="forkserver")  # type: ignore[no-untyped-call]  # torch has no types here
+            _start_and_join(job)
         except ProcessRaisedException:
             for path in sorted(job.folder.glob("error-*")):
                 kind, message = pickle.loads(path.read_bytes())
@@ -122,8 +125,43 @@ def run_processes(launch: Launch, worker: Callable[[Member, _Argument], _Answer]
         return [pickle.loads((job.folder / f"answer-{i}").read_bytes()) for i in range(launch.num_processes)]
 
 
+def _start_and_join(job: _Job[_Argument, _Answer]) -> None:
+    """Start the processes and wait for them; they are killed if the wait is interrupted.
+
+    Daemonic processes are ended by multiprocessing when the caller ends while it starts them.
+    """
+    context = start_processes(  # type: ignore[no-untyped-call]  # torch has no types here
+        _member, (job,), job.launch.num_processes, join=False, daemon=True, start_method="forkserver"
+    )
+    try:
+        while not context.join():
+            pass
+    except KeyboardInterrupt:
+        for process in context.processes:
+            process.kill()
+            process.join()
+        raise
+
+
+def _end_with_caller() -> None:
+    """End this process when the process that started it is gone, whatever it is waiting for.
+
+    The sentinel is a pipe that the caller holds open, so that it works on every system and after a SIGKILL.
+    """
+    caller = multiprocessing.parent_process()
+    if caller is None:
+        return
+
+    def wait_for_end() -> None:
+        multiprocessing.connection.wait([caller.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+
 def _member(process: int, job: _Job[_Argument, _Answer]) -> None:
     """Join the communicator, run the worker, write the result to the folder."""
+    _end_with_caller()
     launch = job.launch
     os.environ.update(job.environment)
     torch.set_num_threads(1)

@@ -25,7 +25,7 @@ from eplb.runtime import (
     verify,
 )
 from eplb.runtime.layer.gate import GroupLimit
-from eplb.runtime.verification.checks import CHECKS
+from eplb.runtime.verification.checks import CHECKS, MEANINGS
 from eplb.runtime.verification.layer_run import VerifyJob
 from eplb.runtime.verification.worker import verify_member
 from eplb_cli.main import app
@@ -105,6 +105,7 @@ def test_each_fault_is_caught_by_its_check(results, fault):
 
 
 def test_every_check_is_failed_by_some_fault():
+    assert list(MEANINGS) == list(CHECKS)
     assert set(CAUGHT_BY.values()) == set(CHECKS) - {"graph"}  # graphs need a GPU
 
 
