@@ -55,11 +55,10 @@ _METRIC_MEANINGS: Final = {
 """Meaning of each metric; a metric that is missing here is shown by its name only."""
 
 
-def payload(contents: ReportContents, charts: str = "") -> Payload:
+def payload(contents: ReportContents) -> Payload:
     """Everything the page shows, ready for JSON; arrays are packed.
 
-    `charts` names the library that draws the charts. Plans have one entry each, in order; arrays are [layer, ...] as
-    in `ReportContents`.
+    Plans have one entry each, in order; arrays are [layer, ...] as in `ReportContents`.
     """
     windows = contents.windows
     return {
@@ -74,7 +73,7 @@ def payload(contents: ReportContents, charts: str = "") -> Payload:
         "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
         "about_steps": " ".join(contents.about_steps),
         "metric_meanings": _METRIC_MEANINGS,
-        "provenance": _provenance(contents, charts),
+        "provenance": _provenance(contents),
     }
 
 
@@ -129,7 +128,7 @@ def _window_names(labels: Sequence[str], num_windows: int) -> list[str]:
     return list(labels) or [f"window {window}" for window in range(num_windows)]
 
 
-def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
+def _provenance(contents: ReportContents) -> list[tuple[str, str]]:
     """Inputs and versions of the page; no date, so that equal inputs give equal files."""
     load = contents.load
     model = (
@@ -139,7 +138,6 @@ def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
     )
     found = [
         ("made by", f"eplb {eplb_version()}"),
-        ("charts by", charts),
         ("load", f"{contents.title}: {', '.join(model)}, {load.digest}"),
     ]
     if contents.trace is not None:
@@ -152,4 +150,4 @@ def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
         found.append(
             (view.name, f"{size}, slots of a rank: {held}; evaluated under {view.evaluation.dispatch} dispatch")
         )
-    return [(name, text) for name, text in found if text]
+    return found

@@ -153,17 +153,16 @@ function groupBorders(size) {
 
 // Half the colour range in powers of two, the same for all layers so that they can be compared; at most 1/16 to 16.
 function liftReach() {
-  const { colour_range: range, independent_lift: middle } = page.coactivation;
-  return Math.min(4, Math.max(1, largest(range.data.map((exponent) => Math.ceil(Math.abs(exponent - Math.log2(middle)))))));
+  const exponents = page.coactivation.colour_range.data;
+  return Math.min(4, Math.max(1, largest(exponents.map((exponent) => Math.ceil(Math.abs(exponent))))));
 }
 
 function coactivationTrace(matrix) {
   const common = { type: "heatmap", z: matrix, hoverinfo: "none", xgap: 0, ygap: 0 };
   if (state.coactivationValue === "lift") {
     const reach = liftReach();
-    const middle = page.coactivation.independent_lift;
-    const z = matrix.map((row) => row.map((lift) => Math.max(-reach - 1, Math.log2(lift / middle))));
-    const bar = factorBar("lift; neutral colour: independent", reach, middle);
+    const z = matrix.map((row) => row.map(Math.log2));
+    const bar = factorBar("lift: observed / expected pairs", reach);
     return { ...common, z, zmin: -reach, zmax: reach, colorscale: aroundOne(), colorbar: bar };
   }
   const top = largest(matrix.map((row) => largest(row.filter((count) => count >= 0))));
@@ -205,7 +204,7 @@ function pairTip({ x, y }) {
   const group = (expert) => Math.floor(expert / page.model.experts_per_group);
   const groups = page.model.num_expert_groups > 1 ? `\ngroups ${group(i)} and ${group(j)}` : "";
   return `experts ${i} and ${j}\nabout ${tokens(shownPairs.counts[i][j])} tokens chose both\n` +
-    `${times(shownPairs.lift[i][j])} as often as if independent${groups}`;
+    `${times(shownPairs.lift[i][j])} as often as by chance (rare pairs shrunk to 1)${groups}`;
 }
 Object.assign(DRAWERS, {
   "rank-load": drawRankLoad, "expert-load": drawExpertLoad, coactivation: drawCoactivation,

@@ -96,7 +96,8 @@ function writeOnce() {
   byId("summary").append(...overall.split("\n").map((sentence) => element("li", sentence)));
   byId("layer-summaries").querySelector("summary").textContent = `Summary of every layer (${layers.length})`;
   byId("layer-summaries").querySelector("ul").append(...layers.map((sentence) => element("li", sentence)));
-  page.provenance.forEach(([name, text]) => byId("provenance").append(element("dt", name), element("dd", text)));
+  const libraries = `plotly.js ${Plotly.version} and DataTables ${DataTable.version}, both under the MIT licence`;
+  [...page.provenance, ["charts and tables by", libraries]].forEach(([name, text]) => byId("provenance").append(element("dt", name), element("dd", text)));
   byId("coactivation-part").hidden = !page.coactivation;
   byId("no-coactivation").hidden = Boolean(page.coactivation);
   if (page.coactivation) byId("coactivation-note").textContent = page.coactivation.note;

@@ -59,10 +59,10 @@ function aroundOne() {
   return [[0, colour("below")], [0.5, colour("middle")], [1, colour("above")]];
 }
 
-// Ticks of a log2 scale around `middle`, the value of the neutral colour.
-function factorBar(title, reach, middle = 1) {
+// Ticks of a log2 scale around 1, which has the neutral colour.
+function factorBar(title, reach) {
   const powers = Array.from({ length: 2 * reach + 1 }, (_, i) => i - reach);
-  const labels = powers.map((p) => (middle === 1 && p < 0 ? `1/${2 ** -p}` : `${Number((middle * 2 ** p).toPrecision(3))}`));
+  const labels = powers.map((p) => (p < 0 ? `1/${2 ** -p}` : `${2 ** p}`));
   labels[0] = `\u2264 ${labels[0]}`;
   labels[labels.length - 1] = `\u2265 ${labels[labels.length - 1]}`;
   return colourBar(title, { tickvals: powers, ticktext: labels });
