@@ -12,9 +12,13 @@ from typing import Any, Final
 
 from eplb.report.contents import ReportContents
 from eplb.report.html_payload import payload
+from eplb.report.html_static import static_parts
 from eplb_traces.files.atomic_file import atomic_write
 
-_SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "step_time.js", "tables.js", "main.js")
+_SCRIPTS: Final = (
+    "arrays.js", "view.js", "cursor.js", "address.js", "expert.js", "layer.js", "overview.js", "domains.js",
+    "step_time.js", "tables.js", "printing.js", "main.js",
+)  # fmt: skip
 """In the order of inclusion; together they form one module."""
 
 
@@ -40,6 +44,7 @@ def page(contents: ReportContents) -> str:
     """The text of the file that `write_page` writes."""
     parts = {
         "title": html.escape(f"{contents.title}: expert placement"),
+        **static_parts(contents),
         "style": _part("page.css"),
         "plotly": _library("plotly-cartesian.min.js"),
         "tables": _library("dataTables.min.js"),

@@ -59,7 +59,8 @@ def top_pairs(of_layer: CoActivation) -> list[_Pair]:
     """The pairs with the most tokens above `CoActivation.expected_pairs`, if chance does not explain them.
 
     Under independence the tokens of a pair are at most as dispersed as a Poisson variable. A pair is listed if so many
-    tokens or more have a probability below `_ERROR_RATE` over the number of pairs (Bonferroni). Ties go to the lowest ids.
+    tokens or more have a probability below `_ERROR_RATE` over the number of pairs (Bonferroni). Ties go to the lowest
+    ids.
     """
     from scipy.special import pdtrc
 
@@ -75,7 +76,7 @@ def top_pairs(of_layer: CoActivation) -> list[_Pair]:
 
 
 def factors(expected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[E] x with x[i] * x[j] = expected[i, j] off the diagonal, which `CoActivation.expected_pairs` has such numbers for.
+    """[E] x with x[i] * x[j] = expected[i, j] off the diagonal, for the `CoActivation.expected_pairs` of a layer.
 
     The largest x is found from three experts a, b, c as e[a, b] e[a, c] / e[b, c] = x[a]^2. Where one expert is part of
     every pair, e[b, c] is 0 and x[a] a number so large that the products of the others vanish.
@@ -125,7 +126,7 @@ def _colour_range(lift: NDArray[np.float64]) -> tuple[float, float]:
 def _note(largest_error: float) -> str:
     return (
         "Lift: pairs of tokens' choices over those expected if experts were chosen without affinity and as often as "
-        f"they were; {_PRIOR_PAIRS:g} pairs are added to both, so that rare pairs stay near 1. To keep this file small, "
-        f"the heatmap is quantized to 256 levels: a value is at most {100 * largest_error:.1f} % off. The table is exact "
-        "and without the added pairs."
+        f"they were; {_PRIOR_PAIRS:g} pairs are added to both, so that rare pairs stay near 1. To keep this file "
+        f"small, the heatmap is quantized to 256 levels: a value is at most {100 * largest_error:.1f} % off. The table "
+        "is exact and without the added pairs."
     )

@@ -10,7 +10,9 @@ from eplb.evaluation.step_cost import PredictedStep
 from eplb.report.contents import ReportContents
 from eplb.report.html_arrays import packed, whole_numbers
 from eplb.report.html_coactivation import coactivation_payload
+from eplb.report.html_domains import domains_payload
 from eplb.report.plan_view import PlanView
+from eplb.report.recommendation import recommend
 from eplb.report.summary_text import counted
 from eplb.version import eplb_version
 from eplb_traces import ModelShape
@@ -69,6 +71,8 @@ def payload(contents: ReportContents) -> Payload:
         "num_windows": contents.load.num_windows,
         "load": packed(contents.load.total),
         "plans": [_plan(view) for view in contents.plans],
+        "recommended": recommend(contents.plans).index if contents.plans else None,
+        "domains": None if contents.trace is None else domains_payload(contents.trace),
         "windows": None if windows is None else _window_names(windows.labels, windows.num_windows),
         "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
         "about_steps": " ".join(contents.about_steps),

@@ -30,14 +30,18 @@ function tableParts(id, columns) {
       type: column.isText ? "string" : "num",
       orderSequence: column.isText ? ["asc", "desc"] : ["desc", "asc"],
       className: [column.isText ? "text" : "", column.className ?? ""].join(" ").trim(),
-      createdCell: (td, _, row) => describeCell(td, row[index]),
+      createdCell: (td, _, row) => describeCell(td, row[index], column),
     })),
+    createdRow: (row) => row.setAttribute("role", "row"),
     layout: { topStart: () => csvButton(id, columns), topEnd: "search", bottomStart: null, bottomEnd: null },
     language: { search: "Filter", zeroRecords: "No row has this text.", emptyTable: byId(id).dataset.empty ?? "No rows." },
   };
 }
 
-function describeCell(td, cell) {
+// Roles are written out, because rows are laid out as blocks on a narrow screen, where a table would lose them.
+function describeCell(td, cell, column) {
+  td.setAttribute("role", "cell");
+  td.dataset.title = column.title;
   td.dataset.value = cell.value;
   if (cell.title) td.title = cell.title;
   if (cell.below) td.dataset.below = cell.below;
