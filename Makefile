@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long coverage mutants fuzz fuzz-bounds test-lowest test-recorder check bench wheel-test browser engines docs clean
+.PHONY: help demo test test-long coverage mutants fuzz fuzz-bounds test-lowest test-recorder check bench wheel-test browser engines vendor docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -29,6 +29,7 @@ help:
 	@echo "make fuzz-bounds  the same with numba's checks of every array index, after some minutes of compiling"
 	@echo "make engines      the engines' own code into .engines, for the tests that run our files and policies inside it"
 	@echo "make browser      Debian's Chromium, for the tests that open the report page (as root)"
+	@echo "make vendor       fetch the JavaScript libraries of the report page again (needs npm)"
 	@echo "make wheel-test   build the wheel, install it into an empty environment and use it"
 
 # --- environments -----------------------------------------------------------------------------------------------------
@@ -132,6 +133,19 @@ browser:
 # Without it the tests that run inside the engines' own code are skipped.
 engines: $(VENV)/stamp-dev
 	$(BIN)/python tests/tools/fetch_engines.py
+
+VENDOR := eplb/report/page/vendor
+VENDORED := plotly.js-cartesian-dist-min@4.1.1 datatables.net@3.1.5
+
+# npm compares each package with the registry's hash; SHA256SUMS, in the repository, shows what changed.
+vendor:
+	rm -rf build/vendor && mkdir -p build/vendor
+	cd build/vendor && npm install --no-audit --no-fund --ignore-scripts $(VENDORED)
+	cp build/vendor/node_modules/plotly.js-cartesian-dist-min/plotly-cartesian.min.js $(VENDOR)/
+	cp build/vendor/node_modules/plotly.js-cartesian-dist-min/LICENSE $(VENDOR)/LICENSE-plotly.txt
+	cp build/vendor/node_modules/datatables.net/js/dataTables.min.js $(VENDOR)/
+	cp build/vendor/node_modules/datatables.net/License.txt $(VENDOR)/LICENSE-datatables.txt
+	cd $(VENDOR) && sha256sum *.js LICENSE-*.txt > SHA256SUMS
 
 # -I and a folder of its own: what is imported is the wheel, not the checkout.
 wheel-test: $(VENV)/stamp-dev

@@ -27,8 +27,8 @@ LEVELS = (
     ("online", "engines", "report", "testing"),
     ("__init__", "__main__"),
 )
-HEAVY = {"torch", "ortools", "matplotlib", "plotly", "pandas", "ray", "pyarrow", "transformers"}
-MAY_LOAD_AT_IMPORT = {("eplb", "runtime"): {"torch"}, ("eplb", "report"): {"matplotlib", "plotly", "pandas"}}
+HEAVY = {"torch", "ortools", "matplotlib", "pandas", "ray", "pyarrow", "transformers"}
+MAY_LOAD_AT_IMPORT = {("eplb", "runtime"): {"torch"}, ("eplb", "report"): {"matplotlib", "pandas"}}
 MOST_LINES = 400
 SHARED_KERNELS = "eplb.core.kernel_helpers"
 SHARED_BY_KERNELS = {"eplb.dispatch.replica_shares_kernel"}  # other kernels call its helper

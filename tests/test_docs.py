@@ -33,7 +33,7 @@ def _table_names(page: str, heading: str) -> list[str]:
 
 @pytest.mark.parametrize("page", EXECUTED, ids=_name)
 def test_a_page_runs_and_prints_what_it_shows(page, tmp_path):
-    for extra in ("pyarrow", "torch", "ortools", "matplotlib", "plotly", "prometheus_client"):
+    for extra in ("pyarrow", "torch", "ortools", "matplotlib", "prometheus_client"):
         pytest.importorskip(extra)
     assert run_page(page, tmp_path) > 0
 

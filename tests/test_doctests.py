@@ -15,7 +15,7 @@ FUNCTIONS = {
     for name in names
     if inspect.isfunction(getattr(module, name))
 }
-NEEDS = {"eplb.write_report": "plotly", "eplb.read_trace": "pyarrow", "eplb.datasets.moe_435m": "pyarrow"}
+NEEDS = {"eplb.read_trace": "pyarrow", "eplb.datasets.moe_435m": "pyarrow"}
 
 
 def results_of(function) -> doctest.TestResults:

@@ -115,7 +115,6 @@ def test_convert_is_the_command_and_check_reads_the_file(tmp_path, load_path):
 
 
 def test_a_report_is_that_of_the_command(tmp_path, load_path):
-    pytest.importorskip("plotly")
     contents = eplb.write_report(load_path, tmp_path / "own.html", topology=TOPOLOGY)
     printed("report", load_path, *ON_RANKS, "-k", 4, "-o", tmp_path / "cli.html")
     assert (tmp_path / "own.html").read_bytes() == (tmp_path / "cli.html").read_bytes()

@@ -1,6 +1,6 @@
 """Reports on a load and its plans: figures, tables and a summary in sentences.
 
-Importing this package loads neither matplotlib nor plotly nor pandas; they are imported when a report is written.
+Importing this package loads neither matplotlib nor pandas; they are imported when a report is written.
 """
 
 from eplb.report.contents import ReportContents, gather

@@ -19,6 +19,7 @@ from eplb.evaluation.traffic import expected_traffic, fitting_sources
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import about_steps, over_all, per_layer
+from eplb.report.traffic_text import max_over_mean_expert, traffic_of_layer, traffic_over_all
 from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.display import cut, facts_html
@@ -41,7 +42,7 @@ class ReportContents:
     windows: ExpertLoad | None
     """The load if it has several windows; None if there is only one."""
     plans: tuple[PlanView, ...]
-    """At least two; the first is "before"."""
+    """At least two, the first is "before"; none if there was neither a plan nor a topology."""
     summary_text: tuple[str, ...]
     """[1 + L] the summary of all layers, one sentence per line, then one sentence for each layer."""
     expert_bytes: float | None
@@ -57,7 +58,7 @@ class ReportContents:
         return () if self.cost is None else about_steps(self.cost, self.choices)
 
     def __repr__(self) -> str:
-        return cut(f"ReportContents({self.title}: {', '.join(view.name for view in self.plans)})")
+        return cut(f"ReportContents({self.title}: {', '.join(view.name for view in self.plans) or 'no plans'})")
 
     def _repr_html_(self) -> str:
         metrics = {view.name: view.evaluation for view in self.plans}
@@ -65,7 +66,9 @@ class ReportContents:
 
     @property
     def worst_layer(self) -> int:
-        """The layer with the largest max/mean under the first plan, mean of the windows."""
+        """The layer with the largest max/mean under the first plan, mean of the windows; without plans, of experts."""
+        if not self.plans:
+            return int(np.nanargmax(max_over_mean_expert(self.load)))
         return int(np.nanargmax(self.plans[0].evaluation.max_over_mean))
 
 
@@ -85,7 +88,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     """Evaluate the plans of a report and compare them with a first one.
 
     With several plans, the first is the one the others are compared with. A single plan is compared with experts in
-    order on its topology. Without a plan, `strategy` makes one for `topology`.
+    order on its topology. Without a plan, `strategy` makes one for `topology`. Without a topology either, the report
+    shows the load and the co-activation of the experts alone.
 
     Parameters
     ----------
@@ -94,7 +98,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     plans
         Placements by name, in the order shown.
     topology
-        The topology to plan for; required without `plans`, otherwise not used.
+        The topology to plan for; not used with `plans`.
     strategy
         What plans if no plan is given: a name or a strategy of your own, as in `plan`.
     window
@@ -115,8 +119,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     Raises
     ------
     InputError
-        If no expert has a token, there are neither plans nor a topology, a plan is for another model, plans differ in
-        ranks or nodes, or `strategy` has nothing to plan for.
+        If no expert has a token, a plan is for another model, plans differ in ranks or nodes, or `sources` or `cost`
+        are given although there are neither plans nor a topology.
     """
     given = expert_bytes if expert_bytes is not None or cost is None else cost.expert_bytes
     expert_bytes = known_expert_bytes(given, source.shape)
@@ -130,6 +134,8 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
         named[made.strategy] = made.placement
     shown = _plans_to_show(load, named)
+    if not shown and (sources is not None or cost is not None):
+        raise InputError("topology = None: expected a topology to plan for, or plans, for `sources` and `cost`")
     batch = None if cost is None else cost.batch(source, next(iter(shown.values())).topology)
     views: list[PlanView] = []
     for name, placement in shown.items():
@@ -150,18 +156,23 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         )
     choices = "" if cost is None or batch is None else f"{batch.origin}{cost.scaling(len(batch.layers))}"
     steps = () if cost is None else about_steps(cost, choices)
-    over = "\n".join((over_all(title, load, views), *steps))
-    summary = (over, *(per_layer(layer, load, views) for layer in range(load.num_layers)))
+    summary = _summary(title, load, views, steps)
     return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices)
+
+
+def _summary(title: str, load: ExpertLoad, views: Sequence[PlanView], steps: Sequence[str]) -> tuple[str, ...]:
+    """[1 + L] sentences about the plans, or without plans about the load."""
+    layers = range(load.num_layers)
+    if not views:
+        return traffic_over_all(title, load), *(traffic_of_layer(layer, load) for layer in layers)
+    return "\n".join((over_all(title, load, views), *steps)), *(per_layer(layer, load, views) for layer in layers)
 
 
 def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement]) -> dict[str, Placement]:
     for name, placement in plans.items():
         _check_fits(name, placement, load, next(iter(plans.values())).topology)
-    if len(plans) > 1:
+    if len(plans) != 1:
         return plans
-    if not plans:
-        raise InputError("topology = None: expected a topology to plan for, or plans to show")
     ((name, placement),) = plans.items()
     before = experts_in_order(load.num_layers, load.num_experts, placement.topology)
     return {EXPERTS_IN_ORDER: before, name: placement}

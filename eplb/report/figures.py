@@ -65,6 +65,8 @@ def layer_details(contents: ReportContents, layers: Sequence[int]) -> LayerDetai
 
 
 def _redundancy(contents: ReportContents) -> tuple[SweepPoint, ...]:
+    if not contents.plans:
+        return ()
     topology, num_experts = contents.plans[0].placement.topology, contents.load.num_experts
     least, most = -num_experts % topology.num_ranks, (topology.num_ranks - 1) * num_experts
     numbers = [number for step in _SWEEP_STEPS if (number := least + step * topology.num_ranks) <= most]
@@ -77,6 +79,11 @@ def _redundancy(contents: ReportContents) -> tuple[SweepPoint, ...]:
 def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[Picture]:
     """Every figure for which there is data, the most important first."""
     views, shape = contents.plans, contents.load.shape
+    if not views:
+        yield _of_experts(contents)
+        for coactivation in details.coactivations:
+            yield from _of_pairs(contents, coactivation)
+        return
     yield Picture(
         "layer-balance",
         "Max/mean rank load of every layer: how much longer a layer takes than with equal loads.",
@@ -92,8 +99,7 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
         caption = contents.summary_text[1 + layer]
         yield Picture(f"rank-load-layer-{layer}", f"{caption[0].upper()}{caption[1:]}.",
                       partial(pictures.draw_rank_load, views, layer, shape))  # fmt: skip
-    yield Picture("expert-load", "Tokens of every expert over its layer's mean.",
-                  partial(pictures.draw_expert_load, contents.load))  # fmt: skip
+    yield _of_experts(contents)
     if contents.windows is not None:
         yield Picture(
             "balance-over-windows",
@@ -120,6 +126,11 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
         )
     for coactivation in details.coactivations:
         yield from _of_pairs(contents, coactivation)
+
+
+def _of_experts(contents: ReportContents) -> Picture:
+    caption = "Tokens of every expert over its layer's mean."
+    return Picture("expert-load", caption, partial(pictures.draw_expert_load, contents.load))
 
 
 def _of_plan(index: int, view: PlanView, num_expert_groups: int) -> Iterator[Picture]:

@@ -1,4 +1,4 @@
-"""Writes a report as one HTML file that contains its style, scripts, plotly.js and data.
+"""Writes a report as one HTML file that contains its style, scripts, libraries and data.
 
 The page makes no requests, to the network or to other files. Equal contents give equal bytes.
 """
@@ -10,12 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from eplb.errors import MissingExtraError
 from eplb.report.contents import ReportContents
 from eplb.report.html_payload import payload
+from eplb.report.html_static import static_parts
 from eplb_traces.files.atomic_file import atomic_write
 
-_SCRIPTS: Final = ("arrays.js", "view.js", "layer.js", "overview.js", "step_time.js", "tables.js", "main.js")
+_SCRIPTS: Final = (
+    "arrays.js", "view.js", "cursor.js", "address.js", "expert.js", "layer.js", "overview.js", "domains.js",
+    "step_time.js", "tables.js", "printing.js", "main.js",
+)  # fmt: skip
 """In the order of inclusion; together they form one module."""
 
 
@@ -31,8 +34,6 @@ def write_page(contents: ReportContents, path: Path) -> None:
 
     Raises
     ------
-    MissingExtraError
-        Without plotly.
     InputError
         If `path` cannot be written.
     """
@@ -41,13 +42,14 @@ def write_page(contents: ReportContents, path: Path) -> None:
 
 def page(contents: ReportContents) -> str:
     """The text of the file that `write_page` writes."""
-    plotly, plotly_version = _plotly()
     parts = {
         "title": html.escape(f"{contents.title}: expert placement"),
+        **static_parts(contents),
         "style": _part("page.css"),
-        "plotly": plotly,
+        "plotly": _library("plotly-cartesian.min.js"),
+        "tables": _library("dataTables.min.js"),
         "script": "\n".join(_part(name) for name in _SCRIPTS),
-        "payload": json_in_html(payload(contents, f"plotly {plotly_version}")),
+        "payload": json_in_html(payload(contents)),
     }
     # In one pass: inserted text is not searched for placeholders.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _part("page.html"))
@@ -63,11 +65,5 @@ def _part(name: str) -> str:
     return (files("eplb.report") / "page" / name).read_text(encoding="utf-8")
 
 
-def _plotly() -> tuple[str, str]:
-    """The source of plotly.js and the version of the plotly package."""
-    try:
-        import plotly
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError("writing a report page", "html") from error
-    return get_plotlyjs(), plotly.__version__
+def _library(name: str) -> str:
+    return _part(f"vendor/{name}")

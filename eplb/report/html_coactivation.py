@@ -12,24 +12,38 @@ from eplb_traces import RoutingTrace
 from eplb_traces.coactivation.layer_coactivation import CoActivation, coactivations
 
 _NUM_TOP_PAIRS: Final = 12
+_ERROR_RATE: Final = 0.05
+"""Probability that one of a layer's pairs is listed although the router has no affinity."""
 _QUANTILES: Final = (0.001, 0.999)
-"""Range of lifts that the colours distinguish; a few pairs of rarely used experts are outside."""
+"""Range of lifts that the colours distinguish; a few pairs are outside."""
+_PRIOR_PAIRS: Final = 5.0
+"""Added to the observed and the expected pairs: rare pairs are shrunk towards 1, as in the pictures."""
+
+_PART_OF_ALL: Final = 1e100
+
+_Pair = tuple[int, int, int, float]
+"""Expert, other expert, tokens that chose both, adjusted lift."""
 
 
 def coactivation_payload(trace: RoutingTrace, plans: Sequence[PlanView]) -> dict[str, Any]:
-    """Co-activation of every layer: lifts quantized to 256 levels; tokens per expert and top pairs exactly."""
-    levels, tokens, orders, ranges, pairs, texts = [], [], [], [], [], []
+    """Co-activation of every layer: lifts quantized to 256 levels; tokens per expert and top pairs exactly.
+
+    The lift is (observed + 5) / (expected + 5) pairs, with `CoActivation.expected_pairs`: 1 without affinity.
+    """
+    levels, tokens, orders, ranges, pairs, texts, expected = [], [], [], [], [], [], []
     for of_layer in coactivations(trace):
-        lift = np.nan_to_num(upper_triangle(of_layer.lift()), nan=0.0)
+        lift = upper_triangle((of_layer.pairs + _PRIOR_PAIRS) / (of_layer.expected_pairs + _PRIOR_PAIRS))
         levels.append(Levels.of(lift))
         ranges.append(_colour_range(lift))
-        tokens.append(np.diagonal(of_layer.pairs))
+        tokens.append(of_layer.expert_tokens)
         orders.append(of_layer.order())
-        pairs.append(of_layer.top_pairs(_NUM_TOP_PAIRS))
+        pairs.append(top_pairs(of_layer))
         texts.append(_summary(of_layer, trace.shape.num_expert_groups, plans))
+        expected.append(factors(of_layer.expected_pairs))
     return {
-        "num_tokens": trace.num_tokens,
+        "prior_pairs": _PRIOR_PAIRS,
         "tokens": packed(whole_numbers(np.stack(tokens))),
+        "factors": packed(np.stack(expected)),
         "levels": packed(np.stack([of_layer.levels for of_layer in levels])),
         "lowest": [of_layer.lowest for of_layer in levels],
         "step": [of_layer.step for of_layer in levels],
@@ -37,24 +51,48 @@ def coactivation_payload(trace: RoutingTrace, plans: Sequence[PlanView]) -> dict
         "colour_range": packed(np.array(ranges, np.float32)),
         "top_pairs": pairs,
         "summary": texts,
-        "independent_lift": _independent_lift(trace),
-        "note": _note(trace, max(of_layer.largest_error for of_layer in levels)),
+        "note": _note(max(of_layer.largest_error for of_layer in levels)),
     }
 
 
-def _independent_lift(trace: RoutingTrace) -> float:
-    """The lift of independent experts: (K - 1) / K, because the K choices of a token are distinct."""
-    top_k = trace.shape.top_k or 1
-    return (top_k - 1) / top_k if top_k > 1 else 1.0
+def top_pairs(of_layer: CoActivation) -> list[_Pair]:
+    """The pairs with the most tokens above `CoActivation.expected_pairs`, if chance does not explain them.
+
+    Under independence the tokens of a pair are at most as dispersed as a Poisson variable. A pair is listed if so many
+    tokens or more have a probability below `_ERROR_RATE` over the number of pairs (Bonferroni). Ties go to the lowest
+    ids.
+    """
+    from scipy.special import pdtrc
+
+    expert, other = np.triu_indices(of_layer.num_experts, 1)
+    found, chance = of_layer.pairs[expert, other], of_layer.expected_pairs[expert, other]
+    order = np.argsort(-(found - chance), kind="stable")
+    order = order[(found > chance)[order]]
+    significant = pdtrc(found[order] - 1, chance[order]) < _ERROR_RATE / max(found.size, 1)
+    return [
+        (int(expert[pair]), int(other[pair]), int(found[pair]), float(found[pair] / chance[pair]))
+        for pair in order[significant][:_NUM_TOP_PAIRS]
+    ]
 
 
-def _note(trace: RoutingTrace, largest_error: float) -> str:
-    return (
-        "Lift: tokens that chose both experts, divided by the number expected if experts were chosen independently. "
-        f"The choices of a token are distinct, so the lift of independent experts is about "
-        f"{_independent_lift(trace):.2f} here, not 1. To keep this file small, the heatmap is quantized to 256 levels: "
-        f"a value is at most {100 * largest_error:.1f} % off. The table is exact."
-    )
+def factors(expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[E] x with x[i] * x[j] = expected[i, j] off the diagonal, for the `CoActivation.expected_pairs` of a layer.
+
+    The largest x is found from three experts a, b, c as e[a, b] e[a, c] / e[b, c] = x[a]^2. Where one expert is part of
+    every pair, e[b, c] is 0 and x[a] a number so large that the products of the others vanish.
+    """
+    first, *others = np.argsort(-expected.sum(axis=1), kind="stable")[:3].tolist()
+    to_others = expected[first, others]
+    if not to_others.any():
+        return np.zeros(len(expected))
+    if len(others) < 2 or to_others[1] == 0:
+        largest = float(np.sqrt(to_others[0]))
+    else:
+        across = float(expected[others[0], others[1]])
+        largest = float(np.sqrt(to_others[0]) * np.sqrt(to_others[1] / across)) if across > 0 else _PART_OF_ALL
+    found = expected[first] / largest
+    found[first] = largest
+    return found
 
 
 def _summary(of_layer: CoActivation, num_groups: int, plans: Sequence[PlanView]) -> str:
@@ -79,8 +117,16 @@ def _summary(of_layer: CoActivation, num_groups: int, plans: Sequence[PlanView])
 
 
 def _colour_range(lift: NDArray[np.float64]) -> tuple[float, float]:
-    positive = lift[lift > 0]
-    if not positive.size:
+    if not lift.size:
         return 0.0, 0.0
-    low, high = np.quantile(np.log2(positive), _QUANTILES)
+    low, high = np.quantile(np.log2(lift), _QUANTILES)
     return float(low), float(high)
+
+
+def _note(largest_error: float) -> str:
+    return (
+        "Lift: pairs of tokens' choices over those expected if experts were chosen without affinity and as often as "
+        f"they were; {_PRIOR_PAIRS:g} pairs are added to both, so that rare pairs stay near 1. To keep this file "
+        f"small, the heatmap is quantized to 256 levels: a value is at most {100 * largest_error:.1f} % off. The table "
+        "is exact and without the added pairs."
+    )

@@ -10,7 +10,9 @@ from eplb.evaluation.step_cost import PredictedStep
 from eplb.report.contents import ReportContents
 from eplb.report.html_arrays import packed, whole_numbers
 from eplb.report.html_coactivation import coactivation_payload
+from eplb.report.html_domains import domains_payload
 from eplb.report.plan_view import PlanView
+from eplb.report.recommendation import recommend
 from eplb.report.summary_text import counted
 from eplb.version import eplb_version
 from eplb_traces import ModelShape
@@ -55,11 +57,10 @@ _METRIC_MEANINGS: Final = {
 """Meaning of each metric; a metric that is missing here is shown by its name only."""
 
 
-def payload(contents: ReportContents, charts: str = "") -> Payload:
+def payload(contents: ReportContents) -> Payload:
     """Everything the page shows, ready for JSON; arrays are packed.
 
-    `charts` names the library that draws the charts. Plans have one entry each, in order; arrays are [layer, ...] as
-    in `ReportContents`.
+    Plans have one entry each, in order; arrays are [layer, ...] as in `ReportContents`.
     """
     windows = contents.windows
     return {
@@ -70,11 +71,13 @@ def payload(contents: ReportContents, charts: str = "") -> Payload:
         "num_windows": contents.load.num_windows,
         "load": packed(contents.load.total),
         "plans": [_plan(view) for view in contents.plans],
+        "recommended": recommend(contents.plans).index if contents.plans else None,
+        "domains": None if contents.trace is None else domains_payload(contents.trace),
         "windows": None if windows is None else _window_names(windows.labels, windows.num_windows),
         "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
         "about_steps": " ".join(contents.about_steps),
         "metric_meanings": _METRIC_MEANINGS,
-        "provenance": _provenance(contents, charts),
+        "provenance": _provenance(contents),
     }
 
 
@@ -129,7 +132,7 @@ def _window_names(labels: Sequence[str], num_windows: int) -> list[str]:
     return list(labels) or [f"window {window}" for window in range(num_windows)]
 
 
-def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
+def _provenance(contents: ReportContents) -> list[tuple[str, str]]:
     """Inputs and versions of the page; no date, so that equal inputs give equal files."""
     load = contents.load
     model = (
@@ -139,7 +142,6 @@ def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
     )
     found = [
         ("made by", f"eplb {eplb_version()}"),
-        ("charts by", charts),
         ("load", f"{contents.title}: {', '.join(model)}, {load.digest}"),
     ]
     if contents.trace is not None:
@@ -152,4 +154,4 @@ def _provenance(contents: ReportContents, charts: str) -> list[tuple[str, str]]:
         found.append(
             (view.name, f"{size}, slots of a rank: {held}; evaluated under {view.evaluation.dispatch} dispatch")
         )
-    return [(name, text) for name, text in found if text]
+    return found

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from eplb.report.contents import ReportContents
 from eplb.report.summary_text import layer_name, megabytes
+from eplb.report.traffic_text import max_over_mean_expert
 from eplb.version import eplb_version
 
 _WORST_LAYERS = 12
@@ -30,11 +31,7 @@ def summary_page(
     parts = [
         f"# Expert placement for {_plain(contents.title)}",
         "\n".join(summary),
-        "## Plans",
-        _metrics(contents),
-        "Max/mean is 1 if every rank has the same load. Gaps are relative to a proven lower bound. Keys that end in "
-        "`_of_total` and gaps refer to the load summed over windows. Migrations start from the first plan"
-        f"{_bytes(contents.expert_bytes)}.",
+        *(_plans(contents) if contents.plans else ()),
         "## Figures",
         f"Layer details are of {named}.",
         *(_picture(name, caption) for name, caption in pictures.items()),
@@ -42,8 +39,8 @@ def summary_page(
         _layers(contents),
         "## Files",
         "\n".join(f"- [{name}]({name}): {meaning}" for name, meaning in files.items()),
-        f"Made by eplb {eplb_version()} from a load with the digest `{contents.load.digest}`, "
-        f"{contents.plans[0].evaluation.dispatch} dispatch.",
+        f"Made by eplb {eplb_version()} from a load with the digest `{contents.load.digest}`"
+        + (f", {contents.plans[0].evaluation.dispatch} dispatch." if contents.plans else "."),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -52,6 +49,16 @@ def _bytes(expert_bytes: float | None) -> str:
     if expert_bytes is None:
         return " and are counted in replicas, as the bytes of an expert are unknown (`--expert-bytes`)"
     return f"; an expert of a layer has {megabytes(expert_bytes)}"
+
+
+def _plans(contents: ReportContents) -> tuple[str, ...]:
+    return (
+        "## Plans",
+        _metrics(contents),
+        "Max/mean is 1 if every rank has the same load. Gaps are relative to a proven lower bound. Keys that end in "
+        "`_of_total` and gaps refer to the load summed over windows. Migrations start from the first plan"
+        f"{_bytes(contents.expert_bytes)}.",
+    )
 
 
 def _metrics(contents: ReportContents) -> str:
@@ -65,8 +72,9 @@ def _metrics(contents: ReportContents) -> str:
 
 
 def _layers(contents: ReportContents) -> str:
-    """The summary of each layer, sorted by max/mean under the first plan; at most twelve."""
-    before = contents.plans[0].evaluation.max_over_mean
+    """The summary of each layer, sorted by max/mean under the first plan or of the experts; at most twelve."""
+    plans = contents.plans
+    before = plans[0].evaluation.max_over_mean if plans else max_over_mean_expert(contents.load)
     worst = (-before).argsort(kind="stable")[:_WORST_LAYERS].tolist()  # layers without tokens, NaN, are last
     lines = [f"- {_plain(contents.summary_text[1 + layer])}" for layer in worst]
     more = len(before) - len(worst)

@@ -46,6 +46,8 @@ def layers(contents: ReportContents) -> "pd.DataFrame":
     """One row per plan and layer; `_of_total` and all later columns refer to the load summed over windows."""
     import pandas as pd
 
+    if not contents.plans:
+        return pd.DataFrame()
     ids = contents.load.shape.moe_layer_ids
 
     def of_plan(view: PlanView) -> "pd.DataFrame":
@@ -86,6 +88,9 @@ def _step_columns(view: PlanView) -> dict[str, NDArray[np.float64]]:
 def ranks(contents: ReportContents) -> "pd.DataFrame":
     """One row per plan, layer and rank; tokens are summed over windows."""
     import pandas as pd
+
+    if not contents.plans:
+        return pd.DataFrame()
 
     def of_plan(view: PlanView) -> "pd.DataFrame":
         topology, tokens = view.placement.topology, view.total_rank_load

@@ -57,7 +57,7 @@ def write_report(  # noqa: PLR0913  # the public call: everything a report depen
     InputError
         As `eplb.report.gather` and the writers do.
     MissingExtraError
-        Without matplotlib and pandas for a folder, without plotly for a page.
+        Without matplotlib and pandas for a folder.
 
     Examples
     --------

@@ -145,7 +145,6 @@ def test_sweep_takes_the_engine(run, load_path, tmp_path):
 
 
 def test_report_takes_the_engine(run, load_path, tmp_path):
-    pytest.importorskip("plotly")
     made = eplb.plan(read_load(load_path), eplb.Topology(2, 2, 6), "greedy", dispatch="ascend")
     judged = eplb.evaluate(made.placement, read_load(load_path), "ascend").summary()
     words = ("report", load_path, *MACHINE, "--engine", "ascend", "-o", tmp_path / "report.html", "--json")

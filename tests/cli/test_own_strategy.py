@@ -38,7 +38,6 @@ def test_plan_compare_sweep_and_report_show_it(run, load_path, own, tmp_path):
     greedy = json.loads(run("sweep", load_path, *RANKS, "-k", "0:8:4", "--json").stdout)
     assert (swept["strategy"], greedy["strategy"]) == (own, "greedy")
     assert swept["points"][0]["max_over_mean_mean"] > greedy["points"][0]["max_over_mean_mean"]
-    pytest.importorskip("plotly")
     shown = run("report", load_path, *RANKS, "--strategy", own, "-o", tmp_path / "report.html", "--json")
     assert shown.exit_code == 0, shown.stderr
     assert list(json.loads(shown.stdout)["plans"]) == ["experts in order", "backwards"]

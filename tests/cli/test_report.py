@@ -94,7 +94,10 @@ def test_a_page_is_written_by_its_suffix(run, monkeypatch, load_path, tmp_path):
     "words",
     [
         ("--layer", "x", *ASKED),
-        (),
+        ("--redundant", 4),  # without --ranks nothing is planned
+        ("--strategy", "greedy"),
+        ("--dispatch", "even"),
+        ("--expert-bytes", 1),
         ("--plan", "plan.json", "--redundant", 4),
         (*ASKED, "-o", "x.html", "--layer", "1"),
         (*ASKED, "-o", "x.html", "--image-format", "svg"),

@@ -2,21 +2,20 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 
 from eplb import Placement, Topology, plan
-from eplb.errors import InputError, MissingExtraError
+from eplb.errors import InputError
 from eplb.report.contents import gather
 from eplb.report.html import json_in_html, page, write_page
 from eplb.report.html_arrays import unpacked
+from eplb.report.html_coactivation import factors
 from eplb.report.html_payload import payload
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch, synthesize_trace
 from eplb_traces.coactivation.layer_coactivation import coactivations
-
-pytest.importorskip("plotly")
+from eplb_traces.coactivation.pair_independence import independent_pairs
 
 SHAPE = ModelShape(3, 16, 4, 4, 2, moe_layer_ids=(1, 2, 3))
 TOPOLOGY = Topology(2, 2, 5)
@@ -80,24 +79,62 @@ def test_coactivation_is_within_the_stated_error(contents, found):
     stated = float(re.search(r"at most ([\d.]+) % off", written["note"])[1]) / 100
     levels, orders = unpacked(written["levels"]), unpacked(written["order"])
     for of_layer in coactivations(contents.trace):
-        layer, lift = of_layer.layer, of_layer.lift()[np.triu_indices(16, 1)]
+        layer, above = of_layer.layer, np.triu_indices(16, 1)
+        expected = of_layer.expected_pairs[above]
+        lift = (of_layer.pairs[above] + 5) / (expected + 5)
         exponent = (levels[layer].astype(float) - 1) * written["step"][layer]
         shown = np.where(levels[layer] > 0, written["lowest"][layer] * 2**exponent, 0)
-        np.testing.assert_allclose(shown, np.nan_to_num(lift), rtol=stated + 5e-4)  # the sentence rounds to 0.1 %
+        np.testing.assert_allclose(shown, lift, rtol=stated + 5e-4)  # the sentence rounds to 0.1 %
+        factors = unpacked(written["factors"])[layer]
+        np.testing.assert_allclose(np.outer(factors, factors)[above], expected, rtol=1e-9)
         np.testing.assert_array_equal(unpacked(written["tokens"])[layer], of_layer.expert_tokens)
         np.testing.assert_array_equal(orders[layer], of_layer.order())
-        assert written["top_pairs"][layer] == [list(pair) for pair in of_layer.top_pairs(12)]
+        surplus = of_layer.pairs - of_layer.expected_pairs
+        listed = written["top_pairs"][layer]
+        assert listed
+        assert [of_layer.pairs[i, j] for i, j, *_ in listed] == [count for _, _, count, _ in listed]
+        assert [of_layer.adjusted_lift()[i, j] for i, j, *_ in listed] == [lift for *_, lift in listed]
+        found = [surplus[i, j] for i, j, *_ in listed]
+        assert found[0] == surplus[above].max()
+        assert found == sorted(found, reverse=True)
 
 
-def test_the_neutral_lift_is_that_of_independent_experts():
-    # Every token chooses 2 of 3 experts, all three pairs equally often: each expert has 2 / 3 of the tokens, each pair
-    # 1 / 3, so the lift is (1 / 3) / (4 / 9) = 3 / 4 for all. With many experts it tends to (K - 1) / K = 1 / 2.
+def test_experts_without_affinity_have_the_neutral_lift():
+    # Every token chooses 2 of 3 experts, all three pairs equally often: each pair is as frequent as its experts allow.
     choices = np.array([[0, 1], [0, 2], [1, 2]], np.uint16)[:, None]
-    trace = _trace(choices, 3)
-    written = payload(gather(trace, topology=Topology(1, 1, 3)))["coactivation"]
-    assert written["independent_lift"] == 0.5
+    written = payload(gather(_trace(choices, 3), topology=Topology(1, 1, 3)))["coactivation"]
     assert unpacked(written["levels"]).tolist() == [[1, 1, 1]]
-    assert written["lowest"] == [pytest.approx(3 / 4)]
+    assert written["lowest"] == [pytest.approx(1)]
+    assert written["top_pairs"] == [[]]
+
+
+def test_random_routing_over_8_experts_is_neutral_and_lists_no_pair():
+    rng = np.random.default_rng(5)
+    choices = np.argsort(rng.random((4096, 8)), axis=1)[:, None, :2].astype(np.uint16)
+    written = payload(gather(_trace(choices, 8), topology=Topology(1, 2, 4)))["coactivation"]
+    levels = unpacked(written["levels"])[0].astype(float)
+    shown = written["lowest"][0] * 2 ** ((levels - 1) * written["step"][0])
+    assert np.abs(np.log2(shown)).max() < 0.3  # plain lifts are around 1/2, the exponent -1
+    assert written["top_pairs"] == [[]]
+
+
+def test_a_pair_that_chance_does_not_explain_is_listed():
+    rng = np.random.default_rng(5)
+    choices = np.argsort(rng.random((4096, 8)), axis=1)[:, None, :2].astype(np.uint16)
+    choices[:400] = [2, 5]
+    (listed,) = payload(gather(_trace(choices, 8), topology=Topology(1, 2, 4)))["coactivation"]["top_pairs"]
+    assert listed[0][:2] == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "partners", [[0, 0, 0], [4, 4], [9, 3, 3, 3], [5, 4, 3, 2, 2, 0], [20, 8, 7, 6, 1], [0], [2, 1, 1]]
+)
+def test_factors_reproduce_the_expected_pairs(partners):
+    # [9, 3, 3, 3]: expert 0 is part of every pair; [20, 8, 7, 6, 1]: of more than half of them.
+    expected = independent_pairs(np.array(partners))
+    found = factors(expected)
+    np.testing.assert_allclose(np.outer(found, found)[~np.eye(len(partners), dtype=bool)],
+                               expected[~np.eye(len(partners), dtype=bool)], rtol=1e-9, atol=1e-12)  # fmt: skip
 
 
 def _trace(choices, num_experts):
@@ -187,7 +224,6 @@ def test_equal_contents_make_equal_files(tmp_path, contents):
 
 def test_the_page_names_its_inputs_and_versions(contents):
     below = dict(_payload_of(page(contents))["provenance"])
-    assert below["charts by"].startswith("plotly ")
     assert contents.load.digest in below["load"]
     assert "4 ranks on 2 nodes, slots of a rank: 5; evaluated under even dispatch" in below[contents.plans[1].name]
 
@@ -196,14 +232,7 @@ def test_the_file_is_self_contained_and_forbids_requests(contents):
     text = page(contents)
     assert re.findall(r"<(?:link|iframe|img|script[^>]* src)", text.partition("<script>\n")[0]) == []
     assert "default-src 'none'" in text
-    assert not re.search(r"\{\{(title|style|plotly|script|payload)\}\}", text)
-
-
-def test_without_plotly_the_extra_is_named(monkeypatch, contents, tmp_path):
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(MissingExtraError, match=r"needs the extra 'html'"):
-        write_page(contents, tmp_path / "a.html")
-    assert list(tmp_path.iterdir()) == []
+    assert not re.search(r"\{\{(title|style|plotly|tables|script|payload)\}\}", text)
 
 
 def test_a_folder_that_is_not_there_is_named(contents, tmp_path):

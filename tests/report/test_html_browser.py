@@ -15,7 +15,6 @@ from eplb_traces import ExpertLoad, ModelShape, synthesize_trace, write_load
 from eplb_traces.coactivation.layer_coactivation import coactivation
 from tests.report.browser import chart, choose, chromium, complaints, layout, press, requested, settle, table
 
-pytest.importorskip("plotly")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
 SHAPE = ModelShape(4, 32, 4, 4, 2, moe_layer_ids=(1, 2, 3, 4))
@@ -126,11 +125,12 @@ def test_the_slider_changes_the_heatmap_and_it_shows_the_layer(driver, contents,
     _move_slider(driver, layer)
     after = _matrix(chart(driver, "coactivation")[0])
     assert not np.array_equal(before, after, equal_nan=True)
-    # Colours are powers of two around (K - 1) / K = 3 / 4, the lift of independent experts.
-    lift = coactivation(contents.trace, layer).lift()
+    of_layer = coactivation(contents.trace, layer)
+    lift = (of_layer.pairs + 5) / (of_layer.expected_pairs + 5)
+    lift[np.isnan(of_layer.lift())] = np.nan  # the diagonal, and experts without tokens
     stated = float(re.search(r"at most ([\d.]+) % off", driver.find_element("id", "coactivation-note").text)[1]) / 100
     seen = lift > 0
-    np.testing.assert_allclose(0.75 * 2 ** after[seen], lift[seen], rtol=stated + 5e-4)
+    np.testing.assert_allclose(2 ** after[seen], lift[seen], rtol=stated + 5e-4)
     assert np.isnan(after[np.isnan(lift)]).all()
     assert driver.find_element("id", "layer-summary").text == contents.summary_text[1 + layer]
 
@@ -185,7 +185,7 @@ def test_experts_show_their_tokens_and_replicas(driver, contents):
 
 
 def test_the_rank_table_sorts_both_ways(driver, contents):
-    heading = driver.find_elements("css selector", "#rank-table th button")[2]  # tokens
+    heading = driver.find_elements("css selector", "#rank-table th [role=button]")[2]  # tokens
     load = contents.plans[1].total_rank_load
     for direction, ordered in (("descending", lambda x: -np.sort(-x)), ("ascending", np.sort)):
         driver.execute_script("arguments[0].click()", heading)

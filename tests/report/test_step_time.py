@@ -94,7 +94,6 @@ def test_the_payload_has_the_milliseconds_of_each_layer(contents):
 
 
 def test_the_page_draws_the_parts_and_keeps_the_scale(contents, tmp_path):
-    pytest.importorskip("plotly")
     from tests.report.browser import chart, chromium, complaints, layout, press, settle
 
     for name, shown in (("with", contents), ("without", contents_of_trace())):

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _PAGE_SUFFIXES: Final = (".html", ".htm")
 _ONLY_FOR_FOLDERS: Final = ("--layers", "--image-format")
 
+_ONLY_WITH_RANKS: Final = (
+    "--nodes", "--redundant", "--strategy", "--dispatch", "--engine", "--engine-option", "--sources", "--calibration",
+    "--expert-bytes",
+)  # fmt: skip
+
 OutOpt = Annotated[
     Path,
     typer.Option(
@@ -93,7 +98,8 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     """Show LOAD, what plans make of it, and how far they are from what is possible.
 
     Without --plan, experts in order are compared with a plan by --strategy for --ranks. One plan is compared with
-    experts in order on its topology, several with the first of them.
+    experts in order on its topology, several with the first of them. Without --plan and --ranks, the load of the
+    experts and, for a trace, the experts chosen together are shown alone.
     """
     from eplb.report import gather
     from eplb.report.folder import FolderOptions, write_folder
@@ -112,13 +118,13 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
         refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which holds the slots")
         refuse_typed(context, ("--strategy",), "has no effect with --plan")
     elif ranks is None:
-        raise typer.BadParameter("needed, unless --plan gives it", param_hint="--ranks")
+        refuse_typed(context, _ONLY_WITH_RANKS, "needs --ranks or --plan: without them nothing is planned")
     read = files.read_source(load_paths, reading)
     files.note_reading(read)
     source = read.content
     with output.progress("evaluating"):
         plans = _read_plans(source, plan_paths or [], format, ranks, nodes)
-        asked = None if plans else topology_from_options(
+        asked = None if plans or ranks is None else topology_from_options(
             source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant
         )  # fmt: skip
         contents = gather(
@@ -128,7 +134,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
             strategy=strategy,
             window=read.window,
             dispatch=by.rule,
-            sources=source_shares(sources, _num_ranks(plans, asked)),
+            sources=None if sources is None else source_shares(sources, _num_ranks(plans, asked)),
             title=files.title_of(load_paths),
             expert_bytes=expert_bytes,
             cost=predictor,

@@ -35,7 +35,7 @@ function total(numbers) {
   return numbers.reduce((a, b) => a + b, 0);
 }
 
-// [E][E] lift of every pair of a layer, from its upper triangle in levels; NaN on the diagonal and for experts
+// [E][E] adjusted lift of every pair of a layer, from its upper triangle in levels; NaN on the diagonal and for experts
 // without tokens, so that these cells stay empty.
 function liftMatrix(coactivation, layer) {
   const tokens = at(coactivation.tokens, layer);
@@ -53,11 +53,13 @@ function liftMatrix(coactivation, layer) {
   return rows;
 }
 
-// [E][E] tokens that chose both, computed from the lift and rounded; exact up to the quantization.
+// [E][E] tokens that chose both, computed from the lift and rounded; exact up to the quantization. The lift is
+// (observed + prior) / (expected + prior), and what is expected is a product of one factor for each expert.
 function pairMatrix(coactivation, layer, lift) {
-  const tokens = at(coactivation.tokens, layer);
-  const perExpectation = 1 / coactivation.num_tokens;
-  return lift.map((row, i) => row.map((value, j) => Math.round(value * tokens[i] * tokens[j] * perExpectation)));
+  const factors = at(coactivation.factors, layer);
+  const prior = coactivation.prior_pairs;
+  const pairs = (value, i, j) => Math.max(0, Math.round(value * (factors[i] * factors[j] + prior) - prior));
+  return lift.map((row, i) => row.map((value, j) => pairs(value, i, j)));
 }
 
 function inOrder(matrix, order) {

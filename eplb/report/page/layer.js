@@ -27,6 +27,12 @@ function rankTimes(plan, layer) {
   return { rankLoad, time, mean: total(time) / time.length, busiest: largest(time) };
 }
 
+// Values of the layer under the selected plan; without plans only the load.
+function expertView() {
+  if (page.plans.length) return layerFacts(page.plans[state.plan], state.layer);
+  return { load: at(page.load, state.layer), replicas: null };
+}
+
 function overMean(value, mean) {
   return mean > 0 ? value / mean : 1;
 }
@@ -50,7 +56,7 @@ function rankBars(plan, layer, style) {
   const facts = layerFacts(plan, layer);
   return {
     type: "bar",
-    name: plain(plan.name),
+    name: chartName(plan),
     x: facts.time.map((_, rank) => rank),
     y: facts.time,
     hovertext: Array.from(facts.time, (_, rank) => rankTip(plan, facts, rank)),
@@ -97,49 +103,69 @@ function drawRankLoad() {
     barmode: "overlay",
     xaxis: idAxis("rank (dotted: nodes)", plan.num_ranks, { range: [-0.7, plan.num_ranks - 0.3] }),
     yaxis: axis(plan.relative_speed ? "tokens / relative speed" : "tokens", { range: [0, top > 0 ? top * 1.06 : 1] }),
-    shapes: nodeBorders(plan),
+    shapes: [...nodeBorders(plan), ...ranksOfExpert(plan, layer).map((rank) => frameAt("x", rank))],
   }, description);
+}
+
+function ranksOfExpert(plan, layer) {
+  return state.expert === null ? [] : [...new Set(layerFacts(plan, layer).ranksOf[state.expert])];
 }
 
 function expertTip(facts, expert, mean) {
   const group = Math.floor(expert / page.model.experts_per_group);
-  const replicas = facts.replicas[expert];
-  return [
+  const ofLoad = [
     `expert ${expert}` + (page.model.num_expert_groups > 1 ? `, group ${group}` : ""),
     `${tokens(facts.load[expert])} tokens, ${times(overMean(facts.load[expert], mean))} the mean expert`,
+  ];
+  if (!facts.replicas) return ofLoad.join("<br>");
+  const replicas = facts.replicas[expert];
+  return [
+    ...ofLoad,
     `${replicas} ${replicas === 1 ? "replica" : "replicas"}, on rank ${facts.ranksOf[expert].join(", ")}`,
     `${tokens(facts.load[expert] / replicas)} tokens per replica, split evenly`,
   ].join("<br>");
 }
 
+let shownExperts = []; // the experts in the order of the bars
+
 function drawExpertLoad() {
-  const plan = page.plans[state.plan];
-  const facts = layerFacts(plan, state.layer);
+  const facts = expertView();
   const mean = total(facts.load) / facts.load.length;
   const ids = Array.from(facts.load, (_, expert) => expert);
   if (state.expertOrder === "load") ids.sort((a, b) => facts.load[b] - facts.load[a] || a - b);
-  const last = REPLICA_COLOURS.length;
-  const traces = REPLICA_COLOURS.map((replicaColour, i) => {
-    const positions = ids.map((_, p) => p).filter((p) => Math.min(facts.replicas[ids[p]], last) === i + 1);
-    return {
-      type: "bar", name: `${i + 1}${i + 1 === last ? " or more" : ""} ${i ? "replicas" : "replica"}`, x: positions,
-      y: positions.map((p) => facts.load[ids[p]]), marker: { color: replicaColour }, width: 0.92,
-      hovertext: positions.map((p) => expertTip(facts, ids[p], mean)), hoverinfo: "text",
-    };
-  }).filter((trace) => trace.x.length);
-  traces.push({
-    type: "scatter", mode: "markers", name: "tokens per replica, split evenly", hoverinfo: "skip",
-    x: ids.map((_, p) => p), y: ids.map((expert) => facts.load[expert] / facts.replicas[expert]),
-    marker: { color: colour("ink"), size: ids.length > 300 ? 2 : 3 },
-  });
+  const traces = facts.replicas ? replicaTraces(facts, ids, mean) : [loadBars(facts, ids, mean, ids.map((_, p) => p))];
+  shownExperts = ids;
   const most = ids.reduce((a, b) => (facts.load[b] > facts.load[a] ? b : a));
   const inOrderOf = state.expertOrder === "load" ? "experts, sorted by load" : "expert";
   draw("expert-load", traces, {
     barmode: "overlay",
     xaxis: idAxis(inOrderOf, ids.length),
     yaxis: axis("tokens", { rangemode: "tozero" }),
+    shapes: state.expert === null ? [] : [frameAt("x", ids.indexOf(state.expert))],
   }, `Bars of the load of ${ids.length} experts in layer ${layerName(state.layer)}; expert ${most} has most, ` +
-    `${tokens(facts.load[most])} tokens and ${facts.replicas[most]} replicas under ${plan.name}.`);
+    `${tokens(facts.load[most])} tokens` +
+    (facts.replicas ? ` and ${facts.replicas[most]} replicas under ${page.plans[state.plan].name}.` : "."));
+}
+
+function loadBars(facts, ids, mean, positions) {
+  return {
+    type: "bar", x: positions, y: positions.map((p) => facts.load[ids[p]]), width: 0.92, marker: { color: REPLICA_COLOURS[0] },
+    hovertext: positions.map((p) => expertTip(facts, ids[p], mean)), hoverinfo: "text",
+  };
+}
+
+// Bars in one colour for each number of replicas, and a dot at the tokens of one replica.
+function replicaTraces(facts, ids, mean) {
+  const last = REPLICA_COLOURS.length;
+  const places = ids.map((_, p) => p);
+  const bars = REPLICA_COLOURS.map((replicaColour, i) => ({
+    ...loadBars(facts, ids, mean, places.filter((p) => Math.min(facts.replicas[ids[p]], last) === i + 1)),
+    name: `${i + 1}${i + 1 === last ? " or more" : ""} ${i ? "replicas" : "replica"}`, marker: { color: replicaColour },
+  })).filter((trace) => trace.x.length);
+  return [...bars, {
+    type: "scatter", mode: "markers", name: "tokens per replica, split evenly", hoverinfo: "skip", x: places,
+    y: ids.map((expert) => facts.load[expert] / facts.replicas[expert]), marker: { color: colour("ink"), size: ids.length > 300 ? 2 : 3 },
+  }];
 }
 
 function groupBorders(size) {
@@ -153,17 +179,16 @@ function groupBorders(size) {
 
 // Half the colour range in powers of two, the same for all layers so that they can be compared; at most 1/16 to 16.
 function liftReach() {
-  const { colour_range: range, independent_lift: middle } = page.coactivation;
-  return Math.min(4, Math.max(1, largest(range.data.map((exponent) => Math.ceil(Math.abs(exponent - Math.log2(middle)))))));
+  const exponents = page.coactivation.colour_range.data;
+  return Math.min(4, Math.max(1, largest(exponents.map((exponent) => Math.ceil(Math.abs(exponent))))));
 }
 
 function coactivationTrace(matrix) {
   const common = { type: "heatmap", z: matrix, hoverinfo: "none", xgap: 0, ygap: 0 };
   if (state.coactivationValue === "lift") {
     const reach = liftReach();
-    const middle = page.coactivation.independent_lift;
-    const z = matrix.map((row) => row.map((lift) => Math.max(-reach - 1, Math.log2(lift / middle))));
-    const bar = factorBar("lift; neutral colour: independent", reach, middle);
+    const z = matrix.map((row) => row.map(Math.log2));
+    const bar = factorBar("lift: observed / expected pairs", reach);
     return { ...common, z, zmin: -reach, zmax: reach, colorscale: aroundOne(), colorbar: bar };
   }
   const top = largest(matrix.map((row) => largest(row.filter((count) => count >= 0))));
@@ -178,12 +203,21 @@ function coactivationTrace(matrix) {
 const DOWN = { autorange: "reversed", scaleanchor: "x", constrain: "domain" }; // a square matrix, rows from the top
 
 let shownPairs = null; // the values shown in the heatmap, for the tooltip
+let ofPairs = { layer: null };
+
+// {lift, counts} of the selected layer, decoded once.
+function layerPairs() {
+  if (ofPairs.layer !== state.layer) {
+    const lift = liftMatrix(page.coactivation, state.layer);
+    ofPairs = { layer: state.layer, lift, counts: pairMatrix(page.coactivation, state.layer, lift) };
+  }
+  return ofPairs;
+}
 
 function drawCoactivation() {
   const { coactivation } = page;
   if (!coactivation) return;
-  const lift = liftMatrix(coactivation, state.layer);
-  const counts = pairMatrix(coactivation, state.layer, lift);
+  const { lift, counts } = layerPairs();
   const blocks = state.coactivationOrder === "blocks";
   const order = blocks ? at(coactivation.order, state.layer) : Uint16Array.from(lift, (_, expert) => expert);
   shownPairs = { lift, counts, order };
@@ -194,9 +228,14 @@ function drawCoactivation() {
   draw("coactivation", [coactivationTrace(matrix)], {
     xaxis: idAxis(title, order.length, { constrain: "domain", ...places }),
     yaxis: idAxis(title, order.length, { ...DOWN, ...places }),
-    shapes: blocks ? [] : groupBorders(order.length),
+    shapes: [...(blocks ? [] : groupBorders(order.length)), ...expertFrames(order)],
   }, `Heatmap of ${order.length} by ${order.length} experts of layer ${layerName(state.layer)}: ` +
     `${state.coactivationValue === "lift" ? "how much more often than by chance" : "how often"} tokens choose both.`);
+}
+
+function expertFrames(order) {
+  const place = order.indexOf(state.expert);
+  return place < 0 ? [] : [frameAt("x", place), frameAt("y", place)];
 }
 
 function pairTip({ x, y }) {
@@ -205,9 +244,11 @@ function pairTip({ x, y }) {
   const group = (expert) => Math.floor(expert / page.model.experts_per_group);
   const groups = page.model.num_expert_groups > 1 ? `\ngroups ${group(i)} and ${group(j)}` : "";
   return `experts ${i} and ${j}\nabout ${tokens(shownPairs.counts[i][j])} tokens chose both\n` +
-    `${times(shownPairs.lift[i][j])} as often as if independent${groups}`;
+    `${times(shownPairs.lift[i][j])} as often as by chance (rare pairs shrunk to 1)${groups}`;
 }
 Object.assign(DRAWERS, {
   "rank-load": drawRankLoad, "expert-load": drawExpertLoad, coactivation: drawCoactivation,
 });
 TIPS.coactivation = pairTip;
+CLICKS.coactivation = ({ y }) => chooseExpert(shownPairs.order[y]);
+CLICKS["expert-load"] = ({ x }) => chooseExpert(shownExperts[x]);

@@ -1,8 +1,9 @@
 // Connects the controls of the page to the charts that depend on them.
 
 const OF_PLAN = ["rank-load", "rank-table", "expert-load"];
+const OF_EXPERT = ["rank-load", "expert-load", "coactivation", "load-map"];
 const OF_LAYER = [...OF_PLAN, "coactivation", "pair-table", "load-map", "layer-balance", "step-time"];
-const ALL = [...OF_LAYER, "windows", "migration"];
+const ALL = [...OF_LAYER, "windows", "migration", "domains"];
 
 function writeLayer() {
   const { layer } = state;
@@ -12,6 +13,8 @@ function writeLayer() {
   byId("layer-heading").textContent = `Layer ${layerName(layer)}`;
   byId("layer-summary").textContent = page.summary_text[1 + layer];
   byId("coactivation-summary").textContent = page.coactivation?.summary[layer] ?? "";
+  writeExpert();
+  writeAddress();
 }
 
 function chooseLayer(layer) {
@@ -23,8 +26,14 @@ function chooseLayer(layer) {
 
 function choosePlan(index) {
   state.plan = index;
-  document.querySelectorAll('input[name="plan"]').forEach((radio, i) => { radio.checked = i === index; });
+  checkPlan();
+  writeExpert();
+  writeAddress();
   redraw(...OF_PLAN, "layer-balance", "step-time", "windows", "migration");
+}
+
+function checkPlan() {
+  document.querySelectorAll('input[name="plan"]').forEach((radio, i) => { radio.checked = i === state.plan; });
 }
 
 function radio(name, value, text, checked, onChoice) {
@@ -49,6 +58,7 @@ function choices(id, key, labels, chart) {
 let lastOther = 1;
 function onKey(event) {
   const typing = event.target.closest?.("input, textarea, [contenteditable]");
+  if (typing && !["radio", "checkbox", "range"].includes(typing.type)) return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "b" && page.plans.length > 1) {
     if (state.plan > 0) lastOther = state.plan;
@@ -67,6 +77,8 @@ function wireControls() {
   page.plans.forEach((plan, index) => {
     byId("plans").append(radio("plan", index, plan.name, index === state.plan, () => choosePlan(index)));
   });
+  byId("expert").max = page.model.num_experts - 1;
+  byId("expert").addEventListener("input", typedExpert);
   byId("compare").addEventListener("change", (event) => {
     state.compare = event.target.checked;
     redraw("rank-load");
@@ -77,8 +89,19 @@ function wireControls() {
     redraw(...ALL);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(...ALL));
-  window.addEventListener("beforeprint", () => drawPending(() => true));
+  NARROW.addEventListener("change", () => redraw(...ALL));
+  window.addEventListener("hashchange", showAddress);
+  wirePrinting();
   document.addEventListener("keydown", onKey);
+}
+
+// The address was changed by hand or by a link.
+function showAddress() {
+  readAddress();
+  checkPlan();
+  byId("expert").value = state.expert ?? "";
+  writeLayer();
+  redraw(...ALL);
 }
 
 function wireChoices() {
@@ -92,28 +115,30 @@ function wireChoices() {
 }
 
 function writeOnce() {
-  const [overall, ...layers] = page.summary_text;
-  byId("summary").append(...overall.split("\n").map((sentence) => element("li", sentence)));
-  byId("layer-summaries").querySelector("summary").textContent = `Summary of every layer (${layers.length})`;
-  byId("layer-summaries").querySelector("ul").append(...layers.map((sentence) => element("li", sentence)));
-  page.provenance.forEach(([name, text]) => byId("provenance").append(element("dt", name), element("dd", text)));
+  document.querySelectorAll("[data-needs-plans]").forEach((part) => { part.hidden = !page.plans.length; });
+  const libraries = `plotly.js ${Plotly.version} and DataTables ${DataTable.version}, both under the MIT licence`;
+  [...page.provenance, ["charts and tables by", libraries]].forEach(([name, text]) => byId("provenance").append(element("dt", name), element("dd", text)));
   byId("coactivation-part").hidden = !page.coactivation;
   byId("no-coactivation").hidden = Boolean(page.coactivation);
   if (page.coactivation) byId("coactivation-note").textContent = page.coactivation.note;
   const summed = page.num_windows > 1 ? `sum of ${page.num_windows.toLocaleString("en-US")} windows` : "";
   document.querySelectorAll(".summed").forEach((span) => { span.textContent = summed; });
-  byId("step-time-part").hidden = !page.plans[0].step;
+  byId("domains-part").hidden = !page.domains;
+  byId("step-time-part").hidden = !page.plans[0]?.step;
   byId("step-time-note").textContent = page.about_steps;
-  byId("windows-part").hidden = !page.windows;
-  byId("no-windows").hidden = Boolean(page.windows);
+  byId("windows-part").hidden = !page.windows || !page.plans.length;
+  byId("no-windows").hidden = Boolean(page.windows) || !page.plans.length;
   byId("migration-part").hidden = !page.plans.some((plan) => plan.migration);
-  fillMetricTable();
+  if (page.plans.length) fillMetricTable();
 }
 
 async function start() {
   page = await unpack(JSON.parse(byId("payload").textContent));
   state.layer = page.first_layer;
-  state.plan = Math.min(1, page.plans.length - 1);
+  state.plan = page.recommended ?? 0;
+  lastOther = state.plan || Math.min(1, page.plans.length - 1);
+  readAddress();
+  byId("expert").value = state.expert ?? "";
   writeOnce();
   wireControls();
   wireChoices();
@@ -122,6 +147,7 @@ async function start() {
 }
 
 function showError(error) {
+  document.documentElement.dataset.ready = "failed";
   byId("problem").hidden = false;
   byId("problem").textContent = `This page cannot be shown here: ${error.message ?? error}. It needs a browser of 2023 or later.`;
   throw error;

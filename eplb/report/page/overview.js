@@ -37,16 +37,14 @@ function drawLoadMap() {
     shapes: [
       ...borders.map((x) => ({ type: "line", x0: x, x1: x, y0: -0.5, y1: numLayers - 0.5, line })),
       selectedRow("x"),
+      ...(state.expert === null ? [] : [frameAt("x", state.expert)]),
     ],
   }, `Heatmap of the load of ${numExperts} experts in ${numLayers} layers, over the mean of the layer.`);
 }
 
 // A frame around the selected layer, over the whole length of the other axis.
 function selectedRow(across) {
-  const ends = { [`${across}ref`]: "paper", [`${across}0`]: 0, [`${across}1`]: 1 };
-  const along = across === "x" ? "y" : "x";
-  const row = { [`${along}0`]: state.layer - 0.5, [`${along}1`]: state.layer + 0.5 };
-  return { type: "rect", ...ends, ...row, line: { color: colour("bound"), width: 2 }, fillcolor: "rgba(0,0,0,0)" };
+  return frameAt(across === "x" ? "y" : "x", state.layer);
 }
 
 function loadTip({ x: expert, y: layer }) {
@@ -63,13 +61,11 @@ function balanceOf(plan) {
 
 function drawLayerBalance() {
   const layers = Array.from({ length: page.model.num_layers }, (_, layer) => layer);
-  const mode = layers.length > 1 ? "lines+markers" : "markers";
   const traces = page.plans.map((plan, index) => {
     const style = planStyle(index);
     return {
-      type: "scatter", mode, name: plain(plan.name), x: layers, y: balanceOf(plan),
-      line: { color: style.color, dash: style.dash, width: index === state.plan ? 3 : 1.5 },
-      marker: { symbol: style.symbol, color: style.color, size: 5 },
+      type: "scatter", mode: "markers", name: chartName(plan), x: layers, y: balanceOf(plan),
+      marker: { symbol: style.symbol, color: style.color, size: index === state.plan ? 9 : 6 },
       hovertemplate: "layer %{x}: %{y:.4f}\u00d7 the mean",
     };
   });
@@ -80,7 +76,7 @@ function drawLayerBalance() {
     xaxis: idAxis("layer", layers.length, { range: [-0.7, layers.length - 0.3] }),
     yaxis: axis(`max/mean rank load${of}; 1 is perfect`, { range: [1 - 0.04 * excess, 1 + 1.06 * excess] }),
     shapes: [selectedRow("y")],
-  }, `Lines of max/mean rank load by layer for ${page.plans.length} plans; the worst is ${times(top)}.`);
+  }, `Markers of max/mean rank load by layer for ${page.plans.length} plans; the worst is ${times(top)}.`);
 }
 
 // One number per window: of the selected layer, or the mean or the maximum over the layers with tokens; NaN, a gap in the
@@ -101,7 +97,7 @@ function drawWindows() {
   const traces = page.plans.map((plan, index) => {
     const style = planStyle(index);
     return {
-      type: "scatter", mode: "lines", name: plain(plan.name), x: numbers, y: byWindow(plan.balance_by_window),
+      type: "scatter", mode: "lines", name: chartName(plan), x: numbers, y: byWindow(plan.balance_by_window),
       line: { color: style.color, dash: style.dash, width: index === state.plan ? 2.5 : 1.5 },
       text: page.windows.map(plain), hovertemplate: "%{text}: %{y:.4f}\u00d7 the mean",
     };

@@ -18,9 +18,9 @@ function drawStepTime() {
   const first = page.plans[0];
   if (state.plan > 0) {
     traces.push({
-      type: "scatter", mode: "lines+markers", name: `sum of ${plain(first.name)}`, x: first.step.layers, y: first.step.step.data,
+      type: "scatter", mode: "lines+markers", name: `sum of ${chartName(first)}`, x: first.step.layers, y: first.step.step.data,
       line: { color: colour("bound"), width: 1, dash: "dot" }, marker: { size: 4, color: colour("bound") },
-      hovertemplate: `layer %{x}: %{y:.3f} ms with ${plain(first.name)}<extra></extra>`,
+      hovertemplate: `layer %{x}: %{y:.3f} ms with ${chartName(first)}<extra></extra>`,
     });
   }
   const most = largest(page.plans.map((plan) => largest(plan.step.step.data)));

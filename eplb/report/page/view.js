@@ -3,6 +3,7 @@
 const state = {
   layer: 0,
   plan: 0,
+  expert: null, // the one that was searched for
   compare: true,
   expertOrder: "load",
   coactivationValue: "lift",
@@ -24,6 +25,13 @@ function element(tag, text = "", attributes = {}) {
 // Plotly interprets some HTML in texts; names from files are escaped.
 function plain(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+// The name of a plan in a chart: the middle of a long one is left out.
+function chartName({ name }) {
+  const most = isNarrow() ? 28 : 48;
+  const half = Math.floor((most - 1) / 2);
+  return plain(name.length <= most ? name : `${name.slice(0, half)}\u2026${name.slice(-half)}`);
 }
 
 function tokens(number) {
@@ -59,10 +67,10 @@ function aroundOne() {
   return [[0, colour("below")], [0.5, colour("middle")], [1, colour("above")]];
 }
 
-// Ticks of a log2 scale around `middle`, the value of the neutral colour.
-function factorBar(title, reach, middle = 1) {
+// Ticks of a log2 scale around 1, which has the neutral colour.
+function factorBar(title, reach) {
   const powers = Array.from({ length: 2 * reach + 1 }, (_, i) => i - reach);
-  const labels = powers.map((p) => (middle === 1 && p < 0 ? `1/${2 ** -p}` : `${Number((middle * 2 ** p).toPrecision(3))}`));
+  const labels = powers.map((p) => (p < 0 ? `1/${2 ** -p}` : `${2 ** p}`));
   labels[0] = `\u2264 ${labels[0]}`;
   labels[labels.length - 1] = `\u2265 ${labels[labels.length - 1]}`;
   return colourBar(title, { tickvals: powers, ticktext: labels });
@@ -75,8 +83,22 @@ function reachOf(exponents, most) {
   return Math.min(most, Math.max(1, Math.ceil(size)));
 }
 
+// On a narrow screen the bar lies below the chart.
 function colourBar(title, more = {}) {
-  return { title: { text: title, side: "right" }, thickness: 12, outlinewidth: 0, ...more };
+  const common = { thickness: 12, outlinewidth: 0, ...more };
+  if (!isNarrow()) return { ...common, title: { text: title, side: "right" } };
+  return { ...common, title: { text: title, side: "top" }, orientation: "h", x: 0.5, xanchor: "center", yanchor: "top", len: 1 };
+}
+
+const BAR_BELOW = 100; // pixels below a chart for its axis and a colour bar
+const NARROW = matchMedia("(max-width: 600px)");
+
+function isPrinting() {
+  return document.documentElement.dataset.printing === "yes";
+}
+
+function isNarrow() {
+  return NARROW.matches && !isPrinting();
 }
 
 function axis(title, more = {}) {
@@ -94,7 +116,7 @@ function layout(more) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("ink"), family: "system-ui, sans-serif", size: 12 },
-    margin: { l: 60, r: 14, t: 30, b: 44 },
+    margin: isNarrow() ? { l: 44, r: 10, t: 30, b: 40 } : { l: 60, r: 14, t: 30, b: 44 },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
     hoverlabel: { align: "left", namelength: -1 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("faint"), activecolor: colour("ink") },
@@ -112,6 +134,7 @@ const CONFIG = {
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 };
 
+const NEEDS_PLANS = new Set(["rank-load", "rank-table", "layer-balance", "step-time", "windows", "migration"]);
 const DRAWERS = {}; // {element id: function that draws it}
 const TIPS = {}; // {chart id: tooltip text of a point}
 const CLICKS = {}; // {chart id: handler of a click on a point}
@@ -124,7 +147,7 @@ let rest = 0;
 // two frames cost one redraw. `data-ready` on the document is "yes" when nothing is left to draw.
 function redraw(...ids) {
   document.documentElement.dataset.ready = "no";
-  ids.forEach((id) => pending.add(id));
+  ids.filter((id) => page.plans.length || !NEEDS_PLANS.has(id)).forEach((id) => pending.add(id));
   frame ||= requestAnimationFrame(() => {
     frame = 0;
     drawPending(isOnScreen);
@@ -151,20 +174,32 @@ function draw(id, traces, more, description) {
   const chart = byId(id);
   const isNew = !chart.data;
   chart.setAttribute("aria-label", description);
-  Plotly.react(chart, traces, layout(more), CONFIG);
-  if (isNew && TIPS[id]) tipOn(chart, TIPS[id]);
+  const size = isPrinting() ? { width: chart.clientWidth, height: chart.clientHeight } : { autosize: true };
+  const full = { ...layout(more), ...size };
+  const bar = full.coloraxis?.colorbar ?? traces.find((trace) => trace.colorbar)?.colorbar;
+  if (isNarrow() && bar) {
+    full.margin = { ...full.margin, b: BAR_BELOW };
+    bar.y = -46 / (chart.clientHeight - full.margin.t - BAR_BELOW);
+  }
+  Plotly.react(chart, traces, full, CONFIG);
+  if (isNew && TIPS[id]) {
+    tipOn(chart, TIPS[id]);
+    cursorOn(chart, TIPS[id]);
+  }
   if (isNew && CLICKS[id]) chart.on("plotly_click", ({ points }) => CLICKS[id](points[0]));
 }
 
 // Heatmaps have too many cells for one text each: the tooltip of the hovered cell is created on demand.
 function tipOn(chart, textOf) {
+  chart.on("plotly_hover", ({ points, event }) => showTip(textOf(points[0]), event.clientX, event.clientY));
+  chart.on("plotly_unhover", () => { byId("tip").hidden = true; });
+}
+
+// Beside a point of the window, moved so that the tooltip is inside it.
+function showTip(text, x, y) {
   const tip = byId("tip");
-  chart.on("plotly_hover", ({ points, event }) => {
-    tip.textContent = textOf(points[0]);
-    tip.hidden = false;
-    const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);
-    tip.style.left = `${left}px`;
-    tip.style.top = `${Math.max(4, event.clientY - tip.offsetHeight - 10)}px`;
-  });
-  chart.on("plotly_unhover", () => { tip.hidden = true; });
+  tip.textContent = text;
+  tip.hidden = false;
+  tip.style.left = `${Math.max(4, Math.min(x + 14, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${Math.max(4, y - tip.offsetHeight - 10)}px`;
 }
