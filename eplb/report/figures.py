@@ -10,7 +10,9 @@ from eplb.planning.redundancy_sweep import SweepPoint, sweep
 from eplb.report import pictures
 from eplb.report.contents import ReportContents
 from eplb.report.plan_view import PlanView
+from eplb.report.short_names import short_names
 from eplb.report.summary_text import layer_name, megabytes
+from eplb_traces import ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,13 +82,13 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
     yield Picture(
         "layer-balance",
         "Max/mean rank load of every layer: how much longer a layer takes than with equal loads.",
-        partial(pictures.draw_layer_balance, views),
+        partial(pictures.draw_layer_balance, views, shape),
     )
     if contents.cost is not None:
         yield Picture(
             "step-time",
             f"Where the time of each layer goes, plan by plan. {' '.join(contents.about_steps)}",
-            partial(pictures.draw_step_times, views, contents.cost),
+            partial(pictures.draw_step_times, views, contents.cost, shape),
         )
     for layer in details.layers:
         caption = contents.summary_text[1 + layer]
@@ -100,8 +102,8 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
             f"Balance in {contents.windows.num_windows} windows of the trace, in order of time.",
             partial(pictures.draw_balance_over_windows, views, contents.windows),
         )
-    for index, view in enumerate(views):
-        yield from _of_plan(index, view, shape.num_expert_groups)
+    for index, (view, name) in enumerate(zip(views, short_names([view.name for view in views]), strict=True)):
+        yield from _of_plan(index, view, name, shape)
     if contents.trace is not None:
         yield Picture(
             "balance-and-token-spread",
@@ -121,18 +123,20 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
         yield from _of_pairs(contents, coactivation)
 
 
-def _of_plan(index: int, view: PlanView, num_expert_groups: int) -> Iterator[Picture]:
+def _of_plan(index: int, view: PlanView, name: str, shape: ModelShape) -> Iterator[Picture]:
+    """Figures of one plan, with its short name in the title."""
+    groups, ids = shape.num_expert_groups, shape.moe_layer_ids
     if (view.placement.logical_replica_count > 1).any():
         yield Picture(
             f"replica-counts-{index}",
             f"Replicas of every expert in {view.name}.",
-            partial(pictures.draw_replica_counts, view.placement, num_expert_groups=num_expert_groups, name=view.name),
+            partial(pictures.draw_replica_counts, view.placement, num_expert_groups=groups, layer_ids=ids, name=name),
         )
     if view.migration is not None and view.migration.moved_copies:
         yield Picture(
             f"migration-{index}",
             f"Replicas sent between ranks in the migration to {view.name}.",
-            partial(pictures.draw_migration, view.migration, name=view.name),
+            partial(pictures.draw_migration, view.migration, name=name),
         )
 
 
@@ -140,11 +144,12 @@ def _of_traffic(views: Sequence[PlanView]) -> Iterator[Picture]:
     """One heat map a plan, all with the same colours."""
     traffics = [(index, view.name, view.traffic) for index, view in enumerate(views) if view.traffic is not None]
     most = max((float(traffic.rank_matrix.max()) / traffic.num_layers for _, _, traffic in traffics), default=0.0)
+    shorts = short_names([view.name for view in views])
     for index, name, traffic in traffics:
         yield Picture(
             f"traffic-{index}",
             f"Tokens that each rank sends to each rank under {name}, one copy a rank, in the mean layer.",
-            partial(pictures.draw_traffic, traffic, name=name, most=most),
+            partial(pictures.draw_traffic, traffic, name=shorts[index], most=most),
         )
 
 
