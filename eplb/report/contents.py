@@ -21,6 +21,7 @@ from eplb.report.summary_text import about_steps, over_all, per_layer
 from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.display import cut, facts_html
+from eplb_traces.domain_load import load_by_domain
 from eplb_traces.statistics import load_by_window, load_over_time
 
 DEFAULT_STRATEGY: Final = "greedy"
@@ -51,6 +52,9 @@ class ReportContents:
     """What the predicted steps depend on; None if nothing is predicted."""
     choices: str = ""
     """Where the choices of the predicted step come from."""
+    parts: ExpertLoad | None = None
+    """The load of each part of the traffic, one labelled window each: of files, or of the domains of the trace; None if
+    there is only one part."""
 
     @property
     def about_steps(self) -> tuple[str, ...]:
@@ -82,6 +86,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     title: str = "load",
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
     cost: StepCost | None = None,
+    parts: ExpertLoad | None = None,
 ) -> ReportContents:
     """Evaluate the plans of a report and compare them with a first one.
 
@@ -110,18 +115,21 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         Bytes of one expert of one layer, for migrations and memory.
     cost
         Model, GPU and step to predict the plans' milliseconds with, on one batch of choices; None: not predicted.
+    parts
+        The load of each part of the traffic, to be compared: one labelled window each; None: the domains of a trace.
 
     Raises
     ------
     InputError
         If no expert has a token, there are neither plans nor a topology, a plan is for another model, plans differ in
-        ranks or nodes, or `strategy` has nothing to plan for.
+        ranks or nodes, `strategy` has nothing to plan for, or `parts` are of another model or have no labels.
     """
     trace = source if isinstance(source, RoutingTrace) else None
     load = load_by_window(source, window)
     if not load.tokens.any():
         raise InputError("load: every count is zero, nothing to show")
     windows = load if load.num_windows > 1 else None if trace is None else _in_windows(trace)
+    parts = _parts(parts, load, trace)
     given = dict(plans or {})
     if not given and topology is not None:
         made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
@@ -145,13 +153,30 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 if windows is None
                 else evaluate(placement, windows, dispatch, sources=sources).max_over_mean_by_window,
                 None if cost is None or batch is None else cost.predict(placement, batch, evaluation.dispatch),
+                None
+                if parts is None
+                else evaluate(placement, parts, dispatch, sources=sources).max_over_mean_by_window,
             )
         )
     choices = "" if cost is None or batch is None else f"{batch.origin}{cost.scaling(len(batch.layers))}"
     steps = () if cost is None else about_steps(cost, choices)
     over = "\n".join((over_all(title, load, views), *steps))
     summary = (over, *(per_layer(layer, load, views) for layer in range(load.num_layers)))
-    return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices)
+    return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices, parts)
+
+
+def _parts(given: ExpertLoad | None, load: ExpertLoad, trace: RoutingTrace | None) -> ExpertLoad | None:
+    """The parts given, else the domains of the trace; None if there is only one."""
+    if given is None:
+        return None if trace is None else load_by_domain(trace)
+    if (given.num_layers, given.num_experts) != (load.num_layers, load.num_experts):
+        raise InputError(
+            f"parts of {given.num_layers} layers x {given.num_experts} experts: the load has {load.num_layers} x "
+            f"{load.num_experts}"
+        )
+    if not given.labels:
+        raise InputError("parts: expected labels, the name of each part")
+    return given if given.num_windows > 1 else None
 
 
 def _in_windows(trace: RoutingTrace) -> ExpertLoad | None:

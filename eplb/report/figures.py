@@ -96,7 +96,10 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
                       partial(pictures.draw_rank_load, views, layer, shape))  # fmt: skip
     yield Picture("expert-load", "Tokens of every expert over its layer's mean.",
                   partial(pictures.draw_expert_load, contents.load))  # fmt: skip
-    if contents.windows is not None:
+    yield Picture("hottest-experts", "The experts with the most tokens over their layer's mean.",
+                  partial(pictures.draw_hottest_experts, contents.load, views))  # fmt: skip
+    yield from _of_parts(contents)
+    if contents.windows is not None and not _windows_are_parts(contents):
         yield Picture(
             "balance-over-windows",
             f"Balance in {contents.windows.num_windows} windows of the trace, in order of time.",
@@ -119,8 +122,48 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
             f"of a layer has {megabytes(contents.expert_bytes)}.",
             partial(pictures.draw_redundancy, details.redundancy),
         )
+    if any(coactivation.num_pairs for coactivation in details.coactivations):
+        yield Picture(
+            "coactivation-overview",
+            "Lift of pairs of experts in every layer, experts by id; neutral: as often as by chance.",
+            partial(_overview, contents),
+        )
     for coactivation in details.coactivations:
         yield from _of_pairs(contents, coactivation)
+
+
+def _of_parts(contents: ReportContents) -> Iterator[Picture]:
+    """Load and balance of each part of the traffic."""
+    parts = contents.parts
+    if parts is None:
+        return
+    if parts.num_windows == 2:
+        against = f"{parts.labels[1]} over the same share of {parts.labels[0]}"
+    else:
+        against = "each part of the traffic over its share of all"
+    yield Picture(
+        "load-by-part",
+        f"Every expert's share of {against}; experts with few tokens are shrunk towards 1.",
+        partial(pictures.draw_load_by_part, parts),
+    )
+    yield Picture(
+        "balance-by-part",
+        "Balance of each plan in each part of the traffic alone.",
+        partial(pictures.draw_balance_by_part, contents.plans, parts.labels),
+    )
+
+
+def _windows_are_parts(contents: ReportContents) -> bool:
+    """Whether the windows are files, which have no order of time."""
+    return contents.windows is not None and contents.parts is not None and contents.windows == contents.parts
+
+
+def _overview(contents: ReportContents) -> "Axes":
+    from eplb_traces.coactivation.layer_coactivation import coactivations
+
+    if contents.trace is None:
+        raise InputError("trace = None: expected a token-level trace")
+    return pictures.draw_coactivation_overview(coactivations(contents.trace), contents.load.shape)
 
 
 def _of_plan(index: int, view: PlanView, name: str, shape: ModelShape) -> Iterator[Picture]:

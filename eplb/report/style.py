@@ -32,6 +32,8 @@ _LEGEND_ROW, _LEGEND_EDGE = 15.0, 14.0
 _FONT_SIZES = (12.0, 10.0, 9.0, 8.0, 7.0)
 _LETTER_SHARE = 0.56
 """Width of a letter over its font size."""
+_BAR_ASPECT, _BAR_WIDTH = 10.0, 16.0
+"""Least height of a colour bar over its width, and its width in points."""
 _TICK_ROOM = 12.0
 """Points between two ticks of a colour bar."""
 _ROOM_ABOVE = 1.06
@@ -206,7 +208,11 @@ def colour_bar(
     if ticks is not None:
         step = int(np.ceil(len(ticks) * _TICK_ROOM / height))
         ticks = ticks[len(ticks) // 2 % step :: step]
-    bar = figure.colorbar(image, ax=image.axes, pad=0.01, extend=ends, ticks=ticks, format=numbers)
+    aspect = max(_BAR_ASPECT, height / _BAR_WIDTH)
+    bar = figure.colorbar(
+        image, ax=image.axes, pad=0.01, extend=ends, extendfrac=min(0.05, _BAR_WIDTH / height), aspect=aspect,
+        ticks=ticks, format=numbers,
+    )  # fmt: skip
     bar.set_label(label, fontsize=_fitting(label, height))
     if ticks is not None:
         bar.minorticks_off()

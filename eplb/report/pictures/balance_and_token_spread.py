@@ -34,7 +34,7 @@ def draw_balance_and_token_spread(views: Sequence[PlanView], *, ax: "Axes | None
         if view.spread is None:
             raise InputError(f"plan {view.name}: expected the spread of its tokens, which requires a token-level trace")
         colour, marker = plan_style(index)
-        ranks, balance = view.spread.ranks_per_token, view.evaluation.max_over_mean_of_total
+        ranks, balance = view.spread.ranks_per_token, view.evaluation.max_over_mean
         axes.plot(ranks, balance, linestyle="", marker=marker, markersize=4, color=colour, alpha=0.35, clip_on=False)
         points.append((float(ranks.mean()), float(mean_of_known(balance))))
         nodes = f", {view.spread.nodes_per_token.mean():.2f} nodes" if view.placement.topology.num_nodes > 1 else ""

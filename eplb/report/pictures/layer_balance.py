@@ -21,7 +21,7 @@ _BOUND_WIDTH = 0.8
 def draw_layer_balance(
     views: Sequence[PlanView], shape: ModelShape | None = None, *, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw one marker for each plan and layer, for the summed load, and the proven lower bound as a dash.
+    """Draw one marker for each plan and layer, mean of windows, and the proven bound of their sum as a dash.
 
     With `shape`, layers have their numbers in the model. The markers of one layer stand beside each other if there are
     few layers.
@@ -34,7 +34,7 @@ def draw_layer_balance(
     for index, (view, name) in enumerate(zip(views, figure_texts([view.name for view in views]), strict=True)):
         colour, marker = plan_style(index)
         axes.plot(
-            layers + _BOUND_WIDTH * ((index + 0.5) / len(views) - 0.5), view.evaluation.max_over_mean_of_total,
+            layers + _BOUND_WIDTH * ((index + 0.5) / len(views) - 0.5), view.evaluation.max_over_mean,
             linestyle="", marker=marker, markersize=6 if num_layers <= 20 else 4, color=colour, label=name,
         )  # fmt: skip
     half = _BOUND_WIDTH / 2
