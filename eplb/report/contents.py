@@ -23,6 +23,7 @@ from eplb.report.traffic_text import max_over_mean_expert, traffic_of_layer, tra
 from eplb.strategies import StrategyLike
 from eplb_traces import ExpertLoad, RoutingTrace
 from eplb_traces.display import cut, facts_html
+from eplb_traces.domain_load import load_by_domain
 from eplb_traces.windows import load_by_window
 
 DEFAULT_STRATEGY: Final = "greedy"
@@ -51,6 +52,9 @@ class ReportContents:
     """What the predicted steps depend on; None if nothing is predicted."""
     choices: str = ""
     """Where the choices of the predicted step come from."""
+    parts: ExpertLoad | None = None
+    """The load of each part of the traffic, one labelled window each: of files, or of the domains of the trace; None if
+    there is only one part."""
 
     @property
     def about_steps(self) -> tuple[str, ...]:
@@ -84,6 +88,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     title: str = "load",
     expert_bytes: float | None = None,
     cost: StepCost | None = None,
+    parts: ExpertLoad | None = None,
 ) -> ReportContents:
     """Evaluate the plans of a report and compare them with a first one.
 
@@ -115,12 +120,14 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
         both are unknown, replicas are counted in slots.
     cost
         Model, GPU and step to predict the plans' milliseconds with, on one batch of choices; None: not predicted.
+    parts
+        The load of each part of the traffic, to be compared: one labelled window each; None: the domains of a trace.
 
     Raises
     ------
     InputError
-        If no expert has a token, a plan is for another model, plans differ in ranks or nodes, or `sources` or `cost`
-        are given although there are neither plans nor a topology.
+        If no expert has a token, a plan is for another model, plans differ in ranks or nodes, `sources` or `cost` are
+        given although there are neither plans nor a topology, or `parts` are of another model or have no labels.
     """
     given = expert_bytes if expert_bytes is not None or cost is None else cost.expert_bytes
     expert_bytes = known_expert_bytes(given, source.shape)
@@ -129,6 +136,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     if not load.tokens.any():
         raise InputError("load: every count is zero, nothing to show")
     windows = load if load.num_windows > 1 else None
+    parts = _parts(parts, load, trace)
     named = dict(plans or {})
     if not named and topology is not None:
         made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
@@ -152,12 +160,29 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
                 else expected_traffic(placement, trace, sources=fitting_sources(trace, placement.topology)),
                 None if windows is None else evaluation.max_over_mean_by_window,
                 None if cost is None or batch is None else cost.predict(placement, batch, evaluation.dispatch),
+                None
+                if parts is None
+                else evaluate(placement, parts, dispatch, sources=sources).max_over_mean_by_window,
             )
         )
     choices = "" if cost is None or batch is None else f"{batch.origin}{cost.scaling(len(batch.layers))}"
     steps = () if cost is None else about_steps(cost, choices)
     summary = _summary(title, load, views, steps)
-    return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices)
+    return ReportContents(title, load, trace, windows, tuple(views), summary, expert_bytes, cost, choices, parts)
+
+
+def _parts(given: ExpertLoad | None, load: ExpertLoad, trace: RoutingTrace | None) -> ExpertLoad | None:
+    """The parts given, else the domains of the trace; None if there is only one."""
+    if given is None:
+        return None if trace is None else load_by_domain(trace)
+    if (given.num_layers, given.num_experts) != (load.num_layers, load.num_experts):
+        raise InputError(
+            f"parts of {given.num_layers} layers x {given.num_experts} experts: the load has {load.num_layers} x "
+            f"{load.num_experts}"
+        )
+    if not given.labels:
+        raise InputError("parts: expected labels, the name of each part")
+    return given if given.num_windows > 1 else None
 
 
 def _summary(title: str, load: ExpertLoad, views: Sequence[PlanView], steps: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from eplb.planning.redundancy_sweep import SweepPoint, sweep
 from eplb.report import pictures
 from eplb.report.contents import ReportContents
 from eplb.report.plan_view import PlanView
+from eplb.report.short_names import short_names
 from eplb.report.summary_text import layer_name, megabytes
+from eplb_traces import ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,36 +80,58 @@ def _redundancy(contents: ReportContents) -> tuple[SweepPoint, ...]:
 
 def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[Picture]:
     """Every figure for which there is data, the most important first."""
+    if contents.plans:
+        yield from _of_balance(contents, details)
+    yield Picture("expert-load", "Tokens of every expert over its layer's mean.",
+                  partial(pictures.draw_expert_load, contents.load))  # fmt: skip
+    yield Picture("hottest-experts", "The experts with the most tokens over their layer's mean.",
+                  partial(pictures.draw_hottest_experts, contents.load, contents.plans))  # fmt: skip
+    yield from _of_parts(contents)
+    if contents.plans:
+        yield from _of_plans(contents)
+    if details.redundancy:
+        yield _of_redundancy(contents, details.redundancy)
+    if any(coactivation.num_pairs for coactivation in details.coactivations):
+        yield Picture(
+            "coactivation-overview",
+            "Lift of pairs of experts in every layer, experts by id; neutral: as often as by chance.",
+            partial(_overview, contents),
+        )
+    for coactivation in details.coactivations:
+        yield from _of_pairs(contents, coactivation)
+
+
+def _of_balance(contents: ReportContents, details: LayerDetails) -> Iterator[Picture]:
+    """Balance and predicted time of every layer, and the load of the ranks in those that are shown in detail."""
     views, shape = contents.plans, contents.load.shape
-    if not views:
-        yield _of_experts(contents)
-        for coactivation in details.coactivations:
-            yield from _of_pairs(contents, coactivation)
-        return
     yield Picture(
         "layer-balance",
         "Max/mean rank load of every layer: how much longer a layer takes than with equal loads.",
-        partial(pictures.draw_layer_balance, views),
+        partial(pictures.draw_layer_balance, views, shape),
     )
     if contents.cost is not None:
         yield Picture(
             "step-time",
             f"Where the time of each layer goes, plan by plan. {' '.join(contents.about_steps)}",
-            partial(pictures.draw_step_times, views, contents.cost),
+            partial(pictures.draw_step_times, views, contents.cost, shape),
         )
     for layer in details.layers:
         caption = contents.summary_text[1 + layer]
         yield Picture(f"rank-load-layer-{layer}", f"{caption[0].upper()}{caption[1:]}.",
                       partial(pictures.draw_rank_load, views, layer, shape))  # fmt: skip
-    yield _of_experts(contents)
-    if contents.windows is not None:
+
+
+def _of_plans(contents: ReportContents) -> Iterator[Picture]:
+    """Balance over time, each plan's own figures, and where its tokens go."""
+    views, shape = contents.plans, contents.load.shape
+    if contents.windows is not None and not _windows_are_parts(contents):
         yield Picture(
             "balance-over-windows",
             f"Balance in {contents.windows.num_windows} windows of the trace, in order of time.",
             partial(pictures.draw_balance_over_windows, views, contents.windows),
         )
-    for index, view in enumerate(views):
-        yield from _of_plan(index, view, shape.num_expert_groups)
+    for index, (view, name) in enumerate(zip(views, short_names([view.name for view in views]), strict=True)):
+        yield from _of_plan(index, view, name, shape)
     if contents.trace is not None:
         yield Picture(
             "balance-and-token-spread",
@@ -115,36 +139,68 @@ def report_figures(contents: ReportContents, details: LayerDetails) -> Iterator[
             partial(pictures.draw_balance_and_token_spread, views),
         )
     yield from _of_traffic(views)
-    if details.redundancy:
-        each = "" if contents.windows is None else " in each window"
-        size = contents.expert_bytes
-        memory = "" if size is None else f" if an expert of a layer has {megabytes(size)}"
+
+
+def _of_redundancy(contents: ReportContents, points: Sequence[SweepPoint]) -> Picture:
+    each = "" if contents.windows is None else " in each window"
+    size = contents.expert_bytes
+    memory = "" if size is None else f" if an expert of a layer has {megabytes(size)}"
+    return Picture(
+        "redundancy",
+        f"Balance of greedy plans with more and fewer redundant experts{each}, and their memory{memory}.",
+        partial(pictures.draw_redundancy, points),
+    )
+
+
+def _of_parts(contents: ReportContents) -> Iterator[Picture]:
+    """Load and balance of each part of the traffic."""
+    parts = contents.parts
+    if parts is None:
+        return
+    if parts.num_windows == 2:
+        against = f"{parts.labels[1]} over the same share of {parts.labels[0]}"
+    else:
+        against = "each part of the traffic over its share of all"
+    yield Picture(
+        "load-by-part",
+        f"Every expert's share of {against}; experts with few tokens are shrunk towards 1.",
+        partial(pictures.draw_load_by_part, parts),
+    )
+    if contents.plans:
         yield Picture(
-            "redundancy",
-            f"Balance of greedy plans with more and fewer redundant experts{each}, and their memory{memory}.",
-            partial(pictures.draw_redundancy, details.redundancy),
+            "balance-by-part",
+            "Balance of each plan in each part of the traffic alone.",
+            partial(pictures.draw_balance_by_part, contents.plans, parts.labels),
         )
-    for coactivation in details.coactivations:
-        yield from _of_pairs(contents, coactivation)
 
 
-def _of_experts(contents: ReportContents) -> Picture:
-    caption = "Tokens of every expert over its layer's mean."
-    return Picture("expert-load", caption, partial(pictures.draw_expert_load, contents.load))
+def _windows_are_parts(contents: ReportContents) -> bool:
+    """Whether the windows are files, which have no order of time."""
+    return contents.windows is not None and contents.parts is not None and contents.windows == contents.parts
 
 
-def _of_plan(index: int, view: PlanView, num_expert_groups: int) -> Iterator[Picture]:
+def _overview(contents: ReportContents) -> "Axes":
+    from eplb_traces.coactivation.layer_coactivation import coactivations
+
+    if contents.trace is None:
+        raise InputError("trace = None: expected a token-level trace")
+    return pictures.draw_coactivation_overview(coactivations(contents.trace), contents.load.shape)
+
+
+def _of_plan(index: int, view: PlanView, name: str, shape: ModelShape) -> Iterator[Picture]:
+    """Figures of one plan, with its short name in the title."""
+    groups, ids = shape.num_expert_groups, shape.moe_layer_ids
     if (view.placement.logical_replica_count > 1).any():
         yield Picture(
             f"replica-counts-{index}",
             f"Replicas of every expert in {view.name}.",
-            partial(pictures.draw_replica_counts, view.placement, num_expert_groups=num_expert_groups, name=view.name),
+            partial(pictures.draw_replica_counts, view.placement, num_expert_groups=groups, layer_ids=ids, name=name),
         )
     if view.migration is not None and view.migration.moved_copies:
         yield Picture(
             f"migration-{index}",
             f"Replicas sent between ranks in the migration to {view.name}.",
-            partial(pictures.draw_migration, view.migration, name=view.name),
+            partial(pictures.draw_migration, view.migration, name=name),
         )
 
 
@@ -152,11 +208,12 @@ def _of_traffic(views: Sequence[PlanView]) -> Iterator[Picture]:
     """One heat map a plan, all with the same colours."""
     traffics = [(index, view.name, view.traffic) for index, view in enumerate(views) if view.traffic is not None]
     most = max((float(traffic.rank_matrix.max()) / traffic.num_layers for _, _, traffic in traffics), default=0.0)
+    shorts = short_names([view.name for view in views])
     for index, name, traffic in traffics:
         yield Picture(
             f"traffic-{index}",
             f"Tokens that each rank sends to each rank under {name}, one copy a rank, in the mean layer.",
-            partial(pictures.draw_traffic, traffic, name=name, most=most),
+            partial(pictures.draw_traffic, traffic, name=shorts[index], most=most),
         )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PAGE: Final = "summary.md"
 _TOP_PAIRS = 100
 _FORMULAS: Final = ("=", "+", "-", "@", "\t", "\r")
+_TOP_EXPERTS = 100
 
 
 @final
@@ -95,6 +96,8 @@ def _tables(contents: ReportContents, details: LayerDetails) -> "dict[str, pd.Da
         "ranks": tables.ranks(contents),
         "experts": tables.experts(contents),
         "windows": tables.windows(contents),
+        "parts": tables.parts(contents),
+        "hottest_experts": tables.hottest(contents, _TOP_EXPERTS),
         "migration": tables.migration(contents),
         "redundancy": tables.redundancy(details.redundancy),
         "pairs": tables.pairs(details.coactivations, _TOP_PAIRS),

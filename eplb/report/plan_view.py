@@ -37,6 +37,9 @@ class PlanView:
     step: PredictedStep | None = None
     """Predicted step under the report's dispatch rule; None without a calibration."""
 
+    balance_by_part: NDArray[np.float64] | None = None
+    """[parts, L] max/mean rank load in each window of `ReportContents.parts`; None if there are none."""
+
     @property
     def spread(self) -> TokenSpread | None:
         """Ranks and nodes of a token's choices; None without a trace."""

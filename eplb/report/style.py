@@ -1,8 +1,4 @@
-"""Creates and saves matplotlib figures without pyplot: colours, sizes, axes, legends.
-
-Colours are safe for colour-blind readers: Okabe and Ito's set for plans, cividis and viridis for amounts, PuOr for
-values above and below one.
-"""
+"""Creates and saves matplotlib figures without pyplot: sizes, axes, titles, legends, colour bars."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,30 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import InputError, MissingExtraError, UnknownNameError
+from eplb.report.cell_values import MOST_COLUMNS
+from eplb.report.colours import BORDER_COLOUR
+from eplb.report.short_names import short_names
+from eplb.report.ticks import POINTS_PER_INCH, axes_inches, is_our_figure
 from eplb_traces.files.atomic_file import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-PLAN_COLOURS: Final = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Colours of the plans of a report in order, the first in grey; repeated if there are more plans."""
-MARKERS: Final = "sovD^Pv"
-"""Markers of the plans, which distinguish plans without colours."""
-BOUND_COLOUR: Final = "#000000"
-NOTHING_COLOUR: Final = "#e8e8e8"
-"""Colour of cells without a value."""
-BORDER_COLOUR: Final = "#ffffff"
-
 _DPI = 120
-_MOST_TICKS = 20
-_TICK_STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-_LONGEST_NAME = 40
-_LETTERS_IN_A_ROW = 50
-_LEGEND_EDGE, _LEGEND_ROW = 0.05, 0.065  # of the height of the axes
+_TALL_ROWS = 16
+"""Rows of a heatmap up to which each has the full height."""
+_LETTER, _HANDLE = 6.0, 36.0
+"""Width in points of a letter of a legend, and of a line or marker with the gaps around it."""
+_LEGEND_ROW, _LEGEND_EDGE = 15.0, 14.0
+"""Height in points of a row of a legend, and of the gaps around it."""
+_FONT_SIZES = (12.0, 10.0, 9.0, 8.0, 7.0)
+_LETTER_SHARE = 0.56
+"""Width of a letter over its font size."""
+_BAR_ASPECT, _BAR_WIDTH = 10.0, 16.0
+"""Least height of a colour bar over its width, and its width in points."""
+_TICK_ROOM = 12.0
+"""Points between two ticks of a colour bar."""
+_ROOM_ABOVE = 1.06
+"""Of the height of the data."""
 
 
 class ImageFormat(StrEnum):
@@ -84,6 +83,19 @@ def axes_or_new(ax: "Axes | None", *, width: float = 9.0, height: float = 4.2) -
     return Figure((width, height), layout="constrained").add_subplot(axes_class=NotebookAxes)
 
 
+def table_size(num_rows: int, num_columns: int) -> tuple[float, float]:
+    """Width and height in inches of a heatmap whose rows and columns differ in kind."""
+    width = 12.0 if num_columns > MOST_COLUMNS else min(17.0, max(7.0, 2.4 + 0.27 * num_columns))
+    height = 6.4 + 0.17 * (num_rows - _TALL_ROWS) if num_rows > _TALL_ROWS else max(2.6, 1.6 + 0.3 * num_rows)
+    return width, min(15.0, height)
+
+
+def square_size(num_rows: int) -> tuple[float, float]:
+    """Width and height in inches of a heatmap with the same ids on both axes."""
+    side = 9.0 if num_rows > MOST_COLUMNS else min(13.0, max(5.5, 1.6 + 0.3 * num_rows))
+    return side + 1.0, side + 0.9
+
+
 def save(axes: "Axes", path: Path) -> None:
     """Write the figure of these axes, in the format of the suffix of `path`.
 
@@ -119,29 +131,53 @@ def _reduce_colours(path: Path) -> None:
 
 
 def figure_text(name: str) -> str:
-    """A file name as figure text: `$` escaped, visible in legends (no leading underscore), truncated."""
-    shown = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-    shown = shown.replace("$", r"\$")
+    """A file name as figure text: `$` escaped, visible in legends (no leading underscore), shortened."""
+    (short,) = short_names([name])
+    shown = short.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def plan_style(index: int) -> tuple[str, str]:
-    """Colour and marker of the plan with that index in a report."""
-    return PLAN_COLOURS[index % len(PLAN_COLOURS)], MARKERS[index % len(MARKERS)]
+def figure_texts(names: Sequence[str]) -> list[str]:
+    """File names as figure texts that differ if the names do."""
+    return [figure_text(name) for name in short_names(names)]
+
+
+def title(axes: "Axes", text: str, *, pad: float = 6.0) -> None:
+    """Set the title, in a font in which its longest line fits the width of the axes."""
+    size = _fitting(text, POINTS_PER_INCH * axes_inches(axes)[0])
+    axes.set_title(text, fontsize=size, pad=pad)
 
 
 def legend_above(axes: "Axes", *others: "Axes") -> None:
-    """Add a legend for the axes and those that share their area, and extend the y range so that it covers no data."""
+    """Add a legend between title and axes, for the axes and those that share their area.
+
+    A figure of our own grows by the height of the legend, so that the area of the data does not shrink.
+    """
     together = [axes, *others]
     lines, labels = (
         [*chain(*found)] for found in zip(*(each.get_legend_handles_labels() for each in together), strict=True)
     )
-    num_columns = len(labels) if sum(map(len, labels)) <= _LETTERS_IN_A_ROW else 1
-    share = _LEGEND_EDGE + _LEGEND_ROW * -(-len(labels) // num_columns)
-    for each in together:
-        bottom, top = each.get_ylim()
-        each.set_ylim(bottom, bottom + (top - bottom) / (1 - share))
-    together[-1].legend(lines, labels, loc="upper center", ncols=num_columns)
+    # Bars are listed last by matplotlib, but belong to the first plan.
+    order = sorted(range(len(lines)), key=lambda place: not isinstance(lines[place], tuple))
+    lines, labels = [lines[place] for place in order], [labels[place] for place in order]
+    width, figure = POINTS_PER_INCH * axes_inches(axes)[0], cast("Figure", axes.figure)
+    column = _LETTER * max(map(len, labels)) + _HANDLE
+    num_columns = min(len(labels), max(1, int(width / column)))
+    num_rows = -(-len(labels) // num_columns)
+    num_columns = -(-len(labels) // num_rows)
+    height = _LEGEND_ROW * num_rows + _LEGEND_EDGE
+    together[-1].legend(
+        lines, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_columns, frameon=False,
+        fontsize="medium", borderaxespad=0.2,
+    )  # fmt: skip
+    title(axes, axes.get_title(), pad=height)
+    if is_our_figure(axes):
+        figure.set_figheight(figure.get_figheight() + height / POINTS_PER_INCH)
+
+
+def from_zero(axes: "Axes") -> None:
+    """Let the y axis begin at 0 and end above the data."""
+    axes.set_ylim(0, _ROOM_ABOVE * axes.get_ylim()[1])
 
 
 def colour_bar(
@@ -150,7 +186,7 @@ def colour_bar(
     *,
     ends: str = "neither",
     ticks: Sequence[float] | None = None,
-    numbers: str | None = None,
+    numbers: str = "{x:g}",
 ) -> None:
     """Add a colour bar to an image.
 
@@ -163,28 +199,46 @@ def colour_bar(
     ends
         The end with values beyond the last colour: neither, both, min or max.
     ticks
-        Tick values; chosen by matplotlib by default.
+        Tick values, of which every second, third, ... is left out if they do not fit, the middle one never; chosen by
+        matplotlib by default.
     numbers
-        Format of the ticks, as in ``{x:g}``.
+        Format of the ticks.
     """
-    figure = image.axes.figure
-    bar = figure.colorbar(image, ax=image.axes, label=label, pad=0.01, extend=ends, ticks=ticks, format=numbers)
+    figure, height = image.axes.figure, POINTS_PER_INCH * axes_inches(image.axes)[1]
+    if ticks is not None:
+        step = int(np.ceil(len(ticks) * _TICK_ROOM / height))
+        ticks = ticks[len(ticks) // 2 % step :: step]
+    aspect = max(_BAR_ASPECT, height / _BAR_WIDTH)
+    bar = figure.colorbar(
+        image, ax=image.axes, pad=0.01, extend=ends, extendfrac=min(0.05, _BAR_WIDTH / height), aspect=aspect,
+        ticks=ticks, format=numbers,
+    )  # fmt: skip
+    bar.set_label(label, fontsize=_fitting(label, height))
     if ticks is not None:
         bar.minorticks_off()
 
 
-def colour_map(name: str, num_colours: int | None = None) -> "Colormap":
-    """A colour map, optionally resampled, in which cells without a value are light grey."""
-    from matplotlib import colormaps
-
-    found = colormaps[name] if num_colours is None else colormaps[name].resampled(num_colours)
-    return found.with_extremes(bad=NOTHING_COLOUR)
+def _fitting(text: str, points: float) -> float:
+    """Font size in which the longest line of a text fits a length; the smallest one if none does."""
+    letters = max(map(len, text.splitlines()), default=0)
+    return next((size for size in _FONT_SIZES if size * _LETTER_SHARE * letters <= points), _FONT_SIZES[-1])
 
 
-def whole_ticks(axis: "Axis", count: int) -> None:
-    """Set ticks of an axis of `count` ids at integers, at most 20."""
-    step = next(step for step in (*_TICK_STEPS, count) if count <= step * _MOST_TICKS)
-    axis.set_ticks(np.arange(0, count, step))
+def factor_ticks(most: float) -> list[float]:
+    """The powers of two from 1 / `most` to `most`."""
+    powers = round(np.log2(most))
+    return [2.0**power for power in range(-powers, powers + 1)]
+
+
+def factor_texts(values: NDArray[np.float64]) -> list[list[str]]:
+    """Factors for cells, in at most three letters: 0, .25, 1.2, 16; empty for no value."""
+    return [["" if np.isnan(value) else _factor_text(value) for value in row] for row in values]
+
+
+def _factor_text(value: float) -> str:
+    if value < 0.095:
+        return f"{value:.2f}".removeprefix("0") if value >= 0.005 else "0"
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def column_borders(axes: "Axes", edges: NDArray[np.int64], colour: str = BORDER_COLOUR) -> None:

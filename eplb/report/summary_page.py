@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from eplb.report.contents import ReportContents
+from eplb.report.hottest import hottest_experts
 from eplb.report.summary_text import layer_name, megabytes
 from eplb.report.traffic_text import max_over_mean_expert
 from eplb.version import eplb_version
 
 _WORST_LAYERS = 12
+_HOTTEST = 10
 
 
 def summary_page(
@@ -37,6 +39,8 @@ def summary_page(
         *(_picture(name, caption) for name, caption in pictures.items()),
         "## Layers",
         _layers(contents),
+        "## Hottest experts",
+        _hottest(contents),
         "## Files",
         "\n".join(f"- [{name}]({name}): {meaning}" for name, meaning in files.items()),
         f"Made by eplb {eplb_version()} from a load with the digest `{contents.load.digest}`"
@@ -79,6 +83,17 @@ def _layers(contents: ReportContents) -> str:
     lines = [f"- {_plain(contents.summary_text[1 + layer])}" for layer in worst]
     more = len(before) - len(worst)
     return "\n".join(lines) + (f"\n\n{more} more layers are in layers.csv." if more else "")
+
+
+def _hottest(contents: ReportContents) -> str:
+    """The experts with the most tokens over their layer's mean, with their replicas in each plan."""
+    lines = []
+    for hot in hottest_experts(contents.load, _HOTTEST):
+        counts = (view.placement.logical_replica_count[hot.layer, hot.expert] for view in contents.plans)
+        held = ", ".join(f"{count} in {view.name}" for count, view in zip(counts, contents.plans, strict=True))
+        name = layer_name(contents.load.shape, hot.layer)
+        lines.append(f"- {_plain(f'{name}, expert {hot.expert}: {hot.over_mean:.2f}x the mean; replicas: {held}')}")
+    return "\n".join(lines) or "No expert has more tokens than the others of its layer."
 
 
 def _picture(name: str, caption: str) -> str:

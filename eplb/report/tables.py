@@ -12,6 +12,7 @@ from eplb.evaluation.metrics import mean_of_known, worst_of_known
 from eplb.evaluation.pair_locality import share_inside_nodes, share_inside_ranks
 from eplb.planning.redundancy_sweep import SweepPoint
 from eplb.report.contents import ReportContents
+from eplb.report.hottest import hottest_experts
 from eplb.report.plan_view import PlanView
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ MEANINGS = {
     "ranks": "per plan, layer and rank: tokens, experts, replicas moved in",
     "experts": "per layer and expert: tokens and, per plan, replicas",
     "windows": "per plan and window: balance, mean and worst of layers",
+    "parts": "per plan and part of the traffic, a file or a domain: balance, mean and worst of layers",
+    "hottest_experts": "the experts with the most tokens over their layer's mean",
     "migration": "per plan and pair of ranks: replicas sent",
     "redundancy": "per number of redundant experts: balance and memory",
     "pairs": "per layer shown in detail: the pairs of experts with the most tokens above independence",
@@ -128,6 +131,31 @@ def windows(contents: ReportContents) -> "pd.DataFrame":
             label = labels[window] if labels else f"window {window}"
             rows.append((view.name, window, label, float(mean_of_known(by_layer)), worst_of_known(by_layer)))
     return pd.DataFrame(rows, columns=["plan", "window", "label", "max_over_mean_mean", "max_over_mean_worst"])
+
+
+def parts(contents: ReportContents) -> "pd.DataFrame":
+    """One row per plan and part of the traffic, evaluated alone; no rows if there is only one part."""
+    import pandas as pd
+
+    labels = () if contents.parts is None else contents.parts.labels
+    rows = [
+        (view.name, label, float(mean_of_known(by_layer)), worst_of_known(by_layer))
+        for view in contents.plans
+        for label, by_layer in zip(labels, () if view.balance_by_part is None else view.balance_by_part, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["plan", "part", "max_over_mean_mean", "max_over_mean_worst"])
+
+
+def hottest(contents: ReportContents, count: int) -> "pd.DataFrame":
+    """`count` rows, the hottest expert first, with its replicas per plan; tokens are summed over windows."""
+    import pandas as pd
+
+    found = hottest_experts(contents.load, count)
+    table = pd.DataFrame(found, columns=["layer", "expert", "tokens", "over_mean"])
+    for view in contents.plans:
+        counts = view.placement.logical_replica_count
+        table[f"replicas in {view.name}"] = [int(counts[hot.layer, hot.expert]) for hot in found]
+    return table
 
 
 def migration(contents: ReportContents) -> "pd.DataFrame":

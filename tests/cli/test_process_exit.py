@@ -54,7 +54,8 @@ def test_a_closed_stdout_is_noticed_before_anything_is_written(load_path, tmp_pa
     out = tmp_path / "plan.json"
     words = ["/bin/sh", "-c", '"$@" >&-', "-", *_EPLB, "plan", str(load_path), "--ranks", "4", "-o", str(out)]
     found = subprocess.run(words, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT)
-    assert (found.returncode, found.stderr) == (ExitCode.INCOMPLETE_OUTPUT, "error: stdout is closed: nothing was done\n")
+    assert found.returncode == ExitCode.INCOMPLETE_OUTPUT
+    assert found.stderr == "error: stdout is closed: nothing was done\n"
     assert not out.exists()
 
 

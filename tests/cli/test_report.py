@@ -90,6 +90,20 @@ def test_a_page_is_written_by_its_suffix(run, monkeypatch, load_path, tmp_path):
     assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'report.html'}"
 
 
+def test_several_loads_are_compared_with_each_other(run, quick, tmp_path, counts):
+    pd = pytest.importorskip("pandas")
+    loads = {"a": counts, "b": counts[:, ::-1]}
+    for name, tokens in loads.items():
+        eplb_traces.write_load(eplb_traces.ExpertLoad(tokens), tmp_path / f"{name}.npz")
+    result = run("report", *(tmp_path / f"{name}.npz" for name in loads), *ASKED, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    table = pd.read_csv(tmp_path / "out" / "parts.csv").set_index(["plan", "part"])["max_over_mean_mean"]
+    assert table.index.get_level_values("part").tolist() == ["a", "b"] * 2
+    topology = eplb.Topology.for_experts(16, num_ranks=4, num_nodes=2, num_redundant=4)
+    in_order = gather(eplb.ExpertLoad(loads["b"]), topology=topology).plans[0].evaluation
+    assert table["experts in order", "b"] == pytest.approx(in_order.max_over_mean.mean())
+
+
 @pytest.mark.parametrize(
     "words",
     [

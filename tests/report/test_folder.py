@@ -42,10 +42,10 @@ def test_files_written_for_a_trace(folder):
         PAGE,
         *("layer-balance.png", f"rank-load-layer-{worst}.png", "expert-load.png", "balance-over-windows.png"),
         *("replica-counts-1.png", "migration-1.png", "balance-and-token-spread.png", "redundancy.png"),
-        *("traffic-0.png", "traffic-1.png"),
+        *("traffic-0.png", "traffic-1.png", "hottest-experts.png", "coactivation-overview.png"),
         *(f"coactivation-{what}-layer-{worst}.png" for what in ("tokens", "lift", "lift-ordered")),
         *("metrics.csv", "layers.csv", "ranks.csv", "experts.csv", "windows.csv", "migration.csv", "redundancy.csv"),
-        *("pairs.csv", "pair_locality.csv"),
+        *("pairs.csv", "pair_locality.csv", "hottest_experts.csv"),
     }
 
 
@@ -136,7 +136,7 @@ def test_layers_and_image_format_are_options(tmp_path):
     pictures = [path.name for path in files if path.suffix == ".pdf"]
     assert "rank-load-layer-2.pdf" in pictures
     # Of all layers, of the traffic of two plans, of a layer's ranks, of its pairs.
-    assert len(pictures) == 7 + 2 + 1 + 3
+    assert len(pictures) == 9 + 2 + 1 + 3
     page = (tmp_path / PAGE).read_text()
     assert "[layer-balance.pdf](layer-balance.pdf)" in page
     assert "if an expert of a layer has 1000 MB" in page
@@ -167,7 +167,8 @@ def drawn(contents, layers=()):
 def test_a_load_without_trace_has_no_figures_of_tokens():
     found = drawn(gather(skewed(), topology=eplb.Topology.for_experts(8, num_ranks=4)))
     # 8 experts on 4 ranks without redundant ones: every expert has one replica.
-    assert found == ["layer-balance", "rank-load-layer-0", "expert-load", "migration-1", "redundancy"]
+    expected = ["layer-balance", "rank-load-layer-0", "expert-load", "hottest-experts", "migration-1", "redundancy"]
+    assert found == expected
 
 
 def test_names_of_plans_are_escaped_in_the_page():

@@ -27,6 +27,8 @@ class Source:
     """Steps of a window in which a trace is to be counted; None: as `eplb_traces.windows` cuts it."""
     num_counted_traces: int = 0
     """Token-level traces that had to be counted to be put together."""
+    parts: "ExpertLoad | None" = None
+    """Of several files of different traffic: the load of each, one window labelled by its file."""
 
     def load(self) -> "ExpertLoad":
         """The load; a trace is counted.
@@ -78,7 +80,10 @@ def read_source(paths: Sequence[Path], reading: "Reading") -> Source:
             _windowed(one.content, reading.window, path, is_one=is_one)
             for path, one in zip(paths, readings, strict=True)
         ]
-    return Source(combine_loads(loads, names, how), read_as, num_counted_traces=len(traces))
+    parts = None
+    if how is Combine.WORKLOADS and several:
+        parts = combine_loads([load.merged(load.num_windows) for load in loads], names, how)
+    return Source(combine_loads(loads, names, how), read_as, num_counted_traces=len(traces), parts=parts)
 
 
 def _windowed(content: "ExpertLoad | RoutingTrace", window: int | None, path: Path, *, is_one: bool) -> "ExpertLoad":

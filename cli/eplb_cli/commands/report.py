@@ -138,6 +138,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
             title=files.title_of(load_paths),
             expert_bytes=expert_bytes,
             cost=predictor,
+            parts=read.parts,
         )
     with output.progress(f"writing {out.name}"):
         written = _write_page(contents, out) if is_page else write_folder(contents, out, options)

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from eplb.planning.advice import Advice, Deployment
-from eplb.report.style import BOUND_COLOUR, axes_or_new, legend_above, plan_style
+from eplb.report.colours import BOUND_COLOUR, plan_style
+from eplb.report.style import axes_or_new, from_zero, legend_above, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +30,11 @@ def draw_advice(advice: Advice, *, ax: "Axes | None" = None) -> "Axes":
             )
     _mark(axes, advice)
     axes.set_xticks(sorted({row.num_ranks for row in advice.deployments}))
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("GPUs of the expert-parallel group; hollow: does not fit, or misses the SLO")
     axes.set_ylabel("tokens/s per GPU, MoE layers alone")
-    axes.set_title(f"Predicted: {advice.cost.title}", fontsize="medium")
+    title(axes, f"Predicted: {advice.cost.title}")
     legend_above(axes)
     return axes
 

@@ -6,40 +6,51 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eplb.report.colours import BOUND_COLOUR, plan_style
 from eplb.report.plan_view import PlanView
-from eplb.report.style import BOUND_COLOUR, axes_or_new, figure_text, legend_above, plan_style, whole_ticks
+from eplb.report.style import axes_or_new, figure_texts, from_zero, legend_above, title
 from eplb.report.summary_text import layer_name
+from eplb.report.ticks import rank_ticks
 from eplb_traces import ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_BAR = 0.84
+"""Width of a bar over the distance of two ranks."""
+
 
 def draw_rank_load(views: Sequence[PlanView], layer: int, shape: ModelShape, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the tokens of each rank, summed over windows: the first plan filled, the others as steps.
+    """Draw the tokens of each rank, summed over windows: bars for the first plan, a dash a rank for each other plan.
 
-    The bound is the lower bound on the busiest rank of the last plan. If ranks differ in speed, it is drawn for each
-    rank.
+    With several other plans, their dashes stand beside each other in the width of a bar. The bound is the lower bound
+    on the busiest rank of the last plan. If ranks differ in speed, it is drawn for each rank.
     """
-    axes = axes_or_new(ax)
     topology = views[0].placement.topology
-    edges = np.arange(topology.num_ranks + 1) - 0.5
-    for index, view in enumerate(views):
+    axes = axes_or_new(ax, width=min(14.0, max(9.0, 2.0 + 0.2 * topology.num_ranks)))
+    ranks, names = np.arange(topology.num_ranks), figure_texts([view.name for view in views])
+    share = _BAR / max(1, len(views) - 1)
+    for index, (view, name) in enumerate(zip(views, names, strict=True)):
         colour, _ = plan_style(index)
-        ratio = view.evaluation.max_over_mean_of_total[layer]
-        label = f"{figure_text(view.name)}: busiest {ratio:.3f}x the mean"
-        steps = axes.stairs(view.total_rank_load[layer], edges, fill=index == 0, color=colour, label=label)
-        steps.set(alpha=0.55) if index == 0 else steps.set(linewidth=2.0)
+        ratio, tokens = view.evaluation.max_over_mean_of_total[layer], view.total_rank_load[layer]
+        label = f"{name}: busiest {ratio:.3f}x the mean"
+        if index == 0:
+            axes.bar(ranks, tokens, _BAR, color=colour, alpha=0.6, label=label)
+        else:
+            left = ranks - _BAR / 2 + share * (index - 1)
+            axes.hlines(tokens, left, left + share, color=colour, linewidth=2.5, label=label)
     bound = views[-1].bound.value[layer] * views[-1].placement.topology.relative_speed
-    axes.stairs(bound, edges, baseline=None, color=BOUND_COLOUR, linestyle="--", label="proven lower bound")
+    axes.hlines(
+        bound, ranks - 0.5, ranks + 0.5, color=BOUND_COLOUR, linestyle=(0, (2, 1.5)), linewidth=1.2,
+        label="proven lower bound",
+    )  # fmt: skip
     for first in topology.node_first_rank[1:-1]:
         axes.axvline(first - 0.5, color="black", linewidth=0.6, alpha=0.4)
-    whole_ticks(axes.xaxis, topology.num_ranks)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("rank" + (" (lines: nodes)" if topology.num_nodes > 1 else ""))
+    rank_ticks(axes.xaxis, topology)
+    axes.set_xlim(-0.5, topology.num_ranks - 0.5)
+    from_zero(axes)
     axes.set_ylabel("tokens")
-    axes.set_title(f"Load of every rank, {layer_name(shape, layer)}")
+    title(axes, f"Load of every rank, {layer_name(shape, layer)}")
     _scale_tokens(axes, float(views[0].total_rank_load[layer].mean()))
     legend_above(axes)
     return axes

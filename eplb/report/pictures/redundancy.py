@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from eplb.errors import InputError
 from eplb.planning.redundancy_sweep import SweepPoint
-from eplb.report.style import PLAN_COLOURS, axes_or_new, legend_above
+from eplb.report.colours import PLAN_COLOURS
+from eplb.report.style import axes_or_new, from_zero, legend_above, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
     if not points:
         raise InputError("points: expected at least one")
     axes = axes_or_new(ax)
-    balance, memory = PLAN_COLOURS[1], PLAN_COLOURS[2]
+    balance, memory = PLAN_COLOURS[1], PLAN_COLOURS[5]
     redundant = [point.num_redundant for point in points]
     axes.plot(
         redundant,
@@ -48,8 +49,10 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
     axes.plot(
         redundant, [point.max_over_mean_worst for point in points], "^--", color=balance, label="balance, worst of them"
     )
+    axes.set_xticks(redundant)
     axes.set_xlabel("redundant experts a layer")
     axes.set_ylabel("max/mean rank load", color=balance)
+    from_zero(axes)
     axes.grid(axis="y", alpha=0.3)
     right = axes.twinx()
     right.plot(
@@ -61,8 +64,8 @@ def draw_redundancy(points: Sequence[SweepPoint], *, ax: "Axes | None" = None) -
     )
     in_bytes = points[0].bytes_per_rank is not None
     right.set_ylabel("expert weights of a rank (GB)" if in_bytes else "slots of a rank", color=memory)
-    right.set_ylim(bottom=0)
-    axes.set_title("Balance and memory by redundant experts")
+    from_zero(right)
+    title(axes, "Balance and memory by redundant experts")
     legend_above(axes, right)
     return axes
 

@@ -6,25 +6,34 @@ from typing import TYPE_CHECKING, Final, cast
 import numpy as np
 
 from eplb.evaluation.step_cost import PredictedStep, StepCost
+from eplb.report.colours import STEP_COLOURS
 from eplb.report.plan_view import PlanView
-from eplb.report.style import axes_or_new, figure_text, whole_ticks
+from eplb.report.style import axes_or_new, figure_texts, title
+from eplb.report.ticks import layer_ticks
+from eplb_traces import ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PARTS: Final = {
-    "dispatch": ("dispatch", "#56B4E9", ""),
-    "ffn": ("FFN, mean rank", "#0072B2", ""),
-    "waiting": ("waiting for the slowest rank", "#E69F00", "////"),
-    "combine": ("combine", "#009E73", ""),
+    "dispatch": ("dispatch", ""),
+    "ffn": ("FFN, mean rank", ""),
+    "waiting": ("waiting for the slowest rank", "////"),
+    "combine": ("combine", ""),
 }
 _PANEL_INCHES: Final = 2.6
 
 
-def draw_step_times(views: Sequence[PlanView], cost: StepCost, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw one panel for each plan with a predicted step, all on one scale; with `ax`, the last plan into it."""
-    shown = [(view.name, view.step) for view in views if view.step is not None]
+def draw_step_times(
+    views: Sequence[PlanView], cost: StepCost, shape: ModelShape | None = None, *, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw one panel for each plan with a predicted step, all on one scale; with `ax`, the last plan into it.
+
+    With `shape`, layers have their numbers in the model.
+    """
+    names = figure_texts([view.name for view in views])
+    shown = [(name, view.step) for view, name in zip(views, names, strict=True) if view.step is not None]
     most = max(float(step.times.step_s.max()) for _, step in shown) * 1e3
     if ax is not None:
         shown = shown[-1:]
@@ -37,10 +46,9 @@ def draw_step_times(views: Sequence[PlanView], cost: StepCost, *, ax: "Axes | No
     num_layers = views[0].placement.num_layers
     for axes, (name, step) in zip(panels, shown, strict=True):
         _draw(axes, name, step)
-        whole_ticks(axes.xaxis, num_layers)
         axes.set_xlim(-0.6, num_layers - 0.4)
         axes.set_ylim(0, 1.05 * most)
-    panels[-1].set_xlabel("layer")
+    layer_ticks(panels[-1].xaxis, num_layers, None if shape is None else shape.moe_layer_ids)
     panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_PARTS))
     return panels[0]
 
@@ -49,9 +57,9 @@ def _draw(axes: "Axes", name: str, step: PredictedStep) -> None:
     """One bar for each layer with tokens, its parts in order of time."""
     layers, milliseconds = list(step.times.layers), step.layer_ms()
     bottom = np.zeros(len(layers))
-    for part, (label, colour, hatch) in _PARTS.items():
+    for part, (label, hatch) in _PARTS.items():
         axes.bar(
-            layers, milliseconds[part], bottom=bottom, width=0.85, label=label, color=colour, hatch=hatch,
+            layers, milliseconds[part], bottom=bottom, width=0.85, label=label, color=STEP_COLOURS[part], hatch=hatch,
             edgecolor="white", linewidth=0,
         )  # fmt: skip
         bottom = bottom + milliseconds[part]
@@ -59,4 +67,4 @@ def _draw(axes: "Axes", name: str, step: PredictedStep) -> None:
     axes.set_axisbelow(True)
     axes.set_ylabel("ms")
     total = step.summary()["predicted_step_ms"]
-    axes.set_title(f"{figure_text(name)}: {total:.2f} ms in {step.num_moe_layers} MoE layers", fontsize="medium")
+    title(axes, f"{name}: {total:.2f} ms in {step.num_moe_layers} MoE layers")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eplb.planning.traffic_front import FrontPoint
-from eplb.report.style import axes_or_new
+from eplb.report.style import axes_or_new, legend_above, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,6 @@ def draw_traffic_front(points: Sequence[FrontPoint], *, ax: "Axes | None" = None
     axes.grid(alpha=0.3)
     axes.set_xlabel("busiest / mean rank load, mean of layers")
     axes.set_ylabel("nodes a token" if many else "ranks a token")
-    axes.set_title("Balance and traffic: lower left is better")
-    axes.legend()
+    title(axes, "Balance and traffic: lower left is better")
+    legend_above(axes)
     return axes

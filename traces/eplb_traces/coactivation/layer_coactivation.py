@@ -128,6 +128,17 @@ class CoActivation:
         """
         return _without_diagonal(_ratio(self.pairs, self.expected_pairs))
 
+    def shrunk_lift(self) -> NDArray[np.float64]:
+        """`adjusted_lift` with five pairs added to the found and to the expected ones: pairs that are rare are near 1.
+
+        Returns
+        -------
+        NDArray
+            [E, E] > 0; 1 is no affinity; nan on the diagonal and where an expert has no token.
+        """
+        used = self.expert_tokens > 0
+        return _without_diagonal(np.where(used[:, None] & used, self._affinity(), np.nan))
+
     @cached_property
     def expected_pairs(self) -> NDArray[np.float64]:
         """[E, E] pairs if every expert met the others without affinity, and as often as it did; 0 on the diagonal.
