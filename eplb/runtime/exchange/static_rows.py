@@ -12,10 +12,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from eplb.errors import InputError
 from eplb.runtime.exchange.expert_rows import ExpertRows, weighted_sum
-from eplb.runtime.exchange.protocol import ExchangeHandle, PaddedTokens, RoutingPlan, WireRows
+from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.reference import check_one_process, nothing_sent, unsent
 from eplb.runtime.kernels.weighted_sum import fused_weighted_sum
 
 _FUSED_TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -36,8 +36,7 @@ class StaticRows:
     name: ClassVar[str] = "static"
 
     def __post_init__(self) -> None:
-        if self.group.num_processes != 1:
-            raise InputError(f"backend static: {self.group.num_processes} processes, expected one")
+        check_one_process(self.group, self.name)
 
     def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
         """Sort the selections by slot, masked ones last."""
@@ -53,8 +52,7 @@ class StaticRows:
             row_DJ=torch.where(routing.slot_TK >= 0, row_M.view_as(routing.slot_TK), -1),
             weight_DJ=routing.weight_TK,
         )
-        nothing = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        return ExchangeHandle(routing, rows, nothing, PaddedTokens(routing.num_tokens, []))
+        return unsent(routing, rows, self.group)
 
     def dispatch(self, x_TH: Tensor, handle: ExchangeHandle) -> Tensor:
         """[M, H] the tokens' hidden states, by slot."""
@@ -68,6 +66,4 @@ class StaticRows:
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
         """Zeros: nothing is sent."""
-        num_ranks = self.group.topology.num_ranks
-        nothing = torch.zeros((num_ranks, num_ranks), dtype=torch.int64, device=handle.routing.slot_TK.device)
-        return WireRows(nothing, nothing)
+        return nothing_sent(handle, self.group)
