@@ -127,8 +127,9 @@ def route(
 
 
 def source_counts(expert_ids_TK: Tensor, source: TokenSource, tables: PlacementTables) -> Tensor:
-    """[R, E] int64 selections of this process's tokens by source rank and logical expert."""
+    """[R, E] int64 selections of this process's tokens by source rank and logical expert; the host does not wait."""
     num_ranks, num_experts = tables.topology.num_ranks, tables.num_experts
     key_TK = source.rank_T[:, None] * num_experts + expert_ids_TK
-    counts = torch.bincount(key_TK[expert_ids_TK >= 0], minlength=num_ranks * num_experts)
-    return counts.view(num_ranks, num_experts)
+    key_N = torch.where(expert_ids_TK >= 0, key_TK, num_ranks * num_experts).reshape(-1)
+    counts = torch.zeros(num_ranks * num_experts + 1, dtype=torch.int64, device=key_N.device)
+    return counts.scatter_add_(0, key_N, torch.ones_like(key_N))[:-1].view(num_ranks, num_experts)

@@ -1,4 +1,4 @@
-"""The router's choice in one kernel equals softmax and top-k of torch, in Triton's interpreter."""
+"""The router's choices in one kernel equal those of torch, in Triton's interpreter."""
 
 from importlib.util import find_spec
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eplb.runtime import Launch, run_processes
-from eplb.runtime.kernels.top_k import softmax_top_k_on_device
-from eplb.runtime.layer.gate import softmax_top_k
+from eplb.runtime.kernels.top_k import sigmoid_group_top_k_on_device, softmax_top_k_on_device
+from eplb.runtime.layer.gate import GroupLimit, sigmoid_group_top_k, softmax_top_k
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
@@ -30,3 +30,28 @@ def _wrong(_, argument):
 def test_experts_and_weights_equal_those_of_torch(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert run_processes(Launch(1), _wrong, None) == [[]]
+
+
+def _wrong_groups(_, argument):
+    """Groups of sizes that are no powers of two, of one expert, without a limit, and equal scores."""
+    wrong = []
+    for tokens, experts, top_k, limit in (
+        (7, 18, 4, GroupLimit(3, 2)),
+        (5, 64, 8, GroupLimit(8, 4)),
+        (3, 6, 2, GroupLimit(6, 3)),
+        (2, 5, 5, GroupLimit(1, 1)),
+    ):
+        generator = torch.Generator().manual_seed(tokens)
+        logits, bias = torch.randn((tokens, experts), generator=generator), torch.randn(experts, generator=generator)
+        logits[0], bias = 0, torch.where(bias > 0, 0.25, -0.5)
+        ids, weights = torch.empty((tokens, top_k), dtype=torch.int64), torch.empty((tokens, top_k))
+        sigmoid_group_top_k_on_device(logits, bias, ids, weights, limit=limit, scale=2.5)
+        expected = sigmoid_group_top_k(logits, bias, top_k, limit, scale=2.5)
+        if not torch.equal(ids, expected.expert_ids_TK) or not torch.allclose(weights, expected.weight_TK):
+            wrong.append(f"{tokens} tokens, {experts} experts, {limit}: {ids.tolist()}")
+    return wrong
+
+
+def test_a_choice_limited_by_groups_equals_that_of_torch(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run_processes(Launch(1), _wrong_groups, None) == [[]]
