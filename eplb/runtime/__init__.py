@@ -21,14 +21,17 @@ from eplb.runtime.exchange.backend_choice import (
     exchange_bytes,
     make_backend,
 )
+from eplb.runtime.exchange.collective_buffers import CollectiveBuffers
+from eplb.runtime.exchange.fixed_buffers import BuffersChoice, fixed_buffers
 from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow, read_buffer_scale_factors
-from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
+from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, FixedBuffers, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
 from eplb.runtime.exchange.static_rows import StaticRows
 from eplb.runtime.exchange.symmetric.backend import Symmetric
 from eplb.runtime.exchange.symmetric.failures import ExchangeTimeoutError
 from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
+from eplb.runtime.exchange.symmetric.mode_trial import ModeTrials, time_modes
 from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.experts.timed_experts import TimedExperts, Trial
 from eplb.runtime.layer.captured import CapturedLayers
@@ -66,8 +69,10 @@ __all__ = [
     "Backend",
     "BackendChoice",
     "BufferSizes",
+    "BuffersChoice",
     "CapturedLayers",
     "CheckpointError",
+    "CollectiveBuffers",
     "Dense",
     "ExchangeEpochError",
     "ExchangeHandle",
@@ -78,6 +83,7 @@ __all__ = [
     "ExpertWeights",
     "ExpertWeightsShape",
     "Fault",
+    "FixedBuffers",
     "FixedExchange",
     "Fp4Blocks",
     "Fp8Blocks",
@@ -90,6 +96,7 @@ __all__ = [
     "LiveMigration",
     "Member",
     "MigrationError",
+    "ModeTrials",
     "MoeLayer",
     "MoeResult",
     "Overflow",
@@ -117,6 +124,7 @@ __all__ = [
     "choose_slots",
     "exchange_bytes",
     "experts_as_fp8",
+    "fixed_buffers",
     "hash_table",
     "load_experts",
     "make_backend",
@@ -130,5 +138,6 @@ __all__ = [
     "run_processes",
     "slot_experts",
     "summed_counts",
+    "time_modes",
     "verify",
 ]

@@ -8,17 +8,20 @@ Letters: T tokens of this process, K choices, H hidden, M rows for the experts o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import torch
 from torch import Tensor
 
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.runtime.exchange.protocol import Backend, ExchangeHandle, RoutingPlan
+from eplb.runtime.exchange.protocol import Backend, ExchangeHandle, FixedBuffers, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.layer.gate import Gate, GateChoice
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, no_quotas, online_quotas
+
+if TYPE_CHECKING:
+    from eplb.runtime.layer.captured import CapturedLayers
 
 
 class SlotExperts(Protocol):
@@ -100,6 +103,15 @@ class MoeLayer:
         routing = route(choice, source, self.tables, self.layer, self.group)
         handle = self.backend.plan_exchange(routing)
         return MoeResult(self.execute(x_TH, handle) + self.shared(x_TH), choice, handle)
+
+    def captured(self, source: TokenSource, x_TH: Tensor, exchange: FixedBuffers | None = None) -> "CapturedLayers":
+        """The layer in a CUDA graph, from router to output, for up to as many tokens as x_TH.
+
+        See `CapturedLayers`, which also holds several layers. On a CPU the layer runs eagerly; `reason` is then set.
+        """
+        from eplb.runtime.layer.captured import CapturedLayers
+
+        return CapturedLayers([self], source, x_TH, exchange)
 
     def execute(self, x_TH: Tensor, handle: ExchangeHandle) -> Tensor:
         """[T, H] the sum of the routed experts, for a planned exchange; the handle can be used again."""

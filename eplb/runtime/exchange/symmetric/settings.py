@@ -21,8 +21,13 @@ class Phase(IntEnum):
     """Dispatch without the expansion: the copies stay where they arrive."""
 
 
-def phases() -> tuple[Phase, ...]:
-    """One kernel on the GPU; in the interpreter, programs that send must all run before one that waits."""
+def phases(num_ranks: int) -> tuple[Phase, ...]:
+    """One kernel on the GPU; in the interpreter, programs that send must all run before one that waits.
+
+    A single rank sends nothing.
+    """
+    if num_ranks == 1:
+        return (Phase.RECEIVE,)
     return (Phase.SEND, Phase.RECEIVE) if interpreted() else (Phase.BOTH,)
 
 
