@@ -33,6 +33,7 @@ from eplb.runtime.exchange.symmetric.failures import ExchangeTimeoutError
 from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
 from eplb.runtime.exchange.symmetric.mode_trial import ModeTrials, time_modes
 from eplb.runtime.exchange.symmetric.region import BufferSizes
+from eplb.runtime.experts.slot_experts import SlotExperts
 from eplb.runtime.experts.timed_experts import TimedExperts, Trial
 from eplb.runtime.layer.captured import CapturedLayers
 from eplb.runtime.layer.gate import (
@@ -45,10 +46,11 @@ from eplb.runtime.layer.gate import (
     hash_table,
     rank_limited_top_k,
 )
-from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult, SlotExperts, route
+from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_quotas
-from eplb.runtime.live_migration import LiveMigration, MigrationError, migrate
+from eplb.runtime.layer.routing import route
+from eplb.runtime.live_migration import LiveMigration, MigrationError, PushingExperts, Transport, migrate
 from eplb.runtime.model.parallelize import ParallelModel, parallelize
 from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
@@ -102,6 +104,7 @@ __all__ = [
     "Overflow",
     "ParallelModel",
     "PlacementTables",
+    "PushingExperts",
     "RankGroup",
     "Reference",
     "RoutingPlan",
@@ -115,6 +118,7 @@ __all__ = [
     "Symmetric",
     "TimedExperts",
     "TokenSource",
+    "Transport",
     "Trial",
     "VerifyReport",
     "VerifyRequest",

@@ -42,21 +42,31 @@ def choose_slots_on_device(
         )
     if not out_TK.is_contiguous():
         raise InputError(f"slots with strides {out_TK.stride()}: expected a contiguous tensor")
-    from eplb.runtime.kernels import replica_choice_kernel as kernel
+    from eplb.runtime.kernels.replica_choice_kernel import (
+        BY_RANK,
+        BY_ROW,
+        BY_TOKEN_HASH,
+        EVEN,
+        FIRST_ON_NODE,
+        LOCAL_FIRST,
+        ROUND_ROBIN,
+        WEIGHTED,
+        choose_slots_kernel,
+    )
 
     rules = {
-        DispatchRule.EVEN: kernel.EVEN,
-        DispatchRule.WEIGHTED: kernel.WEIGHTED,
-        DispatchRule.LOCAL_FIRST: kernel.LOCAL_FIRST,
-        DispatchRule.SGLANG_DYNAMIC: kernel.FIRST_ON_NODE,
-        DispatchRule.SGLANG_BY_ROW: kernel.BY_ROW,
-        DispatchRule.VLLM: kernel.BY_TOKEN_HASH,
-        DispatchRule.ASCEND: kernel.BY_RANK,
-        DispatchRule.SGLANG_STATIC: kernel.BY_RANK,
-        DispatchRule.TRTLLM: kernel.ROUND_ROBIN,
+        DispatchRule.EVEN: EVEN,
+        DispatchRule.WEIGHTED: WEIGHTED,
+        DispatchRule.LOCAL_FIRST: LOCAL_FIRST,
+        DispatchRule.SGLANG_DYNAMIC: FIRST_ON_NODE,
+        DispatchRule.SGLANG_BY_ROW: BY_ROW,
+        DispatchRule.VLLM: BY_TOKEN_HASH,
+        DispatchRule.ASCEND: BY_RANK,
+        DispatchRule.SGLANG_STATIC: BY_RANK,
+        DispatchRule.TRTLLM: ROUND_ROBIN,
     }
     selections = expert_ids_TK.numel()
-    kernel.choose_slots_kernel[(max(-(-selections // _BLOCK), 1),)](
+    choose_slots_kernel[(max(-(-selections // _BLOCK), 1),)](
         expert_ids_TK.contiguous(),
         out_TK,
         source.rank_T,

@@ -10,19 +10,47 @@ processes replay the same number of times; each may have other tokens.
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from eplb.errors import InputError
-from eplb.runtime.exchange.protocol import FixedBuffers, RoutingPlan
+from eplb.runtime.exchange.protocol import Backend, ExchangeHandle, FixedBuffers, RoutingPlan
+from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.static_rows import StaticRows
+from eplb.runtime.experts.slot_experts import SlotExperts
 from eplb.runtime.experts.timed_experts import TimedExperts
 from eplb.runtime.layer.device_route import device_slots
-from eplb.runtime.layer.gate import GateChoice
-from eplb.runtime.layer.moe_layer import MoeLayer
+from eplb.runtime.layer.gate import Gate, GateChoice
+from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
+
+
+class Capturable(Protocol):
+    """What a graph needs of a layer: a `MoeLayer`."""
+
+    @property
+    def layer(self) -> int: ...  # noqa: D102  # those of `MoeLayer`
+
+    @property
+    def gate(self) -> Gate: ...  # noqa: D102
+
+    @property
+    def tables(self) -> PlacementTables: ...  # noqa: D102
+
+    @property
+    def group(self) -> RankGroup: ...  # noqa: D102
+
+    @property
+    def backend(self) -> Backend: ...  # noqa: D102
+
+    @property
+    def experts(self) -> SlotExperts: ...  # noqa: D102
+
+    def shared(self, x_TH: Tensor, /) -> Tensor: ...  # noqa: D102
+
+    def execute(self, x_TH: Tensor, handle: ExchangeHandle) -> Tensor: ...  # noqa: D102
 
 
 @final
@@ -51,7 +79,7 @@ class CapturedLayers:
     """Why the layers run eagerly; empty if a graph is replayed."""
 
     def __init__(
-        self, layers: Sequence[MoeLayer], source: TokenSource, x_TH: Tensor, exchange: FixedBuffers | None = None
+        self, layers: Sequence[Capturable], source: TokenSource, x_TH: Tensor, exchange: FixedBuffers | None = None
     ) -> None:
         if not layers:
             raise InputError("captured layers: none were given")
@@ -136,7 +164,7 @@ class CapturedLayers:
 
 
 def masked_layer(  # noqa: PLR0913  # what a layer is called with, and the capacity's two additions
-    layer: MoeLayer,
+    layer: Capturable,
     x_TH: Tensor,
     token_ids_T: Tensor,
     source: TokenSource,
@@ -163,7 +191,7 @@ def masked_layer(  # noqa: PLR0913  # what a layer is called with, and the capac
     return torch.where(is_used_T1, exchange.combine(y_MH), 0) + layer.shared(x_TH)
 
 
-def check_capturable(layers: Sequence[MoeLayer]) -> None:
+def check_capturable(layers: Sequence[Capturable]) -> None:
     """Refuse backends that wait for the device.
 
     Raises

@@ -18,9 +18,9 @@ from eplb.runtime.kernels.launch import interpreted
 from eplb.runtime.kernels.online_quotas import online_quotas_on_device
 from eplb.runtime.kernels.replica_choice import choose_slots_on_device
 from eplb.runtime.layer.gate import GateChoice
-from eplb.runtime.layer.moe_layer import route, source_counts
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, no_quotas
+from eplb.runtime.layer.routing import route, source_counts
 
 
 def device_slots(
