@@ -36,6 +36,7 @@ from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.experts.slot_experts import SlotExperts
 from eplb.runtime.experts.timed_experts import TimedExperts, Trial
 from eplb.runtime.layer.captured import CapturedLayers
+from eplb.runtime.layer.fused_gate import FusedGate
 from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
@@ -89,6 +90,7 @@ __all__ = [
     "FixedExchange",
     "Fp4Blocks",
     "Fp8Blocks",
+    "FusedGate",
     "Gate",
     "GateChoice",
     "GateUpLayout",

@@ -39,9 +39,9 @@ class StaticRows:
         check_one_process(self.group, self.name)
 
     def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
-        """Sort the selections by slot, masked ones last."""
+        """Sort the selections by slot, masked ones last; a token with a slot that does not exist becomes NaN."""
         num_slots, device = self.group.topology.num_slots, routing.slot_TK.device
-        key_M = torch.where(routing.slot_TK >= 0, routing.slot_TK, num_slots).reshape(-1)
+        key_M = torch.where(routing.slot_TK >= 0, routing.slot_TK, num_slots).clamp(max=num_slots).reshape(-1)
         order_M = key_M.argsort(stable=True)
         row_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(order_M.numel(), device=device))
         counts = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
@@ -50,7 +50,7 @@ class StaticRows:
             slot_of_row_M=key_M[order_M],
             rows_per_slot_S=counts.scatter_add_(0, key_M, torch.ones_like(key_M))[:num_slots],
             row_DJ=torch.where(routing.slot_TK >= 0, row_M.view_as(routing.slot_TK), -1),
-            weight_DJ=routing.weight_TK,
+            weight_DJ=torch.where(routing.slot_TK < num_slots, routing.weight_TK, torch.nan),
         )
         return unsent(routing, rows, self.group)
 

@@ -20,6 +20,7 @@ from eplb.runtime import (
     PlacementTables,
     RankGroup,
     Reference,
+    RoutingPlan,
     SoftmaxGate,
     StaticRows,
     TimedExperts,
@@ -69,6 +70,16 @@ def test_fixed_shapes_give_the_reference_for_used_tokens_and_zeros_for_the_other
         found = masked_layer(static, x, ids, source, torch.tensor(used))
         assert torch.allclose(found[:used], plain(x, ids, source).y_TH[:used], atol=1e-4)
         assert found[used:].eq(0).all()
+
+
+def test_a_slot_that_does_not_exist_gives_nan_for_its_token_alone():
+    backend = StaticRows(RankGroup(PLACEMENT.topology))
+    source = TokenSource.consecutive(0, [2, 0], "cpu")
+    routing = RoutingPlan(torch.tensor([[0, 8], [1, -1]]), torch.ones((2, 2)), source, torch.tensor(0))
+    handle = backend.plan_exchange(routing)
+    y = backend.combine(backend.dispatch(torch.ones((2, 3)), handle), handle)
+    assert y[0].isnan().all()
+    assert y[1].tolist() == [1, 1, 1]
 
 
 def test_backends_that_wait_for_the_device_are_refused():

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from eplb.runtime import Launch, run_processes
+from eplb.errors import InputError
+from eplb.runtime import FusedGate, Launch, SigmoidGroupGate, SoftmaxGate, run_processes
 from eplb.runtime.kernels.top_k import sigmoid_group_top_k_on_device, softmax_top_k_on_device
 from eplb.runtime.layer.gate import GroupLimit, sigmoid_group_top_k, softmax_top_k
 
@@ -55,3 +56,41 @@ def _wrong_groups(_, argument):
 def test_a_choice_limited_by_groups_equals_that_of_torch(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert run_processes(Launch(1), _wrong_groups, None) == [[]]
+
+
+GATES = (
+    SoftmaxGate(torch.randn((12, 16), generator=torch.Generator().manual_seed(3)), 3),
+    SigmoidGroupGate(
+        torch.randn((12, 16), generator=torch.Generator().manual_seed(4)),
+        torch.linspace(-1, 1, 12),
+        4,
+        GroupLimit(4, 2),
+    ),
+)
+
+
+def _wrong_gates(_, argument):
+    x, ids = torch.randn((9, 16), generator=torch.Generator().manual_seed(5)), torch.zeros(9, dtype=torch.int64)
+    wrong = []
+    for gate in GATES:
+        found, expected = FusedGate(gate)(x, ids), gate(x, ids)
+        if FusedGate(gate).reason or not torch.equal(found.expert_ids_TK, expected.expert_ids_TK):
+            wrong.append(f"{gate}: ids")
+        if not torch.allclose(found.weight_TK, expected.weight_TK):
+            wrong.append(f"{gate}: weights")
+    return wrong
+
+
+def test_a_fused_gate_equals_its_gate(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run_processes(Launch(1), _wrong_gates, None) == [[]]
+
+
+def test_a_fused_gate_calls_its_gate_where_kernels_cannot_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x, ids = torch.ones((2, 16)), torch.zeros(2, dtype=torch.int64)
+    for gate in GATES:
+        assert FusedGate(gate).reason == "tensors on cpu, the kernels need a GPU"
+        assert torch.equal(FusedGate(gate)(x, ids).expert_ids_TK, gate(x, ids).expert_ids_TK)
+    with pytest.raises(InputError, match="expected normalise = True"):
+        FusedGate(SoftmaxGate(torch.ones((4, 16)), 2, normalise=False))
