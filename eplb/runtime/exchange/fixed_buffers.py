@@ -10,8 +10,8 @@ from eplb.runtime.exchange.collective_buffers import CollectiveBuffers
 from eplb.runtime.exchange.protocol import FixedBuffers
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
-from eplb.runtime.exchange.symmetric.fixed_exchange import FixedExchange
-from eplb.runtime.exchange.symmetric.mode_trial import ModeTrials, time_modes
+from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
+from eplb.runtime.exchange.symmetric.mode_trial import ModeTrials, most_low_latency_tokens, time_modes
 from eplb.runtime.exchange.symmetric.region import BufferSizes
 
 
@@ -23,7 +23,7 @@ class BuffersChoice:
     buffers: FixedBuffers
     reason: str
     trials: ModeTrials | None
-    """Of the two modes of the symmetric exchange; None without it. Give it to the next call instead of timing again."""
+    """Of the two modes of the symmetric exchange; None if there was no choice. The next call may take them again."""
 
 
 def fixed_buffers(  # noqa: PLR0913  # what buffers are made of, and two ways to time their modes
@@ -48,7 +48,8 @@ def fixed_buffers(  # noqa: PLR0913  # what buffers are made of, and two ways to
     device
         Of this process.
     trials
-        Times of the two modes of the symmetric exchange; None: they are measured.
+        Times of the two modes of the symmetric exchange; None: they are measured, for these sizes alone, if the
+        low-latency mode holds them.
     timer
         Measures them, by default the timer of the device.
 
@@ -59,6 +60,9 @@ def fixed_buffers(  # noqa: PLR0913  # what buffers are made of, and two ways to
     """
     if refusal := symmetric_refusal(group, device):
         return BuffersChoice(CollectiveBuffers.create(group, sizes, dtype, device), f"not symmetric: {refusal}", None)
-    trials = time_modes(group, sizes, dtype, device, timer) if trials is None else trials
-    exchange = FixedExchange.create(group, sizes, dtype, device, mode=trials.mode(sizes.tokens))
-    return BuffersChoice(exchange, str(trials), trials)
+    most = most_low_latency_tokens(group, sizes.top_k)
+    if trials is None and sizes.tokens <= most:
+        trials = time_modes(group, sizes, dtype, device, tried=(), timer=timer)
+    mode = ExchangeMode.NORMAL if trials is None else trials.mode(sizes.tokens)
+    reason = f"the low-latency mode holds {most} tokens" if trials is None else str(trials)
+    return BuffersChoice(FixedExchange.create(group, sizes, dtype, device, mode=mode), reason, trials)

@@ -124,6 +124,8 @@ class CapturedLayers:
             If a process waited too long for another.
         ExchangeOverflowError
             If tokens or rows exceed the buffers, or a slot does not exist.
+        ExchangeEpochError
+            In the normal mode over peer memory, if the processes routed the last layer by different maps.
         """
         if self.exchange is not None:
             self.exchange.raise_on_error()

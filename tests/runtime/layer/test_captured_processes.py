@@ -133,7 +133,10 @@ class _FixedTimes:
 def _trials(member, _):
     group = RankGroup.of(Topology(1, 2, 4), member.process_group)
     sizes = BufferSizes(33, 1, HIDDEN, 4)
-    trials = time_modes(group, sizes, torch.float32, CPU, _FixedTimes(member.process))
+    trials = time_modes(group, sizes, torch.float32, CPU, timer=_FixedTimes(member.process))
+    large = fixed_buffers(group, BufferSizes(4097, 1, 1, 4), torch.float32, CPU)
+    assert (large.buffers.name, large.trials) == ("symmetric, normal", None)
+    assert large.reason == "the low-latency mode holds 4096 tokens"
     chosen = [fixed_buffers(group, BufferSizes(n, 1, HIDDEN, 4), torch.float32, CPU, trials=trials) for n in (3, 33)]
     return trials.threshold, str(trials), [one.buffers.name for one in chosen]
 
@@ -146,9 +149,10 @@ def test_the_mode_threshold_is_that_of_the_slowest_process_on_every_process():
 
 
 def _errors(member, _):
-    """What this process raises for a slot that does not exist, and for buffers of another capacity."""
-    layers, _tables = _layers(member, DispatchRule.EVEN)
-    buffers = next(_exchanges(layers[0].group))
+    """What this process raises for buffers of another capacity, a slot that does not exist, and other maps."""
+    layers, tables = _layers(member, DispatchRule.EVEN)
+    exchanges = _exchanges(layers[0].group)
+    buffers = next(exchanges)
     source = TokenSource.consecutive(member.process, [TOKENS], CPU)
     found = []
     try:
@@ -163,11 +167,22 @@ def _errors(member, _):
         buffers.raise_on_error()
     except EplbError as error:
         found.append(str(error))
+    captured = CapturedLayers(layers[:1], source, torch.zeros((TOKENS, HIDDEN)), next(exchanges))
+    tables.epoch_L += member.process
+    captured(torch.ones((2, HIDDEN)), torch.zeros(2, dtype=torch.int64))
+    try:
+        captured.raise_on_error()
+    except EplbError as error:
+        found.append(str(error))
     return found
 
 
-def test_wrong_sizes_and_slots_raise():
-    expected = ["buffers for 5 tokens: expected 6, as the input", "rank 0: a selection has a slot that does not exist"]
+def test_wrong_sizes_slots_and_maps_raise():
+    expected = [
+        "buffers for 5 tokens: expected 6, as the input",
+        "rank 0: a selection has a slot that does not exist",
+        "epoch of the maps by process: [0, 1], expected the same everywhere",
+    ]
     assert run_processes(Launch(2), _errors, None) == [expected] * 2
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from eplb.core.named_enum import NamedEnum
 from eplb.errors import InputError
+from eplb.runtime.exchange.protocol import check_epochs
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
 from eplb.runtime.exchange.symmetric.memory import memory_of_group
 from eplb.runtime.exchange.symmetric.region import BufferSizes, RegionShape
-from eplb.runtime.exchange.symmetric.settings import KernelSettings, phases
+from eplb.runtime.exchange.symmetric.settings import KernelSettings, phases, row_phases
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 from eplb.runtime.exchange.symmetric.warm_up import warm_up, warm_up_low_latency
 from eplb.runtime.kernels.launch import interpreted
@@ -121,6 +122,7 @@ class FixedExchange:
             torch.zeros((shape.tokens, shape.hidden), dtype=dtype, device=device),
         )
         exchange.set_tokens(0)
+        exchange.layout.map_epochs_P.zero_()  # the low-latency mode does not exchange them
         if not interpreted():
             (warm_up_low_latency if mode is ExchangeMode.LOW_LATENCY else warm_up)(state, settings, dtype)
         return exchange
@@ -155,17 +157,17 @@ class FixedExchange:
         if self.mode is ExchangeMode.NORMAL:
             publish_choices(state, layout, self.weight_TK, self.map_epoch)
             make_layout(state, layout)
-        for phase in phases(self.state.shape.num_ranks):
-            if self.mode is ExchangeMode.NORMAL:
+            for phase in row_phases(state.shape.num_ranks):
                 dispatch_rows(state, layout, self.settings, x_TH, rows_MH, phase)
-            else:
-                dispatch_low_latency(state, layout, self.weight_TK, x_TH, rows_MH, settings=self.settings, phase=phase)
+            return rows_MH
+        for phase in phases():
+            dispatch_low_latency(state, layout, self.weight_TK, x_TH, rows_MH, settings=self.settings, phase=phase)
         return rows_MH
 
     def combine(self, y_MH: Tensor) -> Tensor:
         """Return the weighted sums; `out_TH`, of which the first tokens are valid."""
         combine = combine_low_latency if self.mode is ExchangeMode.LOW_LATENCY else combine_rows
-        for phase in phases(self.state.shape.num_ranks):
+        for phase in row_phases(self.state.shape.num_ranks):
             combine(self.state, self.layout, self.settings, y_MH, self.out_TH, phase)
         return self.out_TH
 
@@ -178,5 +180,8 @@ class FixedExchange:
             If a process waited too long for another.
         ExchangeOverflowError
             If tokens or rows exceed the buffers, or a slot does not exist.
+        ExchangeEpochError
+            In the normal mode, if the processes routed the last batch by different maps.
         """
         self.state.raise_on_error()
+        check_epochs(self.layout.map_epochs_P.tolist())

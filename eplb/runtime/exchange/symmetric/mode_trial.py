@@ -13,7 +13,8 @@ from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedEx
 from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.kernels.low_latency import MOST_CHOICES
 
-TRIED_TOKENS = (32, 64, 128, 256, 384, 512)
+TRIED_TOKENS = (32, 128, 256, 512)
+"""Few, because the kernels are compiled for each."""
 _REPEATS = 7
 
 
@@ -48,8 +49,19 @@ class ModeTrials:
         return f"normal and low-latency mode, {', '.join(times)}; low latency up to {self.threshold} tokens"
 
 
-def time_modes(
-    group: RankGroup, sizes: BufferSizes, dtype: torch.dtype, device: torch.device, timer: Timer | None = None
+def most_low_latency_tokens(group: RankGroup, top_k: int) -> int:
+    """Tokens of a process that the low-latency mode holds."""
+    return MOST_CHOICES // (group.num_processes * top_k)
+
+
+def time_modes(  # noqa: PLR0913  # what an exchange is made of, and how it is timed
+    group: RankGroup,
+    sizes: BufferSizes,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    tried: tuple[int, ...] = TRIED_TOKENS,
+    timer: Timer | None = None,
 ) -> ModeTrials:
     """Time both modes with uniform routing. A collective call of all processes, which all get the same trials.
 
@@ -58,11 +70,13 @@ def time_modes(
     group
         The processes.
     sizes
-        Largest batch; batches of `TRIED_TOKENS` up to it are tried, as far as the low-latency mode holds them.
+        Largest batch; it is tried, as far as the low-latency mode holds it.
     dtype
         Type of the rows.
     device
         Of this process.
+    tried
+        Smaller batches that are tried too.
     timer
         Times the calls, by default that of the device. Every process must make the same calls, so it adds none.
 
@@ -71,10 +85,10 @@ def time_modes(
     InputError
         With the reason, if the processes cannot address each other's memory.
     """
-    most = min(sizes.tokens, MOST_CHOICES // (group.num_processes * sizes.top_k))
+    most = min(sizes.tokens, most_low_latency_tokens(group, sizes.top_k))
     timer = make_timer(device.type) if timer is None else timer
     normal_s, low_latency_s = {}, {}
-    for tokens in sorted({tried for tried in TRIED_TOKENS if tried < most} | {most}):
+    for tokens in sorted({smaller for smaller in tried if smaller < most} | {most}):
         own_s = _seconds(group, replace(sizes, tokens=tokens), dtype, device, timer)
         normal_s[tokens], low_latency_s[tokens] = group.all_gather(own_s).amax(dim=0).tolist()
     return ModeTrials(normal_s, low_latency_s)

@@ -21,14 +21,14 @@ class Phase(IntEnum):
     """Dispatch without the expansion: the copies stay where they arrive."""
 
 
-def phases(num_ranks: int) -> tuple[Phase, ...]:
-    """One kernel on the GPU; in the interpreter, programs that send must all run before one that waits.
-
-    A single rank sends nothing.
-    """
-    if num_ranks == 1:
-        return (Phase.RECEIVE,)
+def phases() -> tuple[Phase, ...]:
+    """One kernel on the GPU; in the interpreter, programs that send must all run before one that waits."""
     return (Phase.SEND, Phase.RECEIVE) if interpreted() else (Phase.BOTH,)
+
+
+def row_phases(num_ranks: int) -> tuple[Phase, ...]:
+    """The phases of kernels that send rows alone, of which a single rank sends none."""
+    return (Phase.RECEIVE,) if num_ranks == 1 else phases()
 
 
 @final
