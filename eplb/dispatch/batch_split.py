@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import InputError
 
-_SWEEPS = 4
+SWEEPS = 4
 """Rounds of block coordinate descent; the sum of squared rank loads is convex, and four rounds leave it nearly flat."""
 
 
@@ -19,7 +19,7 @@ def split_counts(
     """Split every expert's tokens over its slots, least loaded ranks first.
 
     Experts with one slot are assigned first; the others are filled in by falling count (ties to the lowest id), then
-    each is removed and filled in again, `_SWEEPS` rounds. Cost: O(sweeps * replicated experts * X log X).
+    each is removed and filled in again, `SWEEPS` rounds. Cost: O(sweeps * replicated experts * X log X).
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def split_counts(
     ).astype(np.int64)
     split[replicated] = 0
     order = replicated[np.argsort(-tokens[replicated], kind="stable")]
-    for _ in range(_SWEEPS):
+    for _ in range(SWEEPS):
         for expert in order:
             ranks = rank_of_slot[log2phy[expert, : count[expert]]]
             row = split[expert, : count[expert]]

@@ -21,17 +21,22 @@ from eplb.runtime.exchange.backend_choice import (
     exchange_bytes,
     make_backend,
 )
+from eplb.runtime.exchange.collective_buffers import CollectiveBuffers
+from eplb.runtime.exchange.fixed_buffers import BuffersChoice, fixed_buffers
 from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow, read_buffer_scale_factors
-from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, RoutingPlan
+from eplb.runtime.exchange.protocol import Backend, ExchangeEpochError, ExchangeHandle, FixedBuffers, RoutingPlan
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import Reference
 from eplb.runtime.exchange.static_rows import StaticRows
 from eplb.runtime.exchange.symmetric.backend import Symmetric
 from eplb.runtime.exchange.symmetric.failures import ExchangeTimeoutError
 from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
+from eplb.runtime.exchange.symmetric.mode_trial import ModeTrials, time_modes
 from eplb.runtime.exchange.symmetric.region import BufferSizes
+from eplb.runtime.experts.slot_experts import SlotExperts
 from eplb.runtime.experts.timed_experts import TimedExperts, Trial
 from eplb.runtime.layer.captured import CapturedLayers
+from eplb.runtime.layer.fused_gate import FusedGate
 from eplb.runtime.layer.gate import (
     Gate,
     GateChoice,
@@ -42,10 +47,11 @@ from eplb.runtime.layer.gate import (
     hash_table,
     rank_limited_top_k,
 )
-from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult, SlotExperts, route
+from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_quotas
-from eplb.runtime.live_migration import LiveMigration, MigrationError, migrate
+from eplb.runtime.layer.routing import route
+from eplb.runtime.live_migration import LiveMigration, MigrationError, PushingExperts, Transport, migrate
 from eplb.runtime.model.parallelize import ParallelModel, parallelize
 from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
@@ -66,8 +72,10 @@ __all__ = [
     "Backend",
     "BackendChoice",
     "BufferSizes",
+    "BuffersChoice",
     "CapturedLayers",
     "CheckpointError",
+    "CollectiveBuffers",
     "Dense",
     "ExchangeEpochError",
     "ExchangeHandle",
@@ -78,9 +86,11 @@ __all__ = [
     "ExpertWeights",
     "ExpertWeightsShape",
     "Fault",
+    "FixedBuffers",
     "FixedExchange",
     "Fp4Blocks",
     "Fp8Blocks",
+    "FusedGate",
     "Gate",
     "GateChoice",
     "GateUpLayout",
@@ -90,11 +100,13 @@ __all__ = [
     "LiveMigration",
     "Member",
     "MigrationError",
+    "ModeTrials",
     "MoeLayer",
     "MoeResult",
     "Overflow",
     "ParallelModel",
     "PlacementTables",
+    "PushingExperts",
     "RankGroup",
     "Reference",
     "RoutingPlan",
@@ -108,6 +120,7 @@ __all__ = [
     "Symmetric",
     "TimedExperts",
     "TokenSource",
+    "Transport",
     "Trial",
     "VerifyReport",
     "VerifyRequest",
@@ -117,6 +130,7 @@ __all__ = [
     "choose_slots",
     "exchange_bytes",
     "experts_as_fp8",
+    "fixed_buffers",
     "hash_table",
     "load_experts",
     "make_backend",
@@ -130,5 +144,6 @@ __all__ = [
     "run_processes",
     "slot_experts",
     "summed_counts",
+    "time_modes",
     "verify",
 ]

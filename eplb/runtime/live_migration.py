@@ -13,11 +13,15 @@ undone. Layers are independent: tokens may flow before, between and after them, 
 One failure cannot be undone: a rank that fails between the last comparison and its own publish. The other ranks then
 find the group broken, or a different epoch, at their next comparison.
 
+With `Transport.PEER_MEMORY` the transfer runs beside the layers: `begin` a layer, `push` a piece before each forward
+pass or each FFN, then `stage` what is left. `push` waits for no other rank and not for the device.
+
 On a GPU run all calls on the stream that runs the layers, so that the commit comes after the last read of the layer.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import final
@@ -28,10 +32,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eplb.core.migration import Migration
+from eplb.core.named_enum import NamedEnum
 from eplb.core.placement import Placement
 from eplb.errors import EplbError, InputError
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.experts.slot_experts import SlotExperts
 from eplb.runtime.layer.placement_tables import PlacementTables
+from eplb.runtime.peer_staging import PeerStaging
 from eplb.runtime.staged_experts import StagedExperts
 from eplb.runtime.weights.expert_weights import ExpertWeights
 
@@ -55,6 +62,15 @@ class MigrationPoint(StrEnum):
     """One more slot has its new weights."""
     PUBLISHED = "published"
     """The maps are published; the other ranks may still fail."""
+
+
+class Transport(NamedEnum):
+    """How experts travel between processes."""
+
+    MESSAGES = "messages"
+    """Sends and receives of the communicator, on the stream of the layers."""
+    PEER_MEMORY = "peer_memory"
+    """Copies into the staging memory of the receiver, on a stream of their own; needs GPUs with peer access."""
 
 
 Staging = Mapping[int, Mapping[str, Tensor]]
@@ -97,30 +113,71 @@ class LiveMigration:
         The processes that take part and the ranks of each.
     observer
         Called at every step; for tests and for the verifier's injected faults.
+    transport
+        How experts travel.
 
     Raises
     ------
     MigrationError
-        On every rank, if one has another plan or its sizes do not fit.
+        On every rank, if one has another plan, its sizes do not fit, or there is no peer memory.
     """
 
     layers: tuple[int, ...]
     """Layers that change, ascending."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a migration is made of
         self,
         migration: Migration,
         weights: ExpertWeights,
         tables: PlacementTables,
         ranks: RankGroup,
         observer: Observer = unobserved,
+        transport: Transport = Transport.MESSAGES,
     ) -> None:
         self._migration, self._tables, self._ranks, self._observer = migration, tables, ranks, observer
         self._device = weights.device
         self._plan_hash = _plan_hash(migration)
-        self._staged_layer = _NO_LAYER
+        self._staged_layer, self._begun_layer = _NO_LAYER, _NO_LAYER
+        self._peers: PeerStaging | None = None
         self.layers = _changed_layers(migration.before, migration.after)
-        self._on_all_ranks(_NO_LAYER, "planning", partial(self._allocate, weights))
+        self._on_all_ranks(_NO_LAYER, "planning", partial(self._create, weights))
+        self._on_all_ranks(_NO_LAYER, "allocating", partial(self._allocate, transport))
+
+    def begin(self, layer: int) -> None:
+        """Start the transfer of a layer's new experts; `push` moves them, `stage` moves the rest.
+
+        Raises
+        ------
+        InputError
+            With another transport than peer memory.
+        MigrationError
+            On every rank, if one failed. The layer is unchanged.
+        """
+        peers = self._peer_staging()
+        self._staged_layer = self._begun_layer = _NO_LAYER
+        self._on_all_ranks(layer, "preparing", partial(self._prepare, layer))
+        self._on_all_ranks(layer, "starting", partial(self._staging.start, layer, peers))
+        self._begun_layer = layer
+
+    def push(self, num_bytes: int) -> int:
+        """Copy the next bytes beside what the stream of the layers runs from now on, without waiting for anything.
+
+        Returns
+        -------
+        int
+            Bytes that this process still has to send.
+
+        Raises
+        ------
+        InputError
+            With another transport than peer memory.
+        """
+        return self._peer_staging().push(num_bytes)
+
+    @property
+    def copy_stream(self) -> "torch.cuda.Stream | None":
+        """The stream of the copies over peer memory; None on a CPU."""
+        return self._peer_staging().stream
 
     def stage(self, layer: int) -> None:
         """Transfer the layer's new experts into staging and check them; live weights are only read.
@@ -130,10 +187,17 @@ class LiveMigration:
         MigrationError
             On every rank, if one failed. The layer is unchanged.
         """
-        self._staged_layer = _NO_LAYER
-        self._on_all_ranks(layer, "preparing", partial(self._prepare, layer))
-        for transfers in self._staging.exchanges(layer):
-            self._on_all_ranks(layer, "exchanging", partial(self._exchange, layer, transfers))
+        if self._peers is None:
+            self._staged_layer = _NO_LAYER
+            self._on_all_ranks(layer, "preparing", partial(self._prepare, layer))
+            for transfers in self._staging.exchanges(layer):
+                self._on_all_ranks(layer, "exchanging", partial(self._exchange, layer, transfers))
+        else:
+            if self._begun_layer != layer:
+                self.begin(layer)
+            self._begun_layer = _NO_LAYER
+            self._on_all_ranks(layer, "pushing", self._peers.finish)
+            self._on_all_ranks(layer, "exchanging", partial(self._observe, MigrationPoint.EXCHANGED, layer))
         self._on_all_ranks(layer, "checking", partial(self._check, layer))
         self._staged_layer = layer
 
@@ -190,8 +254,19 @@ class LiveMigration:
     def _observe(self, point: MigrationPoint, layer: int) -> None:
         self._observer(point, layer, self._staging.parts)
 
-    def _allocate(self, weights: ExpertWeights) -> None:
+    def _create(self, weights: ExpertWeights) -> None:
         self._staging = StagedExperts(self._migration, weights, self._ranks)
+
+    def _allocate(self, transport: Transport) -> None:
+        if transport is Transport.PEER_MEMORY:
+            self._peers = self._staging.allocate_for_peers()
+        else:
+            self._staging.allocate()
+
+    def _peer_staging(self) -> PeerStaging:
+        if self._peers is None:
+            raise InputError("transport messages moves a whole layer in stage(): expected peer_memory")
+        return self._peers
 
     def _prepare(self, layer: int) -> None:
         published = self._tables.phy2log_LP[layer].cpu().numpy()
@@ -224,6 +299,33 @@ class LiveMigration:
     def _publish(self, layer: int) -> None:
         _publish_row(self._tables, self._migration.after, layer)
         self._observe(MigrationPoint.PUBLISHED, layer)
+
+
+@final
+@dataclass(frozen=True)
+class PushingExperts:
+    """`SlotExperts` that push the next piece of a migration under each call, where the wire is idle.
+
+    Not for captured layers, whose calls are recorded once: there push between two replays.
+
+    Parameters
+    ----------
+    experts
+        The experts that compute.
+    live
+        A migration over peer memory; without a layer that was begun nothing is pushed.
+    piece_bytes
+        Bytes of a piece; it should take less time than the experts.
+    """
+
+    experts: SlotExperts
+    live: LiveMigration
+    piece_bytes: int
+
+    def forward(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
+        """See `SlotExperts`."""
+        self.live.push(self.piece_bytes)
+        return self.experts.forward(layer, x_RH, rows_per_slot)
 
 
 def _publish_row(tables: PlacementTables, placement: Placement, layer: int) -> None:

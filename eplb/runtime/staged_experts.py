@@ -12,6 +12,7 @@ from torch import Tensor
 from eplb.core.migration import Migration
 from eplb.errors import InputError, VerificationError
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.peer_staging import PeerStaging
 from eplb.runtime.weights.expert_weights import ExpertWeights
 from eplb.runtime.weights.fingerprint import as_bytes, fingerprint
 
@@ -45,31 +46,62 @@ class StagedExperts:
         self._migration, self._weights, self._ranks = migration, weights, ranks
         self._first_slot = np.array([ranks.first_slot(process) for process in range(ranks.num_processes + 1)])
         self._headers: dict[int, Tensor] = {}
+        self._peers: PeerStaging | None = None
+        self._buffers: dict[str, Tensor] = {}
         self.parts = {}
         self._check_sizes()
-        own = self._process_of(migration.slot) == ranks.process
-        most_slots = int(np.bincount(migration.layer[own], minlength=1).max())
+
+    def allocate(self) -> None:
+        """Staging memory that only this process writes into."""
+        own = self._process_of(self._migration.slot) == self._ranks.process
+        most_slots = int(np.bincount(self._migration.layer[own], minlength=1).max())
         self._buffers = {
             name: torch.empty((most_slots, *part.shape[1:]), dtype=part.dtype, device=part.device)
-            for name, part in weights.layer_parts(0).items()
+            for name, part in self._weights.layer_parts(0).items()
         }
+
+    def allocate_for_peers(self) -> PeerStaging:
+        """Staging memory that all processes write into; a collective call."""
+        plan, processes = self._migration, self._ranks.num_processes
+        key = plan.layer.astype(np.int64) * processes + self._process_of(plan.slot)
+        self._peers = PeerStaging(self._weights, self._ranks, int(np.bincount(key, minlength=1).max()))
+        return self._peers
 
     def begin(self, layer: int) -> None:
         """Assign staging memory to the slots of this process that change in a layer."""
-        plan = self._migration
-        own = (plan.layer == layer) & (self._process_of(plan.slot) == self._ranks.process)
-        self._headers = {}
-        self.parts = {
-            slot: {name: buffer[index] for name, buffer in self._buffers.items()}
-            for index, slot in enumerate(plan.slot[own].tolist())
-        }
+        own, self._headers = self._ranks.process, {}
+        index_of_slot = self._indices(layer, own)
+        if self._peers is None:
+            self.parts = {
+                slot: {name: buffer[index] for name, buffer in self._buffers.items()}
+                for slot, index in index_of_slot.items()
+            }
+            return
+        self._peers.clear()
+        self.parts = {slot: self._peers.parts(own, index) for slot, index in index_of_slot.items()}
+        for i in self._crossing(layer).tolist():
+            if (slot := int(self._migration.slot[i])) in index_of_slot:
+                self._headers[i] = self._peers.header(own, index_of_slot[slot])
+
+    def start(self, layer: int, peers: PeerStaging) -> None:
+        """Add this process's copies into the staging of others: headers, then parts, by slot."""
+        plan, copies = self._migration, []
+        for i in self._crossing(layer).tolist():
+            sender, receiver = self._process_of(plan.source_slot[[i]])[0], int(self._process_of(plan.slot[[i]])[0])
+            if sender != self._ranks.process:
+                continue
+            index = self._indices(layer, receiver)[int(plan.slot[i])]
+            live, staged = self._live(layer, int(plan.source_slot[i])), peers.parts(receiver, index)
+            copies.append((peers.header(receiver, index), _header(live, int(plan.expert[i]))))
+            copies += [(staged[name], part) for name, part in live.items()]
+        peers.add(copies)
 
     def exchanges(self, layer: int) -> Iterator[NDArray[np.int64]]:
         """Transfers between processes, a few batches at a time, by expert and slot; the same on all processes."""
-        plan = self._migration
-        crossing = (plan.layer == layer) & (self._process_of(plan.slot) != self._process_of(plan.source_slot))
+        plan, crossing = self._migration, self._crossing(layer)
         for first in range(0, int(plan.num_batches_by_layer[layer]), BATCHES_PER_EXCHANGE):
-            transfers = np.nonzero(crossing & (plan.batch >= first) & (plan.batch < first + BATCHES_PER_EXCHANGE))[0]
+            batch = plan.batch[crossing]
+            transfers = crossing[(batch >= first) & (batch < first + BATCHES_PER_EXCHANGE)]
             yield transfers[np.lexsort((plan.slot[transfers], plan.expert[transfers]))]
 
     def exchange(self, layer: int, transfers: NDArray[np.int64]) -> None:
@@ -133,6 +165,18 @@ class StagedExperts:
                 f"the expert weights have {shape.num_layers} layers of {shape.num_slots} slots: "
                 f"expected {expected[0]} of {expected[1]}"
             )
+
+    def _crossing(self, layer: int) -> NDArray[np.int64]:
+        """Transfers of a layer between processes."""
+        plan = self._migration
+        crosses = self._process_of(plan.slot) != self._process_of(plan.source_slot)
+        return np.flatnonzero((plan.layer == layer) & crosses)
+
+    def _indices(self, layer: int, process: int) -> dict[int, int]:
+        """{slot: place in the staging memory} of the slots of a process that change in a layer."""
+        plan = self._migration
+        changed = plan.slot[(plan.layer == layer) & (self._process_of(plan.slot) == process)]
+        return {slot: index for index, slot in enumerate(changed.tolist())}
 
     def _process_of(self, slots: NDArray[np.int32]) -> NDArray[np.int64]:
         """Process that holds each slot."""

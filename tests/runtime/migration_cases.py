@@ -17,7 +17,7 @@ from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.layer.placement_tables import PlacementTables
-from eplb.runtime.live_migration import LiveMigration, MigrationError, MigrationPoint, migrate
+from eplb.runtime.live_migration import LiveMigration, MigrationError, MigrationPoint, Transport, migrate
 from eplb.runtime.staged_experts import BATCHES_PER_EXCHANGE
 from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape
 from eplb.runtime.weights.quantization import Fp4Blocks, Fp8Blocks
@@ -248,11 +248,11 @@ def _refused(call, message):
         call()
 
 
-def _fails(size, fault, message, moved=0):
+def _fails(size, fault, message, moved=0, transport=Transport.MESSAGES):
     """The fault stops the migration on all ranks after `moved` layers; everything serves; trying again succeeds."""
     before, after = pair(size)
     world, plan = World(before), Migration.between(before, after)
-    live = LiveMigration(plan, world.weights, world.tables, world.ranks, fault)
+    live = LiveMigration(plan, world.weights, world.tables, world.ranks, fault, transport)
 
     def move():
         for layer in live.layers:
@@ -381,10 +381,15 @@ CASES = sorted(name for name in globals() if name.startswith("case_"))
 
 def run_all(_member, _nothing):
     """Run every case in this process: name -> what went wrong, or nothing."""
+    return run_cases({name: globals()[name] for name in CASES})
+
+
+def run_cases(cases):
+    """Run cases, each called with the number of processes."""
     reports = {}
-    for name in CASES:
+    for name, case in cases.items():
         try:
-            globals()[name](dist.get_world_size())
+            case(dist.get_world_size())
             reports[name] = ""
         except BaseException:  # what pytest.raises finds missing is no Exception
             reports[name] = traceback.format_exc()

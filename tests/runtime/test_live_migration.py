@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from eplb.runtime import Launch, run_processes  # noqa: E402
-from tests.runtime.migration_cases import CASES, run_all  # noqa: E402
+from tests.runtime import migration_cases, pushed_migration_cases  # noqa: E402
 
 NUM_GPUS = torch.cuda.device_count()
 WORLDS = [
@@ -17,12 +17,14 @@ WORLDS = [
 
 @pytest.fixture(scope="module", params=WORLDS)
 def reports(request):
-    """The reports of each process: all cases run in the same ones."""
+    """The reports of each process: the cases of a file run in the same ones."""
     communicator, processes = request.param
-    return run_processes(Launch(processes, communicator, timeout_s=60), run_all, None)
+    launch = Launch(processes, communicator, timeout_s=60)
+    pushed = run_processes(launch, pushed_migration_cases.run_all, None)
+    return [a | b for a, b in zip(pushed, run_processes(launch, migration_cases.run_all, None), strict=True)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*migration_cases.CASES, *pushed_migration_cases.CASES])
 def test_on_every_rank(reports, case):
     for rank, report in enumerate(reports):
         assert not report[case], f"rank {rank}\n{report[case]}"

@@ -128,6 +128,60 @@ class Backend(Protocol):
         ...
 
 
+class FixedBuffers(Protocol):
+    """An exchange whose inputs and results keep their addresses, so that a CUDA graph can hold it.
+
+    T tokens of a process (capacity)   K choices   M rows (capacity)   H hidden   S slots of this process
+    """
+
+    @property
+    def name(self) -> str:
+        """What moves the tokens."""
+        ...
+
+    @property
+    def slot_TK(self) -> Tensor:
+        """[T, K] int64 slots, input; -1 is a masked selection."""
+        ...
+
+    @property
+    def weight_TK(self) -> Tensor:
+        """[T, K] float32, input."""
+        ...
+
+    @property
+    def map_epoch(self) -> Tensor:
+        """[1] int64 epoch of the maps, input."""
+        ...
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """[1] int32 tokens of this process, input."""
+        ...
+
+    @property
+    def rows_MH(self) -> Tensor:
+        """The rows that `dispatch` writes."""
+        ...
+
+    @property
+    def ends_S(self) -> Tensor:
+        """[S] int32 end of the rows of each slot of this process, written by `dispatch`."""
+        ...
+
+    def dispatch(self, x_TH: Tensor) -> Tensor:
+        """Send the first tokens of x_TH; `rows_MH`."""
+        ...
+
+    def combine(self, y_MH: Tensor) -> Tensor:
+        """[T, H] the weighted sums, of which the first tokens are valid; overwritten by the next call."""
+        ...
+
+    def raise_on_error(self) -> None:
+        """Raise what any process reported; the host waits for the device."""
+        ...
+
+
 def check_epochs(epochs: list[int]) -> None:
     """Check that all processes routed by the same epoch of the maps.
 

@@ -12,10 +12,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from eplb.errors import InputError
 from eplb.runtime.exchange.expert_rows import ExpertRows, weighted_sum
-from eplb.runtime.exchange.protocol import ExchangeHandle, PaddedTokens, RoutingPlan, WireRows
+from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.reference import check_one_process, nothing_sent, unsent
 from eplb.runtime.kernels.weighted_sum import fused_weighted_sum
 
 _FUSED_TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -36,13 +36,12 @@ class StaticRows:
     name: ClassVar[str] = "static"
 
     def __post_init__(self) -> None:
-        if self.group.num_processes != 1:
-            raise InputError(f"backend static: {self.group.num_processes} processes, expected one")
+        check_one_process(self.group, self.name)
 
     def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
-        """Sort the selections by slot, masked ones last."""
+        """Sort the selections by slot, masked ones last; a token with a slot that does not exist becomes NaN."""
         num_slots, device = self.group.topology.num_slots, routing.slot_TK.device
-        key_M = torch.where(routing.slot_TK >= 0, routing.slot_TK, num_slots).reshape(-1)
+        key_M = torch.where(routing.slot_TK >= 0, routing.slot_TK, num_slots).clamp(max=num_slots).reshape(-1)
         order_M = key_M.argsort(stable=True)
         row_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(order_M.numel(), device=device))
         counts = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
@@ -51,10 +50,9 @@ class StaticRows:
             slot_of_row_M=key_M[order_M],
             rows_per_slot_S=counts.scatter_add_(0, key_M, torch.ones_like(key_M))[:num_slots],
             row_DJ=torch.where(routing.slot_TK >= 0, row_M.view_as(routing.slot_TK), -1),
-            weight_DJ=routing.weight_TK,
+            weight_DJ=torch.where(routing.slot_TK < num_slots, routing.weight_TK, torch.nan),
         )
-        nothing = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        return ExchangeHandle(routing, rows, nothing, PaddedTokens(routing.num_tokens, []))
+        return unsent(routing, rows, self.group)
 
     def dispatch(self, x_TH: Tensor, handle: ExchangeHandle) -> Tensor:
         """[M, H] the tokens' hidden states, by slot."""
@@ -68,6 +66,4 @@ class StaticRows:
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
         """Zeros: nothing is sent."""
-        num_ranks = self.group.topology.num_ranks
-        nothing = torch.zeros((num_ranks, num_ranks), dtype=torch.int64, device=handle.routing.slot_TK.device)
-        return WireRows(nothing, nothing)
+        return nothing_sent(handle, self.group)

@@ -9,6 +9,7 @@ from eplb.errors import InputError
 from eplb.runtime.exchange.symmetric.failures import Family
 from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
+from eplb.runtime.kernels.combine import CombineGrid, launch_combine
 from eplb.runtime.kernels.launch import nanoseconds, power_of_two, resident_registers, tile
 
 MOST_CHOICES = 8192
@@ -96,40 +97,14 @@ def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors
     phase: Phase = Phase.BOTH,
 ) -> None:
     """Return the weighted sums of other ranks' tokens, and add those of the own tokens [T, H]."""
-    from eplb.runtime.kernels.combine_kernel import PUSH_FIRST, combine_kernel
-
-    shape, offsets, hidden = state.shape, state.shape.offsets, y_MH.shape[1]
-    programs = shape.tokens * (2 if phase is Phase.BOTH else 1)
-    combine_kernel[(programs,)](
-        state.memory.addresses,
-        y_MH,
-        layout.row_CK,
-        layout.weight_CK,
-        layout.hit_T,
-        layout.slot_TK,
-        out_TH,
-        layout.num_tokens_P,
-        state.epochs[Family.COMBINE :],
-        state.arrived[Family.COMBINE :],
-        state.rank,
-        offsets["errors"],
-        offsets["combine_flags"],
-        offsets["stage"],
-        nanoseconds(state.timeout_s),
-        P=shape.num_ranks,
-        T=shape.tokens,
-        K=shape.top_k,
-        H=hidden,
-        ROW_BYTES=shape.row_bytes,
-        G=1,
-        BC=tile(max(hidden, 128), _ROW_TILE),
-        FIXED=shape.fixed_order,
-        SKIP=settings.fast_skip_absent,
-        ROLE=int(PUSH_FIRST) if phase is Phase.BOTH else int(phase),
-        THREADS=32 * settings.fast_combine_warps,
-        num_warps=settings.fast_combine_warps,
-        maxnreg=resident_registers(
-            2 * shape.tokens * settings.ranks_on_device, settings.fast_combine_warps, y_MH.device
-        ),
-        enable_fp_fusion=False,  # weight * row is rounded before it is added, as in the reference
+    programs = 2 * state.shape.tokens
+    grid = CombineGrid(
+        programs=programs,
+        on_device=programs * settings.ranks_on_device,
+        group=1,
+        columns=_ROW_TILE,
+        warps=settings.fast_combine_warps,
+        skip_absent=settings.fast_skip_absent,
+        push_first=True,
     )
+    launch_combine(state, layout, grid, y_MH, out_TH, phase)

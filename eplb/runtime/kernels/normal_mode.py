@@ -8,6 +8,7 @@ from torch import Tensor
 from eplb.runtime.exchange.symmetric.failures import Family
 from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
 from eplb.runtime.exchange.symmetric.state import BLOCK_TOKENS, ExchangeLayout, RankState
+from eplb.runtime.kernels.combine import CombineGrid, launch_combine
 from eplb.runtime.kernels.launch import nanoseconds, power_of_two, resident_registers, tile
 
 _ROW_TILE = 8192
@@ -176,38 +177,13 @@ def combine_rows(  # noqa: PLR0913  # state, layout and settings are one argumen
     phase: Phase = Phase.BOTH,
 ) -> None:
     """Return the weighted sums of the rows of other ranks' tokens, and add those of the own tokens [T, H]."""
-    from eplb.runtime.kernels.combine_kernel import combine_kernel
-
-    shape, offsets, hidden = state.shape, state.shape.offsets, y_MH.shape[1]
-    programs = settings.combiners // 2 * 2 if phase is Phase.BOTH else -(-settings.combiners // 2)
-    combine_kernel[(programs,)](
-        state.memory.addresses,
-        y_MH,
-        layout.row_CK,
-        layout.weight_CK,
-        layout.hit_T,
-        layout.slot_TK,
-        out_TH,
-        layout.num_tokens_P,
-        state.epochs[Family.COMBINE :],
-        state.arrived[Family.COMBINE :],
-        state.rank,
-        offsets["errors"],
-        offsets["combine_flags"],
-        offsets["stage"],
-        nanoseconds(state.timeout_s),
-        P=shape.num_ranks,
-        T=shape.tokens,
-        K=shape.top_k,
-        H=hidden,
-        ROW_BYTES=shape.row_bytes,
-        G=settings.combine_group,
-        BC=tile(max(hidden, 128), settings.combine_columns),
-        FIXED=shape.fixed_order,
-        SKIP=settings.skip_absent,
-        ROLE=int(phase),
-        THREADS=32 * settings.combine_warps,
-        num_warps=settings.combine_warps,
-        maxnreg=resident_registers(settings.combiners * settings.ranks_on_device, settings.combine_warps, y_MH.device),
-        enable_fp_fusion=False,  # weight * row is rounded before it is added, as in the reference
+    grid = CombineGrid(
+        programs=settings.combiners,
+        on_device=settings.combiners * settings.ranks_on_device,
+        group=settings.combine_group,
+        columns=settings.combine_columns,
+        warps=settings.combine_warps,
+        skip_absent=settings.skip_absent,
+        push_first=False,
     )
+    launch_combine(state, layout, grid, y_MH, out_TH, phase)

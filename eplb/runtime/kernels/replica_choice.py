@@ -8,8 +8,9 @@ from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
 
 _BLOCK = 256
-DEVICE_RULES = (DispatchRule.EVEN, DispatchRule.WEIGHTED, DispatchRule.LOCAL_FIRST)
-"""Rules that the kernel executes; the others are chosen by `choose_slots`."""
+_CHUNK = 64
+DEVICE_RULES = tuple(rule for rule in DispatchRule if rule is not DispatchRule.ONLINE)
+"""Rules that the kernel executes; `online` needs the counts of all ranks, see `online_quotas_on_device`."""
 
 
 def choose_slots_on_device(
@@ -41,9 +42,29 @@ def choose_slots_on_device(
         )
     if not out_TK.is_contiguous():
         raise InputError(f"slots with strides {out_TK.stride()}: expected a contiguous tensor")
-    from eplb.runtime.kernels.replica_choice_kernel import EVEN, LOCAL_FIRST, WEIGHTED, choose_slots_kernel
+    from eplb.runtime.kernels.replica_choice_kernel import (
+        BY_RANK,
+        BY_ROW,
+        BY_TOKEN_HASH,
+        EVEN,
+        FIRST_ON_NODE,
+        LOCAL_FIRST,
+        ROUND_ROBIN,
+        WEIGHTED,
+        choose_slots_kernel,
+    )
 
-    rules = {DispatchRule.EVEN: EVEN, DispatchRule.WEIGHTED: WEIGHTED, DispatchRule.LOCAL_FIRST: LOCAL_FIRST}
+    rules = {
+        DispatchRule.EVEN: EVEN,
+        DispatchRule.WEIGHTED: WEIGHTED,
+        DispatchRule.LOCAL_FIRST: LOCAL_FIRST,
+        DispatchRule.SGLANG_DYNAMIC: FIRST_ON_NODE,
+        DispatchRule.SGLANG_BY_ROW: BY_ROW,
+        DispatchRule.VLLM: BY_TOKEN_HASH,
+        DispatchRule.ASCEND: BY_RANK,
+        DispatchRule.SGLANG_STATIC: BY_RANK,
+        DispatchRule.TRTLLM: ROUND_ROBIN,
+    }
     selections = expert_ids_TK.numel()
     choose_slots_kernel[(max(-(-selections // _BLOCK), 1),)](
         expert_ids_TK.contiguous(),
@@ -55,12 +76,15 @@ def choose_slots_on_device(
         tables.weight_bound_LEX[layer],
         tables.rank_of_slot_P,
         tables.node_of_rank_R,
+        tables.rank_slot_LRE[layer],
         tables.epoch_L[layer:],
         selections,
         tables.topology.num_slots,
+        tables.num_experts,
         tables.log2phy_LEX.shape[2],
         K=expert_ids_TK.shape[1],
         RULE=int(rules[tables.rule].value),
         BLOCK=_BLOCK,
+        CHUNK=_CHUNK,
         num_warps=4,
     )

@@ -114,13 +114,7 @@ def sigmoid_group_top_k(
     InputError
         If the groups do not divide the experts, or the chosen groups hold fewer than K experts.
     """
-    num_experts = logits_TE.shape[1]
-    group_size = num_experts // limit.num_groups
-    if num_experts % limit.num_groups or group_size * limit.top_k_groups < top_k:
-        raise InputError(
-            f"{limit.top_k_groups} of {limit.num_groups} groups of {num_experts} experts: expected equal groups with "
-            f"at least top_k = {top_k} experts together"
-        )
+    group_size = check_groups(logits_TE.shape[1], top_k, limit)
     scores_TE = logits_TE.float().sigmoid()
     biased_TE = scores_TE + bias_E
     if limit.top_k_groups < limit.num_groups:
@@ -131,6 +125,23 @@ def sigmoid_group_top_k(
         biased_TE = biased_TE.masked_fill(~open_TG.repeat_interleave(group_size, dim=1), -torch.inf)
     expert_ids_TK = best(biased_TE, top_k)
     return GateChoice(expert_ids_TK, _normalised(scores_TE.gather(1, expert_ids_TK)) * scale)
+
+
+def check_groups(num_experts: int, top_k: int, limit: GroupLimit) -> int:
+    """Experts of a group.
+
+    Raises
+    ------
+    InputError
+        If the groups do not divide the experts, or the chosen groups hold fewer than K experts.
+    """
+    group_size = num_experts // limit.num_groups
+    if num_experts % limit.num_groups or group_size * limit.top_k_groups < top_k:
+        raise InputError(
+            f"{limit.top_k_groups} of {limit.num_groups} groups of {num_experts} experts: expected equal groups with "
+            f"at least top_k = {top_k} experts together"
+        )
+    return group_size
 
 
 def hash_table(vocabulary: int, *, num_experts: int, top_k: int, seed: int = 0) -> Tensor:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from eplb.runtime.exchange.protocol import Backend
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.experts.slot_experts import SlotExperts
 from eplb.runtime.layer.gate import GateChoice
-from eplb.runtime.layer.moe_layer import SlotExperts, route
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
+from eplb.runtime.layer.routing import route
 
 
 @final

@@ -22,9 +22,9 @@ from eplb.runtime.exchange.protocol import Backend
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.experts.timed_experts import TimedExperts
 from eplb.runtime.layer.gate import GateChoice
-from eplb.runtime.layer.moe_layer import route, source_counts
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
+from eplb.runtime.layer.routing import route, source_counts
 from eplb.runtime.live_migration import migrate
 from eplb.runtime.model.moe_blocks import MoeBlock, moe_blocks
 from eplb.runtime.weights.checkpoint import StateDict, TensorSource

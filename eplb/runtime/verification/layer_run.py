@@ -24,9 +24,9 @@ from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
 from eplb.runtime.exchange.symmetric.backend import Symmetric
 from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.layer.gate import GateChoice, GroupLimit, SigmoidGroupGate, SoftmaxGate
-from eplb.runtime.layer.moe_layer import route, source_counts
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, no_quotas
+from eplb.runtime.layer.routing import route, source_counts
 from eplb.runtime.verification.injected_faults import Fault, FaultyBackend, break_choice, break_tables, break_weights
 from eplb.runtime.verification.observations import LayerSeen, ModeSeen, Refused
 from eplb.runtime.verification.probe_experts import ProbeExperts

@@ -17,19 +17,20 @@ import torch.distributed as dist
 from eplb.errors import EplbError
 from eplb.runtime import Launch, Member, run_processes
 from eplb.runtime.exchange.expert_rows import expert_rows
+from eplb.runtime.exchange.symmetric.failures import Family
 from eplb.runtime.exchange.symmetric.memory import memory_over_nvlink
 from eplb.runtime.exchange.symmetric.region import RegionShape
 from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 from eplb.runtime.exchange.symmetric.warm_up import warm_up, warm_up_low_latency
 from eplb.runtime.kernels import low_latency, normal_mode
+from eplb.runtime.kernels.pull import pull_sums
 
 HIDDEN, EXPERTS, TOP_K = 7168, 256, 8
 CALLS, REPLAYS, WARM_UPS, REPEATS = 10, 9, 10, 30
 LONGEST_DELAY = 350_000
 """Clock cycles, about 0.2 ms."""
-BARS = {"R1": 175.0, "R2": 104.0, "R1b": 205.0, "R3b": 205.0, "R4": 19.0, "R5": 15.0}
-
+BARS = {"R1": 175.0, "R2": 104.0, "R3": 188.0, "R1b": 205.0, "R3b": 205.0, "R4": 19.0, "R5": 15.0}
 
 PUSH_VARIANTS: tuple[dict[str, int], ...] = (
     {"pushers": 64, "dispatch_group": 16},
@@ -56,7 +57,6 @@ class Result:
 
     @property
     def wire_gb_s(self) -> float:
-        """Bytes that leave a GPU, over the time of the chain."""
         return self.wire_mb * 1e3 / self.chain_us
 
 
@@ -79,6 +79,7 @@ class Rank:
         self.rows = torch.zeros((self.state.max_rows, HIDDEN), dtype=torch.bfloat16, device=self.device)
         self.layout = ExchangeLayout.allocate(self.state, self.slots)
         self.epoch = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.pullers = 32
         self.numbers = torch.arange(self.state.max_rows, dtype=torch.int32, device=self.device)
 
     def fill(self, tokens: list[int], *, masked: float = 0.05, bias: float = 0.0) -> None:
@@ -120,10 +121,25 @@ class Rank:
     def combine(self) -> None:
         normal_mode.combine_rows(self.state, self.layout, self.settings, self.rows, self.out)
 
+    def pull(self) -> None:
+        pull_sums(self.state, self.layout, self.out, self.pullers)
+
+    def wrong_pulls(self) -> int:
+        """Differences of the pulled sums from those of all ranks, drawn alike everywhere."""
+        parity = int(self.state.epochs[Family.COMBINE]) & 1
+        kind = {"generator": self.generator, "device": self.device}
+        sums = torch.randint(-4, 5, (self.P, self.P, self.T, HIDDEN), **kind).bfloat16()  # expert rank, token's rank
+        staged = self.state.part("stage").view(torch.bfloat16).view(2, self.P, self.T, HIDDEN)
+        staged[parity].copy_(sums[self.me])
+        self.pull()
+        hit = (self.layout.hit_T >> torch.arange(self.P, device=self.device)[:, None] & 1)[..., None]
+        expected = (sums[:, self.me] * hit).float().sum(dim=0).bfloat16()
+        count = self.tokens[self.me]
+        return int((self.out[:count] != expected[:count]).sum())
+
     def fast_dispatch(self) -> None:
-        low_latency.dispatch_low_latency(
-            self.state, self.layout, self.weights, self.x, self.rows, settings=self.settings
-        )
+        buffers = self.weights, self.x, self.rows
+        low_latency.dispatch_low_latency(self.state, self.layout, *buffers, settings=self.settings)
 
     def fast_combine(self) -> None:
         low_latency.combine_low_latency(self.state, self.layout, self.settings, self.rows, self.out)
@@ -231,21 +247,17 @@ def stress(rank: Rank, replays: int, *, fast: bool) -> int:
 
 
 def chain_us(rank: Rank, *steps: Callable[[], None]) -> float:
-    """Median time of a call in a graph of CALLS calls."""
     for step in steps:
         step()  # compiled and loaded on every rank before the first capture
     torch.cuda.synchronize()
     dist.barrier()
     graph = captured(*steps, calls=CALLS)
-    times = []
-    for _ in range(REPLAYS):
-        times.append(timed(graph.replay) / CALLS)
+    times = [timed(graph.replay) / CALLS for _ in range(REPLAYS)]
     rank.state.raise_on_error()
     return statistics.median(times)
 
 
 def single_us(rank: Rank, step: Callable[[], None]) -> float:
-    """Median time of an eager call, L2 flushed before."""
     flush = torch.empty(256 * 2**20 // 4, dtype=torch.int32, device=rank.device)
     times = [timed(step, flush) for _ in range(WARM_UPS + REPEATS)]
     rank.state.raise_on_error()
@@ -284,7 +296,6 @@ def _step_fewer(member: Member) -> str:
 
 
 def shown(words: dict[str, int]) -> str:
-    """A variant in short: the capitals of its settings."""
     return " ".join(f"{''.join(part[0] for part in name.split('_'))}{int(value)}" for name, value in words.items())
 
 
@@ -326,6 +337,11 @@ def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[
         add("R1b", f"dispatch + expand {kind}", rank, rank.dispatch, wire=wire)
         if not fp8:
             add("R3b", "weighted reduce + combine bf16", rank, rank.combine, wire=copies * 2 * HIDDEN)
+            rank.pull()
+            dist.barrier()
+            note(f"pulled sums: {rank.wrong_pulls()} wrong")
+            for rank.pullers in (16, 32, 64):
+                add("R3", f"pull of reduced sums, {rank.pullers} programs", rank, rank.pull, wire=copies * 2 * HIDDEN)
             add("layout", "choices + layout", rank, rank.plan, wire=0)
         add("front", f"layout, dispatch, combine {kind}", rank, rank.plan, rank.dispatch, rank.combine, wire=2 * wire)
         del rank
@@ -347,7 +363,7 @@ def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[
     return checks, results
 
 
-ROWS = ("R1", "R2", "R1b", "R3b", "R4", "R5", "layout", "front", "pair")
+ROWS = ("R1", "R2", "R3", "R1b", "R3b", "R4", "R5", "layout", "front", "pair")
 
 
 def measure(wanted: tuple[str, ...] = ROWS) -> list[Result]:

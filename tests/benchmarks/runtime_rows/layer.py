@@ -1,20 +1,29 @@
 """R9 to R11: a whole MoE layer of two ranks in one CUDA graph, from the router's GEMM to the output.
 
 The variants of a case are replayed in turn, a barrier before each; the median of 15 is the maximum over ranks. "no FFN"
-leaves the experts out. The error is that of 32 tokens against float32. Both ranks draw the same weights for equal
-local slots.
+leaves the experts out. "NCCL" is all-gather and reduce-scatter with the same layout, expand and reduce kernels. The
+error is that of 32 tokens against float32. Both ranks draw the same weights for equal local slots.
 """
 
 import os
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.distributed as dist
 
 from eplb.core.topology import Topology
-from eplb.runtime import BufferSizes, ExchangeMode, FixedExchange, Launch, Member, RankGroup, run_processes
+from eplb.runtime import (
+    BufferSizes,
+    CollectiveBuffers,
+    ExchangeMode,
+    FixedBuffers,
+    FixedExchange,
+    Launch,
+    Member,
+    RankGroup,
+    run_processes,
+)
 from eplb.runtime.exchange.symmetric.settings import KernelSettings
 from eplb.runtime.experts.candidates import BF16_FFNS, FP8_FFNS
 from eplb.runtime.experts.grouped_ffn import GroupedFfn
@@ -24,6 +33,7 @@ from .exchange import captured, timed
 from .ffn import exact, weights
 
 HIDDEN, TOP_K, ROUNDS, CHECKED_TOKENS = 7168, 8, 15, 32
+COLLECTIVES = "NCCL"
 
 
 @dataclass(frozen=True)
@@ -103,48 +113,57 @@ def _case(member: Member, case: Case) -> list[Result]:
         mode=ExchangeMode.LOW_LATENCY if is_small else ExchangeMode.NORMAL,
         settings=KernelSettings(float8_wire=is_small),
     )
-    exchange.set_tokens(case.tokens)
+    collectives = CollectiveBuffers.create(
+        group, BufferSizes(case.tokens, TOP_K, HIDDEN), torch.bfloat16, member.device
+    )
+    for buffers in (exchange, collectives):
+        buffers.num_tokens.fill_(case.tokens)
     x_TH = torch.randn((case.tokens, HIDDEN), device=member.device).bfloat16()
     router_EH = (torch.randn((case.experts, HIDDEN), device=member.device) / HIDDEN**0.5).bfloat16()
     logits_TE = torch.empty((case.tokens, case.experts), device=member.device)
     parts = weights(case.experts // group.num_processes, case.dtype)
 
-    def layer(ffn: GroupedFfn | None) -> None:
+    def layer(ffn: GroupedFfn | None, buffers: FixedBuffers) -> torch.Tensor:
         torch.mm(x_TH, router_EH.T, out_dtype=torch.float32, out=logits_TE)
-        softmax_top_k_on_device(logits_TE, exchange.slot_TK, exchange.weight_TK)
-        rows_MH = exchange.dispatch(x_TH)
-        exchange.combine(rows_MH if ffn is None else ffn(parts, rows_MH, exchange.ends_S))
+        softmax_top_k_on_device(logits_TE, buffers.slot_TK, buffers.weight_TK)
+        rows_MH = buffers.dispatch(x_TH)
+        return buffers.combine(rows_MH if ffn is None else ffn(parts, rows_MH, buffers.ends_S))
 
-    def error() -> float:
-        truth_TH = torch.zeros((CHECKED_TOKENS, HIDDEN), device=member.device)
-        for token in range(CHECKED_TOKENS):
-            for slot, weight in zip(exchange.slot_TK[token].tolist(), exchange.weight_TK[token].tolist(), strict=True):
-                own = {name: part[slot % part.shape[0]] for name, part in parts.items()}
-                truth_TH[token] += weight * exact(own, x_TH[token : token + 1].float())[0]
-        found_TH = exchange.out_TH[:CHECKED_TOKENS].float()
-        return float((found_TH - truth_TH).norm() / truth_TH.norm())
-
+    variants: dict[str, tuple[GroupedFfn | None, FixedBuffers]] = {ffn.name: (ffn, exchange) for ffn in case.ffns}
+    variants["no FFN"] = None, exchange
+    variants |= {f"{COLLECTIVES}, {ffn.name}": (ffn, collectives) for ffn in case.ffns}
+    variants[f"{COLLECTIVES}, no FFN"] = None, collectives
     graphs, errors = {}, {}
-    variants: dict[str, Callable[[], None]] = {ffn.name: lambda ffn=ffn: layer(ffn) for ffn in case.ffns}
-    variants["no FFN"] = lambda: layer(None)
-    for name, call in variants.items():
-        call()
+    for name, (ffn, buffers) in variants.items():
+        layer(ffn, buffers)
         torch.cuda.synchronize()
         dist.barrier()
-        graphs[name] = captured(call)
+        outputs: list[torch.Tensor] = []
+        graphs[name] = captured(lambda ffn=ffn, buffers=buffers, outputs=outputs: outputs.append(layer(ffn, buffers)))
         graphs[name].replay()
-        errors[name] = error() if name != "no FFN" else float("nan")
+        errors[name] = float("nan") if ffn is None else _error(outputs[0], x_TH, parts, buffers)
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, graph in graphs.items():
             times[name].append(timed(graph.replay))
-    exchange.raise_on_error()
+    for buffers in (exchange, collectives):
+        buffers.raise_on_error()
     results = []
-    for name in variants:
-        bar = case.most_us if name != "no FFN" else float("nan")
+    for name, (ffn, buffers) in variants.items():
+        bar = case.most_us if ffn is not None and buffers is exchange else float("nan")
         us = statistics.median(times[name])
         results.append(Result(case.row, case.tokens, case.experts, f"{case.dtype} {name}", us, errors[name], bar))
     return results
+
+
+def _error(out: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor], buffers: FixedBuffers) -> float:
+    """Relative error of the first tokens."""
+    truth = torch.zeros((CHECKED_TOKENS, HIDDEN), device=x.device)
+    for token in range(CHECKED_TOKENS):
+        for slot, weight in zip(buffers.slot_TK[token].tolist(), buffers.weight_TK[token].tolist(), strict=True):
+            own = {name: part[slot % part.shape[0]] for name, part in parts.items()}
+            truth[token] += weight * exact(own, x[token : token + 1].float())[0]
+    return float((out[:CHECKED_TOKENS].float() - truth).norm() / truth.norm())
 
 
 def report(results: list[Result]) -> str:
@@ -154,7 +173,16 @@ def report(results: list[Result]) -> str:
         f"  error {one.error:.1e}  bar {one.most_us:.0f}"
         for one in results
     ]
+    for case in dict.fromkeys(_case_of(one) for one in results):
+        whole = [one for one in results if _case_of(one) == case and not one.variant.endswith("no FFN")]
+        own = min(one.us for one in whole if COLLECTIVES not in one.variant)
+        theirs = min(one.us for one in whole if COLLECTIVES in one.variant)
+        lines.append(f"{', '.join(map(str, case))}: {own / theirs:.2f} x {COLLECTIVES} (bar of R9 0.86)")
     return "\n".join(lines)
+
+
+def _case_of(one: Result) -> tuple[str, int, int, str]:
+    return one.row, one.tokens, one.experts, one.variant.split()[0]
 
 
 def as_dicts(results: list[Result]) -> list[dict[str, object]]:

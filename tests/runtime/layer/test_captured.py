@@ -8,14 +8,19 @@ from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.runtime import (
+    BufferSizes,
     CapturedLayers,
+    CollectiveBuffers,
+    ExchangeMode,
     ExpertWeights,
     ExpertWeightsShape,
+    FixedExchange,
     GateUpLayout,
     MoeLayer,
     PlacementTables,
     RankGroup,
     Reference,
+    RoutingPlan,
     SoftmaxGate,
     StaticRows,
     TimedExperts,
@@ -67,21 +72,35 @@ def test_fixed_shapes_give_the_reference_for_used_tokens_and_zeros_for_the_other
         assert found[used:].eq(0).all()
 
 
-def test_layers_that_wait_for_the_device_are_refused():
-    for backend, rule, message in (
-        (Reference, DispatchRule.EVEN, "backend reference waits"),
-        (StaticRows, DispatchRule.ONLINE, "replica rule online"),
-    ):
-        with pytest.raises(InputError, match=message):
-            check_capturable(_layers(backend, "cpu", torch.float32, rule=rule))
-    with pytest.raises(InputError, match="none were given"):
-        check_capturable([])
+def test_a_slot_that_does_not_exist_gives_nan_for_its_token_alone():
+    backend = StaticRows(RankGroup(PLACEMENT.topology))
+    source = TokenSource.consecutive(0, [2, 0], "cpu")
+    routing = RoutingPlan(torch.tensor([[0, 8], [1, -1]]), torch.ones((2, 2)), source, torch.tensor(0))
+    handle = backend.plan_exchange(routing)
+    y = backend.combine(backend.dispatch(torch.ones((2, 3)), handle), handle)
+    assert y[0].isnan().all()
+    assert y[1].tolist() == [1, 1, 1]
 
 
-def test_a_cpu_has_no_graphs():
+def test_backends_that_wait_for_the_device_are_refused():
+    with pytest.raises(InputError, match="backend reference waits"):
+        check_capturable(_layers(Reference, "cpu", torch.float32))
     x, _, source = _batch(4, "cpu", torch.float32)
-    with pytest.raises(InputError, match="the input is on cpu"):
-        CapturedLayers(_layers(StaticRows, "cpu", torch.float32), source, x)
+    with pytest.raises(InputError, match="none were given"):
+        CapturedLayers([], source, x)
+
+
+@pytest.mark.parametrize("rule", [DispatchRule.EVEN, DispatchRule.ONLINE])
+def test_on_a_cpu_the_same_call_runs_eagerly_and_gives_the_reason(rule):
+    layer = _layers(Reference, "cpu", torch.float32, rule=rule)[0]
+    x, ids, source = _batch(6, "cpu", torch.float32)
+    captured = layer.captured(source, x)
+    assert captured.reason == "the input is on cpu, and graphs need a GPU"
+    assert repr(captured) == f"CapturedLayers(1 layers, 6 tokens, reference, eager: {captured.reason})"
+    assert torch.allclose(captured(x, ids), layer(x, ids, source).y_TH, atol=1e-5)
+    assert torch.allclose(captured(x[:2], ids[:2])[0], layer(x, ids, source).y_TH[0], atol=1e-5)
+    with pytest.raises(InputError, match="7 tokens: the graph was captured for at most 6"):
+        captured(torch.zeros(7, HIDDEN), torch.zeros(7))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -100,5 +119,28 @@ def test_a_replay_equals_eager_for_other_routing_maps_and_numbers_of_tokens(layo
         found = captured(x[:used], ids[:used])
         assert torch.equal(found, eager[:used])
         assert float(found.float().norm()) > 0
+    assert repr(captured) == "CapturedLayers(2 layers, 40 tokens, static, one graph)"
     with pytest.raises(InputError, match="41 tokens: the graph was captured for at most 40"):
         captured(torch.zeros(41, HIDDEN, device="cuda", dtype=torch.bfloat16), torch.zeros(41, device="cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rule", list(DispatchRule))
+def test_a_replay_through_buffers_equals_eager_under_every_rule(rule):
+    layers = _layers(StaticRows, "cuda", torch.bfloat16, GateUpLayout.INTERLEAVED, rule)
+    x, _, source = _batch(40, "cuda", torch.bfloat16)
+    sizes = BufferSizes(40, 2, HIDDEN)
+    for exchange in (
+        FixedExchange.create(layers[0].group, sizes, x.dtype, x.device, mode=ExchangeMode.NORMAL),
+        FixedExchange.create(layers[0].group, sizes, x.dtype, x.device, mode=ExchangeMode.LOW_LATENCY),
+        CollectiveBuffers.create(layers[0].group, sizes, x.dtype, x.device),
+    ):
+        captured = CapturedLayers(layers, source, x, exchange)
+        for number, used in enumerate((40, 17, 1)):
+            x, ids, _ = _batch(40, "cuda", torch.bfloat16, seed=number)
+            eager = x
+            for layer in layers:
+                eager = masked_layer(layer, eager, ids, source, torch.tensor(used, device="cuda"), exchange)
+            expected = eager[:used].clone()
+            assert torch.equal(captured(x[:used], ids[:used]), expected)
+            captured.raise_on_error()

@@ -10,8 +10,8 @@ from eplb.core.topology import Topology
 from eplb.dispatch.engine_rules import expected_slot_load, rank_slot_map
 from eplb.errors import InputError
 from eplb.runtime import PlacementTables, TokenSource, choose_slots, online_quotas
-from eplb.runtime.layer.moe_layer import source_counts
 from eplb.runtime.layer.replica_choice import no_quotas
+from eplb.runtime.layer.routing import source_counts
 from tests.runtime import cases
 
 _M32 = 0xFFFFFFFF

@@ -31,16 +31,21 @@ def symmetric_refusal(group: RankGroup, device: torch.device) -> str:
     return "" if len(hosts) == 1 else f"processes on {len(hosts)} hosts, and peer memory ends at the host"
 
 
-def _own_refusal(group: RankGroup, device: torch.device) -> str:
-    """What this process lacks."""
-    if group.num_processes > MOST_RANKS:
-        return f"{group.num_processes} processes, at most {MOST_RANKS}"
+def kernel_refusal(device: torch.device) -> str:
+    """Why the exchange kernels cannot run on this device; empty if they can."""
     if find_spec("triton") is None:
         return "Triton is not installed"
     if device.type != "cuda":
         return "" if device.type == "cpu" and interpreted() else f"tensors on {device.type}, the kernels need a GPU"
-    if interpreted():
-        return "TRITON_INTERPRET is set, and Triton's interpreter does not run on a GPU"
+    return "TRITON_INTERPRET is set, and Triton's interpreter does not run on a GPU" if interpreted() else ""
+
+
+def _own_refusal(group: RankGroup, device: torch.device) -> str:
+    """What this process lacks."""
+    if group.num_processes > MOST_RANKS:
+        return f"{group.num_processes} processes, at most {MOST_RANKS}"
+    if (refusal := kernel_refusal(device)) or device.type != "cuda":
+        return refusal
     version = tuple(int(number) for number in torch.__version__.split("+")[0].split(".")[:2])
     if version < _LEAST_TORCH or find_spec("torch.distributed._symmetric_memory") is None:
         return f"torch {torch.__version__} has no symmetric memory"

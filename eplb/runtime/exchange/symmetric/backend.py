@@ -20,7 +20,7 @@ from eplb.runtime.exchange.rank_group import RankGroup, as_bytes_if_float8
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
 from eplb.runtime.exchange.symmetric.memory import memory_of_group
 from eplb.runtime.exchange.symmetric.region import BufferSizes, RegionShape
-from eplb.runtime.exchange.symmetric.settings import KernelSettings, phases
+from eplb.runtime.exchange.symmetric.settings import KernelSettings, row_phases
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 from eplb.runtime.kernels.normal_mode import combine_rows, dispatch_rows, make_layout, publish_choices
 
@@ -117,7 +117,7 @@ class Symmetric:
         self._check_row(x_TH)
         x = as_bytes_if_float8(x_TH.contiguous())
         out = self.group.allocate((handle.rows.copy_of_row_M.numel(), x.shape[1]), x.dtype, x.device)
-        for phase in phases():
+        for phase in row_phases(self.state.shape.num_ranks):
             dispatch_rows(self.state, _layout_of(handle), self.settings, x, out, phase)
         return out.view(x_TH.dtype)
 
@@ -135,7 +135,7 @@ class Symmetric:
         if y_MH.dtype == torch.float64:
             raise InputError("backend symmetric: float64 rows, expected a type that is summed in float32")
         out = torch.empty((handle.routing.num_tokens, y_MH.shape[1]), dtype=y_MH.dtype, device=y_MH.device)
-        for phase in phases():
+        for phase in row_phases(self.state.shape.num_ranks):
             combine_rows(self.state, _layout_of(handle), self.settings, y_MH.contiguous(), out, phase)
         self.state.raise_on_error()
         return out

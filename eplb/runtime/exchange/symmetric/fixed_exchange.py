@@ -17,11 +17,12 @@ from torch import Tensor
 
 from eplb.core.named_enum import NamedEnum
 from eplb.errors import InputError
+from eplb.runtime.exchange.protocol import check_epochs
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
 from eplb.runtime.exchange.symmetric.memory import memory_of_group
 from eplb.runtime.exchange.symmetric.region import BufferSizes, RegionShape
-from eplb.runtime.exchange.symmetric.settings import KernelSettings, phases
+from eplb.runtime.exchange.symmetric.settings import KernelSettings, phases, row_phases
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 from eplb.runtime.exchange.symmetric.warm_up import warm_up, warm_up_low_latency
 from eplb.runtime.kernels.launch import interpreted
@@ -86,35 +87,60 @@ class FixedExchange:
         """
         if refusal := symmetric_refusal(group, device):
             raise InputError(f"symmetric exchange: {refusal}")
-        settings = KernelSettings.default() if settings is None else settings
         shape = RegionShape.of(group.num_processes, sizes)
         memory = memory_of_group(group.process_group, shape.num_bytes, device)
         first_slot = tuple(group.first_slot(process) for process in range(group.num_processes + 1))
         state = RankState.create(memory, shape, first_slot, timeout_s=timeout_s)
+        exchange = cls.of_state(state, dtype, mode, KernelSettings.default() if settings is None else settings)
+        if group.process_group is not None:
+            torch.distributed.barrier(group.process_group)
+        return exchange
+
+    @classmethod
+    def of_state(
+        cls, state: RankState, dtype: torch.dtype, mode: ExchangeMode, settings: KernelSettings
+    ) -> "FixedExchange":
+        """Allocate the buffers of a rank, compile and load its kernels.
+
+        Raises
+        ------
+        InputError
+            If the buffers are too large for the mode.
+        """
         if mode is ExchangeMode.LOW_LATENCY:
             check_low_latency(state)
-        slot_TK = torch.full((sizes.tokens, sizes.top_k), -1, dtype=torch.int64, device=device)
+        shape, device = state.shape, state.memory.device
+        slot_TK = torch.full((shape.tokens, shape.top_k), -1, dtype=torch.int64, device=device)
         exchange = cls(
             state,
             settings,
             mode,
             ExchangeLayout.allocate(state, slot_TK),
-            torch.zeros((sizes.tokens, sizes.top_k), device=device),
+            torch.zeros((shape.tokens, shape.top_k), device=device),
             torch.zeros(1, dtype=torch.int64, device=device),
-            torch.zeros((state.max_rows, sizes.hidden), dtype=dtype, device=device),
-            torch.zeros((sizes.tokens, sizes.hidden), dtype=dtype, device=device),
+            torch.zeros((state.max_rows, shape.hidden), dtype=dtype, device=device),
+            torch.zeros((shape.tokens, shape.hidden), dtype=dtype, device=device),
         )
         exchange.set_tokens(0)
+        exchange.layout.map_epochs_P.zero_()  # the low-latency mode does not exchange them
         if not interpreted():
             (warm_up_low_latency if mode is ExchangeMode.LOW_LATENCY else warm_up)(state, settings, dtype)
-        if group.process_group is not None:
-            torch.distributed.barrier(group.process_group)
         return exchange
+
+    @property
+    def name(self) -> str:
+        """The exchange and its mode."""
+        return f"symmetric, {self.mode}"
 
     @property
     def slot_TK(self) -> Tensor:
         """[T, K] int64 slots, input; -1 is a masked selection."""
         return self.layout.slot_TK
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """[1] int32 tokens of this process, input."""
+        return self.layout.num_tokens
 
     @property
     def ends_S(self) -> Tensor:
@@ -131,17 +157,17 @@ class FixedExchange:
         if self.mode is ExchangeMode.NORMAL:
             publish_choices(state, layout, self.weight_TK, self.map_epoch)
             make_layout(state, layout)
-        for phase in phases():
-            if self.mode is ExchangeMode.NORMAL:
+            for phase in row_phases(state.shape.num_ranks):
                 dispatch_rows(state, layout, self.settings, x_TH, rows_MH, phase)
-            else:
-                dispatch_low_latency(state, layout, self.weight_TK, x_TH, rows_MH, settings=self.settings, phase=phase)
+            return rows_MH
+        for phase in phases():
+            dispatch_low_latency(state, layout, self.weight_TK, x_TH, rows_MH, settings=self.settings, phase=phase)
         return rows_MH
 
     def combine(self, y_MH: Tensor) -> Tensor:
         """Return the weighted sums; `out_TH`, of which the first tokens are valid."""
         combine = combine_low_latency if self.mode is ExchangeMode.LOW_LATENCY else combine_rows
-        for phase in phases():
+        for phase in row_phases(self.state.shape.num_ranks):
             combine(self.state, self.layout, self.settings, y_MH, self.out_TH, phase)
         return self.out_TH
 
@@ -154,5 +180,8 @@ class FixedExchange:
             If a process waited too long for another.
         ExchangeOverflowError
             If tokens or rows exceed the buffers, or a slot does not exist.
+        ExchangeEpochError
+            In the normal mode, if the processes routed the last batch by different maps.
         """
         self.state.raise_on_error()
+        check_epochs(self.layout.map_epochs_P.tolist())

@@ -26,6 +26,11 @@ def phases() -> tuple[Phase, ...]:
     return (Phase.SEND, Phase.RECEIVE) if interpreted() else (Phase.BOTH,)
 
 
+def row_phases(num_ranks: int) -> tuple[Phase, ...]:
+    """The phases of kernels that send rows alone, of which a single rank sends none."""
+    return (Phase.RECEIVE,) if num_ranks == 1 else phases()
+
+
 @final
 @dataclass(frozen=True)
 class KernelSettings:

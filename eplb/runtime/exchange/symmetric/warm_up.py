@@ -9,7 +9,7 @@ import torch
 
 from eplb.errors import EplbError
 from eplb.runtime.exchange.symmetric.memory import SymmetricMemory
-from eplb.runtime.exchange.symmetric.settings import KernelSettings
+from eplb.runtime.exchange.symmetric.settings import KernelSettings, row_phases
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 
 
@@ -27,8 +27,9 @@ def warm_up(state: RankState, settings: KernelSettings, dtype: torch.dtype) -> N
     weight_TK = torch.zeros(layout.slot_TK.shape, device=x_TH.device)
     publish_choices(scratch, layout, weight_TK, torch.zeros(1, dtype=torch.int64, device=x_TH.device))
     make_layout(scratch, layout)
-    dispatch_rows(scratch, layout, settings, x_TH, x_TH)
-    combine_rows(scratch, layout, settings, x_TH, x_TH)
+    for phase in row_phases(state.shape.num_ranks):
+        dispatch_rows(scratch, layout, settings, x_TH, x_TH, phase)
+        combine_rows(scratch, layout, settings, x_TH, x_TH, phase)
     _check(scratch)
 
 
@@ -46,7 +47,8 @@ def warm_up_low_latency(state: RankState, settings: KernelSettings, dtype: torch
     weight_TK = torch.zeros(layout.slot_TK.shape, device=x_TH.device)
     dispatch_low_latency(scratch, layout, weight_TK, x_TH, x_TH, settings=settings)
     layout.num_tokens_P.zero_()
-    combine_low_latency(scratch, layout, settings, x_TH, x_TH)
+    for phase in row_phases(state.shape.num_ranks):
+        combine_low_latency(scratch, layout, settings, x_TH, x_TH, phase)
     _check(scratch)
 
 

@@ -194,7 +194,7 @@ def _fixed(member, mode):
         rows = exchange.dispatch(x_TH)
         ends = exchange.ends_S.tolist()
         factors = torch.repeat_interleave(
-            torch.tensor([1.0, 3.0]) + 10 * member.process,
+            torch.tensor([1.0, 3.0, 11.0, 13.0])[group.slots.start : group.slots.stop],
             exchange.ends_S.diff(prepend=torch.zeros(1, dtype=torch.int32)),
         )
         rows[: ends[-1]] *= factors[:, None]
@@ -210,6 +210,7 @@ def _fixed(member, mode):
 @pytest.mark.parametrize("mode", list(ExchangeMode))
 def test_fixed_buffers_follow_changing_tokens_and_routing(mode):
     assert run_processes(Launch(2), _fixed, mode) == [[], []]
+    assert run_processes(Launch(1), _fixed, mode) == [[]]
 
 
 @needs_triton

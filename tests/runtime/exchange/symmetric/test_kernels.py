@@ -33,6 +33,11 @@ def test_float8_rows_are_rounded_as_in_torch_on_every_rank(interpreted):
     assert interpreted(virtual_cases.float8_rows) == []
 
 
+def test_pulled_sums_are_those_of_all_ranks_or_nan(interpreted):
+    (raised,) = interpreted(virtual_cases.pulled)
+    assert raised.startswith("ExchangeTimeoutError: rank 0 waited 0.05 s for rank 1 in combine")
+
+
 def test_failures_become_exceptions_on_every_rank(interpreted):
     outcomes = interpreted(virtual_cases.failures)
     assert outcomes["dispatch result"] == outcomes["combine result"] == ["True"]

@@ -10,7 +10,8 @@ from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.runtime import Launch, PlacementTables, TokenSource, choose_slots, run_processes
+from eplb.runtime import Launch, PlacementTables, TokenSource, choose_slots, online_quotas, run_processes
+from eplb.runtime.kernels.online_quotas import online_quotas_on_device
 from eplb.runtime.kernels.replica_choice import DEVICE_RULES, choose_slots_on_device
 from eplb.runtime.layer.replica_choice import no_quotas
 
@@ -53,10 +54,44 @@ def test_the_slots_equal_those_of_choose_slots(monkeypatch):
     assert run_processes(Launch(1), _wrong, None) == [[]]
 
 
+def _wrong_turns(_, argument):
+    """Ranks with more than the 1024 selections that are numbered together, which end inside a token."""
+    tables, counts = _tables(DispatchRule.TRTLLM), [700, 30]
+    ids = torch.rand((730, 10), generator=torch.Generator().manual_seed(0)).argsort(dim=1)[:, :3]
+    source, out = TokenSource.consecutive(1, counts, "cpu"), torch.empty_like(ids)
+    choose_slots_on_device(ids, source, tables, 0, out)
+    return int((out != choose_slots(ids, source, tables, 0, no_quotas("cpu"))).sum())
+
+
+def test_a_round_robin_starts_anew_after_1024_selections_of_a_rank(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run_processes(Launch(1), _wrong_turns, None) == [0]
+
+
+def _wrong_quotas(_, argument):
+    """Seeds with quotas unlike those of the host: few and many tokens, ranks and experts without any."""
+    wrong = []
+    for seed in range(4):
+        tables = _tables(DispatchRule.ONLINE, seed)
+        counts = (
+            np.random.default_rng(seed).poisson([0.3, 3, 40, 1000][seed], (4, 10)) * (np.arange(4) != seed)[:, None]
+        )
+        counts_RE = torch.from_numpy(counts)
+        counts_RE[:, seed] = 0
+        if not torch.equal(online_quotas_on_device(counts_RE, tables, 0), online_quotas(counts_RE, tables, 0)):
+            wrong.append(seed)
+    return wrong
+
+
+def test_online_quotas_equal_those_of_the_host(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run_processes(Launch(1), _wrong_quotas, None) == [[]]
+
+
 def test_other_rules_are_refused_by_name():
-    tables = _tables(DispatchRule.VLLM)
+    tables = _tables(DispatchRule.ONLINE)
     ids = torch.zeros((1, 1), dtype=torch.int64)
     with pytest.raises(
-        InputError, match="replica rule vllm on the device: expected one of even, weighted, local_first"
+        InputError, match="replica rule online on the device: expected one of even, weighted, local_first"
     ):
         choose_slots_on_device(ids, TokenSource.consecutive(0, [1], "cpu"), tables, 0, ids)

@@ -139,6 +139,46 @@ def combined(states, layouts, rows, settings=SMALL) -> list[torch.Tensor]:
     return results
 
 
+def pulled(_, argument) -> list[str]:
+    """What differs from the sums of all ranks, in two steps and for a rank that never announces its own."""
+    batch, wrong = make_batch(5, [4, 0, 17], hidden=20), []
+    states = make_states(batch, 17, timeout_s=0.05)
+    layouts = [ExchangeLayout.allocate(state, slots) for state, slots in zip(states, batch.slots, strict=True)]
+    hit_T = torch.arange(17) % 8
+    for layout, x in zip(layouts, batch.x, strict=True):
+        layout.num_tokens.fill_(len(x))
+        layout.hit_T.copy_(hit_T)
+    for step, silent in enumerate(((), (), (1,))):
+        sums = torch.randint(-9, 10, (3, 3, 17, 20)).float()  # rank of the experts, rank of the token
+        for state in states:
+            state.part("stage").view(torch.float32).view(2, 3, 17, 20)[step % 2] = sums[state.rank]
+        outs = _pulled_once(states, layouts, batch, silent)
+        for rank, out in enumerate(outs):
+            expected = (sums[:, rank] * (hit_T >> torch.arange(3)[:, None] & 1)[..., None]).sum(dim=0)[: len(out)]
+            right = out.isnan().all() if silent and rank not in silent else torch.equal(out, expected)
+            wrong += [] if right else [f"step {step}, rank {rank}"]
+    return [*wrong, str(_raised(states[0]))]
+
+
+def _pulled_once(states, layouts, batch: Batch, silent) -> list[torch.Tensor]:
+    from eplb.runtime.kernels.pull import pull_sums
+
+    outs = [torch.full((len(x), 20), -99.0) for x in batch.x]
+    for phase in (Phase.SEND, Phase.RECEIVE):
+        for state, layout, out in zip(states, layouts, outs, strict=True):
+            if phase is Phase.RECEIVE or state.rank not in silent:
+                pull_sums(state, layout, out, 2, phase)
+    return outs
+
+
+def _raised(state) -> str:
+    try:
+        state.raise_on_error()
+    except EplbError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def computed(state, layout, rows, batch: Batch) -> torch.Tensor:
     """Rows times the factor of their expert; unused rows stay NaN."""
     ends = layout.offs_S.tolist()
@@ -250,28 +290,21 @@ def failures(_, argument) -> dict[str, list[str]]:
     outcomes = {}
     batch = make_batch(1, [4, 5])
 
-    def raised(state):
-        try:
-            state.raise_on_error()
-        except EplbError as error:
-            return f"{type(error).__name__}: {error}"
-        return "nothing"
-
     states = make_states(batch, 6, max_rows=4)
     laid_out(states, batch)
-    outcomes["rows"] = [raised(state) for state in states]
+    outcomes["rows"] = [_raised(state) for state in states]
     states = make_states(batch, 4)
     laid_out(states, batch)
-    outcomes["tokens"] = [raised(state) for state in states]
+    outcomes["tokens"] = [_raised(state) for state in states]
     states = make_states(batch, 6)
     slots = [batch.slots[0], batch.slots[1].clone()]
     slots[1][0, 0] = batch.first_slot[-1]
     laid_out(states, replace(batch, slots=slots))
-    outcomes["slot"] = [raised(state) for state in states]
+    outcomes["slot"] = [_raised(state) for state in states]
     for name, lost in (("dispatch", _lost_dispatch), ("combine", _lost_combine)):
         states = make_states(batch, 6, timeout_s=0.05)
         result = lost(states, laid_out(states, batch), batch)
-        outcomes[name] = [raised(state) for state in states]
+        outcomes[name] = [_raised(state) for state in states]
         outcomes[f"{name} result"] = [str(bool(result.isnan().all()))]
     return outcomes
 
