@@ -39,7 +39,11 @@ class Command(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
         """Parse what was typed; other options take the values of eplb.toml and the environment."""
-        typed = {param.opts[0] for param in self.make_parser(ctx).parse_args(list(args))[2]}
+        try:
+            typed = {param.opts[0] for param in self.make_parser(ctx).parse_args(list(args))[2]}
+        except Exception:
+            _refuse_options_of_the_root(ctx, args)
+            raise
         used = {} if ctx.resilient_parsing or "--help" in typed else self._settings(ctx, typed)
         ctx.default_map = {name: of.values if multiple else of.values[0] for (name, multiple), of in used.items()}
         try:
@@ -89,6 +93,14 @@ class Command(typer.core.TyperCommand):
                 action = "append" if option.multiple else "store"
                 parser.add_option(obj=option, opts=names, dest=option.name, action=action, nargs=option.nargs)
         return parser
+
+
+def _refuse_options_of_the_root(ctx: Any, args: Sequence[str]) -> None:  # noqa: ANN401
+    """Show where -q and the like have to be typed."""
+    names = {name for param in ctx.find_root().command.params for name in param.opts}
+    for word in args:
+        if ctx.parent is not None and word.partition("=")[0] in names:
+            raise typer.BadParameter(f"expected before the command: eplb {word} {_path_of(ctx)}", param_hint=word)
 
 
 def _path_of(ctx: Any) -> str:  # noqa: ANN401

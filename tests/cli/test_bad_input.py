@@ -73,23 +73,33 @@ def test_a_load_whose_layers_are_all_dense(refused, tmp_path):
         (("--nodes", 3), "multiple of nodes = 3"),
         (("--nodes", 0), "nodes"),
         (("--groups", 5), "divisor"),
-        (("--group-mode", "tight"), "free, pinned"),
-        (("--strategy", "magic"), "greedy"),
-        (("--format", "magic"), "trtllm"),
     ],
     ids=str,
 )
-def test_an_impossible_machine_or_an_unknown_name(refused, load_path, words, fragment):
+def test_an_impossible_machine(refused, load_path, words, fragment):
     assert fragment in refused(*PLAN, *words)
 
 
-@pytest.mark.usefixtures("load_path")
-def test_unknown_names_elsewhere(refused, plan_path):
-    assert "greedy" in refused("compare", "{load}", "--ranks", 4, "--strategies", "greedy,magic")
-    assert "trtllm" in refused("convert", plan_path, "{out}", "--to", "magic")
-    assert "trtllm" in refused("convert", plan_path, "{out}", "--from", "magic", "--to", "vllm")
-    assert "trtllm" in refused("check", plan_path, "--engine", "magic", "--ranks", 4)
-    assert "zipf" in refused("trace", "synth", "{out}", "--preset", "magic")
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        ((*PLAN, "--group-mode", "tight"), "free, pinned"),
+        ((*PLAN, "--strategy", "magic"), "greedy"),
+        ((*PLAN, "--to", "magic"), "trtllm"),
+        (("compare", "{load}", "--ranks", 4, "--strategies", "greedy,magic"), "greedy"),
+        (("convert", "{plan}", "{out}", "--to", "magic"), "trtllm"),
+        (("convert", "{plan}", "{out}", "--from", "magic", "--to", "vllm"), "trtllm"),
+        (("check", "{plan}", "--engine", "magic", "--ranks", 4), "trtllm"),
+        (("trace", "synth", "{out}", "--preset", "magic"), "zipf"),
+    ],
+    ids=str,
+)
+def test_an_unknown_name_is_a_usage_error(run, load_path, plan_path, tmp_path, words, fragment):
+    places = {"load": load_path, "plan": plan_path, "out": tmp_path / "out.json"}
+    result = run(*(str(word).format(**places) for word in words))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert fragment in result.stderr
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_a_truncated_parquet_file(refused, run, tmp_path):

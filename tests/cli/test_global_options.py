@@ -72,3 +72,11 @@ def test_an_unknown_color_is_refused(run):
     result = run("--color", "alwys", "formats")
     assert result.exit_code == 2
     assert "did you mean always?" in result.stderr
+
+
+@pytest.mark.parametrize("word", ["-q", "--verbose", "--color=never"])
+def test_an_option_behind_the_command_is_refused_with_its_place(run, word):
+    result = run("trace", "info", "load.npz", word)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert f"expected before the command: eplb {word} trace info" in said

@@ -115,6 +115,8 @@ def test_several_loads_are_compared_with_each_other(run, quick, tmp_path, counts
         ("--plan", "plan.json", "--redundant", 4),
         (*ASKED, "-o", "x.html", "--layer", "1"),
         (*ASKED, "-o", "x.html", "--image-format", "svg"),
+        (*ASKED, "--image-format", "gif"),
+        (*ASKED, "--dispatch", "nonsense"),
     ],
 )
 def test_words_that_do_not_fit_are_usage_errors(run, load_path, tmp_path, words):
@@ -132,8 +134,6 @@ def test_bad_input_has_its_exit_code(run, load_path, plan_path, tmp_path):
         (tmp_path / "missing.npz", *ASKED),
         (load_path, "--ranks", 5),
         (load_path, *ASKED, "--layer", "3"),
-        (load_path, *ASKED, "--image-format", "gif"),
-        (load_path, *ASKED, "--dispatch", "nonsense"),
         (load_path, *ASKED, "--expert-bytes", 0),
     ):
         result = run("report", *words, "-o", tmp_path / "out")

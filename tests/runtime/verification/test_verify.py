@@ -198,7 +198,7 @@ def test_a_failed_check_gives_exit_code_5_and_a_message(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [(("--inject", "fire"), 3), (("--backend", "mpi"), 3), (("--layers", "x"), 3), (("--processes", "9"), 3)],
+    [(("--inject", "fire"), 2), (("--backend", "mpi"), 3), (("--layers", "x"), 3), (("--processes", "9"), 3)],
 )
 def test_invalid_options_are_refused(tmp_path, words, code):
     write_placement(_plan(), tmp_path / "plan.json")
