@@ -43,7 +43,7 @@ def write_page(contents: ReportContents, path: Path) -> None:
 def page(contents: ReportContents) -> str:
     """The text of the file that `write_page` writes."""
     parts = {
-        "title": html.escape(f"{contents.title}: expert placement"),
+        "title": html.escape(f"{contents.title}: {'expert placement' if contents.plans else 'load of the experts'}"),
         **static_parts(contents),
         "style": _part("page.css"),
         "plotly": _library("plotly-cartesian.min.js"),

@@ -48,7 +48,9 @@ def test_what_is_about_ranks_is_refused(more):
 
 
 def test_the_page_has_no_verdict_and_no_word_about_ranks_at_the_top():
-    top = page(gather(some_trace())).partition("<script")[0].partition("<main>")[0]
+    text = page(gather(some_trace()))
+    assert "<title>load: load of the experts</title>" in text
+    top = text.partition("<script")[0].partition("<main>")[0]
     assert "verdict" not in top.partition("<body>")[2]
     assert " rank" not in top.partition("<body>")[2]
 

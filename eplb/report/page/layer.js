@@ -235,7 +235,13 @@ function drawCoactivation() {
 
 function expertFrames(order) {
   const place = order.indexOf(state.expert);
-  return place < 0 ? [] : [frameAt("x", place), frameAt("y", place)];
+  if (place < 0) return [];
+  const [first, last] = [-0.5, order.length - 0.5]; // the plot is narrower than the paper
+  const line = { color: colour("bound"), width: order.length > 64 ? 1 : 2 };
+  return [
+    { ...frameAt("x", place), yref: "y", y0: first, y1: last, line },
+    { ...frameAt("y", place), xref: "x", x0: first, x1: last, line },
+  ];
 }
 
 function pairTip({ x, y }) {

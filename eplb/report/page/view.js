@@ -90,7 +90,7 @@ function colourBar(title, more = {}) {
   return { ...common, title: { text: title, side: "top" }, orientation: "h", x: 0.5, xanchor: "center", yanchor: "top", len: 1 };
 }
 
-const BAR_BELOW = 100; // pixels below a chart for its axis and a colour bar
+const BAR_BELOW = 114; // pixels below a chart for its axis and a colour bar
 const NARROW = matchMedia("(max-width: 600px)");
 
 function isPrinting() {
@@ -179,7 +179,7 @@ function draw(id, traces, more, description) {
   const bar = full.coloraxis?.colorbar ?? traces.find((trace) => trace.colorbar)?.colorbar;
   if (isNarrow() && bar) {
     full.margin = { ...full.margin, b: BAR_BELOW };
-    bar.y = -46 / (chart.clientHeight - full.margin.t - BAR_BELOW);
+    bar.y = -58 / (chart.clientHeight - full.margin.t - BAR_BELOW);
   }
   Plotly.react(chart, traces, full, CONFIG);
   if (isNew && TIPS[id]) {
