@@ -17,7 +17,6 @@ from eplb_traces.files.shape_json import shape_to_json
 from eplb_traces.model_shape import required_hidden_layers
 from eplb_traces.routing_trace import RoutingTrace
 
-
 _LOSSLESS = (".npz", ".parquet")
 
 _logger = logging.getLogger("eplb")
