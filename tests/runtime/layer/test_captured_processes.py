@@ -132,20 +132,18 @@ class _FixedTimes:
 
 def _trials(member, _):
     group = RankGroup.of(Topology(1, 2, 4), member.process_group)
-    sizes = BufferSizes(33, 1, HIDDEN, 4)
-    trials = time_modes(group, sizes, torch.float32, CPU, timer=_FixedTimes(member.process))
+    sizes, timer = BufferSizes(3, 1, HIDDEN, 4), _FixedTimes(member.process)
+    trials = time_modes(group, sizes, torch.float32, CPU, tried=(2, 100), timer=timer)
     large = fixed_buffers(group, BufferSizes(4097, 1, 1, 4), torch.float32, CPU)
     assert (large.buffers.name, large.trials) == ("symmetric, normal", None)
     assert large.reason == "the low-latency mode holds 4096 tokens"
-    chosen = [fixed_buffers(group, BufferSizes(n, 1, HIDDEN, 4), torch.float32, CPU, trials=trials) for n in (3, 33)]
+    chosen = [fixed_buffers(group, BufferSizes(n, 1, HIDDEN, 4), torch.float32, CPU, trials=trials) for n in (2, 3)]
     return trials.threshold, str(trials), [one.buffers.name for one in chosen]
 
 
 def test_the_mode_threshold_is_that_of_the_slowest_process_on_every_process():
-    text = (
-        "normal and low-latency mode, 32 tokens: 5.0 and 4.0 us, 33 tokens: 5.0 and 8.0 us; low latency up to 32 tokens"
-    )
-    assert run_processes(Launch(2), _trials, None) == [(32, text, ["symmetric, low-latency", "symmetric, normal"])] * 2
+    text = "normal and low-latency mode, 2 tokens: 5.0 and 4.0 us, 3 tokens: 5.0 and 8.0 us; low latency up to 2 tokens"
+    assert run_processes(Launch(2), _trials, None) == [(2, text, ["symmetric, low-latency", "symmetric, normal"])] * 2
 
 
 def _errors(member, _):
