@@ -130,9 +130,9 @@ def test_values_stand_in_the_cells_of_replicas_traffic_migration_and_pairs():
 def test_values_are_narrower_than_their_cells_in_axes_of_any_size(num_panels):
     from matplotlib.figure import Figure
 
-    panels = Figure((9, 7), layout="constrained").subplots(num_panels, num_panels, squeeze=False).ravel()
+    panels = Figure((14, 12), layout="constrained").subplots(num_panels, num_panels, squeeze=False).ravel()
     for axes in panels:
-        pictures.draw_traffic(contents_of_trace().plans[1].traffic, ax=axes)
+        pictures.draw_coactivation(coactivation(some_trace(), 1), SHAPE, ax=axes)
     axes.figure.draw_without_rendering()
     cell = 72 / axes.figure.dpi * np.diff(axes.transData.transform([(0, 0), (1, 0)])[:, 0])
     assert all(drawn.get_paths()[0].get_extents().width < cell for drawn in axes.collections)
