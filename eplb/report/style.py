@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 _DPI = 120
 _TALL_ROWS = 16
 """Rows of a heatmap up to which each has the full height."""
-_LETTER, _HANDLE = 6.0, 36.0
-"""Width in points of a letter of a legend, and of a line or marker with the gaps around it."""
+_LETTER, _HANDLE = 0.6, 36.0
+"""Width of a letter of a legend over its font size, and of a line or marker with the gaps around it in points."""
+_LEGEND_SIZES = (10.0, 9.0, 8.0, 7.0)
 _LEGEND_ROW, _LEGEND_EDGE = 15.0, 14.0
 """Height in points of a row of a legend, and of the gaps around it."""
 _FONT_SIZES = (12.0, 10.0, 9.0, 8.0, 7.0)
@@ -90,10 +91,10 @@ def table_size(num_rows: int, num_columns: int) -> tuple[float, float]:
     return width, min(15.0, height)
 
 
-def square_size(num_rows: int) -> tuple[float, float]:
-    """Width and height in inches of a heatmap with the same ids on both axes."""
+def square_size(num_rows: int, *, more_lines: int = 0) -> tuple[float, float]:
+    """Width and height in inches of a heatmap with the same ids on both axes; `more_lines` of its title and labels."""
     side = 9.0 if num_rows > MOST_COLUMNS else min(13.0, max(5.5, 1.6 + 0.3 * num_rows))
-    return side + 1.0, side + 0.9
+    return side + 1.0, side + 0.55 + 0.22 * more_lines
 
 
 def save(axes: "Axes", path: Path) -> None:
@@ -161,14 +162,16 @@ def legend_above(axes: "Axes", *others: "Axes") -> None:
     order = sorted(range(len(lines)), key=lambda place: not isinstance(lines[place], tuple))
     lines, labels = [lines[place] for place in order], [labels[place] for place in order]
     width, figure = POINTS_PER_INCH * axes_inches(axes)[0], cast("Figure", axes.figure)
-    column = _LETTER * max(map(len, labels)) + _HANDLE
+    letters = max(map(len, labels))
+    size = next((size for size in _LEGEND_SIZES if _LETTER * size * letters + _HANDLE <= width), _LEGEND_SIZES[-1])
+    column = _LETTER * size * letters + _HANDLE
     num_columns = min(len(labels), max(1, int(width / column)))
     num_rows = -(-len(labels) // num_columns)
     num_columns = -(-len(labels) // num_rows)
-    height = _LEGEND_ROW * num_rows + _LEGEND_EDGE
+    height = _LEGEND_ROW * size / _LEGEND_SIZES[0] * num_rows + _LEGEND_EDGE
     together[-1].legend(
         lines, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_columns, frameon=False,
-        fontsize="medium", borderaxespad=0.2,
+        fontsize=size, borderaxespad=0.2,
     )  # fmt: skip
     title(axes, axes.get_title(), pad=height)
     if is_our_figure(axes):

@@ -23,15 +23,20 @@ _GAP: Final = 3.0
 _NODE_SIZE: Final = 9.0
 _BESIDE, _ABOVE = 1.5, 0.9
 """Inches that labels and a colour bar take beside the axes, and labels and a title above and below."""
+_AFTER_LAYOUT: Final = 0.6
+"""Share of the area of the axes of others that their layout leaves."""
 
 
 def axes_inches(axes: "Axes") -> tuple[float, float]:
     """Width and height of the area of the axes, estimated before the layout makes room for labels."""
-    width, height = cast("Figure", axes.get_figure(root=True)).get_size_inches()
-    if is_our_figure(axes):
+    figure = cast("Figure", axes.get_figure(root=True))
+    width, height = figure.get_size_inches()
+    grid = axes.get_gridspec()
+    if is_our_figure(axes) and grid is not None:
+        width, height = width / grid.ncols, height / grid.nrows
         return float(max(width / 2, width - _BESIDE)), float(max(height / 2, height - _ABOVE))
-    place = axes.get_position()
-    return float(width * place.width), float(height * place.height)
+    place, share = axes.get_position(), 1.0 if figure.get_layout_engine() is None else _AFTER_LAYOUT
+    return float(width * place.width * share), float(height * place.height * share)
 
 
 def is_our_figure(axes: "Axes") -> bool:

@@ -126,6 +126,19 @@ def test_values_stand_in_the_cells_of_replicas_traffic_migration_and_pairs():
     assert shown[2, 7] == f"{lift:.1f}"
 
 
+@pytest.mark.parametrize("num_panels", [1, 2, 4])
+def test_values_are_narrower_than_their_cells_in_axes_of_any_size(num_panels):
+    from matplotlib.figure import Figure
+
+    panels = Figure((14, 12), layout="constrained").subplots(num_panels, num_panels, squeeze=False).ravel()
+    for axes in panels:
+        pictures.draw_coactivation(coactivation(some_trace(), 1), SHAPE, ax=axes)
+    axes.figure.draw_without_rendering()
+    cell = 72 / axes.figure.dpi * np.diff(axes.transData.transform([(0, 0), (1, 0)])[:, 0])
+    assert all(drawn.get_paths()[0].get_extents().width < cell for drawn in axes.collections)
+    assert bool(axes.collections) is (num_panels < 4)
+
+
 def test_similar_experts_keep_their_ids_on_the_axes():
     found = coactivation(some_trace(), 1)
     axes = pictures.draw_coactivation(found, SHAPE, order=pictures.Order.BY_LIKENESS)

@@ -52,13 +52,16 @@ def draw_coactivation_overview(coactivations: "Iterable[CoActivation]", shape: M
     lifts = [(of.layer, block_lift(of, _MOST_CELLS)) for of in coactivations]
     if not lifts:
         raise InputError("coactivations: expected at least one layer")
-    num_columns = min(_MOST_COLUMNS, int(np.ceil(np.sqrt(2 * len(lifts)))))  # about twice as many as rows
+    # One row of up to four layers, else about twice as many columns as rows.
+    num_columns = min(_MOST_COLUMNS, max(min(len(lifts), 4), int(np.ceil(np.sqrt(2 * len(lifts))))))
     num_rows = -(-len(lifts) // num_columns)
     panel = min(_LARGEST_PANEL, _WIDTH / num_columns)
     width, height = max(6.0, 1.3 + panel * num_columns), 1.0 + (panel + 0.25) * num_rows
-    figure = cast("Figure", axes_or_new(None, width=width, height=height).figure)
+    first = axes_or_new(None, width=width, height=height)
+    figure = cast("Figure", first.figure)
     figure.clear()
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel().tolist()
+    kind = {"axes_class": type(first)}  # a notebook shows the whole figure
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, subplot_kw=kind).ravel().tolist()
     for axes, (layer, lift) in zip(panels, lifts, strict=False):
         image = axes.imshow(
             np.clip(lift, 1 / _HIGHEST, _HIGHEST), cmap=around_one(), norm="log", vmin=1 / _HIGHEST, vmax=_HIGHEST,

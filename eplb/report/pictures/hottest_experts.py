@@ -7,22 +7,24 @@ from eplb.report.colours import ABOVE_COLOUR
 from eplb.report.hottest import hottest_experts
 from eplb.report.plan_view import PlanView
 from eplb.report.style import axes_or_new, figure_texts, title
+from eplb.report.ticks import axes_inches
 from eplb_traces import ExpertLoad
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_EXPERTS: Final = 16
-_BAR_INCHES: Final = 0.26
+_BAR_INCHES, _LEAST_BAR_INCHES = 0.26, 0.18
 
 
 def draw_hottest_experts(load: ExpertLoad, views: Sequence[PlanView] = (), *, ax: "Axes | None" = None) -> "Axes":
     """Draw at most 16 experts, the hottest first: tokens over the mean of the layer, summed over windows.
 
-    Each bar ends with its value and the replicas under each of the plans.
+    Each bar ends with its value and the replicas under each of the plans. Low axes show fewer experts.
     """
     found, ids = hottest_experts(load, MOST_EXPERTS), load.shape.moe_layer_ids
     axes = axes_or_new(ax, height=1.8 + _BAR_INCHES * len(found))
+    found = found[: max(1, int(axes_inches(axes)[1] / _LEAST_BAR_INCHES))]
     bars = axes.barh(range(len(found)), [hot.over_mean for hot in found], 0.8, color=ABOVE_COLOUR, alpha=0.75)
     counts = [view.placement.logical_replica_count for view in views]
     texts = [

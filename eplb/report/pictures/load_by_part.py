@@ -73,7 +73,8 @@ def draw_load_by_part(parts: ExpertLoad, *, ax: "Axes | None" = None) -> "Axes":
         first = axes_or_new(None, width=width, height=of_panel * len(panels))
         figure = cast("Figure", first.figure)
         figure.clear()
-        places = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
+        kind = {"axes_class": type(first)}  # a notebook shows the whole figure
+        places = figure.subplots(len(panels), 1, sharex=True, squeeze=False, subplot_kw=kind)[:, 0].tolist()
     for axes, (name, factors) in zip(places, panels, strict=True):
         _draw(axes, name, factors, parts)
     groups = parts.shape.num_expert_groups

@@ -20,7 +20,7 @@ _FEW = 8  # up to this many replicas every count has a tick
 def draw_migration(migration: Migration, *, name: str = "", ax: "Axes | None" = None) -> "Axes":
     """Draw replicas sent from each rank (row) to each other rank (column), over all layers; grey: none."""
     topology = migration.topology
-    width, height = square_size(topology.num_ranks)
+    width, height = square_size(topology.num_ranks, more_lines=2)
     axes = axes_or_new(ax, width=width, height=height)
     replicas = migration.link_copies
     shown = np.where(replicas > 0, replicas, np.nan)

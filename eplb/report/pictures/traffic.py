@@ -20,7 +20,7 @@ def draw_traffic(traffic: Traffic, *, name: str = "", most: float | None = None,
     The diagonal holds the tokens that stay on their rank. `most` is the end of the colour scale, for pictures to be
     compared.
     """
-    width, height = square_size(traffic.topology.num_ranks)
+    width, height = square_size(traffic.topology.num_ranks, more_lines=2)
     axes = axes_or_new(ax, width=width, height=height)
     topology, tokens = traffic.topology, traffic.rank_matrix / traffic.num_layers
     shown = np.where(tokens > 0, tokens, np.nan)
