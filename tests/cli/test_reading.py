@@ -313,3 +313,33 @@ def test_a_shipped_trace_is_read_by_its_name(run):
     assert found.stdout.startswith("sample:moe-435m-windows\n")
     refused = run("trace", "info", "sample:nix")
     assert (refused.exit_code, refused.stderr.count("sample:moe-435m")) == (3, 2)
+
+
+def test_a_trace_is_cut_into_windows_unless_the_user_says_otherwise(run):
+    words = ("compare", "sample:moe-435m", "--ranks", 32, "--redundant", 32, "--strategies", "greedy", "--json")
+    cut, whole, long = (run(*words, *more) for more in ((), ("--window", "sum"), ("--window", 8)))
+    windows = [json.loads(one.stdout)["strategies"][0]["num_windows"] for one in (cut, whole, long)]
+    assert windows == [40, 1, 5]
+    assert "cut into 40 windows; --window sum: one window" in cut.stderr
+    assert "windows" not in whole.stderr + long.stderr
+    wrong = run(*words, "--window", "day")
+    assert (wrong.exit_code, "'day': expected a number of steps, or sum" in " ".join(wrong.stderr.split())) == (2, True)
+
+
+def test_a_load_of_one_window_cannot_be_summed(run, tmp_path):
+    path = tmp_path / "load.npz"
+    write_load(ExpertLoad([[1.0, 2.0, 3.0, 4.0]]), path)
+    result = run("compare", path, "--ranks", 2, "--window", "sum")
+    assert (result.exit_code, "window = sum (--window) has no effect" in result.stderr) == (3, True)
+
+
+def test_a_history_is_summed_into_one_window(run):
+    found = json.loads(
+        run(
+            "sweep", "sample:moe-435m-windows", "--ranks", 32, "--redundant", "32:32:32", "--window", "sum", "--json"
+        ).stdout
+    )
+    load = eplb.read_load("sample:moe-435m-windows")
+    (point,) = eplb.sweep(load.merged(load.num_windows), 32, 1, [32])
+    assert found["points"][0]["max_over_mean_mean"] == point.max_over_mean_mean
+    assert "bytes_per_rank" not in found["points"][0]

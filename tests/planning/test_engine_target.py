@@ -83,6 +83,11 @@ def test_the_own_algorithm_is_hierarchical_where_the_nodes_divide_the_groups():
     assert EngineTarget.named("trtllm").own.group_mode(8, Topology(4, 2, 2)) is GroupMode.FREE
 
 
+def test_experts_in_order_are_named_as_such():
+    assert EngineTarget.named("ascend").own.plan_name == "experts in order"
+    assert EngineTarget.named("sglang").own.plan_name == "deepseek"
+
+
 def test_engines_are_compared_under_their_own_rules():
     sources = [0.4, 0.2, 0.2, 0.2]
     targets = [EngineTarget.named(name) for name in ("sglang", "ascend")]

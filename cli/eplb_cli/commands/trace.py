@@ -90,7 +90,9 @@ def _synthetic_shape(preset: str, numbers: dict[str, int | None], groups: int | 
     keeps_layers = layers == base.num_layers
     return replace(
         base,
-        **given,
+        num_layers=layers,
+        num_experts=given.get("num_experts", base.num_experts),
+        top_k=given.get("top_k", base.top_k),
         num_expert_groups=groups,
         top_k_groups=base.top_k_groups if groups == base.num_expert_groups else None,
         moe_layer_ids=base.moe_layer_ids if keeps_layers else tuple(range(layers)),  # a model of MoE layers alone
