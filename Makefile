@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long fuzz test-lowest test-recorder check bench wheel-test browser engines docs clean
+.PHONY: help demo test test-long test-scale fuzz test-lowest test-recorder check bench wheel-test browser engines docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
 	@echo "make test-recorder  the recorder's tests on the lowest allowed and the newest transformers"
 	@echo "make test-long    the whole test suite with many more generated cases"
+	@echo "make test-scale   the tests on a Ray cluster and an S3 server of this machine (one minute)"
 	@echo "make fuzz         many random planning cases, checked: EPLB_FUZZ_CASES=100000"
 	@echo "make engines      the engines' own code into .engines, for the tests that run our files and policies inside it"
 	@echo "make browser      Debian's Chromium, for the tests that open the report page (as root)"
@@ -75,6 +76,11 @@ test: $(VENV)/stamp-dev
 test-long: $(VENV)/stamp-dev
 	$(BIN)/python tests/tools/compile_kernels.py
 	EPLB_HYPOTHESIS_PROFILE=long $(BIN)/python $(PYTEST)
+
+test-scale: $(VENV)/stamp-dev
+	$(BIN)/python $(PIP) --editable . --group scale
+	EPLB_TEST_RAY=1 $(BIN)/python -m pytest tests/traces/scale tests/cli/test_ray_option.py \
+		tests/traces/files/test_remote.py
 
 # EPLB_FUZZ_CASES, EPLB_FUZZ_FIRST and EPLB_FUZZ_SECONDS: how many cases, from which number on, and for how long.
 fuzz: $(VENV)/stamp-dev

@@ -53,10 +53,22 @@ _COMMANDS = {
         *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids", "--trace", "--load-cap", "--pareto"),
         *(*_PROBLEM, *_ENGINE),
     },
-    "compare": {"load_paths", "--strategies", *_PROBLEM, *_ENGINE, *_COST},
+    "compare": {"load_paths", "--ray", "--strategies", *_PROBLEM, *_ENGINE, *_COST},
     "backtest": {"load_paths", "--strategies", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
     "sweep": {
-        *("load_paths", "--ranks", "-r", "--nodes", "-n", "--redundant", "-k", "--output", "-o", "--expert-bytes"),
+        *(
+            "load_paths",
+            "--ray",
+            "--ranks",
+            "-r",
+            "--nodes",
+            "-n",
+            "--redundant",
+            "-k",
+            "--output",
+            "-o",
+            "--expert-bytes",
+        ),
         *("--strategy", "-s", "--json", *_READING, *_ENGINE, *_COST),
     },
     "report": {
@@ -109,7 +121,7 @@ _COMMANDS = {
     "calibrate": {"--output", "-o", "--model", "--device", "--dtype", "--json"},
     "advise": {
         *("load_paths", "--gpu", "--nodes", "-n", "--gpus-per-node", "--redundant", "-k", "--strategies", "--dispatch"),
-        *("--slo-ms", "--rest-gb", "--reserve-gb", "--plot", "--seed", "--all", "--json"),
+        *("--slo-ms", "--rest-gb", "--reserve-gb", "--ray", "--plot", "--seed", "--all", "--json"),
         *(*_COST - {"--calibration"}, *_READING),
     },
     "trace info": {"paths", "--json", "--ranks", "-r", *_READING},
@@ -117,7 +129,7 @@ _COMMANDS = {
         *("path", "out", "--load", *_READING),
     },
     "trace merge": {"paths", "--output", "-o", "--load", *_READING},
-    "trace reduce": {"files", "--output", "-o", *_READING},
+    "trace reduce": {"files", "--ray", "--output", "-o", *_READING},
     "trace dialects": {"--json"},
     "trace record": {
         *("model_dir", "prompts_path", "--output", "-o", "--max-new-tokens", "--batch-size", "--device"),
