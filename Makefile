@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long coverage mutants fuzz fuzz-bounds test-lowest test-recorder check bench wheel-test browser engines vendor docs clean
+.PHONY: help demo test test-long test-scale coverage mutants fuzz fuzz-bounds test-lowest test-recorder check bench wheel-test browser engines vendor docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
 	@echo "make test-recorder  the recorder's tests on the lowest allowed and the newest transformers"
 	@echo "make test-long    the whole test suite with many more generated cases"
+	@echo "make test-scale   the tests on a Ray cluster and an S3 server of this machine (one minute)"
 	@echo "make fuzz         many random planning cases, checked: EPLB_FUZZ_CASES=100000"
 	@echo "make fuzz-bounds  the same with numba's checks of every array index, after some minutes of compiling"
 	@echo "make engines      the engines' own code into .engines, for the tests that run our files and policies inside it"
@@ -82,12 +83,17 @@ test-long: $(VENV)/stamp-dev
 
 # Lines of eplb and eplb_traces that the suite runs; fails below 95 %.
 coverage: $(VENV)/stamp-dev
-	$(BIN)/python tests/tools/compile_kernels.py
+	$(BIN)/python -m eplb cache build
 	$(BIN)/python $(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 # Changes of single operators and numbers in metrics, bounds, checks and the verifier that no test notices.
 mutants: $(VENV)/stamp-dev
 	$(BIN)/python tests/tools/mutate.py
+
+test-scale: $(VENV)/stamp-dev
+	$(BIN)/python $(PIP) --editable . --group scale
+	EPLB_TEST_RAY=1 $(BIN)/python -m pytest tests/traces/scale tests/cli/test_ray_option.py \
+		tests/traces/files/test_remote.py
 
 # EPLB_FUZZ_CASES, EPLB_FUZZ_FIRST and EPLB_FUZZ_SECONDS: how many cases, from which number on, and for how long.
 fuzz: $(VENV)/stamp-dev
@@ -99,7 +105,7 @@ fuzz-bounds: export NUMBA_BOUNDSCHECK := 1
 fuzz-bounds: export NUMBA_CACHE_DIR := $(CURDIR)/build/numba-boundscheck
 fuzz-bounds: export EPLB_FUZZ_CASES ?= 2000
 fuzz-bounds: $(VENV)/stamp-dev
-	$(BIN)/python tests/tools/compile_kernels.py
+	$(BIN)/python -m eplb cache build
 	PYTHONPATH=.:traces:cli $(BIN)/python -m tests.fuzz.run
 
 test-lowest: $(LOWEST)/stamp

@@ -1,7 +1,8 @@
 """Compares deployments by predicted step time: EP size, redundancy, placement and dispatch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, final
 
 from eplb.arguments.accepted import LoadLike, accepted_load
@@ -15,6 +16,7 @@ from eplb.planning.advice_memory import GpuMemory
 from eplb.planning.planner import plan
 from eplb_traces import ExpertLoad
 from eplb_traces.display import fields_html, short_repr
+from eplb_traces.scale.executors import IN_ORDER, Executor
 
 KNEE_SHARE: Final = 0.95
 """The knee is the fewest GPUs with this share of the best tokens/s per GPU."""
@@ -258,6 +260,7 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     *,
     slo_ms: float | None = None,
     on_row: Callable[[], None] | None = None,
+    executor: Executor = IN_ORDER,
 ) -> Advice:
     """Predict the step of every deployment and recommend one.
 
@@ -276,7 +279,9 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     slo_ms
         Longest step; None: any. A prediction below it is necessary, not sufficient: see `NOT_MODELLED`.
     on_row
-        Called after each deployment, for a progress bar.
+        Called for each deployment, for a progress bar.
+    executor
+        Where the EP sizes are planned, such as `eplb_traces.scale.ray_cluster`; by default one after the other here.
 
     Raises
     ------
@@ -300,36 +305,45 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
         raise InputError(f"slo_ms = {slo_ms}: expected finite and > 0")
     slo_s = None if slo_ms is None else slo_ms / 1e3
     held = GpuMemory.of(cost.model, cost.calibration.memory_bytes) if memory is None else memory
-    rows = []
-    for row in _rows(load, cost, space, held, slo_s):
-        rows.append(row)
-        if on_row is not None:
+
+    def announce(_number: int, rows: list[Deployment]) -> None:
+        for _ in rows if on_row is not None else ():
             on_row()
-    return Advice(tuple(rows), cost, held, slo_s)
+
+    of_size = partial(_rows, load, cost, space, held, slo_s)
+    rows = executor.map(of_size, space.topologies(load.num_experts), announce)
+    return Advice(tuple(row for rows_of_size in rows for row in rows_of_size), cost, held, slo_s)
 
 
-def _rows(
-    load: ExpertLoad, cost: StepCost, space: DeploymentSpace, memory: GpuMemory, slo_s: float | None
-) -> Iterator[Deployment]:
-    for topology in space.topologies(load.num_experts):
-        batch = cost.batch(load, topology)
-        for strategy, rule in space.choices(topology, load.num_experts):
-            placement = plan(load, topology, strategy, dispatch=rule).placement
-            step = cost.predict(placement, batch, rule)
-            slots = int(topology.rank_num_slots.max())
-            expert_bytes = slots * cost.model.num_moe_layers * cost.model.expert_bytes(cost.dtype)
-            yield Deployment(
-                topology.num_nodes,
-                topology.num_ranks,
-                topology.num_slots - load.num_experts,
-                slots,
-                strategy,
-                rule,
-                evaluate(placement, load, rule).balance["max_over_mean_mean"],
-                step,
-                cost.tokens_per_rank / step.step_s,
-                expert_bytes,
-                memory.left(expert_bytes),
-                memory.fits(expert_bytes),
-                slo_s is None or step.step_s <= slo_s,
-            )
+def _rows(  # noqa: PLR0913  # all that the EP sizes have in common, and the size
+    load: ExpertLoad,
+    cost: StepCost,
+    space: DeploymentSpace,
+    memory: GpuMemory,
+    slo_s: float | None,
+    topology: Topology,
+) -> list[Deployment]:
+    batch = cost.batch(load, topology)
+    rows = []
+    for strategy, rule in space.choices(topology, load.num_experts):
+        placement = plan(load, topology, strategy, dispatch=rule).placement
+        step = cost.predict(placement, batch, rule)
+        slots = int(topology.rank_num_slots.max())
+        expert_bytes = slots * cost.model.num_moe_layers * cost.model.expert_bytes(cost.dtype)
+        row = Deployment(
+            topology.num_nodes,
+            topology.num_ranks,
+            topology.num_slots - load.num_experts,
+            slots,
+            strategy,
+            rule,
+            evaluate(placement, load, rule).balance["max_over_mean_mean"],
+            step,
+            cost.tokens_per_rank / step.step_s,
+            expert_bytes,
+            memory.left(expert_bytes),
+            memory.fits(expert_bytes),
+            slo_s is None or step.step_s <= slo_s,
+        )
+        rows.append(row)
+    return rows

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -13,12 +14,14 @@ from eplb.core.expert_bytes import known_expert_bytes
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Nodes, Topology
+from eplb.cost.batch import Batch
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.evaluation.step_cost import StepCost
 from eplb.strategies import StrategyLike, accepted_strategy
 from eplb_traces.display import fields_html, short_repr
 from eplb_traces.jit import WorkClock
+from eplb_traces.scale.executors import IN_ORDER, Executor
 
 _logger = logging.getLogger("eplb")
 
@@ -62,6 +65,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     cost: StepCost | None = None,
+    executor: Executor = IN_ORDER,
 ) -> tuple[SweepPoint, ...]:
     """Plan with each number of redundant experts and evaluate the plans.
 
@@ -85,6 +89,8 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
         sends, to plan for and to evaluate under.
     cost
         Model, GPU and step to predict with, on one batch for all points; None: nothing is predicted.
+    executor
+        Where the points are planned, such as `eplb_traces.scale.ray_cluster`; by default one after the other here.
 
     Raises
     ------
@@ -125,15 +131,24 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
         dispatch=DispatchRule.named(dispatch),
         sources=None if sources is None else tuple(sources),
     )
-    points = []
     batch = None if cost is None else cost.batch(load, topology)
-    for number in fit:
-        point, placement = _point(planner, first, number, size)
-        if cost is not None and batch is not None:
-            step = cost.predict(placement, batch, first.dispatch)
-            point = dataclasses.replace(point, predicted_step_s=step.step_s)
-        points.append(point)
-    return tuple(points)
+    one_point = partial(_predicted_point, planner, first, size, cost, batch)
+    return tuple(executor.map(one_point, fit, lambda number, point: None))
+
+
+def _predicted_point(  # noqa: PLR0913  # all that the points have in common, and the number
+    strategy: Strategy,
+    like: Problem,
+    expert_bytes: float | None,
+    cost: StepCost | None,
+    batch: Batch | None,
+    number: int,
+) -> SweepPoint:
+    point, placement = _point(strategy, like, number, expert_bytes)
+    if cost is None or batch is None:
+        return point
+    step = cost.predict(placement, batch, like.dispatch)
+    return dataclasses.replace(point, predicted_step_s=step.step_s)
 
 
 def _point(

@@ -7,6 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import choices, cost_options, files, options
+from eplb_cli.arguments.cluster import RayOpt, cluster
 from eplb_cli.arguments.parse import byte_count, id_list, number_range
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.views import advice_rows
@@ -97,6 +98,7 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     reserve_bytes: ReserveOpt = None,
     plot: PlotOpt = None,
     seed: options.SeedOpt = 0,
+    ray: RayOpt = None,
     *,
     every_row: AllOpt = False,
     reading: Reading,
@@ -112,6 +114,7 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.planning.advice import DeploymentSpace
     from eplb.planning.advice import advise as run
     from eplb.planning.advice_memory import GpuMemory
+    from eplb_traces.scale.executors import IN_ORDER
 
     if plot is not None and plot.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
@@ -126,8 +129,8 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
     )
     memory = GpuMemory.of(cost.model, cost.calibration.memory_bytes, rest_bytes=rest_bytes, reserve_bytes=reserve_bytes)
     load = files.read_load(load_paths, reading)
-    with output.progress("predicting", space.size(load.num_experts)) as step:
-        found = run(load, cost, space, memory, slo_ms=slo_ms, on_row=step)
+    with cluster(ray) as workers, output.progress("predicting", space.size(load.num_experts)) as step:
+        found = run(load, cost, space, memory, slo_ms=slo_ms, on_row=step, executor=workers or IN_ORDER)
     if plot is not None:
         _draw(found, plot)
     if as_csv:

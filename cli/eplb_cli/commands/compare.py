@@ -1,12 +1,14 @@
 """`eplb compare`: every strategy on one load, or one load on every engine."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import choices, files, options
+from eplb_cli.arguments.cluster import RayOpt, cluster
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import (
     ALL,
@@ -58,6 +60,7 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     engine_options: EngineOptionsOpt = None,
     sources: SourcesOpt = None,
     seed: options.SeedOpt = 0,
+    ray: RayOpt = None,
     *,
     cost: CostOptions,
     reading: Reading,
@@ -72,9 +75,12 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.core.baseline import EXPERTS_IN_ORDER
     from eplb.planning.gain import baseline, mean_max_over_mean
     from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
+    from eplb_traces.scale.executors import IN_ORDER
 
     if engine == ALL:
-        _refuse_for_all({"--strategies": strategies, "--dispatch": dispatch, "--engine-option": engine_options})
+        _refuse_for_all(
+            {"--strategies": strategies, "--dispatch": dispatch, "--engine-option": engine_options, "--ray": ray}
+        )
     by = None if engine == ALL else dispatch_of(dispatch, engine, engine_options)
     predictor = cost.step_cost(sources, seed)
     load = files.read_load(load_paths, reading)
@@ -97,11 +103,12 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
         return
     quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
     names = quick if strategies is None else strategies.split(",")
-    results: list[Comparison] = []
-    with output.progress("comparing", len(names)) as step:
-        for name in names:
-            results += eplb.compare(load, topology, [name], groups=groups, dispatch=by.rule, sources=shares, seed=seed)
-            step()
+    with cluster(ray) as workers, output.progress("comparing", len(names)) as step:
+        compare_one = partial(
+            eplb.compare, load, topology, groups=groups, dispatch=by.rule, sources=shares, seed=seed
+        )  # with a list of one name
+        of_names = (workers or IN_ORDER).map(compare_one, [[name] for name in names], lambda number, result: step())
+    results: list[Comparison] = [result for of_name in of_names for result in of_name]
     before = baseline(load, topology, by.rule, shares)
     steps = cost_rows.predict_each(predictor, batch, [result.evaluation for result in results])
     choices = cost_rows.choices_of(predictor, batch)

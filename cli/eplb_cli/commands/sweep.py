@@ -9,6 +9,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files, options
+from eplb_cli.arguments.cluster import RayOpt, cluster
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.parse import number_range
@@ -44,6 +45,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     engine_options: EngineOptionsOpt = None,
     sources: SourcesOpt = None,
     expert_bytes: options.ExpertBytesOpt = None,
+    ray: RayOpt = None,
     *,
     cost: CostOptions,
     reading: Reading,
@@ -52,6 +54,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Plan LOAD with several numbers of redundant experts: balance against memory."""
     from eplb.planning.redundancy_sweep import sweep as run
+    from eplb_traces.scale.executors import IN_ORDER
 
     numbers = number_range(redundant, "--redundant")
     by = dispatch_of(dispatch, engine, engine_options)
@@ -60,10 +63,19 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     if out is not None and out.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{out}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     load = files.read_load(load_paths, reading)
-    with output.progress("planning"):
+    with cluster(ray) as workers, output.progress("planning"):
         size = predictor.expert_bytes if expert_bytes is None and predictor is not None else expert_bytes
         points = run(
-            load, ranks, nodes, numbers, size, strategy=strategy, dispatch=by.rule, sources=shares, cost=predictor
+            load,
+            ranks,
+            nodes,
+            numbers,
+            size,
+            strategy=strategy,
+            dispatch=by.rule,
+            sources=shares,
+            cost=predictor,
+            executor=workers or IN_ORDER,
         )
     choices = cost_rows.choices_sampled(predictor, load)
     if out is not None:

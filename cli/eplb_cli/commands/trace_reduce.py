@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
+from eplb_cli.arguments.cluster import RayOpt, cluster
 from eplb_cli.arguments.reading import Reading, reads_loads
 
 FilesArg = Annotated[
@@ -24,7 +25,7 @@ OutOpt = Annotated[
 
 
 @reads_loads
-def reduce(files: FilesArg, out: OutOpt, *, reading: Reading) -> None:
+def reduce(files: FilesArg, out: OutOpt, ray: RayOpt = None, *, reading: Reading) -> None:
     """Count the load of a trace in many files, several at a time, each as a stream.
 
     The counts of finished files are kept in the folder OUT.shards until OUT is written: the same command continues an
@@ -45,8 +46,8 @@ def reduce(files: FilesArg, out: OutOpt, *, reading: Reading) -> None:
     kept = f"{out.name}.shards"
     checkpoint = Checkpoint(out.with_name(kept) if url_of(out) is None else Path(kept))
     start = perf_counter()
-    with output.progress("counting", total=len(shards)) as step:
-        made = reduce_trace(shards, how, Threads(), checkpoint, step)
+    with cluster(ray) as workers, output.progress("counting", total=len(shards)) as step:
+        made = reduce_trace(shards, how, workers or Threads(), checkpoint, step)
     seconds = perf_counter() - start
     with output.progress(f"writing {out.name}"):
         write_load(made.load, out)

@@ -24,7 +24,7 @@ OPTION_PANELS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "Execution": (
         *("--exchange", "--overflow", "--buffer-scale-factors", "--topk-scaling-factor", "--inject", "--load"),
-        *("--record", "--max-new-tokens", "--batch-size"),
+        *("--record", "--max-new-tokens", "--batch-size", "--ray"),
     ),
     "Synthetic traffic": ("--preset", "--tokens", "--num-windows", "--num-layers", "--as-load"),
     "Load": (

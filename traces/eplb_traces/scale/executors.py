@@ -1,9 +1,10 @@
 """Runs a function on many cases and merges the results; the protocol, and the threads of this process."""
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
-from typing import Protocol, TypeVar, final
+from typing import Final, Protocol, TypeVar, final
 
 from eplb_traces.usable_cores import usable_cores
 
@@ -39,6 +40,37 @@ class Executor(Protocol):
     ) -> Result:
         """All results merged in any order, of at least one case; `merge` is commutative and associative."""
         ...
+
+
+@final
+class InOrder:
+    """One thread, one case after the other: for functions whose time is measured."""
+
+    stopped = staticmethod(never)
+
+    def map(
+        self, function: Callable[[Case], Result], cases: Sequence[Case], on_done: Callable[[int, Result], None]
+    ) -> list[Result]:
+        """See `Executor`."""
+        found = []
+        for number, case in enumerate(cases):
+            found.append(function(case))
+            on_done(number, found[-1])
+        return found
+
+    def map_reduce(
+        self,
+        function: Callable[[Case], Result],
+        cases: Sequence[Case],
+        merge: Callable[[Result, Result], Result],
+        on_done: Callable[[int, Result], None],
+    ) -> Result:
+        """See `Executor`."""
+        return functools.reduce(merge, self.map(function, cases, on_done))
+
+
+IN_ORDER: Final = InOrder()
+"""It has no state."""
 
 
 @final
