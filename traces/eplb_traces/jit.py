@@ -114,14 +114,15 @@ def helper(function: Callable[_P, _R_co]) -> Kernel[_P, _R_co]:
 
 @cache
 def _source_stamp(path: Path) -> str:
-    """SHA-256 of a file and of all kernel files of the package that it belongs to."""
+    """SHA-256 of a file and of all kernel files of the package that it belongs to, but for those of Triton."""
     package = path.parent
     while (package.parent / "__init__.py").exists():
         package = package.parent
     files = {path, *package.rglob("*kernel*.py")} if (package / "__init__.py").exists() else {path}
     digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for content in (file.read_bytes() for file in sorted(files)):
+        if b"import triton" not in content:
+            digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
