@@ -93,7 +93,7 @@ def test_the_front_is_printed_and_drawn(run, trace_path, tmp_path):
         (("evaluate", "PLAN", "TRACE", "--trace", "TRACE", "--traffic", "--activation", "fp8"), "needs --hidden-size"),
         (
             (*("evaluate", "PLAN", "TRACE", "--trace", "TRACE", "--traffic"), "--hidden-size", 8, "--activation", "f"),
-            "expected one of fp8, bf16, fp32",
+            "Expected one of fp8, bf16, fp32",
         ),
     ],
 )
