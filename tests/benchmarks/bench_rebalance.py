@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import eplb
+from eplb.core.expert_bytes import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.migration import Migration, rename_ranks
 from eplb.core.migration_simulation import simulate
 from eplb.planning.rebalance import rebalance
@@ -69,7 +70,7 @@ def say(
     print(
         ROW.format(
             name, f"{100 * migration.moved_fraction:.2f}", f"({100 * left:.2f})", f"{reached.mean():.4f}",
-            f"{reached.max():.4f}", migration.num_batches, f"{migration.transfer_s * 1e3:.0f}",
+            f"{reached.max():.4f}", migration.num_batches, f"{(migration.transfer_s or 0.0) * 1e3:.0f}",
             *(f"{t:.1f}" for t in ms),
         )
     )  # fmt: skip
@@ -78,21 +79,22 @@ def say(
 def compare(first: eplb.ExpertLoad, second: eplb.ExpertLoad) -> None:
     """All replans from the first load's plan to the second load."""
     live = eplb.plan(first, TOPOLOGY, "greedy").placement
-    say("stay", live, second, Migration.between(live, live), (0.0, 0.0))
+    say("stay", live, second, Migration.between(live, live, DEEPSEEK_V3_EXPERT_BYTES), (0.0, 0.0))
     for target in TARGETS:
-        made = rebalance(live, second, target=target)
+        made = rebalance(live, second, target=target, expert_bytes=DEEPSEEK_V3_EXPERT_BYTES)
         assert made.migration is not None
         ms = best_ms(lambda target=target: rebalance(live, second, target=target))  # type: ignore[misc]
         say(f"rebalance to {target}", made.placement, second, made.migration, ms)
     for budget in BUDGETS:
-        made = rebalance(live, second, target=1.01, max_moves=budget)
+        made = rebalance(live, second, target=1.01, max_moves=budget, expert_bytes=DEEPSEEK_V3_EXPERT_BYTES)
         assert made.migration is not None
         ms = best_ms(lambda budget=budget: rebalance(live, second, target=1.01, max_moves=budget))  # type: ignore[misc]
         say(f"rebalance to 1.01, {budget} moves", made.placement, second, made.migration, ms)
     for strategy in ("greedy", "deepseek"):
         made = eplb.plan(second, TOPOLOGY, strategy)
         ms = best_ms(lambda strategy=strategy: eplb.plan(second, TOPOLOGY, strategy))  # type: ignore[misc]
-        say(f"{strategy}, planned afresh", made.placement, second, Migration.between(live, made.placement), ms)
+        moved = Migration.between(live, made.placement, DEEPSEEK_V3_EXPERT_BYTES)
+        say(f"{strategy}, planned afresh", made.placement, second, moved, ms)
 
 
 def main(folder: Path) -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 import numpy as np
 
 import eplb
+from eplb.core.expert_bytes import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.migration_simulation import simulate
 
 REPEATS = 5
@@ -32,7 +33,7 @@ def line(name: str, live: eplb.Placement, load: eplb.ExpertLoad, change: eplb.To
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        made = eplb.replan_on(live, load, change)
+        made = eplb.replan_on(live, load, change, expert_bytes=DEEPSEEK_V3_EXPERT_BYTES)
         seconds.append(time.perf_counter() - start)
     assert made.migration is not None
     assert simulate(made.migration) >= 1

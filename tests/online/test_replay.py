@@ -105,7 +105,8 @@ def test_a_slower_link_only_stalls_longer():
     slow = Topology(2, 4, slow.slots_per_rank, intra_node_gbps=1.0, inter_node_gbps=1.0)
     fast = Topology(2, 4, slow.slots_per_rank, intra_node_gbps=10.0, inter_node_gbps=10.0)
     one, other = (
-        simulate(Replay(load=history(), topology=machine, interval=10), ["full"])[0] for machine in (slow, fast)
+        simulate(Replay(load=history(), topology=machine, interval=10, expert_bytes=1e6), ["full"])[0]
+        for machine in (slow, fast)
     )
     assert one.stall_s == pytest.approx(10 * other.stall_s)
     assert np.array_equal(one.max_over_mean, other.max_over_mean)
@@ -150,3 +151,10 @@ def test_steps_without_tokens_are_left_out():
         assert one.mean == pytest.approx(np.nanmean(one.max_over_mean))
     with pytest.raises(InputError, match=r"a history of 6 steps .30 without a token left out"):
         Replay(load=ExpertLoad(np.concatenate([tokens[:6], np.zeros((30, 2, 8))])), topology=topology, interval=4)
+
+
+def test_without_the_bytes_of_an_expert_moves_are_counted():
+    (full,) = simulate(Replay(load=history(), topology=REPLAY.topology, interval=10), ["full"])
+    assert full.moved_copies > 0
+    assert full.moved_bytes is full.stall_s is None
+    assert not {"moved_bytes", "stall_s"} & set(full.summary())

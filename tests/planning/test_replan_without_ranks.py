@@ -150,7 +150,7 @@ def test_a_dead_expert_takes_the_copy_that_is_cheapest_to_give_up():
     # has 5 + 6 = 11, rank 1 has 5 + 2 = 7. Only copies of 0 can go: on rank 0 that leaves 6 + 4 = 10 and 10 + 2 = 12;
     # on rank 1 10 + 6 = 16 and 2 + 4 = 6. So the copy on rank 0 goes.
     placement = eplb.Placement([[0, 1, 0, 2, 3, 1]], 4, eplb.Topology(1, 3, 2))
-    made = replan_without(placement, eplb.ExpertLoad([[10.0, 6, 2, 4]]), [2], target=2.0)
+    made = replan_without(placement, eplb.ExpertLoad([[10.0, 6, 2, 4]]), [2], target=2.0, expert_bytes=44e6)
     assert made.placement.physical_to_logical_map.tolist() == [[3, 1, 0, 2]]
     assert made.migration.moved_copies == 0
     assert made.notes[0] == (

@@ -104,9 +104,14 @@ def test_a_budget_is_kept_and_spent_where_it_helps(rule, budget):
 def test_a_horizon_puts_layers_back_under_the_rule():
     load = ExpertLoad(lognormal(2)[None])
     live = STRATEGIES["round_robin"](Problem(load, TOPOLOGY)).placement
-    made = rebalance(live, load, dispatch="local_first", horizon=Horizon(token_s=0.0))
+    made = rebalance(live, load, dispatch="local_first", horizon=Horizon(token_s=0.0), expert_bytes=1e6)
     assert made.migration.moved_copies == 0
-    assert rebalance(live, load, dispatch="local_first", horizon=Horizon(token_s=1.0)).migration.moved_copies > 0
+    assert (
+        rebalance(
+            live, load, dispatch="local_first", horizon=Horizon(token_s=1.0), expert_bytes=1e6
+        ).migration.moved_copies
+        > 0
+    )
 
 
 def test_a_loss_is_replanned_under_the_rule():
