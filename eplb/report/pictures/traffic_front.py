@@ -62,7 +62,7 @@ def _label(axes: "Axes", names: Sequence[str], places: Sequence[tuple[float, flo
             near[0].append(index)
         else:
             groups.append([index])
-    for place, of in enumerate(groups):
-        offset = (6, 4) if place % 2 == 0 else (2, -12)  # in turn above and below
+    for turn, of in enumerate(groups):
+        offset = (6, 4) if turn % 2 == 0 else (2, -12)  # in turn above and below
         text = ", ".join(names[index] for index in of).replace(", cap ", ", ")
         axes.annotate(text, places[of[0]], textcoords="offset points", xytext=offset, fontsize="small")
