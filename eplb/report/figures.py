@@ -146,11 +146,12 @@ def _of_parts(contents: ReportContents) -> Iterator[Picture]:
         f"Every expert's share of {against}; experts with few tokens are shrunk towards 1.",
         partial(pictures.draw_load_by_part, parts),
     )
-    yield Picture(
-        "balance-by-part",
-        "Balance of each plan in each part of the traffic alone.",
-        partial(pictures.draw_balance_by_part, contents.plans, parts.labels),
-    )
+    if contents.plans:
+        yield Picture(
+            "balance-by-part",
+            "Balance of each plan in each part of the traffic alone.",
+            partial(pictures.draw_balance_by_part, contents.plans, parts.labels),
+        )
 
 
 def _windows_are_parts(contents: ReportContents) -> bool:
