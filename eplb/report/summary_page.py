@@ -92,7 +92,8 @@ def _hottest(contents: ReportContents) -> str:
         counts = (view.placement.logical_replica_count[hot.layer, hot.expert] for view in contents.plans)
         held = ", ".join(f"{count} in {view.name}" for count, view in zip(counts, contents.plans, strict=True))
         name = layer_name(contents.load.shape, hot.layer)
-        lines.append(f"- {_plain(f'{name}, expert {hot.expert}: {hot.over_mean:.2f}x the mean; replicas: {held}')}")
+        replicas = f"; replicas: {held}" if held else ""
+        lines.append(f"- {_plain(f'{name}, expert {hot.expert}: {hot.over_mean:.2f}x the mean{replicas}')}")
     return "\n".join(lines) or "No expert has more tokens than the others of its layer."
 
 

@@ -203,3 +203,11 @@ def test_overview_of_one_layer_of_many_experts():
     axes = pictures.draw_coactivation_overview([CoActivation(0, meet, 9)], ModelShape(1, 512))
     assert axes.get_images()[0].get_array().shape == (64, 64)
     axes.figure.draw_without_rendering()
+
+
+def test_a_notebook_shows_figures_of_several_panels():
+    for axes in (
+        pictures.draw_load_by_part(of_domains().parts),
+        pictures.draw_coactivation_overview(coactivations(some_trace()), SHAPE),
+    ):
+        assert axes._repr_png_().startswith(b"\x89PNG")

@@ -63,7 +63,8 @@ def test_redundancy_has_a_prediction_for_each_point(contents):
 
 def test_the_picture_stacks_the_parts_of_each_layer_on_one_scale(contents):
     pytest.importorskip("matplotlib")
-    first = pictures.draw_step_times(contents.plans, COST)
+    first = pictures.draw_step_times(contents.plans, COST, contents.load.shape)
+    assert [label.get_text() for label in first.figure.axes[-1].get_xticklabels()] == ["1", "2", "5"]
     panels = first.figure.axes
     assert len(panels) == 2
     assert len({axes.get_ylim() for axes in panels}) == 1

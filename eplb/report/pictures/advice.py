@@ -29,7 +29,10 @@ def draw_advice(advice: Advice, *, ax: "Axes | None" = None) -> "Axes":
                 label=strategy if eligible or not any(row.eligible for row in rows) else None,
             )
     _mark(axes, advice)
-    axes.set_xticks(sorted({row.num_ranks for row in advice.deployments}))
+    sizes = sorted({row.num_ranks for row in advice.deployments})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
     from_zero(axes)
     axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("GPUs of the expert-parallel group; hollow: does not fit, or misses the SLO")

@@ -39,9 +39,11 @@ def draw_step_times(
         shown = shown[-1:]
         panels = [ax]
     else:
-        figure = cast("Figure", axes_or_new(None, height=1.2 + _PANEL_INCHES * len(shown)).figure)
+        first = axes_or_new(None, height=1.2 + _PANEL_INCHES * len(shown))
+        figure = cast("Figure", first.figure)
         figure.clear()
-        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0].tolist()
+        kind = {"axes_class": type(first)}  # a notebook shows the whole figure
+        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, subplot_kw=kind)[:, 0].tolist()
         figure.suptitle(f"Predicted: {cost.title}", fontsize="medium")
     num_layers = views[0].placement.num_layers
     for axes, (name, step) in zip(panels, shown, strict=True):
