@@ -115,7 +115,7 @@ def test_values_stand_in_the_cells_of_replicas_traffic_migration_and_pairs():
     }
     tokens = view.traffic.rank_matrix / 3
     assert cell_texts(pictures.draw_traffic(view.traffic))[1, 2] == f"{tokens[1, 2]:,.0f}"
-    sent = view.migration.link_bytes / view.migration.expert_bytes
+    sent = view.migration.link_copies
     assert cell_texts(pictures.draw_migration(view.migration)) == {
         place: f"{value:.0f}" for place, value in np.ndenumerate(sent) if value
     }
