@@ -14,10 +14,9 @@ from eplb.core.expert_bytes import known_expert_bytes
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Nodes, Topology
-from eplb.cost.batch import Batch
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
-from eplb.evaluation.step_cost import StepCost
+from eplb.evaluation.step_cost import StepBatch, StepCost
 from eplb.strategies import StrategyLike, accepted_strategy
 from eplb_traces.display import fields_html, short_repr
 from eplb_traces.jit import WorkClock
@@ -141,7 +140,7 @@ def _predicted_point(  # noqa: PLR0913  # all that the points have in common, an
     like: Problem,
     expert_bytes: float | None,
     cost: StepCost | None,
-    batch: Batch | None,
+    batch: StepBatch | None,
     number: int,
 ) -> SweepPoint:
     point, placement = _point(strategy, like, number, expert_bytes)
