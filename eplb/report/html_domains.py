@@ -6,7 +6,6 @@ import numpy as np
 
 from eplb.report.html_arrays import packed, whole_numbers
 from eplb_traces import RoutingTrace
-from eplb_traces.kernels import count_tokens
 
 
 def domains_payload(trace: RoutingTrace) -> dict[str, Any] | None:
@@ -14,11 +13,13 @@ def domains_payload(trace: RoutingTrace) -> dict[str, Any] | None:
     names = trace.domain_names
     if len(names) < 2:
         return None
-    load = np.zeros((len(names), trace.shape.num_layers, trace.shape.num_experts), np.int64)
+    size = (len(names), trace.shape.num_layers, trace.shape.num_experts)
+    load = np.zeros(size, np.int64)
     tokens = np.zeros(len(names), np.int64)
     for batch in trace.batches():
         if batch.domain is not None and batch.num_tokens:
-            count_tokens(batch.expert_ids, batch.domain.astype(np.int64), load)
+            place = (batch.domain[:, None, None], np.arange(size[1])[:, None], batch.expert_ids)
+            load += np.bincount(np.ravel_multi_index(place, size).ravel(), minlength=load.size).reshape(size)
             tokens += np.bincount(batch.domain, minlength=len(names))
     known = np.flatnonzero(tokens)
     if known.size < 2:

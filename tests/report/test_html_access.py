@@ -265,3 +265,20 @@ def test_domains_have_one_heatmap_each(opened, contents):
         chosen = batch.expert_ids[batch.domain == domain]
         counts = np.stack([np.bincount(chosen[:, layer].ravel(), minlength=32) for layer in range(4)])
         np.testing.assert_allclose(trace["customdata"], counts / counts.mean(axis=1, keepdims=True))
+
+
+def test_a_plan_name_is_no_formula_in_a_csv(browser, contents, tmp_path):
+    plans = {"=1+1": contents.plans[0].placement, 'a,"b"': contents.plans[4].placement}
+    write_page(gather(contents.load, plans), tmp_path / "names.html")
+    browser.get((tmp_path / "names.html").as_uri())
+    settle(browser)
+    browser.execute_script("""
+        window.saved = [];
+        URL.createObjectURL = (blob) => { blob.text().then((text) => window.saved.push(text)); return "#"; };
+        HTMLAnchorElement.prototype.click = () => {};
+        document.querySelector('#metric-table').closest('.scrolls').querySelector('.csv').click();
+    """)
+    browser.execute_async_script("setTimeout(arguments[0], 50)")
+    (text,) = browser.execute_script("return window.saved")
+    assert text.splitlines()[0] == """metric,meaning,'=1+1,"a,""b""\""""
+    complaints(browser)
