@@ -299,8 +299,9 @@ def advise(  # noqa: PLR0913  # load, model and GPU, what to compare, and by wha
     held = GpuMemory.of(cost.model, cost.calibration.memory_bytes) if memory is None else memory
 
     def announce(_number: int, rows: list[Deployment]) -> None:
-        for _ in rows if on_row is not None else ():
-            on_row()
+        if on_row is not None:
+            for _ in rows:
+                on_row()
 
     of_size = partial(_rows, load, cost, space, held, slo_s)
     rows = executor.map(of_size, space.topologies(load.num_experts), announce)

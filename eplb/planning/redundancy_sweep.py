@@ -15,10 +15,9 @@ from eplb.core.migration import DEEPSEEK_V3_EXPERT_BYTES
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Nodes, Topology
-from eplb.cost.batch import Batch
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
-from eplb.evaluation.step_cost import StepCost
+from eplb.evaluation.step_cost import StepBatch, StepCost
 from eplb.strategies import StrategyLike, accepted_strategy
 from eplb_traces.display import fields_html, short_repr
 from eplb_traces.scale.executors import IN_ORDER, Executor
@@ -138,7 +137,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
 
 
 def _predicted_point(  # noqa: PLR0913  # all that the points have in common, and the number
-    strategy: Strategy, like: Problem, expert_bytes: float, cost: StepCost | None, batch: Batch | None, number: int
+    strategy: Strategy, like: Problem, expert_bytes: float, cost: StepCost | None, batch: StepBatch | None, number: int
 ) -> SweepPoint:
     point, placement = _point(strategy, like, number, expert_bytes)
     if cost is None or batch is None:

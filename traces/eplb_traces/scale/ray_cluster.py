@@ -85,7 +85,8 @@ class RayCluster:
     ) -> Result:
         """See `Executor`. Two results of one depth are merged on a worker as soon as both are there."""
         merge_refs = self._ray.remote(num_cpus=1, max_retries=MOST_RETRIES)(merge)
-        number_of, depth_of = self._submit(function, cases), {}
+        number_of = self._submit(function, cases)
+        depth_of: dict[Any, int] = {}
         waiting: dict[int, Any] = {}
         while number_of or depth_of:
             ref = self._first([*number_of, *depth_of])
