@@ -1,13 +1,14 @@
 """Rates of one core for traces in Parquet, and time and memory of `greedy` on 1,024 to 4,096 ranks.
 
-`python tests/benchmarks/bench_scale.py [traces] [plans]`. Seconds are those of the process on all its threads, so that other
-work on the machine counts little.
+`python tests/benchmarks/bench_scale.py [traces] [plans]`. Seconds are those of the process on all its threads, so that
+other work on the machine counts little.
 """
 
 import resource
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def traces():
         print(f"v3-prefill: {num_ids / 1e6:.0f} M ids, {bytes_per_id:.2f} bytes an id in the file")
         in_memory.load()
         rate("load of tokens in memory", num_ids, in_memory.load, "ids")
-        rate("co-activation of tokens in memory", num_pairs, lambda: pair_counts(in_memory, layers, distance=0), "pairs")
+        count = partial(pair_counts, in_memory, layers, distance=0)
+        rate("co-activation of tokens in memory", num_pairs, count, "pairs")
         rate("Parquet decode alone", num_ids, lambda: decode(path), "ids")
         rate("load of the file, checks and decode in it", num_ids, lambda: read_trace(path).load(), "ids")
 
