@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from eplb_cli import output
+from eplb_cli.arguments.parse import check_at_least
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -56,6 +57,7 @@ def read_source(paths: Sequence[Path], reading: "Reading") -> Source:
     from eplb_traces.combine import Combine, combine_loads, combine_traces
     from eplb_traces.readers import read
 
+    check_at_least(1, {"--window": reading.window})
     how, options = reading.how(len(paths)), reading.options()
     readings = []
     for path in paths:

@@ -9,7 +9,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import execution_options, files, options
-from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.parse import check_above_zero, check_at_least, refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb_cli.arguments import replay_arms
 
     _check_typed(context, plan or (), strategy or (), online)
+    check_at_least(1, {"--every": every, "--layers-per-step": layers_per_step})
+    check_at_least(0, {"--tokens-per-rank": tokens_per_rank})
+    check_above_zero({"--bandwidth": bandwidth})
     whole = replay_arms.read_history(load_paths, reading)
     chosen = replay_arms.chosen_layers(layers, whole.num_layers)
     sizes, load = model_sizes(model), replay_arms.with_layers(whole, chosen)

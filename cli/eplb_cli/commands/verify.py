@@ -7,8 +7,9 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import execution_options, options
-from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.parse import check_at_least, refuse_typed
 from eplb_cli.commands import verify_virtual
+from eplb_cli.views.topology_rows import note_ignored_weights
 
 if TYPE_CHECKING:
     from eplb.runtime import VerifyReport
@@ -113,6 +114,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb_traces import write_trace
 
     plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    note_ignored_weights(plan.placement, dispatch)
     if virtual:
         asked = verify_virtual.Virtual(
             device=device,
@@ -132,6 +134,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         verify_virtual.verify_on_virtual_ranks(plan.placement, asked, plan_path.name, as_json=as_json)
         return
     refuse_typed(context, verify_virtual.ONLY_VIRTUAL, "has no effect without --virtual")
+    check_at_least(1, {"--processes": processes, "--tokens": tokens, "--hidden": hidden})
     factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
     if mindie_config is not None:
         config = read_mindie_config(mindie_config)
