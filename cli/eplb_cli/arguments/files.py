@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from eplb_cli import output
+from eplb_cli.arguments.kind_of_file import expecting_load, expecting_placement
 from eplb_cli.arguments.parse import check_at_least
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def read_source(paths: Sequence[Path], reading: "Reading") -> Source:
     how, options = reading.how(len(paths)), reading.options()
     readings = []
     for path in paths:
-        with output.progress(f"reading {path.name}"):
+        with output.progress(f"reading {path.name}"), expecting_load(path):
             readings.append(read(path, options, format=reading.dialect))
     several = len(paths) > 1
     read_as = tuple(
@@ -130,7 +131,8 @@ def read_plan_for(load: "ExpertLoad | RoutingTrace", path: Path, format: str | N
     """
     from eplb.formats import parse_file
 
-    return plan_for(load, parse_file(path, format), hints)
+    with expecting_placement(path):
+        return plan_for(load, parse_file(path, format), hints)
 
 
 def plan_for(load: "ExpertLoad | RoutingTrace", parsed: "ParsedFile", hints: "ReadHints") -> "Plan":

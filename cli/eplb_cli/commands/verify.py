@@ -7,6 +7,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import execution_options, options
+from eplb_cli.arguments.kind_of_file import expecting_placement
 from eplb_cli.arguments.parse import check_at_least, refuse_typed
 from eplb_cli.commands import verify_virtual
 from eplb_cli.views.topology_rows import note_ignored_weights
@@ -113,7 +114,8 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.runtime.verification.tensor_parallel import TensorParallelJob, verify_tensor_parallel
     from eplb_traces import write_trace
 
-    plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    with expecting_placement(plan_path):
+        plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
     note_ignored_weights(plan.placement, dispatch)
     if virtual:
         asked = verify_virtual.Virtual(
