@@ -22,11 +22,7 @@ def made():
 def test_lines_for_a_shell(made, name):
     path = Path(f"{ODD}.json")
     *_, line = FORMATS[name].server_flags(path, made).splitlines()
-    words = (
-        shlex.split(line.removeprefix("# "), comments=False)
-        if name != "native"
-        else shlex.split(line.split(": ", 1)[1])
-    )
+    words = shlex.split(line.partition(": ")[2] if name == "native" else line)
     values = [value for word in words for value in (_texts(json.loads(word)) if word.startswith("{") else [word])]
     assert str(path) in values
 

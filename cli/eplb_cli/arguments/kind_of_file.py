@@ -14,17 +14,15 @@ def expecting_load(path: Path) -> Iterator[None]:
     InputError
         The error of the block, or that the file is a placement.
     """
-    from eplb.errors import EplbError, InputError
+    from eplb.errors import InputError
     from eplb.formats import detect_format
 
     try:
         yield
     except InputError as error:
-        try:
-            found = detect_format(path).name
-        except (EplbError, OSError):
-            raise error from None
-        raise InputError(f"{path}: a placement ({found}): expected a load or a trace") from error
+        if not _is_placement(path):
+            raise
+        raise InputError(f"{path}: a placement ({detect_format(path).name}): expected a load or a trace") from error
 
 
 @contextmanager
@@ -43,9 +41,23 @@ def expecting_placement(*paths: Path) -> Iterator[None]:
         yield
     except FormatError as error:
         for path in paths:
+            if _is_placement(path):
+                continue
             try:
                 found = read(path).summary
             except (EplbError, OSError):
                 continue
             raise FormatError(f"{path}: a load or trace ({found}): expected a placement") from error
         raise
+
+
+def _is_placement(path: Path) -> bool:
+    """Whether a placement can be parsed from the file, though options may be missing that complete it."""
+    from eplb.errors import EplbError
+    from eplb.formats import parse_file
+
+    try:
+        parse_file(path)
+    except (EplbError, OSError):
+        return False
+    return True
