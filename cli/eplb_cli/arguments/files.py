@@ -141,3 +141,22 @@ def plan_for(load: "ExpertLoad | RoutingTrace", parsed: "ParsedFile", hints: "Re
 
     holds_model = parsed.record_status is RecordStatus.IN_FILE
     return parsed.plan(hints if holds_model else replace(hints, shape=load.shape))
+
+
+def dialect_to_write(out: Path, previous: Path | None) -> str:
+    """The dialect of a placement file without --format: that of the live file, else what the suffix says, else native.
+
+    Parameters
+    ----------
+    out
+        The file to write; a dialect that is not written under its suffix does not count.
+    previous
+        The live placement; None for a plan from nothing.
+    """
+    from eplb.formats import FORMATS, detect_format
+
+    known = [name for name, entry in FORMATS.items() if out.suffix in entry.suffixes]
+    live = None if previous is None else detect_format(previous).name
+    if live is not None and live in known:
+        return live
+    return known[0] if known else "native"

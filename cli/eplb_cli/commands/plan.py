@@ -103,6 +103,8 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     if pareto:
         check_front(out, has_trace=trace is not None)
     by = dispatch_of(dispatch, engine, engine_options)
+    if format is None and out is not None and by.target is None and not pareto:
+        format = files.dialect_to_write(out, previous)
     shares, live = None, None
     several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
     load = files.read_load(load_paths, reading)
