@@ -26,13 +26,13 @@ class FormatError(InputError):
 
 
 class UnknownNameError(InputError):
-    """A name that is in no table. The message lists the known names."""
+    """A name that is in no table. The message lists the known names, and `hint` behind them."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self._asked = (kind, name, tuple(sorted(known)))
-        super().__init__(f"unknown {kind} {name!r}: expected one of {', '.join(self._asked[2])}")
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self._asked = (kind, name, tuple(sorted(known)), hint)
+        super().__init__(f"unknown {kind} {name!r}: expected one of {', '.join(self._asked[2])}{hint}")
 
-    def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, str, tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, str, tuple[str, ...], str]]:
         return type(self), self._asked
 
 

@@ -69,7 +69,8 @@ class Calibration:
             If the calibration does not hold it.
         """
         if dtype not in self.ffn:
-            raise UnknownNameError(f"type of weights in the calibration of {self.gpu}", dtype, self.ffn)
+            kind = f"type of weights in the calibration of {self.gpu}"
+            raise UnknownNameError(kind, dtype, self.ffn, "; choose one with --dtype bf16 (dtype=)")
         return self.ffn[dtype]
 
     @property

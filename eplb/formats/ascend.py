@@ -30,6 +30,7 @@ from eplb.formats.engine_limits import (
 from eplb.formats.json_fields import as_fields, as_int, as_int_row, as_list, as_object, emit_json, stack_rows
 from eplb.formats.loader_map import LoaderMap, check_num_layers, check_num_ranks, numbered_layers
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus, check_suffix
+from eplb.formats.quoting import shell_json
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
 
@@ -79,7 +80,8 @@ class Ascend:
         """vllm-ascend's configuration for the file."""
         return (
             "# vllm-ascend at 182b75ea; loading a file is announced to go in 0.25.1\n"
-            f"""--enable-expert-parallel --additional-config '{{"eplb_config": {{"expert_map_path": "{path}"}}}}'"""
+            "--enable-expert-parallel --additional-config "
+            f"{shell_json({'eplb_config': {'expert_map_path': str(path)}})}"
         )
 
 

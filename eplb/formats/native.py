@@ -16,6 +16,7 @@ from eplb.formats.engine_file import merge_hints
 from eplb.formats.json_fields import as_int_rows, emit_json, error_context
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
 from eplb.formats.provenance import RECORD_VERSION, Provenance, provenance_fields, provenance_from_json, record_fields
+from eplb.formats.quoting import shell_word
 from eplb.formats.source_file import SourceFile
 
 _KIND = "eplb"
@@ -50,7 +51,9 @@ class Native:
 
     def server_flags(self, path: Path, plan: Plan) -> str:
         """No engine loads the file; the command that converts it."""
-        return f"# no engine loads native files: eplb convert {path} OUT --to sglang|ascend|trtllm|vllm|omni"
+        return (
+            f"# no engine loads native files: eplb convert {shell_word(path)} OUT --to sglang|ascend|trtllm|vllm|omni"
+        )
 
 
 @final

@@ -23,6 +23,7 @@ from eplb.formats.engine_file import EngineFile, FileFacts
 from eplb.formats.engine_limits import Consequences, MapDefect, check_no_duplicates
 from eplb.formats.loader_map import LoaderMap, check_num_layers, check_num_ranks, numbered_layers
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
+from eplb.formats.quoting import yaml_scalar
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
 
@@ -70,7 +71,7 @@ class Omni:
             "# omni-infer, in the model's additional configuration\n"
             "enable_omni_placement: true\n"
             "omni_placement_config:\n"
-            f"  pattern_path: {path}\n"
+            f"  pattern_path: {yaml_scalar(path)}\n"
             f"  max_moe_layer_num: {plan.placement.num_layers}\n"
             "  enable_dynamic: false"
         )

@@ -22,6 +22,7 @@ from eplb.formats.engine_limits import Consequences, MapDefect, check_equal_rank
 from eplb.formats.json_fields import as_int_rows, as_object, emit_json
 from eplb.formats.loader_map import LoaderMap, numbered_layers
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus, check_suffix
+from eplb.formats.quoting import shell_word
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
 from eplb_traces.files.torch_file import read_torch
@@ -91,7 +92,7 @@ class Sglang:
         num_columns = placement.num_slots // placement.topology.num_ranks * num_ids
         return (
             "# SGLang 0.5.23\n"
-            f"--init-expert-location {path} --ep-size {num_ids} "
+            f"--init-expert-location {shell_word(path)} --ep-size {num_ids} "
             f"--ep-num-redundant-experts {num_columns - placement.num_experts}"
         )
 

@@ -28,6 +28,7 @@ from eplb.formats.engine_limits import (
 from eplb.formats.json_fields import as_int, as_int_row, as_object, stack_rows
 from eplb.formats.loader_map import LoaderMap
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
+from eplb.formats.quoting import yaml_scalar
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
 
@@ -85,7 +86,7 @@ class Trtllm:
             "enable_attention_dp: true\n"
             "moe_config:\n"
             "  backend: WideEP\n"
-            f"  load_balancer: {path}"
+            f"  load_balancer: {yaml_scalar(path)}"
         )
 
 

@@ -22,6 +22,7 @@ from eplb.formats.engine_limits import Consequences, MapDefect, check_equal_rank
 from eplb.formats.json_fields import as_fields, as_int, as_int_row, as_int_rows, as_object, stack_rows
 from eplb.formats.loader_map import LoaderMap, check_num_layers, numbered_layers
 from eplb.formats.protocol import EncodedFile, ReadHints, RecordStatus
+from eplb.formats.quoting import shell_json
 from eplb.formats.source_file import SourceFile
 from eplb_traces import ModelShape
 
@@ -88,7 +89,7 @@ class Vllm:
         return (
             f"# proposed in vllm-project/vllm#{41141 if jsonl else 49572}, in no release up to 0.33.0\n"
             f"--enable-expert-parallel --enable-eplb --eplb-config "
-            f"""'{{"num_redundant_experts": {redundant}, "{option}": "{path}"}}'"""
+            f"{shell_json({'num_redundant_experts': redundant, option: str(path)})}"
         )
 
 

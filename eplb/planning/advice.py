@@ -20,6 +20,8 @@ from eplb_traces.scale.executors import IN_ORDER, Executor
 
 KNEE_SHARE: Final = 0.95
 """The knee is the fewest GPUs with this share of the best tokens/s per GPU."""
+_MOST_RANKS_PER_EXPERT = 16
+"""Every rank holds an expert: on more ranks each expert would have more than 16 replicas."""
 _AS_FAST: Final = 0.99
 _EXTRA_SLOTS: Final = (0, 1, 2)
 
@@ -85,8 +87,14 @@ class DeploymentSpace:
         Raises
         ------
         InputError
-            If no number of redundant experts fits any EP size.
+            If no number of redundant experts fits any EP size, or for more than 16 ranks an expert.
         """
+        most = max(self.nodes) * self.gpus_per_node
+        if most > _MOST_RANKS_PER_EXPERT * num_experts:
+            raise InputError(
+                f"{max(self.nodes)} nodes of {self.gpus_per_node} GPUs: expected at most "
+                f"{_MOST_RANKS_PER_EXPERT * num_experts} GPUs for {num_experts} experts"
+            )
         found = []
         for nodes in self.nodes:
             ranks = nodes * self.gpus_per_node
@@ -214,11 +222,18 @@ class Advice:
 
     @property
     def recommended(self) -> Deployment | None:
-        """At the knee, the fewest redundant experts within 1 % of the most tokens/s; of equals, the fastest."""
+        """At the knee, the fewest redundant experts within 1 % of the most tokens/s; of these even dispatch.
+
+        Other dispatch has to be supported by the engine. Of several that are left, the fastest.
+        """
         at_knee = [row for row in self.deployments if row.eligible and row.num_ranks == self.knee]
         best = max((row.tokens_per_s for row in at_knee), default=0.0)
         near = [row for row in at_knee if row.tokens_per_s >= _AS_FAST * best]
-        return min(near, key=lambda row: (row.num_redundant, -row.tokens_per_s), default=None)
+        return min(
+            near,
+            key=lambda row: (row.num_redundant, row.rule is not DispatchRule.EVEN, -row.tokens_per_s),
+            default=None,
+        )
 
     @property
     def reason(self) -> str:

@@ -71,7 +71,7 @@ def test_the_plot_is_written(run, words, tmp_path):
         (("--nodes", "2:1"), 2),
         (("--nodes", "-1"), 2),
         (("--nodes", "1,1"), 3),
-        (("--redundant", "4"), 2),
+        (("--redundant", "4:"), 2),
         (("--redundant", "1:3:2"), 3),
         (("--gpu", "abacus"), 2),
         (("--model", "abacus"), 2),

@@ -66,6 +66,6 @@ def test_what_incremental_may_spend_is_said(run, history_path):
 def test_bad_words_have_their_exit_codes(run, history_path):
     assert run("simulate", history_path, *ASKED, "--policy", "sometimes").exit_code == 2
     assert run("simulate", history_path, "--ranks", 4, "--interval", 13).exit_code == 3
-    assert run("simulate", history_path, "--ranks", 4, "--redundant", 4, "--bandwidth", 0).exit_code == 3
+    assert run("simulate", history_path, "--ranks", 4, "--redundant", 4, "--bandwidth", 0).exit_code == 2
     assert run("simulate", history_path, "--ranks", 4, "--redundant", 4, "--price", -1).exit_code == 3
     assert run("simulate", history_path, "--interval", 5).exit_code == 2

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from eplb_cli import output
+from eplb_cli.arguments.kind_of_file import expecting_load, expecting_placement
+from eplb_cli.arguments.parse import check_at_least
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -59,10 +61,11 @@ def read_source(paths: Sequence[Path], reading: "Reading") -> Source:
     from eplb_traces.combine import Combine, combine_loads, combine_traces
     from eplb_traces.readers import read
 
+    check_at_least(1, {"--window": reading.window})
     how, options = reading.how(len(paths)), reading.options()
     readings = []
     for path in paths:
-        with output.progress(f"reading {path.name}"):
+        with output.progress(f"reading {path.name}"), expecting_load(path):
             readings.append(read(path, options, format=reading.dialect))
     several = len(paths) > 1
     read_as = tuple(
@@ -150,7 +153,8 @@ def read_plan_for(load: "ExpertLoad | RoutingTrace", path: Path, format: str | N
     """
     from eplb.formats import parse_file
 
-    return plan_for(load, parse_file(path, format), hints)
+    with expecting_placement(path):
+        return plan_for(load, parse_file(path, format), hints)
 
 
 def plan_for(load: "ExpertLoad | RoutingTrace", parsed: "ParsedFile", hints: "ReadHints") -> "Plan":
@@ -159,3 +163,22 @@ def plan_for(load: "ExpertLoad | RoutingTrace", parsed: "ParsedFile", hints: "Re
 
     holds_model = parsed.record_status is RecordStatus.IN_FILE
     return parsed.plan(hints if holds_model else replace(hints, shape=load.shape))
+
+
+def dialect_to_write(out: Path, previous: Path | None) -> str:
+    """The dialect of a placement file without --format: that of the live file, else what the suffix says, else native.
+
+    Parameters
+    ----------
+    out
+        The file to write; a dialect that is not written under its suffix does not count.
+    previous
+        The live placement; None for a plan from nothing.
+    """
+    from eplb.formats import FORMATS, detect_format
+
+    known = [name for name, entry in FORMATS.items() if out.suffix in entry.suffixes]
+    live = None if previous is None else detect_format(previous).name
+    if live is not None and live in known:
+        return live
+    return known[0] if known else "native"

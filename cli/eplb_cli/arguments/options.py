@@ -95,7 +95,7 @@ WriteFormatOpt = Annotated[
         "-f",
         metavar="F",
         help="Dialect to write, see `eplb formats`.",
-        show_default="native, or the engine's",
+        show_default="the engine's, that of --previous, or by suffix",
         parser=choices.FORMAT.one,
         autocompletion=choices.FORMAT.complete,
     ),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 import typer
@@ -28,6 +28,32 @@ def refuse_typed(context: typer.Context, names: Collection[str], reason: str) ->
         source = None if param.name is None else context.get_parameter_source(param.name)
         if param.opts[0] in names and source is not None and not source.name.startswith("DEFAULT"):
             raise typer.BadParameter(reason, param_hint=param.opts[0])
+
+
+def check_at_least(least: float, typed: Mapping[str, float | None]) -> None:
+    """Refuse values of options below `least`; None is an option that was not given.
+
+    Raises
+    ------
+    typer.BadParameter
+        Naming the option, so that nobody reads the name of a parameter of the library.
+    """
+    for option, value in typed.items():
+        if value is not None and not value >= least:
+            raise typer.BadParameter(f"{value:g}: expected >= {least:g}", param_hint=option)
+
+
+def check_above_zero(typed: Mapping[str, float | None]) -> None:
+    """Refuse values of options that are not above zero; None is an option that was not given.
+
+    Raises
+    ------
+    typer.BadParameter
+        Naming the option.
+    """
+    for option, value in typed.items():
+        if value is not None and not value > 0:
+            raise typer.BadParameter(f"{value:g}: expected > 0", param_hint=option)
 
 
 def id_list(text: str, option: str) -> tuple[int, ...]:

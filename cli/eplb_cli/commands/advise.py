@@ -8,7 +8,7 @@ import typer
 from eplb_cli import output
 from eplb_cli.arguments import choices, cost_options, files, options
 from eplb_cli.arguments.cluster import RayOpt, cluster
-from eplb_cli.arguments.parse import byte_count, id_list, number_range
+from eplb_cli.arguments.parse import byte_count, check_at_least, id_list, number_range
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.views import advice_rows
 
@@ -118,12 +118,13 @@ def advise(  # noqa: PLR0913  # one parameter a word of the command line
 
     if plot is not None and plot.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{plot}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
+    check_at_least(1, {"--gpus-per-node": gpus_per_node})
     asked = cost_options.CostOptions(phase=phase, tokens_per_rank=tokens_per_rank, weight_type=weight_type)
     cost = asked.predictor(calibration, model, seed)
     space = DeploymentSpace(
         nodes=_numbers(nodes),
         gpus_per_node=gpus_per_node,
-        redundant=() if redundant is None else tuple(number_range(redundant, "--redundant")),
+        redundant=() if redundant is None else _redundant(redundant),
         strategies=tuple(name.strip() for name in strategies.split(",")),
         rules=tuple(DispatchRule.named(name.strip()) for name in dispatch.split(",")),
     )
@@ -153,9 +154,14 @@ def _numbers(text: str) -> tuple[int, ...]:
         numbers = id_list(text, "--nodes") if listed else tuple(number_range(ranged, "--nodes"))
     except typer.BadParameter:
         numbers = ()
-    if not numbers:
+    if not numbers or numbers[0] < 1:
         raise typer.BadParameter(f"{text!r}: expected numbers of nodes as in 1:8, 2:8:2 or 1,2,4", param_hint="--nodes")
     return numbers
+
+
+def _redundant(text: str) -> tuple[int, ...]:
+    """The numbers of redundant experts in "0:64:8", or "8" alone."""
+    return (int(text),) if text.isdecimal() else tuple(number_range(text, "--redundant"))
 
 
 def _draw(advice: "Advice", out: Path) -> None:

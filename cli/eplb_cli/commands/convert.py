@@ -8,6 +8,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import choices, model_shape, options
+from eplb_cli.arguments.kind_of_file import expecting_placement
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -44,7 +45,7 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     ids = None if moe_layers is None else model_shape.layer_ids(moe_layers)
     shape = model_shape.from_flags(layers, experts, ids, hidden_layers)
     hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts, shape=shape)
-    with naming_place(source):
+    with expecting_placement(source), naming_place(source):
         plan = _with_layers(read_plan(source, from_, hints), ids, hidden_layers)
     write_plan(plan, target, to)
     flags = FORMATS[to].server_flags(target, plan)

@@ -8,6 +8,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import options
+from eplb_cli.arguments.kind_of_file import expecting_placement
 from eplb_cli.arguments.parse import Nodes, id_list, rank_pairs
 from eplb_cli.arguments.plan_options import LostRanksOpt, RankMapOpt
 from eplb_cli.views.migration_rows import layer_objects, layer_table, migration_facts
@@ -83,7 +84,8 @@ def _read(
     from eplb.formats import ReadHints, RecordStatus, parse_file
 
     hints = ReadHints(num_ranks=ranks, num_nodes=nodes, num_experts=experts)
-    old, new = parse_file(old_path), parse_file(new_path)
+    with expecting_placement(old_path, new_path):
+        old, new = parse_file(old_path), parse_file(new_path)
     with_record = (RecordStatus.IN_FILE, RecordStatus.IN_SIDECAR)
     if new.record_status in with_record:
         read = new.plan(hints)

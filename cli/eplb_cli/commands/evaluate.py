@@ -14,6 +14,7 @@ from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.token_trace import read_token_trace
 from eplb_cli.views import cost_rows, traffic_rows
 from eplb_cli.views.metric_rows import layer_objects, metric_facts, window_objects, window_table
+from eplb_cli.views.topology_rows import note_ignored_weights
 
 TraceOpt = Annotated[
     Path | None,
@@ -84,6 +85,7 @@ def evaluate(  # noqa: PLR0913  # one parameter a word of the command line
         batch = None if predictor is None else predictor.batch(trace or source.content, plan.placement.topology)
         (step,) = cost_rows.predict_each(predictor, batch, [evaluation])
         copies = traffic_rows.traffic_of(plan.placement, trace, by.rule) if traffic and trace is not None else []
+    note_ignored_weights(plan.placement, by.rule)
     if as_csv:
         output.csv_rows(layer_objects(evaluation))
         return

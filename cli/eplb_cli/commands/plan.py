@@ -17,7 +17,7 @@ from eplb_cli.arguments.engine import (
     dispatch_of,
     source_shares,
 )
-from eplb_cli.arguments.parse import id_list, rank_pairs
+from eplb_cli.arguments.parse import check_above_zero, check_at_least, id_list, rank_pairs, refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.token_trace import read_token_trace
 from eplb_cli.arguments.topology import topology_from_options
@@ -96,9 +96,15 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
         decode_load=decode_load,
     )  # fmt: skip
     of_phase.check(context, previous)
+    if phase is not None and group_mode == "free":
+        refuse_typed(context, ("--groups",), "has no effect with --phase in group mode free")
+    check_above_zero({"--time-limit": time_limit})
+    check_at_least(1, {"--slots": slots})
     if pareto:
         check_front(out, has_trace=trace is not None)
     by = dispatch_of(dispatch, engine, engine_options)
+    if format is None and out is not None and by.target is None and not pareto:
+        format = files.dialect_to_write(out, previous)
     shares, live = None, None
     several = len(load_paths) > 1 and reading.how(len(load_paths)) is Combine.WORKLOADS
     load = files.read_load(load_paths, reading)
@@ -159,7 +165,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
             expert_bytes=expert_bytes,
         )
         made, live = replan(load, asked, seed=seed)
-    if several:
+    if several and phase is None:
         made = replace(made, notes=(_SEVERAL_LOADS, *made.notes))
     if by.target is not None:
         by.target.check(made.placement)

@@ -9,7 +9,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import choices, cost_options, files, options
-from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.parse import check_above_zero, check_at_least, refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 
 if TYPE_CHECKING:
@@ -93,6 +93,9 @@ def replay(  # noqa: PLR0913  # one parameter a word of the command line
 
     names = [name for given in strategies or () for name in given.split(",")]
     _check_typed(context, plan or (), names, online)
+    check_at_least(1, {"--every": every, "--layers-per-step": layers_per_step})
+    check_at_least(0, {"--tokens-per-rank": tokens_per_rank})
+    check_above_zero({"--bandwidth": bandwidth})
     whole = replay_arms.read_history(load_paths, reading)
     chosen = replay_arms.chosen_layers(layers, whole.num_layers)
     sizes, load = model_sizes(model), whole.select_layers(chosen)

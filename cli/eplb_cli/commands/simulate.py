@@ -9,6 +9,7 @@ from eplb_cli import output
 from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
+from eplb_cli.arguments.parse import check_above_zero, check_at_least
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.views import cost_rows
@@ -80,6 +81,9 @@ def simulate(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.online.replay import POLICIES
     from eplb.online.replay import simulate as run
 
+    check_at_least(1, {"--interval": interval, "--memory": memory})
+    check_at_least(0, {"--max-moves": max_moves})
+    check_above_zero({"--bandwidth": bandwidth})
     by = dispatch_of(dispatch, engine, engine_options)
     predictor = cost.step_cost(sources, seed)
     load = files.read_load(load_paths, reading)

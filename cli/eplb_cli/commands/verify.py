@@ -7,8 +7,10 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import choices, cost_options, options
-from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.kind_of_file import expecting_placement
+from eplb_cli.arguments.parse import check_at_least, refuse_typed
 from eplb_cli.commands import verify_virtual
+from eplb_cli.views.topology_rows import note_ignored_weights
 
 if TYPE_CHECKING:
     from eplb.runtime import VerifyReport
@@ -139,7 +141,9 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.runtime.verification.tensor_parallel import TensorParallelJob, verify_tensor_parallel
     from eplb_traces import write_trace
 
-    plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    with expecting_placement(plan_path):
+        plan = read_plan(plan_path, format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    note_ignored_weights(plan.placement, dispatch)
     if virtual:
         asked = verify_virtual.Virtual(
             device=device,
@@ -160,6 +164,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         return
     refuse_typed(context, verify_virtual.ONLY_VIRTUAL, "has no effect without --virtual")
     tokens = _TOKENS if tokens_per_rank is None else tokens_per_rank
+    check_at_least(1, {"--processes": processes, "--tokens-per-rank": tokens, "--hidden-size": hidden})
     factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
     if mindie_config is not None:
         config = read_mindie_config(mindie_config)

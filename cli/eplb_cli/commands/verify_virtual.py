@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.parse import check_at_least, refuse_typed
 
 if TYPE_CHECKING:
     from eplb.core.placement import Placement
@@ -71,6 +71,7 @@ def check_typed(context: typer.Context, asked: Virtual) -> None:
         raise typer.BadParameter("expected one of both with --virtual", param_hint="--trace, --load")
     if (not asked.phase) == (asked.tokens_per_rank is None):
         raise typer.BadParameter("expected one of both with --virtual", param_hint="--phase, --tokens-per-rank")
+    check_at_least(1, {"--tokens-per-rank": asked.tokens_per_rank})
     if asked.trace is not None:
         refuse_typed(context, ("--seed",), "has no effect with --trace, whose first tokens are taken")
     else:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from eplb_cli import output
 
 if TYPE_CHECKING:
+    from eplb.core.placement import Placement
     from eplb.core.topology import Topology
 
 
@@ -29,3 +30,11 @@ def topology_object(topology: "Topology") -> dict[str, object]:
         "ranks_by_node": topology.node_num_ranks.tolist(),
         "slots_by_rank": topology.rank_num_slots.tolist(),
     }
+
+
+def note_ignored_weights(placement: "Placement", rule: str) -> None:
+    """Tell the user that the rule splits tokens by other shares than those of the placement."""
+    from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
+
+    if placement.replica_weights is not None and DispatchRule.named(rule) in EVEN_RULES:
+        output.note(f"note: {rule} dispatch ignores the replica weights of the plan: --dispatch weighted uses them")
