@@ -91,18 +91,32 @@ def gain_over_order(after: Evaluation, sources: Sequence[float] | None = None) -
     return Gain(EXPERTS_IN_ORDER, before, after, is_live=False)
 
 
-def gain_over_live(after: Evaluation, live: Placement) -> Gain:
+def gain_over_live(after: Evaluation, live: Placement, sources: Sequence[float] | None = None) -> Gain:
     """Compare a replan with the live placement, which may be on other ranks, under the replan's dispatch rule."""
     ranks = live.topology.num_ranks
     other = ranks != after.placement.topology.num_ranks
-    before = evaluate(live, after.load, after.dispatch)
+    before = _live_evaluation(live, after.load, after.dispatch, sources)
     return Gain(f"{LIVE} on {counted(ranks, 'rank')}" if other else LIVE, before, after, is_live=True)
 
 
-def live_if_nothing_gained(made: Plan, live: Placement, load: ExpertLoad) -> Plan:
+def _live_evaluation(
+    live: Placement, load: ExpertLoad, rule: DispatchRule, sources: Sequence[float] | None
+) -> Evaluation:
+    """The live placement under a rule; under weighted dispatch with shares for this load, which cost no move."""
+    placement = weighted_placement(live, load) if rule is DispatchRule.WEIGHTED else live
+    return evaluate(placement, load, rule, sources=sources)
+
+
+def live_if_nothing_gained(
+    made: Plan,
+    live: Placement,
+    load: ExpertLoad,
+    rule: DispatchRule = DispatchRule.EVEN,
+    sources: Sequence[float] | None = None,
+) -> Plan:
     """The replan, or the live placement where the replan moves replicas and does not lower the busiest rank.
 
-    A replan is for the load summed over windows; here the mean over layers and windows decides, under even dispatch.
+    A replan is for the load summed over windows; here the mean over layers and windows decides.
 
     Parameters
     ----------
@@ -112,10 +126,13 @@ def live_if_nothing_gained(made: Plan, live: Placement, load: ExpertLoad) -> Pla
         The live placement.
     load
         The load of the replan, with its windows.
+    rule, sources
+        The dispatch rule of the replan, and the share of the tokens that each rank sends.
     """
     if made.migration is None or made.placement == live:
         return made
-    was, now = (mean_max_over_mean(evaluate(placement, load)) for placement in (live, made.placement))
+    before = _live_evaluation(live, load, rule, sources)
+    was, now = mean_max_over_mean(before), mean_max_over_mean(evaluate(made.placement, load, rule, sources=sources))
     if now < was * (1 - SAME_BALANCE):
         return made
     note = (
@@ -123,14 +140,14 @@ def live_if_nothing_gained(made: Plan, live: Placement, load: ExpertLoad) -> Pla
         f"{now:.4f}, so nothing moves"
     )
     kept = certified_plan(
-        Problem(load, live.topology),
+        Problem(load, live.topology, dispatch=rule, sources=None if sources is None else tuple(sources)),
         live.physical_to_logical_map,
         strategy=made.strategy,
         seed=made.seed,
         notes=(note,),
     )
     migration = Migration.between(live, kept.placement, made.migration.expert_bytes)
-    return replace(kept, migration=migration, seconds=made.seconds)
+    return replace(kept, placement=before.placement, migration=migration, seconds=made.seconds)
 
 
 def redundancy_notes(evaluation: Evaluation, sources: Sequence[float] | None = None) -> tuple[str, ...]:

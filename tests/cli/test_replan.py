@@ -72,7 +72,7 @@ def test_the_live_placement_may_be_an_engines_file(run, plan_path, later_path, t
 @pytest.mark.parametrize(
     "words",
     [
-        *[("--strategy", "greedy"), ("--groups", 2), ("--group-mode", "free"), ("--dispatch", "even")],
+        *[("--strategy", "greedy"), ("--groups", 2), ("--group-mode", "free")],
         *[("--keep-rank-ids",), ("--keep-rank-ids", "--slots", 5, "--lost-ranks", 1), ("--redundant", 1)],
         *[("--rank-map", "0-1:0"), ("--rank-map", "0"), ("--previous-nodes", "x")],
     ],
@@ -293,3 +293,23 @@ def test_diff_refuses_other_models(run, plan_path, tmp_path):
     assert run("plan", tmp_path / "model.npz", "--ranks", 4, "--nodes", 2, "--redundant", 4, "-o", other).exit_code == 0
     assert "layers = 2 after 3" in run("diff", plan_path, other).stderr
     assert run("diff", plan_path, tmp_path / "missing.json").exit_code == 3
+
+
+def test_a_replan_is_for_the_rule_of_the_engine(run, tmp_path):
+    tokens = np.random.default_rng(0).lognormal(7, 0.8, (3, 64)).round()
+    first, later = tmp_path / "first.npz", tmp_path / "later.npz"
+    shape = eplb_traces.ModelShape(3, 64, moe_layer_ids=(0, 1, 2), num_hidden_layers=3)
+    for path, counts in ((first, tokens), (later, np.roll(tokens, 7, axis=1))):
+        eplb_traces.write_load(eplb_traces.ExpertLoad(counts, shape=shape), path)
+    live, under, even = (tmp_path / f"{name}.json" for name in ("live", "under", "even"))
+    ranks = ("--ranks", 16, "--nodes", 2, "--redundant", 16)
+    assert run("plan", first, *ranks, "--engine", "sglang", "-o", live).exit_code == 0
+    again = ("plan", later, "--previous", live, "--target", 1.02)
+    assert "as sglang dispatches" in run(*again, "--engine", "sglang", "-o", under).stdout
+    assert run(*again, "-o", even).exit_code == 0
+    rule = ("--dispatch", "sglang_static", "--json")
+    busiest = [json.loads(run("evaluate", plan, later, *rule).stdout)["max_over_mean_mean"] for plan in (under, even)]
+    assert busiest[0] < min(1.03, busiest[1])
+    refused = run(*again, "--lost-ranks", 3, "--dispatch", "sglang_static")
+    assert refused.exit_code == 2
+    assert "sglang_static: ranks that change" in refused.stderr

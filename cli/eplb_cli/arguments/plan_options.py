@@ -165,8 +165,7 @@ _ONLY_WITH_PREVIOUS: Final = (
     *("--previous-ranks", "--previous-nodes", "--keep-rank-ids"),
 )
 _ONLY_WITHOUT_PREVIOUS: Final = (
-    *("--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price", "--dispatch"),
-    *("--engine", "--engine-option", "--sources"),
+    *("--mindie-config", "--strategy", "--groups", "--group-mode", "--group-price"),
     *("--constraints", "--replicate-everywhere", "--replicated-slot", "--time-limit", "--survive"),
     *("--trace", "--load-cap", "--pareto"),
 )

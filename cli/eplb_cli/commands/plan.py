@@ -163,8 +163,10 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
             target=target,
             max_moves=max_moves,
             expert_bytes=expert_bytes,
+            rule=by.rule,
+            sources=sources,
         )
-        made, live = replan(load, asked, seed=seed)
+        made, live, shares = replan(load, asked, seed=seed)
     if several and phase is None:
         made = replace(made, notes=(_SEVERAL_LOADS, *made.notes))
     if by.target is not None:
@@ -172,7 +174,7 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
         made = replace(made, notes=(*by.target.notes(made.shape), *made.notes))
     with output.progress("evaluating"):
         evaluation = eplb.evaluate(made.placement, load, by.rule, sources=shares)
-        gain = gain_over_order(evaluation, shares) if live is None else gain_over_live(evaluation, live)
+        gain = gain_over_order(evaluation, shares) if live is None else gain_over_live(evaluation, live, shares)
         hints = redundancy_notes(evaluation, shares) if live is None else ()
     _report(made, Worth(gain, hints), _Output(out, by.format_to_write(format), by), as_json=as_json)
 

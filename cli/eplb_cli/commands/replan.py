@@ -9,9 +9,11 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments import files
+from eplb_cli.arguments.engine import source_shares
 from eplb_cli.arguments.parse import Nodes
 
 if TYPE_CHECKING:
+    from eplb.core.dispatch_rule import DispatchRule
     from eplb.core.placement import Placement
     from eplb.core.problem import Plan
     from eplb.core.topology_change import TopologyChange
@@ -48,6 +50,9 @@ class Replan:
     target: float
     max_moves: int | None
     expert_bytes: float | None
+    rule: "DispatchRule"
+    sources: str | None
+    """As typed: the ranks are those of the live placement."""
 
 
 class Replanned(NamedTuple):
@@ -55,6 +60,8 @@ class Replanned(NamedTuple):
 
     made: "Plan"
     live: "Placement"
+    sources: tuple[float, ...] | None = None
+    """The share of the tokens that each rank sends; None: all alike."""
 
 
 def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> Replanned:
@@ -75,6 +82,7 @@ def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> Replanned:
             raise typer.BadParameter("needs --lost-ranks: ranks that keep their columns", param_hint="--keep-rank-ids")
         lost = ranks_with_ids(ranks_of(previous), ranks.lost, "lost rank")
         if lost and ranks == NewRanks(lost=ranks.lost):
+            _check_even(asked)
             made = replan_without(live, load, lost, target=target, max_moves=moves, expert_bytes=size, seed=seed)
             if asked.keep_rank_ids:
                 made = _with_ids_kept(made, (*previous.absent_ranks, *ranks.lost))
@@ -82,11 +90,33 @@ def replan(load: "ExpertLoad", asked: Replan, *, seed: int) -> Replanned:
         change = _change(previous, ranks, num_experts=load.num_experts)
         stays = change.rank_map == tuple(range(change.after.num_ranks))
         if stays and change.before == change.after:
-            made = rebalance(live, load, target=target, max_moves=moves, expert_bytes=size, seed=seed)
-            made = live_if_nothing_gained(made, live, load)
-        else:
-            made = replan_on(live, load, change, target=target, max_moves=moves, expert_bytes=size, seed=seed)
+            shares = source_shares(asked.sources, live.topology.num_ranks)
+            made = rebalance(
+                live,
+                load,
+                target=target,
+                max_moves=moves,
+                expert_bytes=size,
+                dispatch=asked.rule,
+                sources=shares,
+                seed=seed,
+            )
+            made = live_if_nothing_gained(made, live, load, asked.rule, shares)
+            return Replanned(replace(made, absent_ranks=previous.absent_ranks), live, shares)
+        _check_even(asked)
+        made = replan_on(live, load, change, target=target, max_moves=moves, expert_bytes=size, seed=seed)
         return Replanned(replace(made, absent_ranks=previous.absent_ranks) if stays else made, live)
+
+
+def _check_even(asked: Replan) -> None:
+    """Refuse a dispatch rule that a change of ranks is not planned for."""
+    from eplb.core.dispatch_rule import EVEN_RULES
+
+    reason = "ranks that change are replanned for even dispatch: leave it out, then replan with --previous once more"
+    if asked.rule not in EVEN_RULES:
+        raise typer.BadParameter(f"{asked.rule}: {reason}", param_hint="--dispatch")
+    if asked.sources is not None:
+        raise typer.BadParameter(f"{asked.sources}: {reason}", param_hint="--sources")
 
 
 def _with_ids_kept(made: "Plan", absent: Sequence[int]) -> "Plan":
