@@ -62,8 +62,6 @@ def exit_code_of(error: Exception) -> ExitCode | None:
 
     if isinstance(error, BrokenPipeError):  # no error of the user: see `errors_are_exit_codes`
         return None
-    if isinstance(error, output.StdoutError):
-        return ExitCode.INCOMPLETE_OUTPUT
     if isinstance(error, MissingExtraError):
         return ExitCode.USAGE
     if isinstance(error, InfeasibleError):

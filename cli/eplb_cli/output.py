@@ -22,11 +22,6 @@ Cell = str | int | float
 _QUIET: Final = ContextVar("quiet", default=False)
 
 
-@final
-class StdoutError(Exception):
-    """stdout cannot be written."""
-
-
 def line(text: str) -> None:
     """Print a line of the result, never wrapped: it may be a path or a command to copy."""
     _to_stdout(f"{printable(text)}\n")
@@ -62,12 +57,14 @@ def _to_stdout(text: str) -> None:
 
 @contextmanager
 def _named_stdout() -> Iterator[None]:
+    from eplb_traces.errors import IncompleteOutputError
+
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StdoutError(f"stdout: {error.strerror}") from error
+        raise IncompleteOutputError(f"stdout: {error.strerror}") from error
 
 
 def is_closed() -> bool:
@@ -82,13 +79,15 @@ def flush() -> None:
     ------
     BrokenPipeError
         If the reader of stdout went away.
-    StdoutError
+    IncompleteOutputError
         If stdout cannot be written.
     """
+    from eplb_traces.errors import IncompleteOutputError
+
     try:
         with _named_stdout():
             sys.stdout.flush()
-    except (BrokenPipeError, StdoutError):
+    except (BrokenPipeError, IncompleteOutputError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

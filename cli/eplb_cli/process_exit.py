@@ -16,6 +16,8 @@ def run_and_exit(app: Callable[[], object]) -> None:
 
 
 def _run(app: Callable[[], object]) -> int:
+    from eplb_traces.errors import IncompleteOutputError
+
     if output.is_closed():
         output.error("stdout is closed: nothing was done")
         return ExitCode.INCOMPLETE_OUTPUT
@@ -24,7 +26,7 @@ def _run(app: Callable[[], object]) -> int:
         output.flush()
     except BrokenPipeError:
         return READER_GONE
-    except output.StdoutError as error:
+    except IncompleteOutputError as error:
         output.error(str(error))
         return ExitCode.INCOMPLETE_OUTPUT
     return code

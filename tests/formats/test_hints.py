@@ -71,7 +71,7 @@ def test_slots_have_to_divide_by_the_ranks(tmp_path):
 
 def test_one_list_for_all_vllm_layers_needs_the_layers(tmp_path):
     path = write(tmp_path / "a.json", "[0,1,2,0]")
-    with pytest.raises(FormatError, match="give --layers"):
+    with pytest.raises(FormatError, match="give --num-layers"):
         read_plan(path, hints=TWO_RANKS)
     plan = read_plan(path, hints=ReadHints(num_ranks=2, shape=ModelShape(3, 3)))
     assert plan.placement.physical_to_logical_map.tolist() == [[0, 1, 2, 0]] * 3

@@ -116,3 +116,20 @@ def test_everyone_who_reads_a_trace_cuts_it_alike(tmp_path):
         made = eplb.plan(given_as, topology)
         assert made.load_digest == expected.digest
         assert eplb.evaluate(made, given_as).load == expected
+
+
+def test_positions_of_tokens_in_their_requests_are_no_time():
+    ids = np.random.default_rng(0).random((600, 2, 8)).argsort(axis=2)[:, :, :2].astype(np.uint16)
+    shape = ModelShape(2, 8, 2)
+    position, request = np.tile(np.arange(200), 3), np.repeat(np.arange(3), 200)
+
+    def cut(step, parts=1):
+        batches = [
+            TokenBatch(shape, ids[part], step[part], request[part]) for part in np.array_split(np.arange(600), parts)
+        ]
+        return load_by_window(RoutingTrace(shape, batches), None).num_windows
+
+    assert cut(position) == cut(position, 7) == 1
+    assert cut(position + 1) > 1  # steps of an engine that counts from another one
+    assert cut(position // 2) > 1  # two tokens of a request in one step: prefill
+    assert cut(position[::-1].copy()) > 1

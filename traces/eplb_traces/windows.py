@@ -6,7 +6,8 @@ A trace that is not told otherwise is cut into windows that are as short as thes
 - at least 8 choices an expert on average: with n of them, chance alone moves the count of an expert by 1 / sqrt(n), a
   third at 8. In shorter windows most of what looks uneven is chance, and no placement can help.
 
-A trace that is too short for two such windows is one window.
+A trace that is too short for two such windows is one window. So is one whose steps are the positions of tokens in their
+request, 0, 1, 2 and so on: an array without steps, or the routing of single requests. Positions are no time.
 """
 
 from typing import Final
@@ -43,8 +44,23 @@ def load_by_window(source: ExpertLoad | RoutingTrace, window: int | None) -> Exp
         return source if window is None else source.merged(window)
     if window is not None:
         return source.load(window)
+    if has_positions_for_steps(source):
+        return source.load()
     num_choices = source.num_tokens * (source.shape.top_k or 1)
     return source.load(window_length(source.steps, num_choices, source.shape.num_experts))
+
+
+def has_positions_for_steps(trace: RoutingTrace) -> bool:
+    """Whether the tokens of every request have the steps 0, 1, 2, ..., in this order: reads on only while they do."""
+    num_seen: dict[int, int] = {}
+    for step, request in zip(trace.column("step"), trace.column("request"), strict=True):
+        ids, inverse, counts = np.unique(request, return_inverse=True, return_counts=True)
+        before = np.array([num_seen.get(i, 0) for i in ids.tolist()], dtype=np.int64)
+        place = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts - before, counts)
+        if not np.array_equal(step[np.argsort(inverse, kind="stable")], place):
+            return False
+        num_seen.update(zip(ids.tolist(), (before + counts).tolist(), strict=True))
+    return True
 
 
 def window_length(steps: NDArray[np.int64], num_choices: int, num_experts: int) -> int:

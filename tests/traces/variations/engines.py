@@ -11,13 +11,14 @@ from tests.traces.examples import random_batch
 SHAPE = ModelShape(3, 16, 2, moe_layer_ids=(1, 2, 3), num_hidden_layers=4)
 
 
-def _load(rng):
-    return ExpertLoad(rng.integers(1, 900, (2, 3, 16)), np.array([1.0, 2.0]), ["a", "b"], SHAPE)
+def _load(rng, *, suffix):
+    weights = np.array([1.0, 2.0]) if suffix in (".npz", ".parquet") else None
+    return ExpertLoad(rng.integers(1, 900, (2, 3, 16)), weights, ["a", "b"], SHAPE)
 
 
 def _own_load(suffix):
     def write(rng, folder):
-        write_load(_load(rng), folder / f"a{suffix}")
+        write_load(_load(rng, suffix=suffix), folder / f"a{suffix}")
         return folder / f"a{suffix}"
 
     return write
