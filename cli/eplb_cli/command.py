@@ -44,7 +44,7 @@ class Command(typer.core.TyperCommand):
         except Exception:
             _refuse_options_of_the_root(ctx, args)
             raise
-        used = {} if ctx.resilient_parsing or "--help" in typed else self._settings(ctx, typed)
+        used = {} if ctx.resilient_parsing or typed & {"-h", "--help"} else self._settings(ctx, typed)
         ctx.default_map = {name: of.values if multiple else of.values[0] for (name, multiple), of in used.items()}
         try:
             return super().parse_args(ctx, args)

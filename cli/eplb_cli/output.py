@@ -64,7 +64,9 @@ def _named_stdout() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise IncompleteOutputError(f"stdout: {error.strerror}") from error
+        raise IncompleteOutputError(
+            f"stdout: {error.strerror or error}: the result is not printed; files that were to be written are there"
+        ) from error
 
 
 def is_closed() -> bool:
@@ -153,14 +155,19 @@ def facts(title: str, pairs: Sequence[tuple[str, Cell]]) -> None:
     """Print name and value pairs, one a line."""
     from eplb_cli.table_layout import blocks
 
-    texts = [[name, _text(value)] for name, value in pairs]
+    texts = [[printable(name), _text(value)] for name, value in pairs]
     _title(title)
     (block,) = blocks(("", ""), texts, (False, False), 1, width())
     _print_block((), texts, (False, False), block.widths)
 
 
 def _title(title: str) -> None:
-    line(_printed(title, style="bold").rstrip())
+    _styled_line(_printed(printable(title), style="bold"))
+
+
+def _styled_line(text: str) -> None:
+    """Print a line of rich, whose styles are control characters; what is in it is printable."""
+    _to_stdout(f"{text.rstrip()}\n")
 
 
 def _print_block(
@@ -180,7 +187,7 @@ def _print_block(
     for row in rows:
         body.add_row(*row)
     for text in _printed(body, sum(widths) + 2 * len(widths)).splitlines():
-        line(text.rstrip())
+        _styled_line(text)
     line("")
 
 

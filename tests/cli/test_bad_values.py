@@ -1,6 +1,7 @@
 """Values that no option takes: the message names the option as it was typed, not a parameter of the library."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -37,12 +38,12 @@ BAD = [
     (("simulate", "LOAD", *ON), "--memory", 0),
     (("simulate", "LOAD", *ON), "--max-moves", -1),
     (("simulate", "LOAD", *ON), "--bandwidth", 0),
-    (ADVISE, "--rest-gb", -1),
-    (ADVISE, "--reserve-gb", -1),
+    (ADVISE, "--rest-bytes", -1),
+    (ADVISE, "--reserve-bytes", -1),
     (ADVISE, "--gpus-per-node", 0),
     (ADVISE, "--nodes", "0:4"),
     (("trace", "synth", "OUT"), "--tokens", 0),
-    (("trace", "synth", "OUT"), "--windows", 0),
+    (("trace", "synth", "OUT"), "--num-windows", 0),
     (("trace", "synth", "OUT"), "--top-k", 0),
     (VIRTUAL, "--tokens-per-rank", 0),
 ]
@@ -63,7 +64,7 @@ def test_the_option_is_named(run, files, words, option, value):
         pytest.importorskip("torch")
     result = run(*(files.get(word, word) for word in words), option, value, env={"COLUMNS": "200"})
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"{option}: {value}" in result.stderr or f"{option}: '{value}'" in result.stderr
+    assert re.search(rf"{option}'?: '?{value}'?", result.stderr)
     assert "expected" in result.stderr
 
 

@@ -139,7 +139,7 @@ _COMMANDS = {
         *("path", "out", "--as-load", *_READING),
     },
     "trace merge": {"paths", "--output", "-o", "--as-load", *_READING},
-    "trace reduce": {"files", "--ray", "--output", "-o", *_READING},
+    "trace reduce": {"files", "--ray", "--output", "-o", "--json", *_READING},
     "trace dialects": {"--json"},
     "trace record": {
         *("model_dir", "prompts_path", "--output", "-o", "--max-new-tokens", "--batch-size", "--device"),

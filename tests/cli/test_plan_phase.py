@@ -98,7 +98,10 @@ def test_an_engine_gets_its_own_files(run, load_paths, tmp_path):
         (("--phase", "decode", *WORDS, "--tokens-per-rank", "9,8"), "expected one number"),
         (("--phase", "decode", "--calibration", "h200"), "expected a calibration and a model"),
         (("--phase", "decode", *WORDS, "--strategy", "greedy"), "strategy greedy ignores it"),
-        (("--phase", "decode", *WORDS, "--group-mode", "pinned"), "strategy step_time ignores groups"),
+        (
+            ("--phase", "decode", *WORDS, "--group-mode", "pinned"),
+            "group mode pinned: strategy step_time does not plan for it",
+        ),
         (("--phase", "idle", *WORDS), "'idle': Expected one of"),
         (("--previous", "x.json", "--phase", "decode"), "cannot be chosen with --previous"),
     ],

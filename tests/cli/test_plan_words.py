@@ -258,7 +258,7 @@ def test_constraints_that_no_placement_meets_have_their_own_exit_code(run, load_
         ("apart = [[0, -1]]", "apart[0][1] = -1"),
         ("together = [[4]]", "together"),
         ("replica_counts = [1, 1.5]", "replica_counts[1] = 1.5"),
-        ("expert_bytes = 'much'", "expert_bytes = 'much'"),
+        ("expert_bytes = 'much'", "expert_bytes: 'much': expected a number of bytes"),
         ("rank_bytes = [1, -2]", "rank_bytes[1] = -2"),
         ("expert_bytes = 5", "expected both or neither"),
         ("pin = [[16, 0]]", "pin: expert = 16"),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,18 @@ class Interrupt:
     assert (found.returncode, found.stdout, found.stderr) == (INTERRUPTED, "", "")
 
 
-def test_ctrl_c_while_a_command_runs_ends_without_a_traceback(tmp_path):
-    fifo = tmp_path / "load.csv"
-    os.mkfifo(fifo)
-    words = [*_EPLB, "trace", "info", "--from", "csv", str(fifo)]
+def test_ctrl_c_while_a_command_runs_ends_without_a_traceback(load_path, tmp_path):
+    started, slow = tmp_path / "started", tmp_path / "slow.py"
+    slow.write_text(
+        "import pathlib, time\n\n\ndef slow(problem, *, seed=0):\n"
+        f"    pathlib.Path({str(started)!r}).touch()\n    time.sleep(60)\n"
+    )
+    words = [*_EPLB, "plan", str(load_path), "--ranks", "4", "--strategy", f"{slow}:slow"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with (
-        subprocess.Popen(words, env=_ENVIRONMENT, **streams) as child,
-        open(fifo, "w"),
-    ):  # waits until the command reads
+    with subprocess.Popen(words, env=_ENVIRONMENT, **streams) as child:
+        while not started.exists():
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.01)
         child.send_signal(signal.SIGINT)
         assert child.communicate() == ("", "")
     assert child.returncode == INTERRUPTED

@@ -55,7 +55,7 @@ def test_files_that_were_finished_before_are_not_counted_again(run, tmp_path, pa
         (("-o", "load.txt"), 3, "suffix '.txt' is unknown"),
         (("-o", "load.npz", "--window", "2"), 3, "--combine"),
         (("-o", "load.npz", "--combine", "layers"), 3, "expected time or sum"),
-        (("-o", "load.npz", "--combine", "all"), 2, "expected one of"),
+        (("-o", "load.npz", "--combine", "all"), 2, "workloads, sum, time, layers"),
     ],
 )
 def test_what_is_refused(run, tmp_path, monkeypatch, paths, words, code, sentence):

@@ -8,7 +8,6 @@ import typer
 from eplb_cli import output
 from eplb_cli.arguments.options import JsonOpt
 from eplb_cli.command import Group, register
-from eplb_cli.help.examples import epilog_of
 
 if TYPE_CHECKING:
     from eplb.core.compiled_cache import KernelFile
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=Group)
 
 
-@app.callback(invoke_without_command=True, epilog=epilog_of("cache"))
+@app.callback(invoke_without_command=True)
 def show(context: typer.Context, as_json: JsonOpt = False) -> None:
     """Show where the machine code of the kernels is kept; build compiles all of it."""
     from eplb.core.compiled_cache import cached_files

@@ -8,6 +8,7 @@ import typer
 
 from eplb_cli import output
 from eplb_cli.arguments.cluster import RayOpt, cluster
+from eplb_cli.arguments.options import JsonOpt
 from eplb_cli.arguments.reading import Reading, reads_loads
 
 FilesArg = Annotated[
@@ -25,7 +26,7 @@ OutOpt = Annotated[
 
 
 @reads_loads
-def reduce(files: FilesArg, out: OutOpt, ray: RayOpt = None, *, reading: Reading) -> None:
+def reduce(files: FilesArg, out: OutOpt, ray: RayOpt = None, *, reading: Reading, as_json: JsonOpt = False) -> None:
     """Count the load of a trace in many files, several at a time, each as a stream.
 
     The counts of finished files are kept in the folder OUT.shards until OUT is written: the same command continues an
@@ -52,6 +53,10 @@ def reduce(files: FilesArg, out: OutOpt, ray: RayOpt = None, *, reading: Reading
     with output.progress(f"writing {out.name}"):
         write_load(made.load, out)
     checkpoint.remove()
+    if as_json:
+        sizes = {"num_files": len(shards), "num_tokens": made.num_tokens, "num_windows": made.load.num_windows}
+        output.json_object({"written": {"path": url_of(out) or str(out), "kind": "load"}, **sizes})
+        return
     output.line(f"wrote {url_of(out) or out}")
     in_files = f"{output.counted(made.num_tokens, 'token')} in {output.counted(len(shards), 'file')}"
     output.line(f"  {in_files}, {output.counted(made.load.num_windows, 'window')}")

@@ -118,8 +118,6 @@ EXAMPLES: Final = {
     "formats": Examples("docs/reference/file-formats.md", ("eplb formats", "eplb formats --json")),
     "strategies": Examples("docs/how-to/own-strategy.md", ("eplb strategies", "eplb strategies --json")),
     "env": Examples("docs/reference/cli.md", ("eplb env", "eplb env --json")),
-    "cache": Examples("docs/tutorial.md", ("eplb cache", "eplb cache --json")),
-    "cache build": Examples("docs/tutorial.md", ("eplb cache build", "eplb cache build --json")),
     "trace info": Examples(
         "docs/reference/dialects.md",
         (
@@ -163,6 +161,7 @@ EXAMPLES: Final = {
             "eplb trace synth tokens.parquet --preset v3-prefill --tokens 256",
         ),
     ),
+    "cache build": Examples("docs/tutorial.md", ("eplb cache build", "eplb cache build --json")),
 }
 
 

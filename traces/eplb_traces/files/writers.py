@@ -66,9 +66,11 @@ def write_load(load: ExpertLoad, path: str | Path) -> None:
     """
     check_load_suffix(path)
     suffix = Path(path).suffix.lower()
-    if suffix not in _LOSSLESS:
-        _check_lost(load, path, suffix)
+    if suffix not in _LOSSLESS and (load.weights != 1).any():
+        raise InputError(f"{path}: windows have weights, which a {suffix} does not hold: write .npz or .parquet")
     LOAD_WRITERS[suffix](load, Path(path))
+    if suffix not in _LOSSLESS:
+        _name_lost(load, path, suffix)
 
 
 def check_load_suffix(path: str | Path) -> None:
@@ -78,10 +80,8 @@ def check_load_suffix(path: str | Path) -> None:
         raise InputError(f"{path}: suffix {suffix!r} is unknown: expected one of {', '.join(LOAD_WRITERS)}")
 
 
-def _check_lost(load: ExpertLoad, path: str | Path, suffix: str) -> None:
-    """Refuse window weights, without which the counts mean something else; name what else the file does not hold."""
-    if (load.weights != 1).any():
-        raise InputError(f"{path}: windows have weights, which a {suffix} does not hold: write .npz or .parquet")
+def _name_lost(load: ExpertLoad, path: str | Path, suffix: str) -> None:
+    """Warn of what the file does not hold."""
     shape = load.shape
     lost = {
         "labels of windows": bool(load.labels),
