@@ -6,12 +6,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -243,8 +243,16 @@ def byte_size(count: float) -> str:
     return f"{count:g} B"
 
 
+class Advance(Protocol):
+    """What a block calls when it is further."""
+
+    def __call__(self, count: int = 1) -> None:
+        """Advance the bar by `count` steps."""
+        ...
+
+
 @contextmanager
-def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+def progress(doing: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
     """A bar on stderr while the block runs, gone afterwards; nothing where stderr is no terminal.
 
     Parameters
@@ -252,23 +260,39 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
     doing
         What the user waits for: "planning".
     total
-        Steps of the block; None where unknown, which gives a bar without an end.
+        Steps of the block, shown beside those that are done, with the time left; None where unknown, which gives a bar
+        without an end.
+    unit
+        What the steps are, "tokens", to show how many a second; "" for steps of which there are few.
 
     Yields
     ------
-    Callable
-        To be called after each step.
+    Advance
+        To be called after each step, or with the number of steps.
     """
     if _QUIET.get() or sys.stderr is None or not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda count=1: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(doing, total=total)
-        yield lambda: bar.advance(task)
+    columns = (TextColumn("{task.description}"), BarColumn())
+    known = (TextColumn("{task.completed:,.0f} of {task.total:,.0f}{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(
+        *columns, *((TimeElapsedColumn(),) if total is None else known), console=Console(stderr=True), transient=True
+    ) as bar:
+        number = bar.add_task(doing, total=total, rate="")
+
+        def advance(count: int = 1) -> None:
+            bar.advance(number, count)
+            bar.update(number, rate=_rate(bar.tasks[0].speed, unit))
+
+        yield advance
+
+
+def _rate(speed: float | None, unit: str) -> str:
+    """How many steps a second; "" for steps of which there are few, and before the first ones."""
+    return f", {speed:,.0f} {unit} a second" if speed is not None and unit else ""
 
 
 @contextmanager

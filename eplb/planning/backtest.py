@@ -81,7 +81,12 @@ def rehearsal(problem: Problem) -> Problem:
 
 
 def backtest(
-    problem: Problem, candidates: Sequence[Candidate], *, held_out: float = 0.25, seed: int = 0
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    *,
+    held_out: float = 0.25,
+    seed: int = 0,
+    on_score: Callable[[], None] | None = None,
 ) -> tuple[Score, ...]:
     """Score every candidate on the end of the history, best mean first; ties to the earlier candidate.
 
@@ -96,6 +101,8 @@ def backtest(
         Share of the windows, at the end, that no candidate sees.
     seed
         For randomised strategies.
+    on_score
+        Called after each candidate.
 
     Raises
     ------
@@ -124,6 +131,8 @@ def backtest(
         balance = evaluate(placement, history, problem.dispatch, sources=problem.sources).max_over_mean_by_window
         planned, later = balance[:split], balance[split:]
         scores.append(Score(candidate, _mean(later), p95_of_known(later), _mean(planned)))
+        if on_score is not None:
+            on_score()
     return tuple(sorted(scores, key=lambda score: score.mean))
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import final
 
@@ -65,6 +65,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     sources: Sequence[float] | None = None,
     cost: StepCost | None = None,
     executor: Executor = IN_ORDER,
+    on_point: Callable[[], None] | None = None,
 ) -> tuple[SweepPoint, ...]:
     """Plan with each number of redundant experts and evaluate the plans.
 
@@ -90,6 +91,8 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
         Model, GPU and step to predict with, on one batch for all points; None: nothing is predicted.
     executor
         Where the points are planned, such as `eplb_traces.scale.ray_cluster`; by default one after the other here.
+    on_point
+        Called after each number that is planned.
 
     Raises
     ------
@@ -132,7 +135,12 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     )
     batch = None if cost is None else cost.batch(load, topology)
     one_point = partial(_predicted_point, planner, first, size, cost, batch)
-    return tuple(executor.map(one_point, fit, lambda number, point: None))
+
+    def announce(_number: int, _point: SweepPoint) -> None:
+        if on_point is not None:
+            on_point()
+
+    return tuple(executor.map(one_point, fit, announce))
 
 
 def _predicted_point(  # noqa: PLR0913  # all that the points have in common, and the number

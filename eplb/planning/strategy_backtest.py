@@ -1,6 +1,6 @@
 """`eplb.backtest`: scores strategies on a history, by plans made on its first part and evaluated on the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from eplb.arguments.accepted import LoadLike, accepted_load, accepted_topology
 from eplb.core.dispatch_rule import DispatchRule
@@ -23,6 +23,7 @@ def backtest(  # noqa: PLR0913  # the same keywords as plan()
     dispatch: str = DispatchRule.EVEN,
     sources: Sequence[float] | None = None,
     seed: int = 0,
+    on_score: Callable[[], None] | None = None,
 ) -> tuple[Score, ...]:
     """Plan on the first part of a history and score the plans on the rest, best first.
 
@@ -38,6 +39,8 @@ def backtest(  # noqa: PLR0913  # the same keywords as plan()
         Share of the windows, at the end, that no plan sees.
     groups, group_mode, dispatch, sources, seed
         As in `plan`.
+    on_score
+        Called after each strategy.
 
     Raises
     ------
@@ -64,6 +67,8 @@ def backtest(  # noqa: PLR0913  # the same keywords as plan()
         sources=None if sources is None else tuple(sources),
     )
     if strategies is None:
-        return score(problem, candidates_under(problem.dispatch), held_out=held_out, seed=seed)
+        candidates = candidates_under(problem.dispatch)
+        return score(problem, candidates, held_out=held_out, seed=seed, on_score=on_score)
     named = [accepted_strategy(strategy) for strategy in strategies]
-    return score(problem, [Candidate(one.name, one, whole) for one in named], held_out=held_out, seed=seed)
+    candidates = tuple(Candidate(one.name, one, whole) for one in named)
+    return score(problem, candidates, held_out=held_out, seed=seed, on_score=on_score)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, final
 from eplb_cli import output
 from eplb_cli.arguments.kind_of_file import expecting_load, expecting_placement
 from eplb_cli.arguments.parse import check_at_least
+from eplb_cli.arguments.watched_trace import watched_trace
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
@@ -106,10 +107,20 @@ def read_load(paths: Sequence[Path], reading: "Reading") -> "ExpertLoad":
     """The load of the files, of any dialect; how they were understood is printed as notes."""
     source = read_source(paths, reading)
     note_reading(source)
-    with output.progress("counting"):
-        load = source.load()
+    load = _counted(source)
     note_windows(source, load)
     return load
+
+
+def _counted(source: Source) -> "ExpertLoad":
+    """The load, with a bar over the tokens of a trace."""
+    from eplb_traces import ExpertLoad
+
+    content = source.content
+    if isinstance(content, ExpertLoad):
+        return source.load()
+    with output.progress("counting", content.num_tokens, "tokens") as step:
+        return replace(source, content=watched_trace(content, step)).load()
 
 
 def note_reading(source: Source) -> None:

@@ -53,10 +53,12 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Plan on the first part of LOAD, windows in order of time, and score the plans on the rest, best first."""
     import eplb
+    from eplb.planning.planner import candidates_under
 
     by = dispatch_of(dispatch, engine, engine_options)
     load = files.read_load(load_paths, reading)
-    with output.progress("planning and scoring"):
+    num_candidates = len(candidates_under(by.rule) if strategies is None else strategies.split(","))
+    with output.progress("planning and scoring", num_candidates) as step:
         scores = eplb.backtest(
             load,
             topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant),
@@ -67,6 +69,7 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
             dispatch=by.rule,
             sources=source_shares(sources, ranks),
             seed=seed,
+            on_score=step,
         )
     if as_csv:
         output.csv_rows([_as_object(score) for score in scores])

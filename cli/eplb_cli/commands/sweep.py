@@ -63,7 +63,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
     if out is not None and out.suffix.lower() not in _DRAWINGS:
         raise typer.BadParameter(f"{out}: expected a name that ends in {', '.join(_DRAWINGS)}", param_hint="--output")
     load = files.read_load(load_paths, reading)
-    with cluster(ray) as workers, output.progress("planning"):
+    with cluster(ray) as workers, output.progress("planning", len(numbers)) as step:
         size = predictor.expert_bytes if expert_bytes is None and predictor is not None else expert_bytes
         points = run(
             load,
@@ -76,6 +76,7 @@ def sweep(  # noqa: PLR0913  # one parameter a word of the command line
             sources=shares,
             cost=predictor,
             executor=workers or IN_ORDER,
+            on_point=step,
         )
     choices = cost_rows.choices_sampled(predictor, load)
     if out is not None:
