@@ -29,7 +29,7 @@ _ENGINE: Final = ("engine", "engine-option")
 _TIME: Final = ("model", "calibration")
 
 _NOT_WITH: Final[dict[str, tuple[str, ...]]] = {
-    "--previous": tuple(SETTINGS),
+    "--previous": (*_TOPOLOGY, "groups", *_TIME),
     "--mindie-config": _TOPOLOGY,
     "--pareto": _ENGINE,
     "--decode-load": ("groups",),

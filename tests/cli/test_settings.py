@@ -84,7 +84,8 @@ def test_a_wrong_file_is_refused_by_name(run, load_path, toml, text, code, messa
 def test_what_other_options_exclude_is_not_taken(run, load_path, plan_path, toml):
     toml('ranks = 8\nredundant = 8\ngroups = 4\nengine = "sglang"\nmodel = "moe-435m"\ncalibration = "h200"\n')
     kept = run("plan", load_path, "--previous", plan_path, "--json")
-    assert (kept.exit_code, kept.stderr) == (0, "")
+    assert (kept.exit_code, kept.stderr) == (0, "from eplb.toml: engine = sglang\n")
+    assert json.loads(kept.stdout)["dispatch"] == "sglang_static"
     ruled = run("plan", load_path, *GREEDY, "--dispatch", "weighted")
     assert ruled.stderr == "from eplb.toml: ranks = 8, redundant = 8, groups = 4\n"
     assert json.loads(ruled.stdout)["dispatch"] == "weighted"

@@ -112,7 +112,9 @@ def _check_even(asked: Replan) -> None:
     """Refuse a dispatch rule that a change of ranks is not planned for."""
     from eplb.core.dispatch_rule import EVEN_RULES
 
-    reason = "ranks that change are replanned for even dispatch: leave it out, then replan with --previous once more"
+    reason = (
+        "ranks that change are replanned for --dispatch even; then replan with --previous once more for another rule"
+    )
     if asked.rule not in EVEN_RULES:
         raise typer.BadParameter(f"{asked.rule}: {reason}", param_hint="--dispatch")
     if asked.sources is not None:
