@@ -21,7 +21,10 @@ AsLoadOpt = Annotated[
 def convert(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A load or a token-level trace of any dialect.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A load or a token-level trace of any dialect; - is stdin.", show_default=False
+        ),
     ],
     out: options.TraceOutArg,
     as_load: AsLoadOpt = False,
@@ -46,8 +49,9 @@ def merge(
     out: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="OUT", help="A trace as .parquet; a load as .parquet, .npz, .csv or .json.",
-            show_default=False,
+            "--output", "-o", metavar="OUT", show_default=False,
+            help="A trace as .parquet; a load as .parquet, .npz, .csv or .json; - is stdout: a trace as .parquet, a "
+            "load as .csv.",
         ),
     ],
     as_load: AsLoadOpt = False,
