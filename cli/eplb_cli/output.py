@@ -117,6 +117,11 @@ def is_closed() -> bool:
     return sys.stdout is None
 
 
+def is_terminal() -> bool:
+    """Whether stdout is a terminal, which shows text alone."""
+    return sys.stdout.isatty()
+
+
 def flush() -> None:
     """Print what is buffered; where that fails, the rest goes nowhere when Python flushes again at its end.
 

@@ -142,7 +142,7 @@ def _suffix_to_write(values: dict[str, Any], command: str) -> str:
 
 
 def _refuse_binary(out: Path, param: Any) -> None:  # noqa: ANN401
-    if out.suffix in _BINARY and sys.stdout.isatty():
+    if out.suffix in _BINARY and output.is_terminal():
         raise typer.BadParameter(f"stdout (-) is a terminal, and a {out.suffix} is not text: pipe it, or give a path",
                                  param_hint="OUT" if param is None else _name(param))  # fmt: skip
 
