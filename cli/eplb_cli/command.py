@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 from eplb_cli import output
+from eplb_cli.arguments.streams import dashes_are_streams
 from eplb_cli.help.examples import epilog_of
 from eplb_cli.help.panels import OPTION_PANELS, panel_of_command, panel_of_option
 from eplb_cli.settings import SETTINGS, Setting, applicable, described, misspelt_variables, read_settings
@@ -75,8 +76,12 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Run the command; with --verbose an error is preceded by the lines of code that it comes from."""
         try:
-            return super().invoke(ctx)
+            with dashes_are_streams(self.params, ctx.params, _path_of(ctx)):
+                return super().invoke(ctx)
         except typer.Exit:
+            raise
+        except typer.BadParameter as error:
+            error.message = output.renamed(error.message)
             raise
         except Exception:
             if ctx.find_root().params.get("verbose"):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 Cell = str | int | float
 _QUIET: Final = ContextVar("quiet", default=False)
+_RESULT_IS_TALK: Final = ContextVar("result_is_talk", default=False)
+_SHOWN_AS: Final = ContextVar[Mapping[str, str] | None]("shown_as", default=None)
 
 
 def line(text: str) -> None:
@@ -29,7 +31,24 @@ def line(text: str) -> None:
 
 def printable(text: str) -> str:
     """The text with control characters of a terminal as escapes: names come from files."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), renamed(text))
+
+
+def show_as(names: Mapping[str, str]) -> None:
+    """From now on, print these names in place of the paths of temporary files: {path: name}."""
+    _SHOWN_AS.set(names)
+
+
+def shown_as() -> Mapping[str, str]:
+    """The names that `show_as` was given."""
+    return _SHOWN_AS.get() or {}
+
+
+def renamed(text: str) -> str:
+    """The text with the names of `show_as`."""
+    for path, name in shown_as().items():
+        text = text.replace(path, name)
+    return text
 
 
 def print_any_text() -> None:
@@ -40,17 +59,41 @@ def print_any_text() -> None:
 
 def json_object(fields: Mapping[str, object]) -> None:
     """Print the whole result as one JSON object."""
-    _to_stdout(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+    _to_stdout(renamed(json.dumps(fields, indent=2, allow_nan=False)) + "\n")
 
 
 def csv_rows(rows: Sequence[Mapping[str, object]]) -> None:
     """Print the rows of the result as CSV."""
     from eplb_cli.views.csv_rows import csv_text
 
-    _to_stdout(csv_text(rows))
+    _to_stdout(renamed(csv_text(rows)))
+
+
+def bytes_of(path: Path) -> None:
+    """Print the file as it is: it is the whole result."""
+    from shutil import copyfileobj
+
+    with path.open("rb") as file, _named_stdout():
+        sys.stdout.flush()
+        copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def result_on_stderr() -> Iterator[None]:
+    """Print results as talk while the block runs: stdout is kept for a file."""
+    token = _RESULT_IS_TALK.set(True)
+    try:
+        yield
+    finally:
+        _RESULT_IS_TALK.reset(token)
 
 
 def _to_stdout(text: str) -> None:
+    if _RESULT_IS_TALK.get():
+        if sys.stderr is not None and not _QUIET.get():
+            sys.stderr.write(text)
+        return
     with _named_stdout():
         sys.stdout.write(text)
 
@@ -72,6 +115,11 @@ def _named_stdout() -> Iterator[None]:
 def is_closed() -> bool:
     """Whether stdout is closed, as in `eplb plan ... >&-`: the next file that is opened would get its number."""
     return sys.stdout is None
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal, which shows text alone."""
+    return sys.stdout.isatty()
 
 
 def flush() -> None:
@@ -195,9 +243,10 @@ def _printed(body: "RenderableType", width: int | None = None, style: str | None
     """The text that rich prints on a terminal like stdout, which it would flush itself."""
     from rich.console import Console
 
-    memory = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, newline="\n")
+    stream = sys.stderr if _RESULT_IS_TALK.get() and sys.stderr is not None else sys.stdout
+    memory = io.TextIOWrapper(io.BytesIO(), stream.encoding, newline="\n")
     Console(
-        file=memory, force_terminal=sys.stdout.isatty() or None, width=width, highlight=False, markup=False, emoji=False
+        file=memory, force_terminal=stream.isatty() or None, width=width, highlight=False, markup=False, emoji=False
     ).print(body, style=style, soft_wrap=width is None)
     memory.seek(0)
     return memory.read()
@@ -216,7 +265,7 @@ def written(path: Path, format: str, server_flags: str) -> None:
     """Say which file is there now, and below it what makes its engine load it."""
     line(f"wrote {path} ({format})")
     for text in server_flags.splitlines():
-        line(f"  {text}")
+        line(f"  {text.replace(str(path), 'FILE') if _RESULT_IS_TALK.get() else text}")
 
 
 def counted(count: int, noun: str) -> str:

@@ -15,12 +15,15 @@ LoadsArg = Annotated[
     typer.Argument(
         metavar="LOAD",
         help="What the router did: a load or a token-level trace, in any dialect of `eplb trace dialects`; several "
-        "files are put together, see --combine. sample:moe-435m is a trace that is shipped.",
+        "files are put together, see --combine. sample:moe-435m is a trace that is shipped; - is stdin.",
         show_default=False,
     ),
 ]
 PlanArg = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A placement file, in any dialect of `eplb formats`.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="PLAN", help="A placement file, in any dialect of `eplb formats`; - is stdin.", show_default=False
+    ),
 ]
 
 RanksOpt = Annotated[
@@ -163,13 +166,16 @@ TracesArg = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE",
-        help="A load or a token-level trace of any dialect; several are put together, see --combine.",
+        help="A load or a token-level trace of any dialect; several are put together, see --combine; - is stdin.",
         show_default=False,
     ),
 ]
 TraceOutArg = Annotated[
     Path,
     typer.Argument(
-        metavar="OUT", help="A trace as .parquet; a load as .parquet, .npz, .csv or .json.", show_default=False
+        metavar="OUT",
+        help="A trace as .parquet; a load as .parquet, .npz, .csv or .json; - is stdout: a trace as .parquet, a load "
+        "as .csv.",
+        show_default=False,
     ),
 ]

@@ -35,7 +35,9 @@ MindieConfigOpt = Annotated[
 ]
 OutOpt = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="OUT", help="Placement file to write; without it nothing is written."),
+    typer.Option(
+        "--output", "-o", metavar="OUT", help="Placement file to write; - is stdout. Without it nothing is written."
+    ),
 ]
 PreviousOpt = Annotated[
     Path | None,

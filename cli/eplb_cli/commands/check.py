@@ -12,7 +12,8 @@ from eplb_cli.arguments import choices, model_shape, options
 
 def check(  # noqa: PLR0913  # one parameter a word of the command line
     paths: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Placement files of the engine.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="FILE", help="Placement files of the engine; - is stdin.", show_default=False),
     ],
     engine: Annotated[
         str,

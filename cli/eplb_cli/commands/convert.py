@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def convert(  # noqa: PLR0913  # one parameter a word of the command line
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A placement file.", show_default=False)],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A placement file; - is stdin.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; - is stdout.", show_default=False)],
     to: Annotated[
         str,
         typer.Option(

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 
 def diff(  # noqa: PLR0913  # one parameter a word of the command line
-    old_path: Annotated[Path, typer.Argument(metavar="OLD", help="The live placement.", show_default=False)],
-    new_path: Annotated[Path, typer.Argument(metavar="NEW", help="The placement to come.", show_default=False)],
+    old_path: Annotated[
+        Path, typer.Argument(metavar="OLD", help="The live placement; - is stdin.", show_default=False)
+    ],
+    new_path: Annotated[
+        Path, typer.Argument(metavar="NEW", help="The placement to come; - is stdin.", show_default=False)
+    ],
     ranks: options.HintRanksOpt = None,
     nodes: options.HintNodesOpt = None,
     experts: options.ExpertsOpt = None,

@@ -9,6 +9,7 @@ from eplb_cli import output
 from eplb_cli.arguments import choices
 from eplb_cli.arguments.options import JsonOpt, SeedOpt, TraceOutArg
 from eplb_cli.arguments.parse import check_at_least
+from eplb_cli.arguments.streams import stdout_of_kind
 from eplb_cli.command import Group, register
 from eplb_cli.commands import tables, trace_convert, trace_info, trace_record, trace_reduce
 from eplb_cli.views.written_rows import Written, show_written
@@ -64,6 +65,7 @@ def synth(  # noqa: PLR0913  # one parameter a word of the command line
     sizes = {"--num-layers": layers, "--num-experts": experts, "--top-k": top_k, "--groups": groups}
     check_at_least(1, {"--tokens": tokens, "--num-windows": windows, **sizes})
     shape = _synthetic_shape(preset, {"num_layers": layers, "num_experts": experts, "top_k": top_k}, groups)
+    out = stdout_of_kind(out, is_trace=not as_load)
     with output.progress(f"writing {out.name}"):
         kind = "load" if as_load or out.suffix.lower() != ".parquet" else "token-level trace"
         if kind == "load":

@@ -9,6 +9,7 @@ from eplb_cli import output
 from eplb_cli.arguments import files, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
+from eplb_cli.arguments.streams import stdout_of_kind
 from eplb_cli.views.written_rows import Written, show_written
 
 AsLoadOpt = Annotated[
@@ -20,7 +21,10 @@ AsLoadOpt = Annotated[
 def convert(  # noqa: PLR0913  # one parameter a word of the command line
     context: typer.Context,
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A load or a token-level trace of any dialect.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A load or a token-level trace of any dialect; - is stdin.", show_default=False
+        ),
     ],
     out: options.TraceOutArg,
     as_load: AsLoadOpt = False,
@@ -45,8 +49,9 @@ def merge(
     out: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="OUT", help="A trace as .parquet; a load as .parquet, .npz, .csv or .json.",
-            show_default=False,
+            "--output", "-o", metavar="OUT", show_default=False,
+            help="A trace as .parquet; a load as .parquet, .npz, .csv or .json; - is stdout: a trace as .parquet, a "
+            "load as .csv.",
         ),
     ],
     as_load: AsLoadOpt = False,
@@ -70,6 +75,8 @@ def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -
 
     source = files.read_source(paths, reading)
     files.note_reading(source)
+    is_trace = isinstance(source.content, eplb_traces.RoutingTrace) or source.num_counted_traces > 0
+    out = stdout_of_kind(out, is_trace=is_trace and not as_load and reading.window is None)
     counted = as_load or reading.window is not None or out.suffix.lower() != ".parquet"
     if source.num_counted_traces and not counted:
         raise eplb_traces.InputError(
