@@ -4,9 +4,11 @@ import gzip
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 
 import numpy as np
@@ -94,6 +96,7 @@ def test_a_plan_on_stdout(run, load_path, tmp_path, more, to):
     assert read_plan(out, to, ReadHints(num_ranks=4)).shape.num_experts == 16
     assert f"wrote stdout ({to})" in result.stderr
     assert "busiest / mean rank" in result.stderr
+    assert "--init-expert-location FILE" in result.stderr or to != "sglang"
     assert "eplb-" not in result.stderr
 
 
@@ -231,6 +234,24 @@ def test_commands_joined_by_pipes(load_path, tmp_path):
 def test_a_reader_of_the_file_that_goes_away(load_path):
     found = _shell(f"{_EPLB} -q plan {load_path} --ranks 4 -s greedy -o - | head -c 1")
     assert (found.stdout, found.stderr) == (b"{", b"")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_ended_command_leaves_no_file(tmp_path, number, code):
+    folder = tmp_path / "ended"
+    folder.mkdir()
+    words = [sys.executable, "-m", "eplb_cli", "trace", "info", "-"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, env=_ENVIRONMENT | {"TMPDIR": str(folder)}, restore_signals=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
+        end = time.monotonic() + 60
+        while not list(folder.glob("*/stdin")):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == code
+    assert not list(folder.iterdir())
 
 
 def test_a_terminal_is_refused_by_name(load_path):

@@ -54,7 +54,7 @@ def dashes_are_streams(params: Iterable[Any], values: dict[str, Any], command: s
     from tempfile import TemporaryDirectory
 
     _refuse(inputs, outputs, values, command)
-    with TemporaryDirectory(prefix="eplb-") as name:
+    with _ended_by_term(), TemporaryDirectory(prefix="eplb-") as name:
         folder = Path(name)
         if inputs:
             _read_stdin(inputs[0], values, folder, command)
@@ -79,6 +79,23 @@ def stdout_of_kind(out: Path, *, is_trace: bool) -> Path:
     output.show_as({str(found): "stdout", **output.shown_as()})
     _refuse_binary(found, None)
     return found
+
+
+@contextmanager
+def _ended_by_term() -> Iterator[None]:
+    """Let SIGTERM leave the block, so that temporary files are deleted; the exit code is 128 + SIGTERM."""
+    import signal
+    import threading
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _refuse(inputs: list[Any], outputs: list[Any], values: dict[str, Any], command: str) -> None:
