@@ -17,7 +17,7 @@ _ERROR_RATE: Final = 0.05
 _QUANTILES: Final = (0.001, 0.999)
 """Range of lifts that the colours distinguish; a few pairs are outside."""
 _PRIOR_PAIRS: Final = 5.0
-"""Added to the observed and the expected pairs: rare pairs are shrunk towards 1, as in the pictures."""
+"""As in `CoActivation.shrunk_lift`; the page's scripts compute pairs from lifts with it."""
 
 _PART_OF_ALL: Final = 1e100
 
@@ -28,11 +28,11 @@ _Pair = tuple[int, int, int, float]
 def coactivation_payload(trace: RoutingTrace, plans: Sequence[PlanView]) -> dict[str, Any]:
     """Co-activation of every layer: lifts quantized to 256 levels; tokens per expert and top pairs exactly.
 
-    The lift is (observed + 5) / (expected + 5) pairs, with `CoActivation.expected_pairs`: 1 without affinity.
+    The lift is `CoActivation.shrunk_lift`: 1 without affinity.
     """
     levels, tokens, orders, ranges, pairs, texts, expected = [], [], [], [], [], [], []
     for of_layer in coactivations(trace):
-        lift = upper_triangle((of_layer.pairs + _PRIOR_PAIRS) / (of_layer.expected_pairs + _PRIOR_PAIRS))
+        lift = upper_triangle(of_layer.shrunk_lift())
         levels.append(Levels.of(lift))
         ranges.append(_colour_range(lift))
         tokens.append(of_layer.expert_tokens)
@@ -117,9 +117,10 @@ def _summary(of_layer: CoActivation, num_groups: int, plans: Sequence[PlanView])
 
 
 def _colour_range(lift: NDArray[np.float64]) -> tuple[float, float]:
-    if not lift.size:
+    known = lift[~np.isnan(lift)]
+    if not known.size:
         return 0.0, 0.0
-    low, high = np.quantile(np.log2(lift), _QUANTILES)
+    low, high = np.quantile(np.log2(known), _QUANTILES)
     return float(low), float(high)
 
 

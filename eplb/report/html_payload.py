@@ -72,7 +72,7 @@ def payload(contents: ReportContents) -> Payload:
         "load": packed(contents.load.total),
         "plans": [_plan(view) for view in contents.plans],
         "recommended": recommend(contents.plans).index if contents.plans else None,
-        "domains": None if contents.trace is None else domains_payload(contents.trace),
+        "domains": domains_payload(contents.parts),
         "windows": None if windows is None else _window_names(windows.labels, windows.num_windows),
         "coactivation": None if contents.trace is None else coactivation_payload(contents.trace, contents.plans),
         "about_steps": " ".join(contents.about_steps),

@@ -53,7 +53,7 @@ _COMMANDS = {
         *("--rank-map", "--previous-ranks", "--previous-nodes", "--keep-rank-ids", "--trace", "--load-cap", "--pareto"),
         *(*_PROBLEM, *_ENGINE),
     },
-    "compare": {"load_paths", "--ray", "--strategies", *_PROBLEM, *_ENGINE, *_COST},
+    "compare": {"load_paths", "--ray", "--strategies", "--plan", "--plan-from", *_PROBLEM, *_ENGINE, *_COST},
     "backtest": {"load_paths", "--strategies", "--held-out", "--group-mode", *_PROBLEM, *_ENGINE},
     "sweep": {
         *(

@@ -1,6 +1,7 @@
 """`eplb report`: what the library gathers, written as a folder or a page."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import eplb
 import eplb_traces
 from eplb.report import gather
+from eplb.report.html_arrays import unpacked
 from eplb_traces import ModelShape, synthesize_trace, write_trace
 
 pytest.importorskip("matplotlib")
@@ -88,6 +90,18 @@ def test_a_page_is_written_by_its_suffix(run, monkeypatch, load_path, tmp_path):
     result = run("report", load_path, *ASKED, "-o", tmp_path / "report.html", "--expert-bytes", 1000)
     assert (result.exit_code, pages) == (0, [("load.npz", 1000.0, tmp_path / "report.html")])
     assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'report.html'}"
+
+
+def test_a_page_of_two_files_holds_the_load_of_each(run, load_path, tmp_path, counts):
+    other = tmp_path / "other.npz"
+    eplb_traces.write_load(eplb.ExpertLoad(counts[:, ::-1]), other)
+    page = tmp_path / "page.html"
+    assert run("report", load_path, other, *ASKED, "-o", page).exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    (written,) = re.findall(r'<script type="application/json" id="payload">(.*?)</script>', text, re.DOTALL)
+    parts = json.loads(written)["domains"]
+    assert parts["names"] == ["load", "other"]
+    np.testing.assert_array_equal(unpacked(parts["load"]), [counts, counts[:, ::-1]])
 
 
 def test_several_loads_are_compared_with_each_other(run, quick, tmp_path, counts):

@@ -8,6 +8,8 @@ from eplb.errors import InputError
 from eplb.report import gather, pictures
 from eplb.report.figures import layer_details, report_figures
 from eplb.report.hottest import hottest_experts
+from eplb.report.html_arrays import unpacked
+from eplb.report.html_payload import payload
 from eplb.report.pictures.coactivation_overview import block_lift
 from eplb.report.pictures.load_by_part import share_factors
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, TokenBatch
@@ -142,6 +144,20 @@ def test_files_beside_each_other_have_no_picture_over_time():
         names = {picture.name for picture in report_figures(contents, layer_details(contents, ()))}
         assert ("balance-over-windows" in names) is over_time
         assert ({"load-by-part", "balance-by-part"} <= names) is not over_time
+
+
+def test_the_page_has_the_parts_that_the_folder_has():
+    files = ExpertLoad(skewed(num_windows=2).tokens, labels=["monday.npz", "tuesday.npz"])
+    of_files = gather(files, topology=eplb.Topology(1, 4, 2), parts=files)
+    without = gather(with_domains(known=False), topology=TOPOLOGY)  # one step of no domain
+    for contents, names in ((of_files, files.labels), (of_domains(), NAMES), (without, (*NAMES, NO_DOMAIN))):
+        found = payload(contents)["domains"]
+        assert found["names"] == list(names)
+        np.testing.assert_array_equal(unpacked(found["load"]), contents.parts.tokens)
+        expected = [tokens.sum() / contents.load.num_layers for tokens in contents.parts.tokens]
+        np.testing.assert_allclose(found["choices"], expected, atol=0.5)
+    for one in (gather(files, topology=eplb.Topology(1, 4, 2)), contents_of_trace()):
+        assert payload(one)["domains"] is None
 
 
 def test_the_hottest_experts_are_those_over_their_layers_mean():

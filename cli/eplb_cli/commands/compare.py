@@ -1,8 +1,10 @@
-"""`eplb compare`: every strategy on one load, or one load on every engine."""
+"""`eplb compare`: strategies and placement files on one load, or one load on every engine."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, final
 
 import typer
 
@@ -19,41 +21,75 @@ from eplb_cli.arguments.engine import (
     dispatch_of,
     source_shares,
 )
+from eplb_cli.arguments.parse import refuse_typed
+from eplb_cli.arguments.plan_files import common_topology, read_plans
+from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.views import cost_rows
 from eplb_cli.views.engine_rows import show_engines
 from eplb_cli.views.gain_rows import before_object
 from eplb_cli.views.metric_rows import layer_objects
+from eplb_cli.views.topology_rows import note_ignored_weights
 
 if TYPE_CHECKING:
-    from eplb.planning.planner import Comparison
+    from eplb.core.problem import Plan
+    from eplb.core.topology import Topology
+    from eplb.evaluation.metrics import Evaluation
+    from eplb_traces import ExpertLoad
 
-_HEADINGS = ("strategy", "max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "duplicates", "ms")
+_HEADINGS = ("max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "duplicates", "ms")
 _LEGEND = """\
 max/mean: load of the busiest rank over the mean, mean and worst of the layers
 gap: above the proven lower bound; vLLM, SGLang: what they call balancedness
 duplicates: slots with an expert that its rank holds already; ms: to plan"""
+_FOR_STRATEGIES: Final = ("--groups", "--ray")
+
+PlansOpt = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plan",
+        metavar="PLAN",
+        help="A placement to show as a row, of any dialect in `eplb formats`; may be repeated. Without --strategies no "
+        "other rows are shown.",
+        show_default=False,
+    ),
+]
+StrategiesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--strategies",
+        metavar="A,B",
+        parser=choices.STRATEGY.several,
+        autocompletion=choices.STRATEGY.complete,
+        help="Names, or your own as module:object or file.py:object, with commas.",
+        show_default="all but ilp, which searches for long, and traffic, which needs a trace",
+    ),
+]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A plan that a strategy made now, or that was read from a file, and its evaluation."""
+
+    name: str
+    plan: "Plan"
+    evaluation: "Evaluation"
+    is_from_file: bool = False
 
 
 @reads_loads
 @predicts_steps
 def compare(  # noqa: PLR0913  # one parameter a word of the command line
+    context: typer.Context,
     load_paths: options.LoadsArg,
-    ranks: options.RanksOpt,
-    nodes: options.NodesOpt = 1,
+    plan_paths: PlansOpt = None,
+    format: options.PlanDialectOpt = None,
+    ranks: RanksOpt = None,
+    nodes: NodesOpt = None,
     redundant: options.RedundantOpt = 0,
-    strategies: Annotated[
-        str | None,
-        typer.Option(
-            "--strategies",
-            metavar="A,B",
-            parser=choices.STRATEGY.several,
-            autocompletion=choices.STRATEGY.complete,
-            help="Names, or your own as module:object or file.py:object, with commas.",
-            show_default="all but ilp, which searches for long, and traffic, which needs a trace",
-        ),
-    ] = None,
+    strategies: StrategiesOpt = None,
     groups: options.GroupsOpt = None,
     dispatch: options.DispatchOpt = None,
     engine: EngineOrAllOpt = None,
@@ -69,22 +105,33 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
 ) -> None:
     """Plan LOAD with every strategy and evaluate the plans by the same metrics.
 
+    With --plan, placement files are rows of the same table; ranks and nodes are those of the files.
+
     With --engine all: for every engine, its own algorithm and eplb's plan, both under the engine's dispatch rule.
     """
     import eplb
     from eplb.core.baseline import EXPERTS_IN_ORDER
+    from eplb.formats import ReadHints
     from eplb.planning.gain import baseline, mean_max_over_mean
     from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
     from eplb_traces.scale.executors import IN_ORDER
 
     if engine == ALL:
         _refuse_for_all(
-            {"--strategies": strategies, "--dispatch": dispatch, "--engine-option": engine_options, "--ray": ray}
+            {
+                **{"--strategies": strategies, "--dispatch": dispatch, "--engine-option": engine_options},
+                **{"--ray": ray, "--plan": plan_paths},
+            }
         )
     by = None if engine == ALL else dispatch_of(dispatch, engine, engine_options)
     predictor = cost.step_cost(sources, seed)
+    unused = _FOR_STRATEGIES if predictor else (*_FOR_STRATEGIES, "--seed")
+    _check_plan_options(context, plan_paths, strategies, unused)
     load = files.read_load(load_paths, reading)
-    topology = topology_from_options(load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant)
+    plans = read_plans(load, plan_paths or [], format, ReadHints(num_ranks=ranks, num_nodes=nodes))
+    topology = common_topology(plans) if plans else topology_from_options(
+        load.num_experts, ranks=ranks, nodes=nodes, redundant=redundant
+    )  # fmt: skip
     shares = source_shares(sources, topology.num_ranks)
     batch = None if predictor is None else predictor.batch(load, topology)
     if by is None:
@@ -101,39 +148,38 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
             as_json=as_json,
         )
         return
-    quick = [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
+    quick = [] if plans else [name for name in STRATEGIES if name not in ONLY_WHEN_NAMED]
     names = quick if strategies is None else strategies.split(",")
-    with cluster(ray) as workers, output.progress("comparing", len(names)) as step:
-        compare_one = partial(
-            eplb.compare, load, topology, groups=groups, dispatch=by.rule, sources=shares, seed=seed
-        )  # with a list of one name
-        of_names = (workers or IN_ORDER).map(compare_one, [[name] for name in names], lambda number, result: step())
-    results: list[Comparison] = [result for of_name in of_names for result in of_name]
+    compare_one = partial(
+        eplb.compare, load, topology, groups=groups, dispatch=by.rule, sources=shares, seed=seed
+    )  # with a list of one name
+    rows = _of_files(plans, load, by, shares)
+    if names:
+        with cluster(ray) as workers, output.progress("comparing", len(names)) as step:
+            of_names = (workers or IN_ORDER).map(compare_one, [[name] for name in names], lambda number, result: step())
+        rows += [_Row(made.plan.strategy, made.plan, made.evaluation) for of_name in of_names for made in of_name]
     before = baseline(load, topology, by.rule, shares)
-    steps = cost_rows.predict_each(predictor, batch, [result.evaluation for result in results])
-    choices = cost_rows.choices_of(predictor, batch)
-    if as_csv:
-        rows = [_as_object(result, by) | cost_rows.fields(step) for result, step in zip(results, steps, strict=True)]
-        output.csv_rows(rows)
-        return
-    if as_json:
-        head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, choices)}
+    steps = cost_rows.predict_each(predictor, batch, [row.evaluation for row in rows])
+    origin = cost_rows.choices_of(predictor, batch)
+    if as_csv or as_json:
+        objects = [_as_object(row, by) | cost_rows.fields(step) for row, step in zip(rows, steps, strict=True)]
+        if as_csv:
+            output.csv_rows(objects)
+            return
+        head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, origin)}
         head["before"] = before_object(EXPERTS_IN_ORDER, before)
-        rows = [_as_object(result, by) | cost_rows.fields(step) for result, step in zip(results, steps, strict=True)]
-        output.json_object({**head, "strategies": rows})
+        output.json_object({**head, "strategies": objects})
         return
-    shape = f"{output.counted(ranks, 'rank')}, {output.counted(topology.num_nodes, 'node')}, {topology.num_slots} slots"
-    windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
-    model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
-    title = f"{files.title_of(load_paths)}: {model} on {shape}{by.in_title}"
-    output.table(title, _HEADINGS, [_row(result) for result in results], legend=_LEGEND)
+    title = f"{files.title_of(load_paths)}: {_described(load, topology)}{by.in_title}"
+    heading = "plan" if plans else "strategy"
+    output.table(title, (heading, *_HEADINGS), [_cells(row) for row in rows], legend=_LEGEND)
     output.line(f"today ({EXPERTS_IN_ORDER}, no redundant ones): max/mean {mean_max_over_mean(before):.4f}")
-    balance = [(r.plan.strategy, r.evaluation.balance["max_over_mean_mean"]) for r in results]
-    cost_rows.table(predictor, "strategy", [(*of, step) for of, step in zip(balance, steps, strict=True)])
-    cost_rows.note(predictor, choices)
+    balance = [(row.name, mean_max_over_mean(row.evaluation)) for row in rows]
+    cost_rows.table(predictor, heading, [(*of, step) for of, step in zip(balance, steps, strict=True)])
+    cost_rows.note(predictor, origin)
     if by.target is not None:
-        of_engine = [(result.plan.strategy, by.target.metric(result.evaluation)[1]) for result in results]
-        output.table(by.target.metric(results[0].evaluation)[0], ("strategy", "value"), of_engine)
+        of_engine = [(row.name, by.target.metric(row.evaluation)[1]) for row in rows]
+        output.table(by.target.metric(rows[0].evaluation)[0], (heading, "value"), of_engine)
 
 
 def _refuse_for_all(given: Mapping[str, object]) -> None:
@@ -142,10 +188,53 @@ def _refuse_for_all(given: Mapping[str, object]) -> None:
             raise typer.BadParameter("has no effect with --engine all", param_hint=option)
 
 
-def _row(result: "Comparison") -> tuple[output.Cell, ...]:
-    summary = result.evaluation.summary()
+def _check_plan_options(
+    context: typer.Context, plans: Sequence[Path] | None, strategies: str | None, for_strategies: Sequence[str]
+) -> None:
+    """Refuse what would be ignored, or is missing, with --plan or without it."""
+    if not plans:
+        refuse_typed(context, ("--plan-from",), "needs --plan")
+        if context.params["ranks"] is None and not isinstance(context.params["nodes"], tuple):
+            raise typer.BadParameter("needed, unless --plan gives it", param_hint="--ranks")
+        return
+    refuse_typed(context, ("--redundant",), "cannot be chosen with --plan, which holds the slots")
+    if strategies is None:
+        refuse_typed(context, for_strategies, "has no effect with --plan and without --strategies")
+
+
+def _of_files(
+    plans: "Mapping[str, Plan]", load: "ExpertLoad", by: Dispatch, shares: Sequence[float] | None
+) -> list[_Row]:
+    """The placements as the judge finds them under the rule, and under the limits of the engine."""
+    import eplb
+    from eplb.errors import FormatError
+
+    for name, plan in plans.items():
+        try:
+            if by.target is not None:
+                by.target.check(plan.placement)
+        except FormatError as error:
+            raise FormatError(f"plan {name}: {error}") from error
+    weighted = next((plan for plan in plans.values() if plan.placement.replica_weights is not None), None)
+    if weighted is not None:
+        note_ignored_weights(weighted.placement, by.rule)
+    return [
+        _Row(name, plan, eplb.evaluate(plan.placement, load, by.rule, sources=shares), is_from_file=True)
+        for name, plan in plans.items()
+    ]
+
+
+def _described(load: "ExpertLoad", topology: "Topology") -> str:
+    ranks, nodes = output.counted(topology.num_ranks, "rank"), output.counted(topology.num_nodes, "node")
+    windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
+    model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
+    return f"{model} on {ranks}, {nodes}, {topology.num_slots} slots"
+
+
+def _cells(row: _Row) -> tuple[output.Cell, ...]:
+    summary = row.evaluation.summary()
     return (
-        result.plan.strategy,
+        row.name,
         summary["max_over_mean_mean"],
         summary["max_over_mean_worst"],
         output.percentage(summary["gap_mean"]),
@@ -153,13 +242,15 @@ def _row(result: "Comparison") -> tuple[output.Cell, ...]:
         summary["balancedness_vllm"],
         summary["balancedness_sglang"],
         summary["duplicate_slots"],
-        output.milliseconds(result.plan.seconds),
+        "-" if row.is_from_file else output.milliseconds(row.plan.seconds),
     )
 
 
-def _as_object(result: "Comparison", by: Dispatch) -> dict[str, object]:
-    plan = result.plan
-    head = {"strategy": plan.strategy, "status": plan.status.value, "seconds": plan.seconds, "seed": plan.seed}
-    of_engine = by.metric_fields(result.evaluation)
-    by_layer = {"notes": list(plan.notes), "layers": layer_objects(result.evaluation)}
-    return head | of_engine | result.evaluation.summary() | by_layer
+def _as_object(row: _Row, by: Dispatch) -> dict[str, object]:
+    plan = row.plan
+    seconds = None if row.is_from_file else plan.seconds
+    head = {"strategy": plan.strategy, "status": plan.status.value, "seconds": seconds, "seed": plan.seed}
+    of_file = {"plan": row.name} if row.is_from_file else {}
+    of_engine = by.metric_fields(row.evaluation)
+    by_layer = {"notes": list(plan.notes), "layers": layer_objects(row.evaluation)}
+    return of_file | head | of_engine | row.evaluation.summary() | by_layer

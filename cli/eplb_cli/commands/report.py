@@ -10,7 +10,8 @@ from eplb_cli import output
 from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
-from eplb_cli.arguments.parse import Nodes, id_list, refuse_typed
+from eplb_cli.arguments.parse import id_list, refuse_typed
+from eplb_cli.arguments.plan_files import read_plans
 from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt, RedundantOpt
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from eplb.core.placement import Placement
     from eplb.core.topology import Topology
     from eplb.report import ReportContents
-    from eplb_traces import ExpertLoad, RoutingTrace
 
 _PAGE_SUFFIXES: Final = (".html", ".htm")
 _ONLY_FOR_FOLDERS: Final = ("--layers", "--image-format")
@@ -101,6 +101,7 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     experts in order on its topology, several with the first of them. Without --plan and --ranks, the load of the
     experts and, for a trace, the experts chosen together are shown alone.
     """
+    from eplb.formats import ReadHints
     from eplb.report import gather
     from eplb.report.folder import FolderOptions, write_folder
     from eplb.report.style import ImageFormat
@@ -123,7 +124,9 @@ def report(  # noqa: PLR0913  # one parameter a word of the command line
     files.note_reading(read)
     source = read.content
     with output.progress("evaluating"):
-        plans = _read_plans(source, plan_paths or [], format, ranks, nodes)
+        hints = ReadHints(num_ranks=ranks, num_nodes=nodes)
+        read_from = read_plans(source, plan_paths or [], format, hints)
+        plans = {name: plan.placement for name, plan in read_from.items()}
         asked = None if plans or ranks is None else topology_from_options(
             source.shape.num_experts, ranks=ranks, nodes=nodes, redundant=redundant
         )  # fmt: skip
@@ -155,24 +158,6 @@ def _write_page(contents: "ReportContents", out: Path) -> tuple[Path, ...]:
 
     write_page(contents, out)
     return (out,)
-
-
-def _read_plans(
-    source: "ExpertLoad | RoutingTrace",
-    paths: Sequence[Path],
-    dialect: str | None,
-    ranks: int | None,
-    nodes: Nodes | None,
-) -> "dict[str, Placement]":
-    """{file name: placement}, by the whole path where two files have one name."""
-    from eplb.formats import ReadHints
-
-    hints = ReadHints(num_ranks=ranks, num_nodes=nodes)
-    distinct = len({path.name for path in paths}) == len(paths)
-    return {
-        path.name if distinct else str(path): files.read_plan_for(source, path, dialect, hints).placement
-        for path in paths
-    }
 
 
 def _print(contents: "ReportContents", files: Sequence[Path], *, as_json: bool) -> None:

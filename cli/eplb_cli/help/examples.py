@@ -28,7 +28,7 @@ EXAMPLES: Final = {
         "docs/tutorial.md",
         (
             "eplb compare load.npz --ranks 8 --redundant 8",
-            "eplb compare load.npz --ranks 8 --engine all",
+            "eplb compare load.npz --plan live.json --plan new.json",
         ),
     ),
     "evaluate": Examples(

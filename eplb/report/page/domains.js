@@ -1,4 +1,4 @@
-// The load of every expert, one small heatmap for each domain of the trace, all with the same colours.
+// The load of every expert, one small heatmap for each file or domain, all with the same colours.
 
 const SMALL_HEIGHT = 230;
 
@@ -24,10 +24,10 @@ function drawDomains() {
     grid: { rows, columns, pattern: "independent", ygap: 0.35 },
     coloraxis: { cmin: -reach, cmax: reach, colorscale: aroundOne(), colorbar: factorBar("times the layer's mean expert", reach) },
     annotations: domains.names.map((name, i) => ({
-      text: `${plain(name)}: ${tokens(domains.tokens[i])} tokens`, xref: `x${i + 1} domain`, yref: `y${i + 1} domain`, x: 0, y: 1,
+      text: `${plain(name)}: ${tokens(domains.choices[i])} choices of a layer`, xref: `x${i + 1} domain`, yref: `y${i + 1} domain`, x: 0, y: 1,
       xanchor: "left", yanchor: "bottom", showarrow: false,
     })),
-  }, `Heatmaps of the load of every expert over the mean of its layer, for ${domains.names.length} domains.`);
+  }, `Heatmaps of the load of every expert over the mean of its layer, for ${domains.names.length} parts of the traffic.`);
 }
 
 function domainRatios(domain) {
