@@ -225,18 +225,28 @@ def _print_block(
     from rich import box
     from rich.table import Column, Table
 
+    # Versions of rich pad the columns of a table differently: the spaces between columns are part of their widths here.
+    gaps = [1] * (len(widths) - 1) + [0]
+    titles = zip(headings or [""] * len(widths), numeric, widths, strict=True)
     columns = [
-        Column(header=heading, justify="right" if number else "left", width=width)
-        for heading, number, width in zip(headings or [""] * len(widths), numeric, widths, strict=True)
+        Column(header=_in_column(heading, width, right=number), width=width + gap)
+        for (heading, number, width), gap in zip(titles, gaps, strict=True)
     ]
-    body = Table(
-        *columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, show_header=bool(headings)
-    )
+    body = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False, show_header=bool(headings))
     for row in rows:
-        body.add_row(*row)
+        cells = zip(row, numeric, widths, strict=True)
+        body.add_row(*(_in_column(cell, width, right=number) for cell, number, width in cells))
     for text in _printed(body, sum(widths) + 2 * len(widths)).splitlines():
         _styled_line(text)
     line("")
+
+
+def _in_column(text: str, width: int, *, right: bool) -> str:
+    """The text wrapped to so many columns, and at their right if asked."""
+    from textwrap import wrap
+
+    lines = wrap(text, width, break_on_hyphens=False) if len(text) > width else [text]
+    return "\n".join(part.rjust(width) if right else part for part in lines)
 
 
 def _printed(body: "RenderableType", width: int | None = None, style: str | None = None) -> str:

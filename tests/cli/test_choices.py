@@ -90,6 +90,7 @@ def test_every_option_that_completes_a_name_checks_it():
     assert checked > 30
 
 
+@pytest.mark.slow  # the lowest typer suggests no command
 @pytest.mark.parametrize(("words", "meant"), [(("plam", "x"), "plan"), (("trace", "inof"), "info")])
 def test_a_misspelt_command_is_a_usage_error_with_a_suggestion(run, words, meant):
     result = run(*words)

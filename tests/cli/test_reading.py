@@ -316,6 +316,7 @@ def test_a_shipped_trace_is_read_by_its_name(run):
 
 
 def test_a_trace_is_cut_into_windows_unless_the_user_says_otherwise(run):
+    pytest.importorskip("pyarrow")
     words = ("compare", "sample:moe-435m", "--ranks", 32, "--redundant", 32, "--strategies", "greedy", "--json")
     cut, whole, long = (run(*words, *more) for more in ((), ("--window", "sum"), ("--window", 8)))
     windows = [json.loads(one.stdout)["strategies"][0]["num_windows"] for one in (cut, whole, long)]

@@ -13,6 +13,8 @@ from eplb_cli.views.csv_rows import csv_text
 from eplb_traces import ExpertLoad, ModelShape, synthesize_trace, write_load, write_trace
 from tests.cli.test_predicted import CONFIG
 
+pytest.importorskip("pyarrow")  # a trace is written and read
+
 ON = ("--ranks", 4, "--redundant", 4)
 TABLES = {
     "compare": (("compare", "LOAD", *ON, "--strategies", "linear,greedy"), "strategies"),

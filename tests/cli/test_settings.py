@@ -65,7 +65,7 @@ def test_nodes_may_be_a_list_and_another_file_may_be_named(run, load_path, tmp_p
         ("ranks = true\n", 3, "eplb.toml: ranks = True: expected a text or a number"),
         ("[ranks]\nR = 4\n", 3, "eplb.toml: ranks = {'R': 4}: expected a text or a number"),
         ("ranks = \n", 3, "eplb.toml: not TOML"),
-        ("ranks = 4.5\n", 2, "integer (from eplb.toml)"),
+        ("ranks = 4.5\n", 2, "(from eplb.toml)"),
         ('ranks = "many"\n', 2, "(from eplb.toml)"),
         ('ranks = 4\nengine = "sglng"\n', 2, "did you mean sglang?"),
         ('ranks = 4\nnodes = "a"\n', 2, "expected a number of nodes"),

@@ -13,6 +13,8 @@ from eplb_cli.table_layout import Block, blocks
 from eplb_traces import ExpertLoad, ModelShape, synthesize_trace, write_load, write_trace
 from tests.cli.test_predicted import CONFIG
 
+pytest.importorskip("pyarrow")  # a trace is written and read
+
 ON = ("--ranks", 4, "--redundant", 4)
 COMMANDS = {
     "plan": ("plan", "LOAD", *ON, "--strategy", "greedy"),
