@@ -69,3 +69,10 @@ def test_a_watched_trace_is_the_same_and_announces_all_its_tokens():
     load = load_by_window(watched, 8)
     assert sum(seen) == trace.num_tokens
     np.testing.assert_array_equal(load.tokens, trace.load(8).tokens)
+
+
+def test_the_choice_of_windows_reads_no_batch_of_a_watched_trace():
+    trace = eplb_traces.read_trace("sample:moe-435m")
+    seen = []
+    assert load_by_window(watched_trace(trace, seen.append), None) == load_by_window(trace, None)
+    assert sum(seen) == trace.num_tokens

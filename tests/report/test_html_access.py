@@ -13,7 +13,7 @@ from eplb.report.contents import gather
 from eplb.report.html import write_page
 from eplb_traces import ModelShape, RoutingTrace, TokenBatch, synthesize_trace
 from eplb_traces.coactivation.layer_coactivation import coactivation
-from tests.report.browser import chart, chromium, complaints, layout, press, settle
+from tests.report.browser import chart, complaints, layout, press, settle
 
 SHAPE = ModelShape(4, 32, 4, 4, 2, moe_layer_ids=(1, 2, 3, 4))
 TOPOLOGY = eplb.Topology(2, 2, 10)
@@ -31,19 +31,6 @@ def contents():
     plans = {f"{name}-of-a-long-file-name-without-any-gaps.json": eplb.plan(trace.load(), TOPOLOGY, name).placement
              for name in STRATEGIES}  # fmt: skip
     return gather(trace, plans, title="sample")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def page_url(contents, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(contents, path)
-    return path.as_uri()
 
 
 @pytest.fixture

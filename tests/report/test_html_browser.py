@@ -13,7 +13,7 @@ from eplb.report.html import write_page
 from eplb_cli.main import app
 from eplb_traces import ExpertLoad, ModelShape, synthesize_trace, write_load
 from eplb_traces.coactivation.layer_coactivation import coactivation
-from tests.report.browser import chart, choose, chromium, complaints, layout, press, requested, settle, table
+from tests.report.browser import chart, choose, complaints, layout, press, requested, settle, table
 
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
@@ -27,19 +27,6 @@ HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window
 def contents():
     trace = synthesize_trace(shape=SHAPE, num_steps=6, tokens_per_step=512)
     return gather(trace, topology=TOPOLOGY, window=2, title="sample", expert_bytes=44_040_192.0)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def page_url(contents, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(contents, path)
-    return path.as_uri()
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Counts the tokens of a trace as they are read, for a bar with rate and time left."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from eplb_traces import RoutingTrace, TokenBatch
 
 
@@ -18,6 +20,10 @@ class _Watched:
         for batch in self._trace.batches():
             yield batch
             self._on_tokens(batch.num_tokens)
+
+    def column(self, name: str) -> "Iterator[NDArray[Any]]":
+        """Steps or requests, read alone where the trace can; they are not announced."""
+        return self._trace.column(name)
 
 
 def watched_trace(trace: "RoutingTrace", on_tokens: Callable[[int], None]) -> "RoutingTrace":

@@ -174,10 +174,8 @@ def masked_layer(  # noqa: PLR0913  # what a layer is called with, and the capac
     exchange: FixedBuffers | None = None,
 ) -> Tensor:
     """[T, H] a layer's output for the first `used` tokens, a number on the device; the others go to no expert."""
-    choice, is_used_T1 = (
-        layer.gate(x_TH, token_ids_T),
-        (torch.arange(x_TH.shape[0], device=x_TH.device) < used)[:, None],
-    )
+    choice = layer.gate(x_TH, token_ids_T)
+    is_used_T1 = (torch.arange(x_TH.shape[0], device=x_TH.device) < used)[:, None]
     choice = GateChoice(torch.where(is_used_T1, choice.expert_ids_TK, -1), choice.weight_TK)
     slot_TK = device_slots(choice, source, layer.tables, layer.layer, layer.group)
     epoch = layer.tables.epoch_L[layer.layer].clone()
