@@ -47,7 +47,8 @@ def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one 
     from eplb.runtime.kernels.low_latency_kernel import low_latency_dispatch_kernel
 
     shape, offsets, hidden = state.shape, state.shape.offsets, x_TH.shape[1]
-    low_latency_dispatch_kernel[(shape.num_ranks * shape.tokens,)](
+    programs, warps = shape.num_ranks * shape.tokens, settings.fast_dispatch_warps
+    low_latency_dispatch_kernel[(programs,)](
         state.memory.addresses,
         x_TH,
         layout.slot_TK,
@@ -82,9 +83,9 @@ def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one 
         BC=tile(max(hidden, 128), _ROW_TILE),
         FP8=settings.float8_wire,
         ROLE=int(phase),
-        THREADS=128,
-        num_warps=4,
-        maxnreg=resident_registers(shape.num_ranks * shape.tokens * settings.ranks_on_device, 4, x_TH.device),
+        THREADS=32 * warps,
+        num_warps=warps,
+        maxnreg=resident_registers(programs * settings.ranks_on_device, warps, x_TH.device),
     )
 
 

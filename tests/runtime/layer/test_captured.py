@@ -28,7 +28,12 @@ from eplb.runtime import (
 )
 from eplb.runtime.layer.captured import check_capturable, masked_layer
 
-PLACEMENT = Placement([[0, 1, 2, 3, 4, 0, 1, 5], [5, 4, 3, 2, 1, 0, 0, -1]], 6, Topology(1, 2, 4))
+PLACEMENT = Placement(
+    [[0, 1, 2, 3, 4, 0, 1, 5], [5, 4, 3, 2, 1, 0, 0, -1]],
+    6,
+    Topology(1, 2, 4),
+    replica_weights=[[0.25, 0.5, 1, 1, 1, 0.75, 0.5, 1], [1, 1, 1, 1, 1, 0.125, 0.875, 0]],
+)
 OTHER_MAP = [0, 1, 2, 3, 4, 5, 5, 5]
 HIDDEN, INNER = 256, 128
 

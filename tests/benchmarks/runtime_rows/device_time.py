@@ -1,0 +1,87 @@
+"""Times calls of several ranks on the device, and counts their launches and host waits.
+
+A time is that between two CUDA events around a call, behind a barrier of all ranks on the device. Before the barrier
+the device spins for a millisecond. The host enqueues the call meanwhile, so that neither launches from the host nor the
+difference between hosts are part of the time.
+"""
+
+import statistics
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+import torch.distributed as dist
+
+CALLS, REPLAYS, WARM_UPS, REPEATS = 10, 9, 10, 30
+_SPIN_CYCLES = 2_000_000
+_FLUSH_BYTES = 256 * 2**20
+
+Call = Callable[[], object]
+
+
+def captured(*steps: Call, calls: int = 1) -> torch.cuda.CUDAGraph:
+    """The steps, `calls` times, in one graph."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the communicator uses other threads
+        for _ in range(calls):
+            for step in steps:
+                step()
+    return graph
+
+
+def timed(call: Call, flush: torch.Tensor | None = None) -> float:
+    """Microseconds of a call."""
+    if flush is not None:
+        flush.zero_()
+    torch.cuda._sleep(_SPIN_CYCLES)
+    dist.all_reduce(torch.zeros(1, device="cuda"))
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3
+
+
+def chain_us(*steps: Call) -> float:
+    """Microseconds of the steps: a graph of ten calls, the median of nine replays."""
+    for step in steps:
+        step()  # compiled and loaded on every rank before the first capture
+    torch.cuda.synchronize()
+    dist.barrier()
+    graph = captured(*steps, calls=CALLS)
+    return statistics.median(timed(graph.replay) / CALLS for _ in range(REPLAYS))
+
+
+def single_us(step: Call) -> float:
+    """Microseconds of one eager call after a flush of the L2 cache: the median of 30 after 10."""
+    flush = torch.empty(_FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")
+    return statistics.median([timed(step, flush) for _ in range(WARM_UPS + REPEATS)][WARM_UPS:])
+
+
+def host_waits(*steps: Call) -> int:
+    """Waits of the host for the device in the steps, by torch's own check."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in steps:
+            step()
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def launches(*steps: Call) -> int:
+    """Kernels, copies and fills in a graph of the steps; -1 without the package cuda-bindings."""
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return -1
+    from cuda.bindings import runtime
+
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for step in steps:
+            step()
+    _, _, count = runtime.cudaGraphGetNodes(runtime.cudaGraph_t(graph.raw_cuda_graph()))
+    return int(count)
