@@ -66,15 +66,15 @@ class PeerStaging:
         """{part name: tensor} of one staged slot of a process."""
         return {name: self._view(process, name)[index] for name in self._shapes if name}
 
-    def header(self, process: int, index: int) -> Tensor:
-        """[parts + 1] int64 header of one staged slot of a process."""
-        return self._view(process, "")[index]
+    def headers(self, process: int) -> Tensor:
+        """[N, parts + 1] int64 headers of the staged slots of a process."""
+        return self._view(process, "")
 
     def clear(self) -> None:
         """Drop the copies that wait, wait for those on their way, and erase the own headers."""
         self._waiting.clear()
         self._join()
-        self._view(self._memory.rank, "").fill_(-1)
+        self.headers(self._memory.rank).fill_(-1)
 
     def add(self, copies: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Append copies, each a destination in a region and a source of the same type and size."""

@@ -81,19 +81,22 @@ class StagedExperts:
         self.parts = {slot: self._peers.parts(own, index) for slot, index in index_of_slot.items()}
         for i in self._crossing(layer).tolist():
             if (slot := int(self._migration.slot[i])) in index_of_slot:
-                self._headers[i] = self._peers.header(own, index_of_slot[slot])
+                self._headers[i] = self._peers.headers(own)[index_of_slot[slot]]
 
     def start(self, layer: int, peers: PeerStaging) -> None:
-        """Add this process's copies into the staging of others: headers, then parts, by slot."""
+        """Add this process's copies into the staging of others: headers in as few copies as possible, then parts."""
         plan, copies = self._migration, []
+        headers: dict[int, dict[int, Tensor]] = {}
         for i in self._crossing(layer).tolist():
             sender, receiver = self._process_of(plan.source_slot[[i]])[0], int(self._process_of(plan.slot[[i]])[0])
             if sender != self._ranks.process:
                 continue
             index = self._indices(layer, receiver)[int(plan.slot[i])]
             live, staged = self._live(layer, int(plan.source_slot[i])), peers.parts(receiver, index)
-            copies.append((peers.header(receiver, index), _header(live, int(plan.expert[i]))))
+            headers.setdefault(receiver, {})[index] = _header(live, int(plan.expert[i]))
             copies += [(staged[name], part) for name, part in live.items()]
+        for receiver, header_of_place in headers.items():
+            peers.add(_runs(peers.headers(receiver), header_of_place))
         peers.add(copies)
 
     def exchanges(self, layer: int) -> Iterator[NDArray[np.int64]]:
@@ -191,6 +194,16 @@ class StagedExperts:
         group = self._ranks.process_group
         peer = process if group is None else dist.get_global_rank(group, process)
         return [dist.P2POp(kind, as_bytes(tensor), peer, group) for tensor in (header, *parts.values())]
+
+
+def _runs(destination: Tensor, source_of_place: Mapping[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """A copy for each run of consecutive places of the destination."""
+    places = np.array(sorted(source_of_place))
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    return [
+        (destination[run[0] : run[-1] + 1], torch.stack([source_of_place[place] for place in run.tolist()]))
+        for run in runs
+    ]
 
 
 def _header(parts: Mapping[str, Tensor], expert: int) -> Tensor:

@@ -4,17 +4,18 @@
 
 Each group of rows is a file in `runtime_rows`, which describes how it measures.
 
-Every row in one visit, one command a line, each under a limit of seconds, 1180 s together. Correctness first, so that
+Every row in one visit, one command a line, each under a limit of seconds; 400 s together were enough on two H200. Correctness first, so that
 no time is taken of a wrong kernel. What needs a pair of GPUs (P) prints "nothing was measured" on one::
 
     export PYTHONPATH=.:traces:cli TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NCCL_NVLS_ENABLE=0
     timeout 100 python -m tests.benchmarks.symmetric_loopback                       # kernels, virtual ranks
     timeout 120 python -m pytest -q tests/runtime/layer/test_captured.py            # eager equals replay, every rule
     timeout 100 python -m pytest -q tests/runtime/test_live_migration.py -k nccl    # P  peer memory, injected faults
-    timeout 180 python tests/benchmarks/bench_runtime.py --json --rows R1-R5        # P  dispatch and combine
-    timeout 100 python tests/benchmarks/bench_runtime.py --json --rows modes        # P  normal or low latency
-    timeout 240 python tests/benchmarks/bench_runtime.py --json --rows R9-R11       # P  whole layers, beside NCCL
-    timeout 120 python tests/benchmarks/bench_runtime.py --json --rows R7           # P  migration beside layers
+    timeout 100 python tests/benchmarks/bench_verifier.py                           # P  every backend, rule, fault
+    timeout 100 python tests/benchmarks/bench_runtime.py --json --rows R1-R5        # P  dispatch and combine
+    timeout 100 python tests/benchmarks/bench_runtime.py --json --rows modes,failures   # P  modes; a rank that fails
+    timeout 100 python tests/benchmarks/bench_runtime.py --json --rows R9-R11       # P  whole layers, beside NCCL
+    timeout 100 python tests/benchmarks/bench_runtime.py --json --rows R7           # P  migration beside layers
     timeout 100 python tests/benchmarks/bench_runtime.py --json --rows R6,L1        # FFN; one process in a graph
     timeout 120 python tests/benchmarks/bench_runtime_gpu.py                        # P  verifier, NCCL backends
 """
@@ -29,9 +30,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from runtime_rows import captured_layer, exchange, ffn, layer, migration, modes
+from runtime_rows import captured_layer, exchange, failures, ffn, layer, migration, modes
 
-ROWS = {"R1-R5": exchange, "R6": ffn, "R7": migration, "R9-R11": layer, "L1": captured_layer, "modes": modes}
+ROWS = {
+    "R1-R5": exchange,
+    "R6": ffn,
+    "R7": migration,
+    "R9-R11": layer,
+    "L1": captured_layer,
+    "modes": modes,
+    "failures": failures,
+}
 
 
 def main() -> int:

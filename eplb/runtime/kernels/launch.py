@@ -8,6 +8,8 @@ from eplb.errors import InputError
 
 _FEWEST_REGISTERS = 40
 _REGISTERS_OF_SM = 65536
+_MOST_SUMMING_THREADS = 1024
+"""64 registers a thread."""
 
 
 def interpreted() -> bool:
@@ -30,6 +32,20 @@ def nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
 
 
+def resident_warps(programs: int, most: int, device: torch.device) -> int:
+    """Warps of a program, at most `most`, with which a resident grid has registers for kernels that sum rows."""
+    warps = most
+    while device.type == "cuda" and warps > 1 and _resident_threads(programs, warps, device) > _MOST_SUMMING_THREADS:
+        warps //= 2
+    return warps
+
+
+def _resident_threads(programs: int, warps: int, device: torch.device) -> int:
+    """Threads of a multiprocessor when all programs are resident together."""
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return -(-programs // multiprocessors) * warps * 32
+
+
 def resident_registers(programs: int, warps: int, device: torch.device) -> int:
     """Most registers of a thread with which all programs of a grid are resident together; 255 in the interpreter.
 
@@ -40,12 +56,11 @@ def resident_registers(programs: int, warps: int, device: torch.device) -> int:
     """
     if device.type != "cuda":
         return 255
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    threads = -(-programs // multiprocessors) * warps * 32
+    threads = _resident_threads(programs, warps, device)
     registers = min(_REGISTERS_OF_SM // threads // 8 * 8, 255)
     if registers < _FEWEST_REGISTERS or threads > 2048:
         raise InputError(
-            f"{programs} programs of {warps} warps on {multiprocessors} multiprocessors: {registers} registers a "
+            f"{programs} programs of {warps} warps, {threads} threads a multiprocessor: {registers} registers a "
             f"thread, expected at least {_FEWEST_REGISTERS} so that all programs are resident"
         )
     return registers

@@ -10,7 +10,7 @@ from eplb.runtime.exchange.symmetric.failures import Family
 from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 from eplb.runtime.kernels.combine import CombineGrid, launch_combine
-from eplb.runtime.kernels.launch import nanoseconds, power_of_two, resident_registers, tile
+from eplb.runtime.kernels.launch import nanoseconds, power_of_two, resident_registers, resident_warps, tile
 
 MOST_CHOICES = 8192
 """P*T*K: the choices of all ranks are held in the registers of every program."""
@@ -99,12 +99,13 @@ def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors
 ) -> None:
     """Return the weighted sums of other ranks' tokens, and add those of the own tokens [T, H]."""
     programs = 2 * state.shape.tokens
+    on_device = programs * settings.ranks_on_device
     grid = CombineGrid(
         programs=programs,
-        on_device=programs * settings.ranks_on_device,
+        on_device=on_device,
         group=1,
         columns=_ROW_TILE,
-        warps=settings.fast_combine_warps,
+        warps=resident_warps(on_device, settings.fast_combine_warps, y_MH.device),
         skip_absent=settings.fast_skip_absent,
         push_first=True,
     )

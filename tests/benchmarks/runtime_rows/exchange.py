@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 import torch
 import torch.distributed as dist
 
-from eplb.errors import EplbError
 from eplb.runtime import Launch, Member, run_processes
 from eplb.runtime.exchange.symmetric.settings import KernelSettings
 
@@ -71,23 +70,6 @@ class Traffic:
         return cls(visited - int(bits[:, rank.me].sum()), visited, row_bytes)
 
 
-def _step_fewer(member: Member) -> str:
-    """Rank 1 executes one dispatch fewer than the others: what this rank raises."""
-    rank = Rank(member, 256, KernelSettings(), timeout_s=0.5)
-    rank.warm(fast=False)
-    rank.fill([256] * rank.P)
-    rank.plan()
-    if rank.me != 1:
-        rank.dispatch()
-    torch.cuda.synchronize()
-    dist.barrier()
-    try:
-        rank.state.raise_on_error()
-    except EplbError as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
-
-
 def shown(words: dict[str, int]) -> str:
     return " ".join(f"{''.join(part[0] for part in name.split('_'))}{int(value)}" for name, value in words.items())
 
@@ -124,9 +106,6 @@ def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[
             checks += notes
             if member.process == 0:
                 print("\n".join(notes), flush=True)
-    checks.append(f"a rank executes a step fewer: {_step_fewer(member)}")
-    if member.process == 0:
-        print(checks[-1], flush=True)
     return checks, table.results
 
 
