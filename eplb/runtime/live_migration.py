@@ -175,9 +175,9 @@ class LiveMigration:
         return self._peer_staging().push(num_bytes)
 
     @property
-    def copy_stream(self) -> "torch.cuda.Stream | None":
-        """The stream of the copies over peer memory; None on a CPU."""
-        return self._peer_staging().stream
+    def copy_streams(self) -> "tuple[torch.cuda.Stream, ...]":
+        """The streams of the copies over peer memory; none on a CPU."""
+        return self._peer_staging().streams
 
     def stage(self, layer: int) -> None:
         """Transfer the layer's new experts into staging and check them; live weights are only read.

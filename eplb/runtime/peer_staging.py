@@ -2,12 +2,13 @@
 
     region of a process    headers [N][parts + 1] int64 | part a [N][...] | part b [N][...]     N: most slots of a layer
 
-On a GPU the pieces are copied by the copy engine on a stream of their own, over peer memory, so that they take no
+On a GPU the pieces are copied by the copy engine on streams of their own, over peer memory, so that they take no
 multiprocessor from the layers; on a CPU the regions are files that all processes map.
 """
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import final
 
@@ -22,6 +23,8 @@ from eplb.runtime.weights.expert_weights import ExpertWeights
 from eplb.runtime.weights.fingerprint import as_bytes
 
 _ALIGNMENT = 256
+_NUM_STREAMS = 2
+"""The engine pauses about 10 us between two copies of one stream, as measured on H200s."""
 
 
 @final
@@ -43,8 +46,8 @@ class PeerStaging:
         With the reason, if the processes cannot address each other's memory.
     """
 
-    stream: "torch.cuda.Stream | None"
-    """On which the copies run; None on a CPU."""
+    streams: "tuple[torch.cuda.Stream, ...]"
+    """On which the copies run in turn, so that one starts while another ends; none on a CPU."""
 
     def __init__(self, weights: ExpertWeights, ranks: RankGroup, most_slots: int) -> None:
         device = weights.device
@@ -58,7 +61,9 @@ class PeerStaging:
             self._offsets[name] = end
             end += -(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         self._memory = memory_of_group(ranks.process_group, max(end, _ALIGNMENT), device)
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        number = _NUM_STREAMS if device.type == "cuda" else 0
+        self.streams = tuple(torch.cuda.Stream(device) for _ in range(number))  # type: ignore[no-untyped-call]
+        self._next = 0
         self._waiting: deque[tuple[Tensor, Tensor]] = deque()
         self._sent: list[tuple[Tensor, Tensor]] = []
 
@@ -90,12 +95,9 @@ class PeerStaging:
         """
         if num_bytes < 1:
             raise InputError(f"push of {num_bytes} bytes: expected at least 1")
-        if self.stream is None:
-            self._copy(num_bytes)
-        else:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                self._copy(num_bytes)
+        for stream in self.streams:
+            stream.wait_stream(torch.cuda.current_stream())
+        self._copy(num_bytes)
         return sum(source.numel() for _, source in self._waiting)
 
     def finish(self) -> None:
@@ -108,16 +110,24 @@ class PeerStaging:
         while self._waiting and num_bytes > 0:
             destination, source = self._waiting.popleft()
             size = min(num_bytes, source.numel())
-            destination[:size].copy_(source[:size], non_blocking=True)
+            with self._stream():
+                destination[:size].copy_(source[:size], non_blocking=True)
             self._sent.append((destination, source))  # alive until the copy is done
             num_bytes -= size
             if size < source.numel():
                 self._waiting.appendleft((destination[size:], source[size:]))
 
     def _join(self) -> None:
-        if self.stream is not None:
-            torch.cuda.current_stream().wait_stream(self.stream)
+        for stream in self.streams:
+            torch.cuda.current_stream().wait_stream(stream)
         self._sent.clear()
+
+    def _stream(self) -> AbstractContextManager[object]:
+        """The stream of the next copy."""
+        if not self.streams:
+            return nullcontext()
+        self._next = (self._next + 1) % len(self.streams)
+        return torch.cuda.stream(self.streams[self._next])
 
     def _view(self, process: int, name: str) -> Tensor:
         shape, dtype = self._shapes[name]

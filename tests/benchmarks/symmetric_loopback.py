@@ -219,7 +219,11 @@ def captured(ranks, *steps):
 
 
 def stress(low_latency, replays, capacity, num_ranks=2):
-    """Replays with new data, routing, counts and random delays up to 0.2 ms on every rank."""
+    """Replays with new data, routing, counts and, in the normal mode, random delays up to 0.2 ms on every rank.
+
+    In the low-latency mode a rank that waits holds every multiprocessor, and a delay of another rank on the same GPU
+    may not start; R1-R5 delay the ranks of a pair.
+    """
     ranks = Ranks(num_ranks, capacity)
     ranks.warm(low_latency=low_latency)
     ranks.fill([capacity] * num_ranks)
@@ -236,7 +240,7 @@ def stress(low_latency, replays, capacity, num_ranks=2):
         ranks.fill(tokens)
         if replay % 4 == 0:
             ranks.poison()
-        delays = torch.randint(0, 350_000, (num_ranks,), generator=generator).tolist()
+        delays = None if low_latency else torch.randint(0, 350_000, (num_ranks,), generator=generator).tolist()
         ranks.on_streams(lambda rank: graphs[rank].replay(), delays=delays)
         for rank in range(num_ranks):
             bad += (ranks.out[rank][: tokens[rank]] != ranks.expected_out(rank, ranks.x)).sum()

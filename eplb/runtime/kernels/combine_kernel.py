@@ -166,13 +166,15 @@ def combine_kernel(
     if ROLE == PUSH_FIRST:
         worker, workers, pushes = pid % (workers // 2), workers // 2, pid < workers // 2
     if (ROLE != OWN) & pushes:
-        for step in tl.static_range(1, P):
-            peer = (me + step) % P
+        others: tl.constexpr = P - 1 if P > 1 else 1
+        for item in range(worker, (P - 1) * ((T + G - 1) // G), workers):
+            number = pid * 0 + item  # a tensor in the interpreter too
+            peer, group = (me + 1 + number % others) % P, number // others
             base = tl.load(tab + peer)
             count = tl.load(num_tokens_ptr + peer)
-            for group in range(worker, tl.maximum((count + G - 1) // G, 1), workers):
+            if group * G < tl.maximum(count, 1):
                 for i in tl.static_range(G):
-                    pushed = pid * 0 + group * G + i
+                    pushed = group * G + i
                     if pushed < count:
                         pushed_token(base, y_ptr, row_ptr, weight_ptr, peer, pushed, parity, me, stage, P, T, K, H,
                                      ROW_BYTES, BC, FIXED, SKIP)  # fmt: skip

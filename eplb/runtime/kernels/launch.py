@@ -8,6 +8,7 @@ from eplb.errors import InputError
 
 _FEWEST_REGISTERS = 40
 _REGISTERS_OF_SM = 65536
+_OF_H200 = 132
 _MOST_SUMMING_THREADS = 1024
 """64 registers a thread."""
 
@@ -40,10 +41,14 @@ def resident_warps(programs: int, most: int, device: torch.device) -> int:
     return warps
 
 
+def num_multiprocessors(device: torch.device) -> int:
+    """Of the GPU; those of an H200 on a CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _OF_H200
+
+
 def _resident_threads(programs: int, warps: int, device: torch.device) -> int:
     """Threads of a multiprocessor when all programs are resident together."""
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return -(-programs // multiprocessors) * warps * 32
+    return -(-programs // num_multiprocessors(device)) * warps * 32
 
 
 def resident_registers(programs: int, warps: int, device: torch.device) -> int:

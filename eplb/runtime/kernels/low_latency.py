@@ -3,18 +3,30 @@
 Every function enqueues on the current stream and never waits for the device.
 """
 
+import torch
 from torch import Tensor
 
 from eplb.errors import InputError
 from eplb.runtime.exchange.symmetric.failures import Family
+from eplb.runtime.exchange.symmetric.region import RegionShape
 from eplb.runtime.exchange.symmetric.settings import KernelSettings, Phase
 from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 from eplb.runtime.kernels.combine import CombineGrid, launch_combine
-from eplb.runtime.kernels.launch import nanoseconds, power_of_two, resident_registers, resident_warps, tile
+from eplb.runtime.kernels.launch import (
+    nanoseconds,
+    num_multiprocessors,
+    power_of_two,
+    resident_registers,
+    resident_warps,
+    tile,
+)
 
 MOST_CHOICES = 8192
 """P*T*K: the choices of all ranks are held in the registers of every program."""
 _ROW_TILE = 8192
+_FEW_CHOICES = 2048
+"""P*T*K that programs of four warps hold, so that there can be one for each copy."""
+_COMBINE_PROGRAMS_OF_SM = 8
 
 
 def check_low_latency(state: RankState) -> None:
@@ -47,7 +59,7 @@ def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one 
     from eplb.runtime.kernels.low_latency_kernel import low_latency_dispatch_kernel
 
     shape, offsets, hidden = state.shape, state.shape.offsets, x_TH.shape[1]
-    programs, warps = shape.num_ranks * shape.tokens, settings.fast_dispatch_warps
+    programs, warps = _dispatch_grid(shape, x_TH.device)
     low_latency_dispatch_kernel[(programs,)](
         state.memory.addresses,
         x_TH,
@@ -89,6 +101,14 @@ def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one 
     )
 
 
+def _dispatch_grid(shape: RegionShape, device: torch.device) -> tuple[int, int]:
+    """Programs, at least T, and their warps: few enough that the choices of all ranks fit into their registers."""
+    copies = shape.num_ranks * shape.tokens
+    if copies * shape.top_k <= _FEW_CHOICES:
+        return copies, 4
+    return max(min(copies, 2 * num_multiprocessors(device)), shape.tokens), 8
+
+
 def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors are one argument each
     state: RankState,
     layout: ExchangeLayout,
@@ -98,14 +118,16 @@ def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors
     phase: Phase = Phase.BOTH,
 ) -> None:
     """Return the weighted sums of other ranks' tokens, and add those of the own tokens [T, H]."""
-    programs = 2 * state.shape.tokens
+    shape, device = state.shape, y_MH.device
+    most = _COMBINE_PROGRAMS_OF_SM * num_multiprocessors(device) // settings.ranks_on_device
+    programs = 2 * max(min((shape.num_ranks - 1) * shape.tokens, most // 2), 1)
     on_device = programs * settings.ranks_on_device
     grid = CombineGrid(
         programs=programs,
         on_device=on_device,
         group=1,
         columns=_ROW_TILE,
-        warps=resident_warps(on_device, settings.fast_combine_warps, y_MH.device),
+        warps=resident_warps(on_device, settings.fast_combine_warps, device),
         skip_absent=settings.fast_skip_absent,
         push_first=True,
     )

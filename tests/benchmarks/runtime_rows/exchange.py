@@ -27,8 +27,7 @@ PUSH_VARIANTS: tuple[dict[str, int], ...] = (
     {"pushers": 64, "dispatch_group": 16, "dispatch_warps": 16},
     {"pushers": 64, "dispatch_group": 32, "dispatch_warps": 16},
 )
-FAST_DISPATCH_VARIANTS: tuple[dict[str, int], ...] = ({"fast_dispatch_warps": 4}, {"fast_dispatch_warps": 8})
-FAST_COMBINE_VARIANTS: tuple[dict[str, int], ...] = ({"fast_combine_warps": 8}, {"fast_combine_warps": 16})
+FAST_COMBINE_VARIANTS: tuple[dict[str, int], ...] = ({"fast_combine_warps": 4}, {"fast_combine_warps": 8})
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,7 @@ def _low_latency(member: Member, settings: KernelSettings, table: Table) -> list
     rank.fast_dispatch()
     plain = Traffic.of(rank, 2 * HIDDEN)
     wire = Traffic.of(rank, HIDDEN + HIDDEN // 32) if settings.float8_wire else plain
-    for words in FAST_DISPATCH_VARIANTS:
-        rank.settings = replace(settings, **words)
-        name = f"low-latency dispatch {kind} {shown(words)}"
-        table.add("R4", name, rank, rank.fast_dispatch, programs=rank.P * rank.T, rows=wire)
+    table.add("R4", f"low-latency dispatch {kind}", rank, rank.fast_dispatch, programs=rank.P * rank.T, rows=wire)
     for words in FAST_COMBINE_VARIANTS:
         rank.settings = replace(settings, **words)
         name = f"low-latency combine {shown(words)}"

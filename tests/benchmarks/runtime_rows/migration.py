@@ -2,8 +2,8 @@
 
 A layer is a CUDA graph of 128 slots in bf16 on each rank. Its time without copies is compared with its time while all
 experts of a migration are copied at once, and in pieces, one before each of up to 40 replays, so that a piece starts
-with the layer. The rate is bytes over the time in which copies run. After each case the migration compares the moved experts
-with their fingerprints.
+with the layer. The rate is bytes over the time in which copies run. After each case the migration compares the moved
+experts with their fingerprints.
 """
 
 import os
@@ -133,19 +133,21 @@ def _beside_copies(live: LiveMigration, call: Call, piece: int, count: int) -> t
 
     def push_and_call() -> None:
         if not lefts or lefts[-1]:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            live.copy_stream.wait_stream(torch.cuda.current_stream())
-            start.record(live.copy_stream)
+            start = torch.cuda.Event(enable_timing=True)
+            ends = [torch.cuda.Event(enable_timing=True) for _ in live.copy_streams]
+            live.copy_streams[0].wait_stream(torch.cuda.current_stream())
+            start.record(live.copy_streams[0])
             lefts.append(live.push(piece))
-            end.record(live.copy_stream)
-            copies.append((start, end))
+            for end, stream in zip(ends, live.copy_streams, strict=True):
+                end.record(stream)
+            copies.append((start, ends))
         call()
 
     live.begin(0)
     total = live.push(1) + 1
     times = _timed_us([push_and_call] * count)
     torch.cuda.synchronize()
-    seconds = sum(start.elapsed_time(end) for start, end in copies) * 1e-3
+    seconds = sum(max(start.elapsed_time(end) for end in ends) for start, ends in copies) * 1e-3
     copied = total - lefts[-1]
     return statistics.median(times[: len(copies)] if piece < copied else times), copied / seconds / 1e9, copied
 

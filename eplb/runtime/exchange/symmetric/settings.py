@@ -48,8 +48,8 @@ class KernelSettings:
         Tokens of one flag; powers of two.
     push_columns, combine_columns
         Columns of a tile that is sent, and of one that is summed.
-    dispatch_warps, combine_warps, fast_dispatch_warps, fast_combine_warps
-        Warps of a program; the last two in the low-latency mode.
+    dispatch_warps, combine_warps, fast_combine_warps
+        Warps of a program; the last at most, in the low-latency mode.
     skip_absent, fast_skip_absent
         Combine branches around choices without a row, instead of masking their loads.
     float8_wire
@@ -72,7 +72,6 @@ class KernelSettings:
     combine_columns: int = 8192
     dispatch_warps: int = 8
     combine_warps: int = 4
-    fast_dispatch_warps: int = 4
     fast_combine_warps: int = 8
     skip_absent: bool = True
     fast_skip_absent: bool = True
