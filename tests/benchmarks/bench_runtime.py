@@ -5,7 +5,8 @@
 Each group of rows is a file in `runtime_rows`, which describes how it measures.
 
 Every row in one visit, one command a line, each under a limit of seconds; 400 s together were enough on two H200.
-Correctness first, so that no time is taken of a wrong kernel. What needs a pair of GPUs (P) prints "nothing was measured" on one::
+Correctness first, so that no time is taken of a wrong kernel. What needs a pair of GPUs (P) prints "nothing was
+measured" on one::
 
     export PYTHONPATH=.:traces:cli TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NCCL_NVLS_ENABLE=0
     timeout 100 python -m tests.benchmarks.symmetric_loopback                       # kernels, virtual ranks
