@@ -52,6 +52,7 @@ from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_quotas
 from eplb.runtime.layer.routing import route
 from eplb.runtime.live_migration import LiveMigration, MigrationError, PushingExperts, Transport, migrate
+from eplb.runtime.model.moe_blocks import model_shape
 from eplb.runtime.model.parallelize import ParallelModel, parallelize
 from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
@@ -135,6 +136,7 @@ __all__ = [
     "load_experts",
     "make_backend",
     "migrate",
+    "model_shape",
     "online_quotas",
     "parallelize",
     "rank_limited_top_k",
