@@ -9,7 +9,6 @@ import sys
 import pytest
 
 import eplb
-
 from tests.pages import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
