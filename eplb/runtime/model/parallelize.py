@@ -75,17 +75,12 @@ class ParallelModel:
 
     def apply(self, layer: int, x_TH: Tensor, choice: GateChoice) -> Tensor:
         """[T, H] the weighted sum of the chosen experts' outputs."""
-        routing = route(choice, self._source(x_TH), self.tables, layer, self.group)
-        self.counts_LE[layer] += source_counts(choice.expert_ids_TK, routing.source, self.tables).sum(dim=0)
+        source = TokenSource.divided(self.group.ranks, x_TH.shape[0], x_TH.device)
+        routing = route(choice, source, self.tables, layer, self.group)
+        self.counts_LE[layer] += source_counts(choice.expert_ids_TK, source, self.tables).sum(dim=0)
         handle = self.backend.plan_exchange(routing)
         x_MH = self.backend.dispatch(x_TH, handle)
         return self.backend.combine(self.experts.forward(layer, x_MH, handle.rows.rows_per_slot_S), handle)
-
-    def _source(self, x_TH: Tensor) -> TokenSource:
-        """The tokens of this process, divided evenly over the ranks that it executes."""
-        ranks, total = self.group.ranks, x_TH.shape[0]
-        shares = [total * (i + 1) // len(ranks) - total * i // len(ranks) for i in range(len(ranks))]
-        return TokenSource.consecutive(ranks.start, shares, x_TH.device)
 
 
 @final
