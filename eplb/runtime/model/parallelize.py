@@ -17,11 +17,16 @@ from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.errors import InputError
-from eplb.runtime.exchange.backend_choice import make_backend
+from eplb.runtime.agreement import summed_counts
+from eplb.runtime.exchange.backend_choice import BackendChoice, choose_backend, make_backend
+from eplb.runtime.exchange.limits import ExchangeLimits
 from eplb.runtime.exchange.protocol import Backend
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.symmetric.backend import Symmetric
 from eplb.runtime.exchange.symmetric.region import BufferSizes
+from eplb.runtime.exchange.symmetric.warm_up import warm_up
 from eplb.runtime.experts.timed_experts import TimedExperts
+from eplb.runtime.kernels.launch import interpreted
 from eplb.runtime.layer.gate import GateChoice
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
@@ -41,11 +46,20 @@ class ParallelModel:
     """The placement in force."""
     counts_LE: Tensor
     """[L, E] int64 selections of this process's tokens since construction, in logical experts."""
+    exchange_reason: str
+    """Why the tokens travel through this backend."""
 
-    def __init__(
-        self, placement: Placement, group: RankGroup, weights: ExpertWeights, tables: PlacementTables, backend: Backend
+    def __init__(  # noqa: PLR0913  # what it is made of
+        self,
+        placement: Placement,
+        group: RankGroup,
+        weights: ExpertWeights,
+        tables: PlacementTables,
+        backend: Backend,
+        exchange_reason: str,
     ) -> None:
         self.placement, self.group, self.weights = placement, group, weights
+        self.exchange_reason = exchange_reason
         self.tables, self.backend, self.experts = tables, backend, TimedExperts(weights)
         shape = (placement.num_layers, placement.num_experts)
         self.counts_LE = torch.zeros(shape, dtype=torch.int64, device=weights.device)
@@ -56,7 +70,7 @@ class ParallelModel:
         kernels = f"plain experts: {self.experts.reason}" if self.experts.reason else "timed experts"
         return (
             f"ParallelModel({shape.num_layers} layers, {shape.num_slots} slots of ranks {ranks.start} to "
-            f"{ranks.stop - 1}, {self.backend.name}, {kernels})"
+            f"{ranks.stop - 1}, {self.backend.name}: {self.exchange_reason}, {kernels})"
         )
 
     def migrate(self, after: Placement) -> None:
@@ -163,11 +177,28 @@ def parallelize(  # noqa: PLR0913  # one argument for each choice of the user
     sizes = None
     if most_tokens is not None:
         sizes = BufferSizes(most_tokens, first.top_k, first.hidden_size, first.dtype.itemsize)
-    backend = make_backend(exchange, group, top_k=first.top_k, sizes=sizes, device=device)
-    parallel = ParallelModel(placement, group, weights, tables, backend)
+    choice = BackendChoice(exchange, "as asked for")
+    if exchange == "auto":
+        choice = choose_backend(group, top_k=first.top_k, limits=ExchangeLimits(), sizes=sizes, device=device)
+    backend = make_backend(choice.name, group, top_k=first.top_k, sizes=sizes, device=device)
+    parallel = ParallelModel(placement, group, weights, tables, backend, choice.reason)
+    if most_tokens is not None:
+        _warm_up(parallel, group.num_processes * most_tokens * min(first.top_k, len(group.slots)))
     for layer, block in enumerate(blocks):
         block.module.register_module("experts", PlacedExperts(layer, parallel))
     return parallel
+
+
+def _warm_up(parallel: ParallelModel, most_rows: int) -> None:
+    """Compile and time the kernels for up to so many rows, then wait for all processes.
+
+    Processes do so at different speeds, longer than one should wait for another in an exchange.
+    """
+    backend = parallel.backend
+    if isinstance(backend, Symmetric) and not interpreted():
+        warm_up(backend.state, backend.settings, parallel.weights.compute_dtype)
+    parallel.experts.prepare_up_to(most_rows)
+    summed_counts(parallel.counts_LE, parallel.group)
 
 
 def _check_plan(plan: Plan, blocks: list[MoeBlock]) -> None:
