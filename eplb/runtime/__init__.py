@@ -1,7 +1,8 @@
 """Executes a placement on `torch.distributed`, migrates it while it runs, and verifies it. Requires torch.
 
-A layer is a gate, placement tables, an exchange backend and experts (`MoeLayer`); `migrate` moves running layers to
-another placement; `verify` executes a plan on processes and checks the result.
+A layer is a gate, placement tables, an exchange backend and experts (`MoeLayer`); `MoeLayer.captured` holds it in a
+CUDA graph, with the buffers of `fixed_buffers`. `parallelize` puts a plan under a Hugging Face model. `migrate` and
+`LiveMigration` move running layers to another placement. `verify` executes a plan on processes and checks the result.
 """
 
 try:
@@ -51,7 +52,9 @@ from eplb.runtime.layer.moe_layer import MoeLayer, MoeResult
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, online_quotas
 from eplb.runtime.layer.routing import route
+from eplb.runtime.layer.tensor_parallel import TensorParallelLayer
 from eplb.runtime.live_migration import LiveMigration, MigrationError, PushingExperts, Transport, migrate
+from eplb.runtime.model.moe_blocks import model_shape
 from eplb.runtime.model.parallelize import ParallelModel, parallelize
 from eplb.runtime.verification.injected_faults import CAUGHT_BY, Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
@@ -118,6 +121,7 @@ __all__ = [
     "StateDict",
     "StaticRows",
     "Symmetric",
+    "TensorParallelLayer",
     "TimedExperts",
     "TokenSource",
     "Transport",
@@ -135,6 +139,7 @@ __all__ = [
     "load_experts",
     "make_backend",
     "migrate",
+    "model_shape",
     "online_quotas",
     "parallelize",
     "rank_limited_top_k",

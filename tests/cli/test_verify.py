@@ -97,6 +97,18 @@ def test_mindies_config_for_other_ranks_is_refused(plan, tmp_path):
     assert "moe_ep = 8" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--exchange", "alltoall"), ("--buffer-scale-factors", "[[0, 8]]"), ("--topk-scaling-factor", "0.5")],
+)
+def test_what_mindies_config_gives_is_not_typed_beside_it(plan, tmp_path, option, value):
+    config = mindie(tmp_path / "config.json", worldSize=4, moe_ep=4)
+    result = CliRunner().invoke(app, ["verify", str(plan), "--mindie-config", config, option, value])
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert "is given by --mindie-config" in " ".join(result.stderr.split())
+
+
 def test_a_verification_says_whose_choices_it_executed_and_what_each_check_proves(plan):
     words = ["verify", str(plan), "--processes", "2", "--tokens", "4", "--top-k", "2", "--layers", "0"]
     result = CliRunner().invoke(app, words)

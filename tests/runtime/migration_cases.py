@@ -19,7 +19,7 @@ from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.live_migration import LiveMigration, MigrationError, MigrationPoint, Transport, migrate
 from eplb.runtime.staged_experts import BATCHES_PER_EXCHANGE
-from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape
+from eplb.runtime.weights.expert_weights import ExpertWeights, ExpertWeightsShape, GateUpLayout
 from eplb.runtime.weights.quantization import Fp4Blocks, Fp8Blocks
 
 HIDDEN, INNER, TOP_K, NUM_TOKENS = 32, 32, 2, 24
@@ -32,11 +32,11 @@ def _device():
 class World:
     """One placement, running on all processes."""
 
-    def __init__(self, before, codec=None, group=None, max_replicas=None):
+    def __init__(self, before, codec=None, group=None, max_replicas=None, layout=GateUpLayout.SPLIT):
         self.before, self.ranks = before, RankGroup.of(before.topology, group or dist.group.WORLD)
         self.tables = PlacementTables(before, device=_device(), max_replicas=max_replicas)
-        self.weights = self._new_weights(len(self.ranks.slots), codec)
-        self.truth = self._new_weights(before.num_experts, codec)
+        self.weights = self._new_weights(len(self.ranks.slots), codec, layout)
+        self.truth = self._new_weights(before.num_experts, codec, layout)
         for layer in range(before.num_layers):
             row = before.physical_to_logical_map[layer]
             for expert in range(before.num_experts):
@@ -50,11 +50,11 @@ class World:
         self.wanted = [self.expected(layer) for layer in layers]
         self.addresses = self._addresses()
 
-    def _new_weights(self, num_slots, codec):
+    def _new_weights(self, num_slots, codec, layout):
         shape = ExpertWeightsShape(
             num_layers=self.before.num_layers, num_slots=num_slots, hidden_size=HIDDEN, intermediate_size=INNER
         )
-        return ExpertWeights(shape, codec, compute_dtype=torch.float32, device=_device())
+        return ExpertWeights(shape, codec, compute_dtype=torch.float32, device=_device(), layout=layout)
 
     def _addresses(self):
         tables = [self.tables.phy2log_LP.data_ptr(), self.tables.log2phy_LEX.data_ptr()]
@@ -153,10 +153,10 @@ def case_any_migration_under_traffic(size):
         assert world.tables.epoch_L.tolist() == [1, 1, 1]
 
 
-def case_scales_move_with_quantised_weights(size):
+def case_quantised_and_interleaved_weights_move_as_they_are(size):
     before, after = pair(size)
-    for codec in (Fp8Blocks(), Fp4Blocks()):
-        world = World(before, codec)
+    for codec, layout in ((Fp8Blocks(), "split"), (Fp4Blocks(), "split"), (None, "interleaved")):
+        world = World(before, codec, layout=GateUpLayout(layout))
         migrate(Migration.between(before, after), world.weights, world.tables, world.ranks)
         world.check([after] * 3)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TOKENS: Final = 64
 """Tokens of each rank, unless the user gives another number."""
+_GIVEN_BY_MINDIE: Final = ("--exchange", "--buffer-scale-factors", "--topk-scaling-factor")
 _CUT_HIDDEN, _MOST_CUT_TOKENS = 128, 16
 """Sizes of the execution with cut experts, which are generated anew on every process."""
 
@@ -167,6 +168,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     check_at_least(1, {"--processes": processes, "--tokens-per-rank": tokens, "--hidden-size": hidden})
     factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
     if mindie_config is not None:
+        refuse_typed(context, _GIVEN_BY_MINDIE, "is given by --mindie-config")
         config = read_mindie_config(mindie_config)
         config.check_ranks(plan.placement.topology.num_ranks)
     cuts = 1 if config is None else config.layout.moe_tp

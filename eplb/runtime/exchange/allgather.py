@@ -17,6 +17,7 @@ from eplb.errors import InputError
 from eplb.runtime.exchange.expert_rows import (
     ExpertRows,
     expert_rows,
+    fast_weighted_sum,
     kept_rows,
     packed_choices,
     unpacked_choices,
@@ -85,7 +86,7 @@ class AllGather:
         most, rows, routing = _padding_of(handle).most_tokens, handle.rows, handle.routing
         hidden, num_tokens = y_MH.shape[1], routing.num_tokens
         if not self.fixed_order:
-            partial_DH = weighted_sum(y_MH, rows.row_DJ, rows.weight_DJ)
+            partial_DH = fast_weighted_sum(y_MH, rows.row_DJ, rows.weight_DJ)
             return self.group.reduce_scatter(partial_DH.view(self.group.num_processes, most, hidden))[:num_tokens]
         # Each selection has its row on one process and zeros on the others, so the reduction moves it unchanged.
         row_DK = rows.row_DJ

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eplb.errors import InputError
-from eplb.runtime.exchange.expert_rows import expert_rows, unpacked_choices, weighted_sum
+from eplb.runtime.exchange.expert_rows import expert_rows, fast_weighted_sum, unpacked_choices, weighted_sum
 from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow
 from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, Splits, WireRows, check_epochs
 from eplb.runtime.exchange.rank_group import RankGroup
@@ -86,10 +86,10 @@ class AllToAll:
         sent, rows = _splits_of(handle), handle.rows
         if self.fixed_order:
             back_CH = self.group.all_to_all(y_MH[sent.return_order_M], sent.receive_rows, sent.send_rows)
-        else:
-            reduced_DH = weighted_sum(y_MH, rows.row_DJ, rows.weight_DJ)
-            back_CH = self.group.all_to_all(reduced_DH, sent.receive_copies, sent.send_copies)
-        return weighted_sum(back_CH, sent.sum_row_TK, sent.sum_weight_TK)
+            return weighted_sum(back_CH, sent.sum_row_TK, sent.sum_weight_TK)
+        reduced_DH = fast_weighted_sum(y_MH, rows.row_DJ, rows.weight_DJ)
+        back_CH = self.group.all_to_all(reduced_DH, sent.receive_copies, sent.send_copies)
+        return fast_weighted_sum(back_CH, sent.sum_row_TK, sent.sum_weight_TK)
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
         """Copies by source and destination rank; in fixed order one row per selection is returned."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from eplb.errors import InputError
+from eplb.runtime.exchange.expert_rows import packed_choices, unpacked_choices
+from eplb.runtime.exchange.protocol import check_epochs
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.symmetric.availability import kernel_refusal
 from eplb.runtime.exchange.symmetric.fixed_exchange import ExchangeMode, FixedExchange
@@ -44,6 +46,8 @@ class CollectiveBuffers:
     weight_TK: Tensor
     map_epoch: Tensor
     num_tokens: Tensor
+    map_epochs_Q: Tensor
+    """[Q] int64 epoch of the maps of every process, written by `dispatch`."""
     name: ClassVar[str] = "allgather, reduce-scatter"
 
     @classmethod
@@ -72,6 +76,7 @@ class CollectiveBuffers:
             torch.zeros((tokens, top_k), device=device),
             torch.zeros(1, dtype=torch.int64, device=device),
             torch.zeros(1, dtype=torch.int32, device=device),
+            torch.zeros(group.num_processes, dtype=torch.int64, device=device),
         )
         buffers.local.set_tokens(shape.tokens)
         return buffers
@@ -89,13 +94,12 @@ class CollectiveBuffers:
     def dispatch(self, x_TH: Tensor) -> Tensor:
         """See `FixedBuffers`."""
         own, num_slots = self.group.slots, self.group.topology.num_slots
-        is_real_T = torch.arange(self.slot_TK.shape[0], device=x_TH.device) < self.num_tokens
-        slot_DK = self.group.all_gather(torch.where(is_real_T[:, None], self.slot_TK, -1)).flatten(0, 1)
+        slot_DK, weight_DK = self._gathered_choices()
         is_own_DK = (slot_DK >= own.start) & (slot_DK < own.stop)
         local_DK = torch.where(is_own_DK, slot_DK - own.start, -1)
         # A slot that does not exist is none of this process either, and the kernels report it.
         self.local.slot_TK.copy_(torch.where(slot_DK >= num_slots, len(own), local_DK))
-        self.local.weight_TK.copy_(self.group.all_gather(self.weight_TK).flatten(0, 1))
+        self.local.weight_TK.copy_(weight_DK)
         return self.local.dispatch(self.group.all_gather(x_TH).flatten(0, 1))
 
     def combine(self, y_MH: Tensor) -> Tensor:
@@ -110,5 +114,18 @@ class CollectiveBuffers:
         ------
         ExchangeOverflowError
             If a slot does not exist.
+        ExchangeEpochError
+            If the processes routed the last batch by different maps.
         """
         self.local.raise_on_error()
+        check_epochs(self.map_epochs_Q.tolist())
+
+    def _gathered_choices(self) -> tuple[Tensor, Tensor]:
+        """[D, K] slots and weights of all tokens; the epoch of the maps travels with them as one more token."""
+        num_tokens, top_k = self.slot_TK.shape
+        is_real_T1 = (torch.arange(num_tokens, device=self.slot_TK.device) < self.num_tokens)[:, None]
+        own_T2K = packed_choices(torch.where(is_real_T1, self.slot_TK, -1), self.weight_TK)
+        epoch_12K = self.map_epoch.to(torch.int32).expand(1, 2, top_k)
+        all_QU2K = self.group.all_gather(torch.cat([own_T2K, epoch_12K]))
+        self.map_epochs_Q.copy_(all_QU2K[:, -1, 0, 0])
+        return unpacked_choices(all_QU2K[:, :-1].flatten(0, 1))

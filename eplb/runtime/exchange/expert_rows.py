@@ -5,10 +5,15 @@ D copies of tokens that arrived   J choices per copy   M rows for the experts of
 """
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import final
 
 import torch
 from torch import Tensor
+
+from eplb.runtime.kernels.weighted_sum import fused_weighted_sum
+
+_FUSED_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @final
@@ -91,7 +96,7 @@ def unpacked_choices(packed_N2K: Tensor) -> tuple[Tensor, Tensor]:
 def weighted_sum(y_MH: Tensor, row_TJ: Tensor, weight_TJ: Tensor) -> Tensor:
     """Add rows to tokens in the order of their choices, in float32 (float64 for float64 rows).
 
-    The order does not depend on where a row was computed; all backends and the reference use this sum.
+    The order does not depend on where a row was computed; the reference and the backends in fixed order use this sum.
 
     Parameters
     ----------
@@ -118,3 +123,10 @@ def weighted_sum(y_MH: Tensor, row_TJ: Tensor, weight_TJ: Tensor) -> Tensor:
             term_TH = y_MH[row_T.clamp(min=0)].to(total_TH.dtype) * weight_TJ[:, choice, None]
             total_TH += torch.where((row_T >= 0)[:, None], term_TH, 0)
     return total_TH.to(y_MH.dtype)
+
+
+def fast_weighted_sum(y_MH: Tensor, row_TJ: Tensor, weight_TJ: Tensor) -> Tensor:
+    """[T, H] what `weighted_sum` computes; on a GPU with Triton in one kernel, whose last bits may differ."""
+    is_fused = y_MH.is_cuda and y_MH.dtype in _FUSED_TYPES and find_spec("triton") is not None
+    add = fused_weighted_sum if is_fused else weighted_sum
+    return add(y_MH.contiguous(), row_TJ, weight_TJ)

@@ -6,19 +6,15 @@ T tokens   K choices   S slots, all of this process   M = T K rows
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from eplb.runtime.exchange.expert_rows import ExpertRows, weighted_sum
+from eplb.runtime.exchange.expert_rows import ExpertRows, fast_weighted_sum
 from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.reference import check_one_process, nothing_sent, unsent
-from eplb.runtime.kernels.weighted_sum import fused_weighted_sum
-
-_FUSED_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @final
@@ -59,10 +55,8 @@ class StaticRows:
         return x_TH[handle.rows.copy_of_row_M]
 
     def combine(self, y_MH: Tensor, handle: ExchangeHandle) -> Tensor:
-        """[T, H] the weighted sum over each token's experts; on a GPU with Triton in one kernel."""
-        is_fused = y_MH.is_cuda and y_MH.dtype in _FUSED_TYPES and find_spec("triton") is not None
-        add = fused_weighted_sum if is_fused else weighted_sum
-        return add(y_MH, handle.rows.row_DJ, handle.rows.weight_DJ)
+        """[T, H] the weighted sum over each token's experts."""
+        return fast_weighted_sum(y_MH, handle.rows.row_DJ, handle.rows.weight_DJ)
 
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
         """Zeros: nothing is sent."""

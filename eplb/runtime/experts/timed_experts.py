@@ -73,6 +73,24 @@ class TimedExperts:
         if self._ffns:
             self.trials[self._magnitude(num_rows)] = self._trial(num_rows, expected_rows)
 
+    def prepare_up_to(self, most_rows: int) -> None:
+        """Time the candidates for every order of magnitude up to `most_rows`, so that no later call does.
+
+        Call it before the first exchange whose waits are bounded: processes compile and time at different speeds.
+
+        Raises
+        ------
+        InputError
+            For less than one row.
+        """
+        if most_rows < 1:
+            raise InputError(f"most_rows = {most_rows}: expected at least 1")
+        for magnitude in range(self._magnitude(most_rows) + 1):
+            middle = (3 << magnitude) * self.weights.shape.num_slots // 4  # of the rows with this magnitude
+            num_rows = min(max(middle, 1), most_rows)
+            if self._magnitude(num_rows) not in self.trials:
+                self.prepare(num_rows, expected_rows=num_rows)
+
     def forward(self, layer: int, x_RH: Tensor, rows_per_slot: Tensor) -> Tensor:
         """See `SlotExperts`; unused rows of the result are undefined.
 

@@ -125,7 +125,7 @@ class CapturedLayers:
         ExchangeOverflowError
             If tokens or rows exceed the buffers, or a slot does not exist.
         ExchangeEpochError
-            In the normal mode over peer memory, if the processes routed the last layer by different maps.
+            Except in the low-latency mode, if the processes routed the last layer by different maps.
         """
         if self.exchange is not None:
             self.exchange.raise_on_error()

@@ -45,6 +45,13 @@ class TokenSource:
         start_T = torch.repeat_interleave(counts.cumsum(0) - counts, counts, output_size=total)
         return cls(rank_T, torch.arange(total, device=device) - start_T)
 
+    @classmethod
+    def divided(cls, ranks: range, num_tokens: int, device: torch.device | str) -> "TokenSource":
+        """Tokens of a process, divided evenly over the ranks that it executes."""
+        ends = [num_tokens * (i + 1) // len(ranks) for i in range(len(ranks))]
+        shares = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        return cls.consecutive(ranks.start, shares, device)
+
 
 def choose_slots(
     expert_ids_TK: Tensor, source: TokenSource, tables: PlacementTables, layer: int, quota_REX: Tensor

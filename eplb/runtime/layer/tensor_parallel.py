@@ -56,7 +56,8 @@ class TensorParallelLayer:
         num_tokens, most = x_TH.shape[0], self._most_tokens(x_TH)
         x_NH = self._gathered(x_TH, most, 0)
         everyone = GateChoice(self._gathered(choice.expert_ids_TK, most, -1), self._gathered(choice.weight_TK, most, 0))
-        handle = self.backend.plan_exchange(route(everyone, self._source(x_NH), self.tables, self.layer, self.group))
+        source = TokenSource.divided(self.group.ranks, x_NH.shape[0], x_NH.device)  # alike on all peers
+        handle = self.backend.plan_exchange(route(everyone, source, self.tables, self.layer, self.group))
         x_MH = self.backend.dispatch(x_NH, handle)
         partial_MH = torch.zeros_like(x_MH)
         for shard in self.shards:
@@ -74,9 +75,3 @@ class TensorParallelLayer:
         padded = own.new_full((most, *own.shape[1:]), fill)
         padded[: own.shape[0]] = own
         return self.peers.all_gather(padded).flatten(0, 1)
-
-    def _source(self, x_NH: Tensor) -> TokenSource:
-        """The N tokens, divided evenly over the EP ranks of this process, alike on all peers."""
-        ranks, total = self.group.ranks, x_NH.shape[0]
-        shares = [total * (i + 1) // len(ranks) - total * i // len(ranks) for i in range(len(ranks))]
-        return TokenSource.consecutive(ranks.start, shares, x_NH.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eplb.errors import InputError
+from eplb_traces import ModelShape
 
 MOE_BLOCKS = (
     "DeepseekV2Moe",
@@ -62,6 +63,23 @@ def moe_blocks(model: nn.Module) -> list[MoeBlock]:
                     f"as in {blocks[0].name}"
                 )
     return blocks
+
+
+def model_shape(model: nn.Module) -> ModelShape:
+    """The sizes to plan for: those of the MoE blocks of a Hugging Face model.
+
+    Raises
+    ------
+    InputError
+        As `moe_blocks`.
+    """
+    return shape_of_blocks(moe_blocks(model))
+
+
+def shape_of_blocks(blocks: list[MoeBlock]) -> ModelShape:
+    """The sizes of a model with these blocks."""
+    layer_ids = tuple(block.layer_id for block in blocks)
+    return ModelShape(len(blocks), blocks[0].num_experts, blocks[0].top_k, moe_layer_ids=layer_ids)
 
 
 def _block(name: str, module: nn.Module) -> MoeBlock:

@@ -17,20 +17,25 @@ from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan
 from eplb.errors import InputError
-from eplb.runtime.exchange.backend_choice import make_backend
+from eplb.runtime.agreement import summed_counts
+from eplb.runtime.exchange.backend_choice import BackendChoice, choose_backend, make_backend
+from eplb.runtime.exchange.limits import ExchangeLimits
 from eplb.runtime.exchange.protocol import Backend
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.symmetric.backend import Symmetric
+from eplb.runtime.exchange.symmetric.region import BufferSizes
+from eplb.runtime.exchange.symmetric.warm_up import warm_up
 from eplb.runtime.experts.timed_experts import TimedExperts
+from eplb.runtime.kernels.launch import interpreted
 from eplb.runtime.layer.gate import GateChoice
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
 from eplb.runtime.layer.routing import route, source_counts
 from eplb.runtime.live_migration import migrate
-from eplb.runtime.model.moe_blocks import MoeBlock, moe_blocks
+from eplb.runtime.model.moe_blocks import MoeBlock, moe_blocks, shape_of_blocks
 from eplb.runtime.weights.checkpoint import StateDict, TensorSource
 from eplb.runtime.weights.expert_weights import INTERLEAVE, ExpertWeights, ExpertWeightsShape, GateUpLayout
 from eplb.runtime.weights.weight_loading import load_experts
-from eplb_traces import ModelShape
 
 
 @final
@@ -41,14 +46,32 @@ class ParallelModel:
     """The placement in force."""
     counts_LE: Tensor
     """[L, E] int64 selections of this process's tokens since construction, in logical experts."""
+    exchange_reason: str
+    """Why the tokens travel through this backend."""
 
-    def __init__(
-        self, placement: Placement, group: RankGroup, weights: ExpertWeights, tables: PlacementTables, backend: Backend
+    def __init__(  # noqa: PLR0913  # what it is made of
+        self,
+        placement: Placement,
+        group: RankGroup,
+        weights: ExpertWeights,
+        tables: PlacementTables,
+        backend: Backend,
+        exchange_reason: str,
     ) -> None:
         self.placement, self.group, self.weights = placement, group, weights
+        self.exchange_reason = exchange_reason
         self.tables, self.backend, self.experts = tables, backend, TimedExperts(weights)
         shape = (placement.num_layers, placement.num_experts)
         self.counts_LE = torch.zeros(shape, dtype=torch.int64, device=weights.device)
+
+    def __repr__(self) -> str:
+        """Sizes, ranks of this process, and what moves the tokens and computes the experts."""
+        shape, ranks = self.weights.shape, self.group.ranks
+        kernels = f"plain experts: {self.experts.reason}" if self.experts.reason else "timed experts"
+        return (
+            f"ParallelModel({shape.num_layers} layers, {shape.num_slots} slots of ranks {ranks.start} to "
+            f"{ranks.stop - 1}, {self.backend.name}: {self.exchange_reason}, {kernels})"
+        )
 
     def migrate(self, after: Placement) -> None:
         """Move to another placement between two forward passes; all processes call it with the same placement.
@@ -66,17 +89,12 @@ class ParallelModel:
 
     def apply(self, layer: int, x_TH: Tensor, choice: GateChoice) -> Tensor:
         """[T, H] the weighted sum of the chosen experts' outputs."""
-        routing = route(choice, self._source(x_TH), self.tables, layer, self.group)
-        self.counts_LE[layer] += source_counts(choice.expert_ids_TK, routing.source, self.tables).sum(dim=0)
+        source = TokenSource.divided(self.group.ranks, x_TH.shape[0], x_TH.device)
+        routing = route(choice, source, self.tables, layer, self.group)
+        self.counts_LE[layer] += source_counts(choice.expert_ids_TK, source, self.tables).sum(dim=0)
         handle = self.backend.plan_exchange(routing)
         x_MH = self.backend.dispatch(x_TH, handle)
         return self.backend.combine(self.experts.forward(layer, x_MH, handle.rows.rows_per_slot_S), handle)
-
-    def _source(self, x_TH: Tensor) -> TokenSource:
-        """The tokens of this process, divided evenly over the ranks that it executes."""
-        ranks, total = self.group.ranks, x_TH.shape[0]
-        shares = [total * (i + 1) // len(ranks) - total * i // len(ranks) for i in range(len(ranks))]
-        return TokenSource.consecutive(ranks.start, shares, x_TH.device)
 
 
 @final
@@ -102,6 +120,8 @@ def parallelize(  # noqa: PLR0913  # one argument for each choice of the user
     source: TensorSource | None = None,
     exchange: str = "auto",
     rule: DispatchRule = DispatchRule.EVEN,
+    device: torch.device | None = None,
+    most_tokens: int | None = None,
 ) -> ParallelModel:
     """Replace the experts in every MoE block of a model; the model is changed in place.
 
@@ -117,9 +137,15 @@ def parallelize(  # noqa: PLR0913  # one argument for each choice of the user
         Where the experts are read from; only those of this process are read. By default from the model itself; with a
         checkpoint the model's own experts may be on the meta device.
     exchange
-        Name of the exchange backend.
+        Name of the exchange backend; see `make_backend`.
     rule
         How replicas are chosen.
+    device
+        Where the experts are stored; None: the device of the model. A model on the CPU can be moved there afterwards,
+        without the experts that belong to other processes.
+    most_tokens
+        Largest number of tokens of one process in a forward pass. The exchange over peer memory needs it: without it
+        "auto" does not consider that exchange. A larger batch raises `ExchangeOverflowError`.
 
     Returns
     -------
@@ -129,14 +155,15 @@ def parallelize(  # noqa: PLR0913  # one argument for each choice of the user
     Raises
     ------
     InputError
-        If the plan is for another model, or the model has no known MoE block.
+        If the plan is for another model, the model has no known MoE block, or the exchange cannot be used.
     CheckpointError
         If the source lacks an expert.
     """
     blocks = moe_blocks(model)
     _check_plan(plan, blocks)
     first, placement = blocks[0], plan.placement
-    device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
+    if device is None:
+        device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
     weights = _empty_weights(first, len(blocks), len(group.slots), device)
     experts = placement.physical_to_logical_map[:, group.slots.start : group.slots.stop]
     load_experts(
@@ -147,18 +174,38 @@ def parallelize(  # noqa: PLR0913  # one argument for each choice of the user
         layer_ids=[block.layer_id for block in blocks],
     )
     tables = PlacementTables(placement, rule, device)
-    backend = make_backend(exchange, group, top_k=first.top_k)
-    parallel = ParallelModel(placement, group, weights, tables, backend)
+    sizes = None
+    if most_tokens is not None:
+        sizes = BufferSizes(most_tokens, first.top_k, first.hidden_size, first.dtype.itemsize)
+    choice = BackendChoice(exchange, "as asked for")
+    if exchange == "auto":
+        choice = choose_backend(group, top_k=first.top_k, limits=ExchangeLimits(), sizes=sizes, device=device)
+    backend = make_backend(choice.name, group, top_k=first.top_k, sizes=sizes, device=device)
+    parallel = ParallelModel(placement, group, weights, tables, backend, choice.reason)
+    if most_tokens is not None:
+        _warm_up(parallel, group.num_processes * most_tokens * min(first.top_k, len(group.slots)))
     for layer, block in enumerate(blocks):
         block.module.register_module("experts", PlacedExperts(layer, parallel))
     return parallel
 
 
+def _warm_up(parallel: ParallelModel, most_rows: int) -> None:
+    """Compile and time the kernels for up to so many rows, then wait for all processes.
+
+    Processes do so at different speeds, longer than one should wait for another in an exchange.
+    """
+    backend = parallel.backend
+    if isinstance(backend, Symmetric) and not interpreted():
+        warm_up(backend.state, backend.settings, parallel.weights.compute_dtype)
+    parallel.experts.prepare_up_to(most_rows)
+    summed_counts(parallel.counts_LE, parallel.group)
+
+
 def _check_plan(plan: Plan, blocks: list[MoeBlock]) -> None:
-    layer_ids = tuple(block.layer_id for block in blocks)
-    plan.placement.check_model(ModelShape(len(blocks), blocks[0].num_experts, blocks[0].top_k), "model", name="plan")
-    if plan.shape.moe_layer_ids not in (None, layer_ids):
-        raise InputError(f"the plan's MoE layers are {plan.shape.moe_layer_ids}: the model's are {layer_ids}")
+    shape = shape_of_blocks(blocks)
+    plan.placement.check_model(shape, "model", name="plan")
+    if plan.shape.moe_layer_ids not in (None, shape.moe_layer_ids):
+        raise InputError(f"the plan's MoE layers are {plan.shape.moe_layer_ids}: the model's are {shape.moe_layer_ids}")
 
 
 def _empty_weights(block: MoeBlock, num_layers: int, num_slots: int, device: torch.device) -> ExpertWeights:

@@ -24,6 +24,7 @@ from eplb.errors import InputError, VerificationError
 from eplb.formats.mindie_layout import ParallelLayout
 from eplb.runtime.exchange.backend_choice import make_backend
 from eplb.runtime.exchange.rank_group import RankGroup
+from eplb.runtime.exchange.symmetric.region import BufferSizes
 from eplb.runtime.layer.gate import GateChoice
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.tensor_parallel import TensorParallelLayer
@@ -154,7 +155,9 @@ def run_member(member: Member, job: TensorParallelJob) -> dict[str, float]:
     own = job.layout.moe_tp // over_cuts
     cuts = range(member.process % over_cuts * own, (member.process % over_cuts + 1) * own)
     tables = PlacementTables(job.placement, job.rule, member.device)
-    backend = make_backend(job.exchange, group, top_k=job.top_k)
+    backend = make_backend(
+        job.exchange, group, top_k=job.top_k, sizes=_largest_batch(job, over_cuts), device=member.device
+    )
     x_TH, choice = _batch(member, job)
     errors = {}
     for codec in CODECS:
@@ -233,6 +236,13 @@ def _whole_expert(job: TensorParallelJob, expert: int) -> tuple[Tensor, Tensor]:
     inner = job.layout.moe_tp * _CHANNELS_OF_A_CUT
     gate_up = torch.randn((2, inner, job.hidden), generator=generator) / job.hidden**0.5
     return gate_up, torch.randn((job.hidden, inner), generator=generator) / inner**0.5
+
+
+def _largest_batch(job: TensorParallelJob, over_cuts: int) -> BufferSizes:
+    """What a process dispatches at most: its own tokens, see `_batch`, and as many of each of its peers."""
+    tokens = max(job.tokens_per_rank * job.layout.world_size // dist.get_world_size(), 1)
+    dtype, _ = ARITHMETIC[dist.get_backend()]
+    return BufferSizes(over_cuts * tokens, job.top_k, job.hidden, dtype.itemsize)
 
 
 def _batch(member: Member, job: TensorParallelJob) -> tuple[Tensor, GateChoice]:

@@ -132,8 +132,8 @@ class SafetensorsCheckpoint:
         For a path without safetensors files, an invalid index, or an index that names missing files.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
         self._safetensors = _safetensors()
         self._file_of_name = self._index()
 

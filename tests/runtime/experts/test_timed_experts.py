@@ -78,6 +78,20 @@ def test_the_trial_spreads_the_expected_rows_evenly():
     assert experts.trials[(90 // SLOTS).bit_length()].expected_rows == 30
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 100, 191])
+def test_no_call_is_timed_after_all_magnitudes_were_prepared(most):
+    experts, calls = _timed(slow_below=30)
+    experts.prepare_up_to(most)
+    assert all(experts._magnitude(trial.num_rows) == magnitude for magnitude, trial in experts.trials.items())
+    num_trials = len(calls)
+    assert num_trials == 2 * len(experts.trials)
+    for num_rows in range(1, most + 1):
+        experts.forward(0, torch.ones(num_rows, HIDDEN), torch.tensor([num_rows, 0, 0]))
+    assert len(calls) == num_trials + most
+    with pytest.raises(InputError, match="most_rows = 0: expected at least 1"):
+        experts.prepare_up_to(0)
+
+
 @pytest.mark.parametrize("expected", [0, 11])
 def test_impossible_expected_rows_are_refused(expected):
     with pytest.raises(InputError, match=f"expected_rows = {expected}: expected 1 to num_rows = 10"):

@@ -168,3 +168,10 @@ def test_an_expert_without_a_replica_raises():
     tables.logcnt_LE[0, 2] = 0
     with pytest.raises(InputError, match="layer 0, expert 2: selected"):
         choose_slots(case.ids_TK, _source(case), tables, 0, no_quotas("cpu"))
+
+
+def test_tokens_of_a_process_are_divided_evenly_over_its_ranks():
+    source = TokenSource.divided(range(2, 5), 7, "cpu")  # 7/3: 2, 2, 3 tokens
+    assert source.rank_T.tolist() == [2, 2, 3, 3, 4, 4, 4]
+    assert source.index_T.tolist() == [0, 1, 0, 1, 0, 1, 2]
+    assert TokenSource.divided(range(1), 0, "cpu").rank_T.tolist() == []

@@ -1,5 +1,7 @@
 """Models with placed experts generate the tokens of the whole model; other models and plans are refused."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from eplb.core.placement import Placement  # transformers first
 from eplb.core.problem import Plan
 from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.runtime import Launch, RankGroup, SafetensorsCheckpoint, run_processes
+from eplb.runtime import ExchangeOverflowError, Launch, RankGroup, SafetensorsCheckpoint, run_processes
 from eplb.runtime.model.parallelize import parallelize
 from eplb_traces import ModelShape
 from tests.runtime.model import parallel_cases
@@ -38,9 +40,49 @@ def test_experts_are_read_from_a_checkpoint_of_the_same_model(tmp_path):
         for name, parameter in model.named_parameters():
             if ".experts." in name:
                 parameter.zero_()
-    parallelize(model, plan, _alone(plan), source=SafetensorsCheckpoint(tmp_path), exchange="allgather")
+    parallelize(model, plan, _alone(plan), source=SafetensorsCheckpoint(str(tmp_path)), exchange="allgather")
     assert torch.allclose(model(prompts).logits.detach(), expected, atol=1e-5)
     assert not any(".experts." in name and "shared" not in name for name, _ in model.named_parameters())
+
+
+def test_a_model_whose_experts_were_never_loaded_is_filled_from_the_checkpoint(tmp_path):
+    model, plan = models.build("olmoe"), _plan()
+    model.save_pretrained(tmp_path)
+    prompts = torch.randint(3, 64, (2, 5), generator=torch.Generator().manual_seed(0))
+    expected = model(prompts).logits.detach()
+    for layer in model.model.layers:
+        layer.mlp.experts.to("meta")
+    cpu, checkpoint = torch.device("cpu"), SafetensorsCheckpoint(tmp_path)
+    parallel = parallelize(model, plan, _alone(plan), source=checkpoint, device=cpu, most_tokens=10)
+    assert torch.allclose(model.to(cpu)(prompts).logits.detach(), expected, atol=1e-5)
+    why = "not symmetric: tensors on cpu, the kernels need a GPU, plain experts: the weights are on cpu"
+    assert repr(parallel) == f"ParallelModel(3 layers, 8 slots of ranks 0 to 1, allgather: {why})"
+
+
+def _through_peer_memory(member, _):
+    """Largest change of the logits by placed experts, and what a larger batch raises."""
+    model = models.build("olmoe")
+    plan = _plan()
+    prompts = torch.randint(3, 64, (1, 2 + member.process), generator=torch.Generator().manual_seed(member.process))
+    expected = model(prompts).logits.detach()
+    group = RankGroup.of(plan.placement.topology, member.process_group)
+    parallelize(model, plan, group, exchange="symmetric", most_tokens=3)
+    change = float((model(prompts).logits.detach() - expected).abs().max())
+    try:
+        model(torch.ones((1, 3 + member.process), dtype=torch.int64))
+    except ExchangeOverflowError as error:
+        return change, str(error)
+    return change, "nothing"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_the_exchange_over_peer_memory_takes_up_to_the_tokens_that_were_given(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for change, error in run_processes(Launch(2), _through_peer_memory, None):
+        assert change < 1e-4
+        assert error == "rank 1: more tokens than the capacity of the region"
+    with pytest.raises(InputError, match="backend symmetric: sizes are missing"):
+        parallelize(models.build("olmoe"), _plan(), _alone(_plan()), exchange="symmetric")
 
 
 @pytest.mark.parametrize(

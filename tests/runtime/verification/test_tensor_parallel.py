@@ -1,6 +1,7 @@
 """Experts cut by moe_tp, alone and with moe_ep, on two and four processes; a fault is found."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -55,8 +56,18 @@ def test_cut_experts_give_the_result_of_whole_experts(job, processes):
     report.raise_on_failure()
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_cut_experts_over_peer_memory(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    layout = ParallelLayout(world_size=6, dp=6, moe_tp=3, moe_ep=2)
+    job = replace(_job(layout, range(4), 4, "symmetric"), tokens_per_rank=2)
+    verify_tensor_parallel(job, Launch(2)).raise_on_failure()
+    broken = verify_tensor_parallel(replace(job, fault=Fault.SWAP_WEIGHTS), Launch(2))
+    assert broken.failures == ["dense", "fp8", "fp4"]
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("exchange", ["allgather", "alltoall"])
+@pytest.mark.parametrize("exchange", ["allgather", "alltoall", "symmetric"])
 def test_cut_experts_on_two_gpus(exchange):
     # 48 experts on a rank: the grouped matmul.
     for layout, experts in ((DP8, range(48)), (ParallelLayout(world_size=4, dp=4, moe_tp=2, moe_ep=2), range(6))):
