@@ -27,7 +27,7 @@ PUSH_VARIANTS: tuple[dict[str, int], ...] = (
     {"pushers": 64, "dispatch_group": 16, "dispatch_warps": 16},
     {"pushers": 64, "dispatch_group": 32, "dispatch_warps": 16},
 )
-FAST_COMBINE_VARIANTS: tuple[dict[str, int], ...] = ({"fast_combine_warps": 4}, {"fast_combine_warps": 8})
+FAST_COMBINE_VARIANTS: tuple[dict[str, int], ...] = ({"fast_combine_warps": 4}, {"fast_combine_warps": 2})
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,7 @@ def _beside_copies(live: LiveMigration, call: Call, piece: int, count: int) -> t
         if not lefts or lefts[-1]:
             start = torch.cuda.Event(enable_timing=True)
             ends = [torch.cuda.Event(enable_timing=True) for _ in live.copy_streams]
-            live.copy_streams[0].wait_stream(torch.cuda.current_stream())
-            start.record(live.copy_streams[0])
+            start.record()  # by the stream of the layers: an event of a stream of copies waits for other copies
             lefts.append(live.push(piece))
             for end, stream in zip(ends, live.copy_streams, strict=True):
                 end.record(stream)

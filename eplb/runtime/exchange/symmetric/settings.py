@@ -72,7 +72,7 @@ class KernelSettings:
     combine_columns: int = 8192
     dispatch_warps: int = 8
     combine_warps: int = 4
-    fast_combine_warps: int = 8
+    fast_combine_warps: int = 4
     skip_absent: bool = True
     fast_skip_absent: bool = True
     float8_wire: bool = False
