@@ -112,6 +112,44 @@ def test_an_edited_helper_of_another_file_recompiles_its_caller_and_an_unchanged
     assert run_little_package(tmp_path) == (6.0, True)
 
 
+SORTER = """
+from eplb_traces.jit import njit
+
+@njit("float64(float64[::1])")
+def least(x):
+    x.sort()
+    return x[0]
+"""
+RANKER = """
+import numpy as np
+from eplb_traces.jit import njit
+
+@njit("int64(float64[::1])")
+def place_of_least(x):
+    return np.argsort(x[: x.size])[0]
+"""
+
+
+def run_python(folder, code):
+    environment = {"PYTHONPATH": ":".join([str(folder), *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", f"import numpy as np\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+
+
+def test_kernels_that_different_processes_compiled_work_together(tmp_path):
+    # numba's sort and argsort are closures of one name. Each process would count from 1 the numbers that part them.
+    package = tmp_path / "parted"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "sorter_kernel.py").write_text(SORTER)
+    (package / "ranker_kernel.py").write_text(RANKER)
+    run_python(tmp_path, "import parted.sorter_kernel")
+    run_python(tmp_path, "import parted.ranker_kernel")
+    both = "from parted.sorter_kernel import least\nfrom parted.ranker_kernel import place_of_least\n"
+    x = "np.array([5.0, 7.0, 3.0])"
+    assert run_python(tmp_path, f"{both}print(least({x}), place_of_least({x}))") == "3.0 2\n"
+
+
 def test_a_work_clock_leaves_out_what_kernels_take_to_be_prepared():
     clock, start = jit.WorkClock(), time.perf_counter()
     jit.njit("float64(float64)")(lambda x: x * 3)

@@ -9,7 +9,9 @@ so a kernel may call helpers of other files.
 """
 
 import hashlib
+import itertools
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ _P = ParamSpec("_P")
 _R_co = TypeVar("_R_co", covariant=True)
 
 _logger = logging.getLogger("eplb")
+_NUMBERING = b"random start"
+"""Machine code in the cache that was numbered otherwise is compiled anew."""
 
 
 class Kernel(Protocol[_P, _R_co]):
@@ -88,6 +92,7 @@ def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]
             def on_end(self, event: object) -> None:
                 pass
 
+        _number_from_random_start()
         compiled = numba.njit(nogil=True)(function)
         try:
             compiled.enable_caching()
@@ -112,6 +117,18 @@ def helper(function: Callable[_P, _R_co]) -> Kernel[_P, _R_co]:
     return cast(Kernel[_P, _R_co], numba.njit(nogil=True)(function))
 
 
+def _number_from_random_start() -> None:
+    """Number the functions that are compiled from now on from a random start.
+
+    numba tells closures of one name, such as those of its sort and argsort, apart by a number that each process counts
+    from 1. The cache brings machine code of several processes into one, and of two closures with the same name and
+    number one is then called in place of the other.
+    """
+    from numba.core.bytecode import FunctionIdentity
+
+    FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
+
+
 @cache
 def _source_stamp(path: Path) -> str:
     """SHA-256 of a file and of all kernel files of the package that it belongs to, but for those of Triton."""
@@ -119,7 +136,7 @@ def _source_stamp(path: Path) -> str:
     while (package.parent / "__init__.py").exists():
         package = package.parent
     files = {path, *package.rglob("*kernel*.py")} if (package / "__init__.py").exists() else {path}
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_NUMBERING)
     for content in (file.read_bytes() for file in sorted(files)):
         if b"import triton" not in content:
             digest.update(hashlib.sha256(content).digest())
