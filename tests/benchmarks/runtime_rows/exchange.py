@@ -117,6 +117,8 @@ def _normal(member: Member, settings: KernelSettings, table: Table) -> list[str]
     if not settings.float8_wire:
         skewed = [check(rank, [[4096, 4096]], fast=False, bias=bias) for bias in (1.0, 3.0)]
         notes.append(f"normal, lognormal routing 1 and 3: {skewed}")
+        crowded = check(rank, [[4096, 4096]], fast=False, hot=rank.first_slot[1])
+        notes.append(f"normal, all tokens to rank 0: {crowded}")
         notes.append(f"normal, 60 replays of 4096 with delays: {stress(rank, 60, fast=False)} wrong")
     rank.fill([4096] * rank.P, masked=0.0)
     rank.plan()

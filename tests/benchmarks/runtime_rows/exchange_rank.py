@@ -43,14 +43,17 @@ class Rank:
         self.pullers = 32
         self.numbers = torch.arange(self.state.max_rows, dtype=torch.int32, device=self.device)
 
-    def fill(self, tokens: list[int], *, masked: float = 0.05, bias: float = 0.0) -> None:
-        """New batches of all ranks, the same on every rank; this rank's are written to its buffers."""
+    def fill(self, tokens: list[int], *, masked: float = 0.05, bias: float = 0.0, hot: int = EXPERTS) -> None:
+        """New batches of all ranks, the same on every rank; this rank's are written to its buffers.
+
+        Routing is uniform over the first `hot` experts, or skewed by lognormal rates of the deviation `bias`.
+        """
         kind = {"generator": self.generator, "device": self.device}
         hot_E = torch.randn(EXPERTS, **kind) * bias
         self.tokens, self.all = tokens, []
         for _ in tokens:
             scores = torch.rand((self.T, EXPERTS), **kind).log() / hot_E.exp()
-            slots = scores.topk(TOP_K).indices
+            slots = scores[:, :hot].topk(TOP_K).indices
             slots[torch.rand(slots.shape, **kind) < masked] = -1
             weights = (torch.rand(slots.shape, **kind) * 8).round() / 8
             self.all.append((torch.randint(-4, 5, (self.T, HIDDEN), **kind).bfloat16(), slots, weights))
@@ -159,11 +162,11 @@ def rounded_to_float8(x: torch.Tensor) -> torch.Tensor:
     return (value * (largest * (1.0 / 448.0))).flatten(-2).to(x.dtype)
 
 
-def check(rank: Rank, batches: list[list[int]], *, fast: bool, bias: float = 0.0) -> list[int]:
+def check(rank: Rank, batches: list[list[int]], *, fast: bool, bias: float = 0.0, hot: int = EXPERTS) -> list[int]:
     """Differences of layout, rows and results over batches, poison in every buffer before each."""
     wrong = [0, 0, 0]
     for tokens in batches:
-        rank.fill(tokens, bias=bias)
+        rank.fill(tokens, bias=bias, hot=hot)
         rank.poison()
         for step in (rank.fast_dispatch,) if fast else (rank.plan, rank.dispatch):
             step()
