@@ -21,7 +21,7 @@ from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.static_rows import StaticRows
 from eplb.runtime.experts.slot_experts import SlotExperts
 from eplb.runtime.experts.timed_experts import TimedExperts
-from eplb.runtime.layer.device_route import device_slots
+from eplb.runtime.layer.device_route import device_slots, host_reason
 from eplb.runtime.layer.gate import Gate, GateChoice
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
@@ -55,7 +55,9 @@ class Capturable(Protocol):
 
 @final
 class CapturedLayers:
-    """Layers in one graph; each layer's output is the next one's input. On a CPU the same calls run eagerly.
+    """Layers in one graph; each layer's output is the next one's input.
+
+    Where there can be no graph, on a CPU or under a replica rule that needs the host, the same calls run eagerly.
 
     Parameters
     ----------
@@ -90,7 +92,9 @@ class CapturedLayers:
         self._token_ids_T = torch.zeros(x_TH.shape[0], dtype=torch.int64, device=x_TH.device)
         self._used = torch.full((), x_TH.shape[0], dtype=torch.int64, device=x_TH.device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self.reason = "" if x_TH.is_cuda else f"the input is on {x_TH.device}, and graphs need a GPU"
+        self.reason = f"the input is on {x_TH.device}, and graphs need a GPU"
+        if x_TH.is_cuda:
+            self.reason = next((reason for layer in layers if (reason := host_reason(layer.tables))), "")
         if not self.reason:
             if exchange is None:
                 check_capturable(layers)

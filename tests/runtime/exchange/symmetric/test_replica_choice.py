@@ -10,9 +10,20 @@ from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.runtime import Launch, PlacementTables, TokenSource, choose_slots, online_quotas, run_processes
+from eplb.runtime import (
+    GateChoice,
+    Launch,
+    PlacementTables,
+    RankGroup,
+    TokenSource,
+    choose_slots,
+    online_quotas,
+    route,
+    run_processes,
+)
 from eplb.runtime.kernels.online_quotas import online_quotas_on_device
 from eplb.runtime.kernels.replica_choice import DEVICE_RULES, choose_slots_on_device
+from eplb.runtime.layer.device_route import device_slots, host_reason
 from eplb.runtime.layer.replica_choice import no_quotas
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
@@ -86,6 +97,27 @@ def _wrong_quotas(_, argument):
 def test_online_quotas_equal_those_of_the_host(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert run_processes(Launch(1), _wrong_quotas, None) == [[]]
+
+
+def _on_many_ranks(member, _):
+    """The reasons of tables with few and with many ranks, and whether the host's choice takes the kernels' place."""
+    few = _tables(DispatchRule.ONLINE)
+    row = np.concatenate([np.arange(200), np.zeros(56, dtype=np.int64)])  # 128 ranks x 2 slots, up to 57 replicas
+    many = PlacementTables(Placement(row[None], 200, Topology(1, 128, 2)), DispatchRule.ONLINE)
+    choice = GateChoice(torch.arange(40).view(10, 4) % 5, torch.ones((10, 4)))
+    source, group = TokenSource.consecutive(3, [4, 6], "cpu"), RankGroup(many.topology)
+    found = device_slots(choice, source, many, 0, group)
+    same = torch.equal(found, route(choice, source, many, 0, group).slot_TK)
+    return host_reason(few), host_reason(_tables(DispatchRule.EVEN)), host_reason(many), same
+
+
+def test_the_host_splits_batches_that_are_too_large_for_the_kernels(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    ((few, even, many, same),) = run_processes(Launch(1), _on_many_ranks, None)
+    assert (few, even, same) == ("", "", True)
+    assert many.startswith("replica rule online on the device: 128 ranks and up to 57 replicas, expected at most 8192")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert host_reason(_tables(DispatchRule.ONLINE)).startswith("the replica rule online needs Triton on a GPU")
 
 
 def test_other_rules_are_refused_by_name():
