@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
-.PHONY: help demo test test-long test-scale coverage mutants fuzz fuzz-bounds test-lowest test-recorder check bench wheel-test browser engines vendor docs clean
+.PHONY: help demo test kernels test-long test-scale coverage mutants fuzz fuzz-bounds test-lowest test-recorder check bench wheel-test browser engines vendor docs clean
 
 help:
 	@echo "make demo         plan the shipped trace for 32 ranks and write a file for every engine"
@@ -22,7 +22,7 @@ help:
 	@echo "make bench        quality and speed, as ratios within one run"
 	@echo "make coverage     the suite, with the lines that it does not run"
 	@echo "make mutants      changes of the judge's code that no test notices"
-	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core"
+	@echo "make test-lowest  the fast tests on the lowest allowed versions of the core, with few generated cases"
 	@echo "make test-recorder  the recorder's tests on the lowest allowed and the newest transformers"
 	@echo "make test-long    the whole test suite with many more generated cases"
 	@echo "make test-scale   the tests on a Ray cluster and an S3 server of this machine (one minute)"
@@ -73,9 +73,11 @@ demo: $(VENV)/stamp-demo
 
 # --- what a developer wants -------------------------------------------------------------------------------------------
 
-test: $(VENV)/stamp-dev
-	$(BIN)/python -m eplb cache build
+test: kernels
 	$(BIN)/python $(PYTEST)
+
+kernels: $(VENV)/stamp-dev
+	$(BIN)/python -m eplb cache build
 
 test-long: $(VENV)/stamp-dev
 	$(BIN)/python -m eplb cache build
@@ -108,9 +110,11 @@ fuzz-bounds: $(VENV)/stamp-dev
 	$(BIN)/python -m eplb cache build
 	PYTHONPATH=.:traces:cli $(BIN)/python -m tests.fuzz.run
 
+# Kernels are compiled into a cache of their own: the numba of one environment does not load the machine code of another.
+test-lowest: export NUMBA_CACHE_DIR := $(CURDIR)/build/numba-lowest
 test-lowest: $(LOWEST)/stamp
 	$(LOWEST)/bin/python -m eplb cache build
-	EPLB_CORE_ONLY=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow"
+	EPLB_CORE_ONLY=1 EPLB_HYPOTHESIS_PROFILE=few $(LOWEST)/bin/python $(PYTEST) -m "not slow"
 
 # Skipped with a message where the package registry cannot be reached.
 test-recorder: $(VENV)/stamp-dev
