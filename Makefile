@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 # Processes that the tests are spread over.
 WORKERS ?= 2
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist worksteal
-PIP := -m pip install --quiet --disable-pip-version-check
+# Python compiles the modules that are imported; compiling all that is installed takes a minute.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
 SAMPLE := traces/eplb_traces/samples/moe-435m.parquet
 
