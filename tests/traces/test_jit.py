@@ -112,34 +112,43 @@ def test_an_edited_helper_of_another_file_recompiles_its_caller_and_an_unchanged
     assert run_little_package(tmp_path) == (6.0, True)
 
 
-SORTS = """
-import numpy as np
-from eplb_traces.jit import njit
+SUMS = """
+from eplb_traces.jit import helper
 
-@njit("float64[::1](float64[::1])")
-def ordered(values):
-    {}
+def sum_of(factor):
+    @helper
+    def added(n):  # it calls itself twice, so that it is not compiled into its caller
+        return factor * n if n < 2 else added(n - 1) + added(n - 2)
+
+    return added
 """
-BOTH = """
-import numpy as np
-from little import by_value_kernel, by_index_kernel
-values = np.random.default_rng(0).random(40)
-for module in (by_value_kernel, by_index_kernel):
-    assert np.array_equal(module.ordered(values.copy()), np.sort(values)), module
+SUM = """
+from eplb_traces.jit import njit
+from little.sums import sum_of
+
+added = sum_of({})
+
+@njit("float64(int64)")
+def total(n):
+    return added(n)
 """
+BOTH = "from little import by_two_kernel, by_three_kernel; print(by_two_kernel.total(10), by_three_kernel.total(10))"
 
 
 def test_kernels_that_two_processes_have_cached_do_not_call_each_others_functions(tmp_path):
-    # numba's sort and argsort call functions of the same names, which compare values here and indices there.
+    # Two functions of one name, as numba's quicksort of values and of indices.
     package = tmp_path / "little"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "by_value_kernel.py").write_text(SORTS.format("values.sort()\n    return values"))
-    (package / "by_index_kernel.py").write_text(SORTS.format("return values[np.argsort(values)]"))
+    (package / "sums.py").write_text(SUMS)
+    (package / "by_two_kernel.py").write_text(SUM.format(2.0))
+    (package / "by_three_kernel.py").write_text(SUM.format(3.0))
     environment = {"PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
-    for script in ("import little.by_value_kernel", "import little.by_index_kernel", BOTH):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+    for script in ("import little.by_two_kernel", "import little.by_three_kernel", BOTH):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+        )
+    assert done.stdout.split() == ["110.0", "165.0"]
 
 
 def test_a_work_clock_leaves_out_what_kernels_take_to_be_prepared():
