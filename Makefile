@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # Processes that the tests are spread over.
 WORKERS ?= 2
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist worksteal
+# Each of them computes on one thread: threads of several processes would wait for each other in loops.
+test test-long coverage test-lowest: export OMP_NUM_THREADS ?= 1
 # Python compiles the modules that are imported; compiling all that is installed takes a minute.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
