@@ -113,11 +113,14 @@ fuzz-bounds: $(VENV)/stamp-dev
 	$(BIN)/python -m eplb cache build
 	PYTHONPATH=.:traces:cli $(BIN)/python -m tests.fuzz.run
 
-# Kernels are compiled into a cache of their own: the numba of one environment does not load the machine code of another.
+# What differs between versions of a library is seen where the library is used. Strategies use numpy and numba alone: all
+# kernels are compiled, the contract of strategies and the golden plans are run; tests of single strategies are left out.
+# Kernels have a cache of their own: the numba of one environment does not load the machine code of another.
+NOT_LOWEST := --ignore=tests/strategies --ignore=tests/planning
 test-lowest: export NUMBA_CACHE_DIR := $(CURDIR)/build/numba-lowest
 test-lowest: $(LOWEST)/stamp
 	$(LOWEST)/bin/python -m eplb cache build
-	EPLB_CORE_ONLY=1 EPLB_HYPOTHESIS_PROFILE=few $(LOWEST)/bin/python $(PYTEST) -m "not slow"
+	EPLB_CORE_ONLY=1 EPLB_HYPOTHESIS_PROFILE=few $(LOWEST)/bin/python $(PYTEST) -m "not slow" $(NOT_LOWEST)
 
 # Skipped with a message where the package registry cannot be reached.
 test-recorder: $(VENV)/stamp-dev
