@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, settings
 from eplb_traces import MissingExtraError
 
 # `default` is the run of every day: few cases, the same each time, so that a failure is the change's fault.
+# `few` is for what differs between versions of a library, not between cases: `make test-lowest`.
 # `long` looks for new ones: EPLB_HYPOTHESIS_PROFILE=long, or `make test-long`.
 settings.register_profile(
     "default", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("few", settings.get_profile("default"), max_examples=5)
 settings.register_profile(
     "long", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
@@ -26,6 +28,7 @@ settings.load_profile(_PROFILE)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_FEW_SEEDS = 3
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -34,6 +37,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give each `long` run a seed of its own before hypothesis reads the option; workers of xdist inherit it."""
     if _PROFILE == "long" and config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = os.environ.setdefault("EPLB_HYPOTHESIS_SEED", str(secrets.randbelow(2**32)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the profile `few`, deselect the cases of tests with a parameter `seed` but the first of each."""
+    if _PROFILE != "few":
+        return
+    config.hook.pytest_deselected(items=[item for item in items if _is_left_out(item)])
+    items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    """Whether a case is not among the first of the parameter `seed`."""
+    call = getattr(item, "callspec", None)  # of parametrized tests alone
+    return call is not None and call.indices.get("seed", 0) >= _FEW_SEEDS
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def _name(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _parsed_once() -> Iterator[None]:
+    """The nodes of all files are kept until the last test of this module."""
+    yield
+    _nodes.cache_clear()
+
+
+@cache
+def _nodes(source: str) -> tuple[ast.AST, ...]:
+    """All nodes of a source, the module first; each file is parsed once for all tests."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
 def _unit(module: str) -> str:
     """The module or package right below `eplb` that a dotted name belongs to; `__init__` for eplb itself."""
     parts = module.split(".")
@@ -69,7 +83,7 @@ def _submodule(room: str, name: str) -> str:
 
 
 def _imports(path: Path) -> list[str]:
-    return [name for node in ast.walk(ast.parse(path.read_text())) for name in _imported(node)]
+    return [name for node in _nodes(path.read_text()) for name in _imported(node)]
 
 
 def _module_level(tree: ast.AST) -> Iterator[ast.AST]:
@@ -121,7 +135,7 @@ def _import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module, source in sources.items():
         imported = set()
-        for node in ast.walk(ast.parse(source)):
+        for node in _nodes(source):
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -163,7 +177,7 @@ def test_the_check_for_circles_can_fail():
 def test_heavy_packages_are_imported_inside_functions(room):
     for path in _python_files(room):
         folder = (room, path.relative_to(ROOMS[room]).parts[0])
-        for node in _module_level(ast.parse(path.read_text())):
+        for node in _module_level(_nodes(path.read_text())[0]):
             for name in _imported(node):
                 top = name.split(".")[0]
                 assert top not in HEAVY - MAY_LOAD_AT_IMPORT.get(folder, set()), f"{_name(path)} imports {name}"
@@ -188,7 +202,7 @@ def test_only_output_prints():
     for path in _all_files():
         if path == ROOMS["eplb_cli"] / "output.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path.read_text()):
             text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
             assert text not in {"print", "sys.stdout", "sys.stderr"}, f"{_name(path)}: {text}"
             imports = {name for name in _imported(node) if name.split(".")[0] == "rich"}
@@ -198,7 +212,7 @@ def test_only_output_prints():
 def _kernels_of_other_folders(module: str, source: str) -> list[str]:
     """Kernel files that a module imports from outside its own folder."""
     folder = module.rpartition(".")[0]
-    names = [name for node in ast.walk(ast.parse(source)) for name in _imported(node)]
+    names = [name for node in _nodes(source) for name in _imported(node)]
     kernels = [name for name in names if name.split(".")[-1].endswith("kernel") or name.split(".")[-1] == "kernels"]
     shared = SHARED_BY_KERNELS if module.endswith("kernel") else set()
     return [name for name in kernels if name.rpartition(".")[0] != folder and name not in shared]
@@ -214,7 +228,7 @@ def test_kernels_are_imported_only_inside_their_folder():
 def test_only_kernels_import_their_helpers():
     constants = {"LANES"}  # Python code pads windows to the kernels' lanes
     for path in _python_files("eplb"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path.read_text()):
             if isinstance(node, ast.ImportFrom) and node.module == SHARED_KERNELS:
                 names = {alias.name for alias in node.names}
                 assert path.stem.endswith("kernel") or names <= constants, f"{_name(path)} imports {names}"
@@ -234,7 +248,7 @@ UNPICKLES_ITS_OWN = {"eplb/runtime/verification/launch.py"}  # answers of proces
 
 
 def _unpickling(source: str) -> set[str]:
-    return {ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)} & UNPICKLING
+    return {ast.unparse(node) for node in _nodes(source) if isinstance(node, ast.Attribute)} & UNPICKLING
 
 
 def test_no_file_of_a_user_is_unpickled():

@@ -10,6 +10,12 @@ import sys
 from pathlib import Path
 
 
+def bare_environment() -> dict[str, str]:
+    """The variables that a process of this checkout needs, and the cache of kernels that the tests run on."""
+    given = {name: os.environ[name] for name in ("NUMBA_CACHE_DIR",) if name in os.environ}
+    return given | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": "/"}
+
+
 def run(command: str, folder: Path) -> str:
     """The standard output of `command`, run in `folder`.
 
@@ -38,9 +44,8 @@ def _in_shell(command: str, folder: Path) -> str:
         script.parent.mkdir()
         script.write_text(f"#!{sys.executable}\nfrom eplb_cli.__main__ import main\nmain()\n")
         script.chmod(0o755)
-    environment = {
+    environment = bare_environment() | {
         "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "HOME": os.environ.get("HOME", "/"),
         "LC_ALL": "C.UTF-8",
     }

@@ -46,7 +46,7 @@ def kernel_modules() -> tuple[str, ...]:
 
 
 def compile_all(done: Callable[[], object] = lambda: None) -> int:
-    """Compile the kernels of all modules, several modules at a time; cached ones are only loaded.
+    """Compile the kernels of all modules, several modules at a time, long files first; cached ones are only loaded.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def compile_all(done: Callable[[], object] = lambda: None) -> int:
     int
         Number of modules.
     """
-    modules = kernel_modules()
+    modules = sorted(kernel_modules(), key=lambda module: -_file_of(module).stat().st_size)
     with ProcessPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
         for _ in pool.map(_compile, modules):
             done()

@@ -22,6 +22,7 @@ from eplb.errors import (
 from eplb_cli import output
 from eplb_cli.exit_codes import ExitCode, exit_code_of, sentence_of
 from eplb_cli.main import app
+from tests.walk import bare_environment
 
 _READ_HINTS = {"--from", "--ranks", "-r", "--nodes", "-n"}
 _READING = {
@@ -283,14 +284,8 @@ def test_help_loads_neither_the_library_nor_numpy_nor_what_draws_tables():
 
 def test_a_reader_that_goes_away_gets_no_traceback(load_path):
     command = f"{sys.executable} -c 'from eplb_cli.main import main; main()' plan {load_path} --ranks 4 --json"
-    path = ":".join(p for p in sys.path if p)
-    result = subprocess.run(
-        ["/bin/sh", "-c", f"{command} | true"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": path, "HOME": "/"},
-    )
+    shell = ["/bin/sh", "-c", f"{command} | true"]
+    result = subprocess.run(shell, capture_output=True, text=True, check=True, env=bare_environment())
     assert "Traceback" not in result.stderr
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from eplb.formats import read_plan
 from eplb_cli.exit_codes import INTERRUPTED, READER_GONE, ExitCode
+from tests.walk import bare_environment
 
-_ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": "/"}
+_ENVIRONMENT = bare_environment()
 _EPLB = (sys.executable, "-m", "eplb_cli")
 
 

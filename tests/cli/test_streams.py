@@ -19,6 +19,7 @@ from eplb_cli import output
 from eplb_cli.arguments.content_suffix import load_suffix, placement_suffix
 from eplb_cli.exit_codes import ExitCode
 from eplb_traces import ExpertLoad, ModelShape, read_load, read_trace, write_load
+from tests.walk import bare_environment
 
 ON = ("--ranks", 4, "--redundant", 4, "-s", "greedy")
 SYNTH = ("--num-layers", 2, "--num-experts", 8, "--groups", 1, "--top-k", 2, "--tokens", 16)
@@ -221,11 +222,7 @@ def test_the_suffix_follows_from_the_content(tmp_path, content, load, placement)
 
 
 _EPLB = f"{sys.executable} -m eplb_cli"
-_ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    "PATH": os.environ["PATH"],
-    "HOME": "/",
-}
+_ENVIRONMENT = bare_environment() | {"PATH": os.environ["PATH"]}
 
 
 def _shell(line, **more):

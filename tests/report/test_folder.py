@@ -1,6 +1,7 @@
 """The report folder: files, tables that equal the evaluation, a page with every figure, and unusual inputs."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -246,8 +247,8 @@ def test_importing_the_package_loads_nothing_heavy():
     assert result.stdout == "[]\n"
 
 
-def test_an_interrupted_report_is_recognised_by_its_missing_page(tmp_path, monkeypatch):
-    write_folder(contents_of_trace(), tmp_path / "out")
+def test_an_interrupted_report_is_recognised_by_its_missing_page(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "out")
     real, left = folder_module.atomic_write, [3]
 
     def full_disk(path, content):

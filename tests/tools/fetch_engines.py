@@ -43,7 +43,8 @@ class Unpacked:
 
     def fetch(self, folder: Path) -> None:
         """Install into `folder`, without what the wheels depend on."""
-        _pip("install", "--no-deps", "--only-binary", ":all:", "--target", str(folder), *self.requirements)
+        flags = ("--no-deps", "--no-compile", "--only-binary", ":all:")
+        _pip("install", *flags, "--target", str(folder), *self.requirements)
 
 
 @final
@@ -58,7 +59,7 @@ class Vllm:
         """Build into `folder`; the tools of the build live in a folder of their own and go with it."""
         tools, source = folder.with_name("build-tools"), folder.with_name("source")
         try:
-            _pip("install", "--target", str(tools), *BUILD.split())
+            _pip("install", "--no-compile", "--target", str(tools), *BUILD.split())
             environment = {**os.environ, **VLLM_BUILD, "PYTHONPATH": str(tools)}
             flags = ("--no-deps", "--no-build-isolation")
             _pip("download", *flags, "--no-binary", "vllm", "--dest", str(source), VLLM, environment=environment)

@@ -38,7 +38,7 @@ def environment(name: str, requirement: str) -> Path:
     # A path file comes after the environment's own packages.
     own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     (own / "behind.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    subprocess.run([*PIP, "--python", python, "install", "--upgrade", requirement], check=True)
+    subprocess.run([*PIP, "--python", python, "install", "--no-compile", "--upgrade", requirement], check=True)
     return python
 
 

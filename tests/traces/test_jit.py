@@ -112,42 +112,43 @@ def test_an_edited_helper_of_another_file_recompiles_its_caller_and_an_unchanged
     assert run_little_package(tmp_path) == (6.0, True)
 
 
-SORTER = """
-from eplb_traces.jit import njit
+SUMS = """
+from eplb_traces.jit import helper
 
-@njit("float64(float64[::1])")
-def least(x):
-    x.sort()
-    return x[0]
+def sum_of(factor):
+    @helper
+    def added(n):  # it calls itself twice, so that it is not compiled into its caller
+        return factor * n if n < 2 else added(n - 1) + added(n - 2)
+
+    return added
 """
-RANKER = """
-import numpy as np
+SUM = """
 from eplb_traces.jit import njit
+from little.sums import sum_of
 
-@njit("int64(float64[::1])")
-def place_of_least(x):
-    return np.argsort(x[: x.size])[0]
+added = sum_of({})
+
+@njit("float64(int64)")
+def total(n):
+    return added(n)
 """
+BOTH = "from little import by_two_kernel, by_three_kernel; print(by_two_kernel.total(10), by_three_kernel.total(10))"
 
 
-def run_python(folder, code):
-    environment = {"PYTHONPATH": ":".join([str(folder), *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", f"import numpy as np\n{code}"]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
-
-
-def test_kernels_that_different_processes_compiled_work_together(tmp_path):
-    # numba's sort and argsort are closures of one name. Each process would count from 1 the numbers that part them.
-    package = tmp_path / "parted"
+def test_kernels_that_two_processes_have_cached_do_not_call_each_others_functions(tmp_path):
+    # Two functions of one name, as numba's quicksort of values and of indices.
+    package = tmp_path / "little"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "sorter_kernel.py").write_text(SORTER)
-    (package / "ranker_kernel.py").write_text(RANKER)
-    run_python(tmp_path, "import parted.sorter_kernel")
-    run_python(tmp_path, "import parted.ranker_kernel")
-    both = "from parted.sorter_kernel import least\nfrom parted.ranker_kernel import place_of_least\n"
-    x = "np.array([5.0, 7.0, 3.0])"
-    assert run_python(tmp_path, f"{both}print(least({x}), place_of_least({x}))") == "3.0 2\n"
+    (package / "sums.py").write_text(SUMS)
+    (package / "by_two_kernel.py").write_text(SUM.format(2.0))
+    (package / "by_three_kernel.py").write_text(SUM.format(3.0))
+    environment = {"PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
+    for script in ("import little.by_two_kernel", "import little.by_three_kernel", BOTH):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+        )
+    assert done.stdout.split() == ["110.0", "165.0"]
 
 
 def test_a_work_clock_leaves_out_what_kernels_take_to_be_prepared():

@@ -5,7 +5,7 @@ of a second to import and a kernel compiles where it is decorated, so such a mod
 needs it, never at the top of a module that `import eplb_traces` reaches.
 
 numba compares a cached kernel with its own file only. Here it is compared with all kernel files of its package,
-so a kernel may call helpers of other files.
+and with this file, so a kernel may call helpers of other files.
 """
 
 import hashlib
@@ -23,8 +23,6 @@ _P = ParamSpec("_P")
 _R_co = TypeVar("_R_co", covariant=True)
 
 _logger = logging.getLogger("eplb")
-_NUMBERING = b"random start"
-"""Machine code in the cache that was numbered otherwise is compiled anew."""
 
 
 class Kernel(Protocol[_P, _R_co]):
@@ -92,7 +90,6 @@ def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]
             def on_end(self, event: object) -> None:
                 pass
 
-        _number_from_random_start()
         compiled = numba.njit(nogil=True)(function)
         try:
             compiled.enable_caching()
@@ -101,6 +98,7 @@ def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]
             if "cannot cache function" not in str(error):
                 raise
         with event.install_listener("numba:compile", Announcer()):
+            _number_functions_apart()
             for signature in signatures:
                 compiled.compile(signature)
         compiled.disable_compile()
@@ -117,12 +115,12 @@ def helper(function: Callable[_P, _R_co]) -> Kernel[_P, _R_co]:
     return cast(Kernel[_P, _R_co], numba.njit(nogil=True)(function))
 
 
-def _number_from_random_start() -> None:
-    """Number the functions that are compiled from now on from a random start.
+def _number_functions_apart() -> None:
+    """Let numba number the functions that it compiles next from a random number on.
 
-    numba tells closures of one name, such as those of its sort and argsort, apart by a number that each process counts
-    from 1. The cache brings machine code of several processes into one, and of two closures with the same name and
-    number one is then called in place of the other.
+    The number is what tells apart functions of one name in machine code, as the quicksort of values from that of
+    indices. numba counts from 1 in every process: kernels that two processes have cached would share names, and a third
+    process, which loads both, would call one function for the other.
     """
     from numba.core.bytecode import FunctionIdentity
 
@@ -131,12 +129,13 @@ def _number_from_random_start() -> None:
 
 @cache
 def _source_stamp(path: Path) -> str:
-    """SHA-256 of a file and of all kernel files of the package that it belongs to, but for those of Triton."""
+    """SHA-256 of a file, of this one and of all kernel files of the package that it belongs to, but those of Triton."""
     package = path.parent
     while (package.parent / "__init__.py").exists():
         package = package.parent
-    files = {path, *package.rglob("*kernel*.py")} if (package / "__init__.py").exists() else {path}
-    digest = hashlib.sha256(_NUMBERING)
+    kernels = package.rglob("*kernel*.py") if (package / "__init__.py").exists() else ()
+    files = {path, Path(__file__), *kernels}
+    digest = hashlib.sha256()
     for content in (file.read_bytes() for file in sorted(files)):
         if b"import triton" not in content:
             digest.update(hashlib.sha256(content).digest())

@@ -78,13 +78,11 @@ def test_an_expert_is_never_twice_on_a_rank_and_the_same_seed_gives_the_same_pla
 
 def _least_cost(load, topology, price, groups):
     """Smallest cost of any placement of a layer, by trying all."""
-    num_experts, hands = load.num_experts, itertools.combinations(range(load.num_experts), 2)
-    best = np.inf
-    for row in itertools.product(list(hands), repeat=topology.num_ranks):
-        flat = [expert for hand in row for expert in hand]
-        if len(set(flat)) == num_experts:
-            best = min(best, float(cost(eplb.Placement([flat], num_experts, topology), load, price, groups)[0]))
-    return best
+    hands = itertools.combinations(range(load.num_experts), 2)
+    rows = np.array(list(itertools.product(hands, repeat=topology.num_ranks))).reshape(-1, 2 * topology.num_ranks)
+    rows = rows[[len(set(row)) == load.num_experts for row in rows.tolist()]]
+    layers = eplb.ExpertLoad(np.repeat(load.total, len(rows), axis=0))  # one layer for each placement
+    return cost(eplb.Placement(rows, load.num_experts, topology), layers, price, groups).min()
 
 
 @pytest.mark.parametrize("price", [0.01, 0.05, 0.2])
