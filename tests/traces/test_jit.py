@@ -112,6 +112,36 @@ def test_an_edited_helper_of_another_file_recompiles_its_caller_and_an_unchanged
     assert run_little_package(tmp_path) == (6.0, True)
 
 
+SORTS = """
+import numpy as np
+from eplb_traces.jit import njit
+
+@njit("float64[::1](float64[::1])")
+def ordered(values):
+    {}
+"""
+BOTH = """
+import numpy as np
+from little import by_value_kernel, by_index_kernel
+values = np.random.default_rng(0).random(40)
+for module in (by_value_kernel, by_index_kernel):
+    assert np.array_equal(module.ordered(values.copy()), np.sort(values)), module
+"""
+
+
+def test_kernels_that_two_processes_have_cached_do_not_call_each_others_functions(tmp_path):
+    # numba's sort and argsort call functions of the same names, which compare values here and indices there.
+    package = tmp_path / "little"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "by_value_kernel.py").write_text(SORTS.format("values.sort()\n    return values"))
+    (package / "by_index_kernel.py").write_text(SORTS.format("return values[np.argsort(values)]"))
+    environment = {"PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
+    for script in ("import little.by_value_kernel", "import little.by_index_kernel", BOTH):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+
+
 def test_a_work_clock_leaves_out_what_kernels_take_to_be_prepared():
     clock, start = jit.WorkClock(), time.perf_counter()
     jit.njit("float64(float64)")(lambda x: x * 3)

@@ -5,11 +5,13 @@ of a second to import and a kernel compiles where it is decorated, so such a mod
 needs it, never at the top of a module that `import eplb_traces` reaches.
 
 numba compares a cached kernel with its own file only. Here it is compared with all kernel files of its package,
-so a kernel may call helpers of other files.
+and with this file, so a kernel may call helpers of other files.
 """
 
 import hashlib
+import itertools
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +98,7 @@ def njit(*signatures: str) -> Callable[[Callable[_P, _R_co]], Kernel[_P, _R_co]]
             if "cannot cache function" not in str(error):
                 raise
         with event.install_listener("numba:compile", Announcer()):
+            _number_functions_apart()
             for signature in signatures:
                 compiled.compile(signature)
         compiled.disable_compile()
@@ -112,13 +115,26 @@ def helper(function: Callable[_P, _R_co]) -> Kernel[_P, _R_co]:
     return cast(Kernel[_P, _R_co], numba.njit(nogil=True)(function))
 
 
+def _number_functions_apart() -> None:
+    """Let numba number the functions that it compiles next from a random number on.
+
+    The number is what tells apart functions of one name in machine code, as the quicksort of values from that of
+    indices. numba counts from 1 in every process: kernels that two processes have cached would share names, and a third
+    process, which loads both, would call one function for the other.
+    """
+    from numba.core.bytecode import FunctionIdentity
+
+    FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
+
+
 @cache
 def _source_stamp(path: Path) -> str:
-    """SHA-256 of a file and of all kernel files of the package that it belongs to, but for those of Triton."""
+    """SHA-256 of a file, of this one and of all kernel files of the package that it belongs to, but those of Triton."""
     package = path.parent
     while (package.parent / "__init__.py").exists():
         package = package.parent
-    files = {path, *package.rglob("*kernel*.py")} if (package / "__init__.py").exists() else {path}
+    kernels = package.rglob("*kernel*.py") if (package / "__init__.py").exists() else ()
+    files = {path, Path(__file__), *kernels}
     digest = hashlib.sha256()
     for content in (file.read_bytes() for file in sorted(files)):
         if b"import triton" not in content:
