@@ -38,6 +38,9 @@ def certificate(objective: float, bound: float) -> LayerCertificate:
             {"num_groups": 3, "group_mode": GroupMode.PINNED},
             "groups = 3: pinned groups need a multiple of 2 nodes",
         ),
+        (LOAD, Topology(1, 2, 3), {"sources": (1.0,)}, "sources has 1 shares: expected one for each of 2 ranks"),
+        (LOAD, Topology(1, 2, 3), {"sources": (1.5, -0.5)}, r"sources\[rank 1\] = -0\.5: expected a share >= 0"),
+        (LOAD, Topology(1, 2, 3), {"sources": (0.5, 0.25)}, r"sources sum to 0\.75: expected 1"),
         (
             LOAD,
             Topology(2, 1, 3),
