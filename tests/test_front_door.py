@@ -66,7 +66,8 @@ def test_no_module_has_a_public_name(package):
 
 
 def test_names_are_listed_before_any_is_loaded():
-    code = "import eplb; print(sorted(eplb.__all__) == dir(eplb), len(sys.modules) < 200)"
+    # Counted from here on: where the interpreter is measured, coverage has loaded its own modules.
+    code = "n = len(sys.modules); import eplb; print(sorted(eplb.__all__) == dir(eplb), len(sys.modules) - n < 100)"
     assert fresh(code) == "True True\n"
 
 

@@ -173,6 +173,16 @@ def test_a_batch_left_out_is_caught(exchange):
         simulate(late)
 
 
+def test_an_expert_that_is_overwritten_before_its_copy_is_caught(exchange):
+    # Batch 1 has the only copies of experts 4 and 0 to their new ranks; batch 0 overwrites where they were.
+    batch = np.array([{2: 0, 1: 0, 4: 1, 0: 1}[expert] for expert in exchange.expert.tolist()], exchange.batch.dtype)
+    lossy = dataclasses.replace(exchange, batch=batch)
+    assert simulate(lossy) == 1
+    vars(lossy)["num_batches_by_layer"] = np.array([1])
+    with pytest.raises(VerificationError, match="layer 0, commit: expert 0 has no live replica"):
+        simulate(lossy)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from eplb.core.placement import Placement
-from eplb.core.problem import BindingBound, GroupMode, LayerCertificate, Plan, Problem, SolveStatus
+from eplb.core.problem import BindingBound, GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 from eplb.core.topology import Topology
 from eplb.errors import InputError, UnknownNameError
 from eplb_traces import ExpertLoad, ModelShape
@@ -38,6 +38,15 @@ def certificate(objective: float, bound: float) -> LayerCertificate:
             {"num_groups": 3, "group_mode": GroupMode.PINNED},
             "groups = 3: pinned groups need a multiple of 2 nodes",
         ),
+        (
+            LOAD,
+            Topology(1, 2, 6),
+            {"num_groups": 3, "group_mode": GroupMode.PRICED, "group_price": 0.1, "survive": Survive.RANK},
+            "group mode priced: plans for no loss, this is survive = rank",
+        ),
+        (LOAD, Topology(1, 2, 3), {"sources": (1.0,)}, "sources has 1 shares: expected one for each of 2 ranks"),
+        (LOAD, Topology(1, 2, 3), {"sources": (1.5, -0.5)}, r"sources\[rank 1\] = -0\.5: expected a share >= 0"),
+        (LOAD, Topology(1, 2, 3), {"sources": (0.5, 0.25)}, r"sources sum to 0\.75: expected 1"),
         (
             LOAD,
             Topology(2, 1, 3),
@@ -102,6 +111,15 @@ def test_a_plan_without_certificates_has_no_gap():
 def test_certificates_that_are_not_one_a_layer_are_refused():
     with pytest.raises(InputError, match="2 certificates: expected one for each of 1 layers"):
         Plan(PLACEMENT, SHAPE, "greedy", layers=(certificate(1, 1),) * 2)
+
+
+@pytest.mark.parametrize("absent", [(3,), (-1,), (1, 1)])
+def test_absent_ranks_are_different_ids_of_the_engine(absent):
+    assert Plan(PLACEMENT, SHAPE, "greedy", absent_ranks=(1,)).rank_ids == (0, 2)
+    with pytest.raises(
+        InputError, match=f"absent rank {absent[0]}: expected different ids, 0 <= id < {2 + len(absent)}"
+    ):
+        Plan(PLACEMENT, SHAPE, "greedy", absent_ranks=absent)
 
 
 @pytest.mark.parametrize("shape", [ModelShape(2, 3), ModelShape(1, 4)])

@@ -103,6 +103,19 @@ def test_a_batch_keeps_every_choice_and_its_slots_keep_every_row():
         slot_counts(placement, 0, Batch.sampled(load, num_ranks=2, tokens_per_rank=4, top_k=2), DispatchRule.EVEN)
 
 
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ([1.0, 2.0], r"load has shape \(2,\): expected \[layers, experts\] with tokens in every layer"),
+        ([[1.0, 2.0], [0.0, 0.0]], "with tokens in every layer"),
+        ([[3.0, -1.0]], "load has counts from -1.0 to 3.0: expected finite and >= 0"),
+    ],
+)
+def test_a_load_without_shares_is_no_source_of_a_batch(load, message):
+    with pytest.raises(InputError, match=message):
+        Batch.sampled(load, num_ranks=2, tokens_per_rank=4, top_k=1)
+
+
 def test_the_busiest_link_decides_the_exchange():
     links = Links(Link(100.0, 1e-6, "assumed"), Link(10.0, 5e-6, "assumed"))
     topology = eplb.Topology(2, 2, 1)
@@ -110,6 +123,8 @@ def test_the_busiest_link_decides_the_exchange():
     copies[0, 0], copies[0, 1], copies[2, 1] = 1e9, 3e3, 2e3
     assert links.exchange_s(copies, topology, row_bytes=1e3) == pytest.approx(max(1e-6 + 3e6 / 1e11, 5e-6 + 2e6 / 1e10))
     assert links.exchange_s(np.eye(4) * 1e9, topology, row_bytes=1e3) == 0.0
+    with pytest.raises(InputError, match=r"copies has shape \(2, 2\): expected \(4, 4\)"):
+        links.exchange_s(copies[:2, :2], topology, row_bytes=1e3)
     reached = expected_copies(np.array([30.0, 10.0]), tokens_per_rank=8, top_k=2)
     assert reached.tolist() == [[8 * (1 - 0.25**2), 8 * (1 - 0.75**2)]] * 2
 

@@ -330,6 +330,21 @@ def test_a_map_is_planned_for_the_dispatch_rule(rule):
         assert after < before
 
 
+def test_a_strategy_that_plans_from_scratch_changes_layers_above_the_trigger_under_a_rule():
+    weight, topology, rule = skewed(), Topology(2, 4, 3), DispatchRule.LOCAL_FIRST
+    weight[1] = 1
+    live = np.stack([np.arange(24) % 16] * 3)
+    settings = PolicySettings(strategy="greedy", target=1.5, trigger=1.5, dispatch=rule)
+    made = new_map(weight[None], topology, settings, live=live)
+    before, after = (
+        evaluate(Placement(phy2log, 16, topology), ExpertLoad(weight), rule).max_over_mean for phy2log in (live, made)
+    )
+    assert (before > 1.5).tolist() == [True, False, True]
+    assert (after < before).tolist() == [True, False, True]
+    assert np.array_equal(made[1], live[1])
+    assert_whole(made, 16)
+
+
 def test_layers_within_the_trigger_stay_under_a_rule_and_an_idle_layer_stays():
     weight, topology = skewed(), Topology(2, 4, 3)
     settings = PolicySettings(target=1.0, trigger=50.0, dispatch=DispatchRule.LOCAL_FIRST)

@@ -199,6 +199,7 @@ def test_where_vllm_asserts_an_assertion_error_is_raised(counts, message):
         (torch.ones(2), None, r"weight has shape \(2,\): expected \[layers, experts\]"),
         (torch.ones(1, 2), torch.tensor([[0, 2]]), r"live map\[layer 0, slot 1\] = 2: expected -1 or 0 <= id < 2"),
         (torch.ones(1, 2), torch.tensor([[0.0, 1.0]]), "the live map holds float64: expected integers"),
+        (torch.ones(1, 2), [[0, 1], [0]], "the live map is not a rectangular array of ids"),
         (torch.ones(1, 2), torch.tensor([0, 1]), r"the live map has shape \(2,\): expected \[layers, slots\]"),
     ],
 )

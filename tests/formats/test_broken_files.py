@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,9 @@ BROKEN_RECORDS = [
     (("status",), "good", r"\$\.status = 'good'"),
     (("notes", 0), 3, r"\$\.notes\[0\]"),
     (("layers", 1, "objective"), 1.0, r"\$\.layers\[1\]\.objective = 1.0: expected at least lower_bound = 2.5"),
+    pytest.param(
+        ("layers", 1, "objective"), 10**400, r"objective = a number of more than 30 digits: expected a", id="huge"
+    ),
     (("layers", 1, "binding_bound"), "no", r"\$\.layers\[1\]\.binding_bound"),
     (("layers", 0, "status"), ..., r"\$\.layers\[0\]: key 'status' is missing"),
     (("layers",), [], None),  # legal: no certificates
@@ -94,6 +98,13 @@ def test_broken_record(keys, value, message, name, plan, tmp_path):
         assert read_plan(path, name).layers == ()
     else:
         refuse(path, name, message, ReadHints())
+
+
+def test_a_number_that_json_cannot_hold_is_not_written(plan, tmp_path):
+    endless = replace(plan, layers=tuple(replace(layer, objective=float("inf")) for layer in plan.layers))
+    with pytest.raises(InputError, match="holds a number that JSON cannot hold: expected finite numbers"):
+        write_plan(endless, tmp_path / "plan.json", "native")
+    assert not list(tmp_path.iterdir())
 
 
 def test_absent_ranks_that_the_file_has_no_columns_for(plan, tmp_path):

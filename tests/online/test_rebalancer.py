@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eplb.online.rebalancer
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.migration_simulation import simulate
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
@@ -258,6 +259,7 @@ def test_a_placement_with_weights_is_refused():
     [
         {"interval": 0}, {"window": 0}, {"plan_steps": 5}, {"plan_steps": -1}, {"half_life": 0.0}, {"target": 0.9},
         {"change": -1.0}, {"price": float("nan")}, {"max_moves": -1}, {"cooldown": -1}, {"expert_bytes": 0.0},
+        {"horizon": Horizon(token_s=1e-6, num_loads=1), "expert_bytes": None}, {"dispatch": DispatchRule.WEIGHTED},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(words):

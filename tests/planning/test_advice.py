@@ -149,6 +149,8 @@ def test_a_space_that_is_none_is_refused(wrong):
 def test_numbers_out_of_range_and_other_models_are_refused(load):
     with pytest.raises(InputError, match="slo_ms = 0"):
         advise(load, COST, SPACE, slo_ms=0)
+    with pytest.raises(InputError, match="129 nodes of 2 GPUs: expected at most 256 GPUs for 16 experts"):
+        advise(load, COST, DeploymentSpace(nodes=(1, 129), gpus_per_node=2))
     with pytest.raises(InputError, match="rest_bytes = -1"):
         GpuMemory.of(MODEL, 1e9, rest_bytes=-1)
     with pytest.raises(InputError, match="has 8 experts: expected 16"):

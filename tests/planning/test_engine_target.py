@@ -64,6 +64,7 @@ def test_the_notes_name_the_source_and_missing_dense_layers():
         ("mindie", [0, 0, 1, 2], Topology(1, 2, 2), "rank 0 holds expert 0 twice"),
         ("sglang", [0, 1, 2, -1], Topology(1, 2, 2), "slot 3 is empty"),
         ("vllm", [0, 1, 2, 0], Topology(1, 2, (3, 1)), "rank 1 has 1 slots and rank 0 has 3"),
+        ("sglang", [0, 1, 2], Topology(2, (2, 1), 1), r"nodes of \[2, 1\] ranks: SGLang divides the ranks evenly"),
     ],
 )
 def test_what_an_engine_cannot_run_is_refused(engine, row, topology, message):

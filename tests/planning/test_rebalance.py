@@ -3,9 +3,11 @@
 import math
 
 import numpy as np
+import pytest
 
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
+from eplb.errors import InputError
 from eplb.online.replan import replan
 from eplb.online.settings import OnlineSettings
 from eplb.planning.rebalance import Horizon, rebalance
@@ -31,6 +33,11 @@ def test_a_layer_moves_only_if_it_gains_more_than_its_transfer_costs():
     assert tie * 64 == migration.transfer_s_by_layer[0]
     for token_s, expected in ((math.nextafter(tie, 0), (0, 0)), (tie, (0, 0)), (math.nextafter(tie, 1), (2, 2))):
         assert moved(Horizon(token_s=token_s, num_loads=1)) == expected
+
+
+def test_a_horizon_needs_the_bytes_of_an_expert():
+    with pytest.raises(InputError, match="horizon: the cost of a move is unknown, expected expert_bytes"):
+        rebalance(LIVE, LOAD, horizon=Horizon(token_s=1.0, num_loads=1))
 
 
 def test_layers_that_do_not_move_do_not_pay():

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,8 @@ def test_layers_and_image_format_are_options(tmp_path):
     assert "if an expert of a layer has 1000 MB" in page
     with pytest.raises(InputError, match="layer = 3: expected 0 <= layer < 3"):
         write_folder(contents_of_trace(), tmp_path, FolderOptions((3,)))
+    with pytest.raises(InputError, match=r"s3://bucket/out: a report folder is written on this machine"):
+        write_folder(contents_of_trace(), Path("s3://bucket/out"))
 
 
 def test_layers_are_shown_once_in_the_given_order():

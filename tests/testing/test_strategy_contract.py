@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import eplb
+from eplb.core.placement import Placement
 from eplb.core.problem import SolveStatus
 from eplb.errors import InputError
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
@@ -83,6 +84,12 @@ def without_claims(problem, rows, seed):
     return certified(problem, rows, seed, layers=())
 
 
+def for_another_topology(problem, rows, seed):
+    slower = dataclasses.replace(problem.topology, intra_node_gbps=1.0)
+    made = certified(problem, rows, seed)
+    return dataclasses.replace(made, placement=Placement(rows, problem.load.num_experts, slower))
+
+
 def with_holes(problem, rows, seed):
     rows = rows.copy()
     rows[:, -1][(rows[:, :-1] == rows[:, -1:]).any(axis=1)] = -1
@@ -107,6 +114,7 @@ def refusing(problem, rows, seed):
         (modest, r"status feasible with"),
         (of_another_load, r"load_digest 'sha256:00'"),
         (without_claims, r"0 certificates: expected one for each"),
+        (for_another_topology, r"refused: .*a plan for Topology\(.*expected Topology"),
         (with_holes, r"is empty: expected an expert in every slot"),
         (sensitive, r"eight times the load gives another map"),
         (refusing, r"refused: not today"),

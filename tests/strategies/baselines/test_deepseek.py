@@ -35,3 +35,8 @@ def test_it_plans_for_the_sum_of_all_windows():
 def test_ranks_of_unequal_slots_are_refused():
     with pytest.raises(InputError, match="slots_per_rank: deepseek plans only for ranks with equally many slots"):
         eplb.plan(LOAD, eplb.Topology(1, 2, [6, 8]), "deepseek")
+
+
+def test_groups_are_pinned_to_equal_nodes_only():
+    with pytest.raises(InputError, match=r"nodes of \(3, 1\) ranks: deepseek pins groups only to equal nodes"):
+        eplb.plan(LOAD, eplb.Topology(2, (3, 1), 6), "deepseek", groups=4, group_mode="pinned")

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from eplb_traces.recorder.recorder import record  # noqa: E402  # needs torch
-from eplb_traces.recorder.routers import find_routers  # noqa: E402
+from eplb_traces.recorder.routers import find_routers, shape_of_model  # noqa: E402
 from tests.traces.recorder.models import FAMILIES, NAMES, SHAPE, PlainModel, build, recomputed  # noqa: E402
 
 
@@ -354,3 +354,12 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
         record(None, tmp_path / "a.parquet"),
     ):
         pytest.fail("the block must not run")
+
+
+def test_groups_that_the_router_does_not_use_are_no_groups_of_the_model(models, monkeypatch):
+    model = models("deepseek_v2")
+    routers = find_routers(model)
+    assert shape_of_model(model, routers, None).num_expert_groups == 4
+    monkeypatch.setattr(model.config, "topk_method", "greedy")  # as in DeepSeek-V2-Lite
+    shape = shape_of_model(model, routers, None)
+    assert (shape.num_expert_groups, shape.top_k_groups) == (1, None)

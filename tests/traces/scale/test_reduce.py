@@ -13,7 +13,7 @@ from eplb_traces import InputError, ModelShape, RoutingTrace, read_load, read_tr
 from eplb_traces.combine import Combine, combine_traces
 from eplb_traces.files.writers import write_load, write_trace
 from eplb_traces.scale.checkpoint import Checkpoint
-from eplb_traces.scale.executors import Threads
+from eplb_traces.scale.executors import InOrder, Threads
 from eplb_traces.scale.reduce import files_of, reduce_trace
 from eplb_traces.scale.shard_counts import Shard, StoppedError, added, count_shard
 from tests.traces.examples import SMALL, random_batch, random_load
@@ -141,6 +141,17 @@ def test_loads_and_missing_files_are_refused(tmp_path):
         reduce_trace([Shard(str(tmp_path / "load.npz"))], None, Threads(), Checkpoint(tmp_path / "kept"))
     with pytest.raises(InputError, match=r"none-\*: no such file"):
         files_of([str(tmp_path / "none-*")])
+    (tmp_path / "kept").touch()
+    path = write_parts(tmp_path, (5,))[0]
+    with pytest.raises(InputError, match=r"cannot write .*kept: File exists"):
+        reduce_trace([Shard(path)], None, Threads(), Checkpoint(tmp_path / "kept"))
+
+
+def test_one_case_after_the_other_gives_what_threads_give():
+    done = []
+    found = InOrder().map_reduce(abs, [-3, 4, -5], max, lambda number, result: done.append((number, result)))
+    assert (found, done) == (5, [(0, 3), (1, 4), (2, 5)])
+    assert Threads().map_reduce(abs, [-3, 4, -5], max, lambda number, result: None) == found
 
 
 def test_patterns_give_files_in_order_and_each_once(tmp_path):
