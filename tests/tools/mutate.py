@@ -67,7 +67,7 @@ class Mutator(ast.NodeTransformer):
             return node
         if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             return node
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):  # decorators and default values declare
             node.body = [self.visit(one) for one in node.body]  # type: ignore[misc]
             return node
         self.generic_visit(node)
