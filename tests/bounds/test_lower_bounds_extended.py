@@ -88,6 +88,15 @@ def test_a_mixture_of_thresholds_refutes_more_than_one_of_them():
     assert pair_mixture_bound(load, topology, np.array([24.8]), near) == pytest.approx([24.8])
 
 
+def test_a_mixture_is_searched_from_the_best_bound_before_it():
+    # The optimum of 5 ranks of 2 slots is 22, by enumeration; co-residency gives 21. What the mixtures refute is not an
+    # interval: a search that begins at the largest replica ends there.
+    load, topology = np.array([[28.0, 28, 10, 10, 9, 8, 7]]), Topology(1, 5, 2)
+    assert exact(load[0], [2] * 5) == 22
+    best = lower_bounds(load, topology, reached=np.array([24.15]))
+    assert 22 / 1.003 < best.value[0] <= 22
+
+
 def test_every_layer_is_bounded_where_layers_are_more_than_experts():
     loads = np.array([[10.0, 1, 1, 1, 1], [28, 28, 24, 22, 15]] * 4)
     for topology, reached in ((Topology(1, 3, 2), 6.0), (Topology(1, 4, 2), 40.0)):
@@ -105,6 +114,9 @@ def test_what_shares_the_rank_of_the_largest_replica_is_at_least_the_smallest_sh
     assert full_slot_bound(load, Topology(1, 2, 3), np.array([5.0])).tolist() == [6.5]
     # With relative speeds 1.5 and 0.5 they weigh 1.5 / 1.5 on the fast rank.
     assert full_slot_bound(load, Topology(1, 2, 3, rank_speed=[3, 1]), np.array([5.0])).tolist() == [6]
+    # Three others of eight: 1 + 2 + 3, one replica each.
+    descending = np.array([[8.0, 7, 6, 5, 4, 3, 2, 1]])
+    assert full_slot_bound(descending, Topology(1, 2, 4), np.array([8.0])).tolist() == [14]
     # The rank with the fewest slots counts: 2, 3 and 4 slots, at most three replicas.
     assert full_slot_bound(load, Topology(1, 3, [2, 3, 4]), np.array([5.0])) == pytest.approx([5 + 1 / 3])
 
@@ -328,6 +340,7 @@ def test_the_least_worst_node_is_that_of_the_best_partition(seed, shape):
 def test_nodes_are_alike_in_slots_and_speeds_or_not_at_all():
     alike = _one_of_equal_nodes(Topology(2, 2, [3, 2, 3, 2], rank_speed=[3, 1, 3, 1]))
     assert alike == Topology(1, 2, [3, 2], rank_speed=[1.5, 0.5])
+    assert _one_of_equal_nodes(Topology(1, 2, 3)) == Topology(1, 2, 3)
     assert _one_of_equal_nodes(Topology(2, 2, [3, 2, 3, 3])) is None
     assert _one_of_equal_nodes(Topology(2, 2, 3, rank_speed=[2, 1, 2, 2])) is None
 
