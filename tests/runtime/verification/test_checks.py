@@ -188,6 +188,11 @@ def test_the_slots_of_the_example_are_those_of_the_rule():
         ("drops", changed(1, modes={"one": mode(1), "two": Refused("row 9 is too much")}), "two: row 9 is too much"),
         (
             "drops",
+            changed_mode(0, rows_per_slot_S=torch.tensor([0, 1])),
+            "two: 1 selections of slot 0 were neither computed nor counted as dropped",
+        ),
+        (
+            "drops",
             changed_mode(1, rows_per_slot_S=torch.tensor([0, 1])),
             "two: 2 selections of slot 2 were neither computed nor counted as dropped",
         ),
@@ -251,6 +256,29 @@ def test_the_error_is_relative_to_the_largest_number_of_the_reference():
         assert max_error(case) == pytest.approx(abs(by) / largest, rel=1e-5)
     at_the_limit = changed_mode(0, real_TH=plus(expected(HIDDEN / 3)[:2], 0, 0, by=2e-5 * largest))
     assert CHECKS["numerics"](at_the_limit) == "largest error 2.00e-05 of real numbers: expected at most 1e-05"
+
+
+def test_a_layer_without_tokens_passes_every_check():
+    no_copies = torch.zeros((2, 2), dtype=torch.int64)
+    seen = []
+    for one in layer_case().seen:
+        fields = (
+            "expert_ids_TK",
+            "weight_TK",
+            "rank_T",
+            "index_T",
+            "slot_TK",
+            "exact_x_TH",
+            "real_x_TH",
+            "migrated_TH",
+        )
+        empty = replace(one, recorded_E=torch.zeros(3, dtype=torch.int64), **{f: getattr(one, f)[:0] for f in fields})
+        mode = replace(one.modes["one"], rows_per_slot_S=NO_DROPS[:2], dispatch_RR=no_copies)
+        mode = replace(mode, **{f: getattr(mode, f)[:0] for f in ("kept_TK", "stamp_M3", "exact_TH", "real_TH")})
+        seen.append(replace(empty, modes={"one": mode}))
+    case = replace(layer_case(), seen=seen)
+    assert judge(case) == [Finding(name, "") for name in CHECKS]
+    assert max_error(case) == 0
 
 
 def test_a_rank_with_other_rows_than_its_fixed_rule_predicts_is_named():
