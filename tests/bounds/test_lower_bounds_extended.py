@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from eplb.bounds.lower_bounds import (
     _least_worst_node,
@@ -176,36 +175,6 @@ def test_a_large_replica_needs_a_small_one_or_an_empty_slot_beside_it():
     best = lower_bounds(load, topology, reached=np.array([11.0]))
     assert best.value == pytest.approx([11], rel=1e-4)
     assert best.binding[0] in (BindingBound.CO_RESIDENCY, BindingBound.FULL_SLOT)
-
-
-def relaxed_pairs(load, num_ranks, limit):
-    """Whether a fractional mixture of counts passes every Hall condition at the limit: the dual problem."""
-    least = np.maximum(1, np.ceil(load / limit * (1 - 1e-12)).astype(int))
-    free = 2 * num_ranks - least.sum()
-    if free < 0:
-        return False
-    options = [(e, c) for e in range(load.size) for c in range(least[e], min(num_ranks, least[e] + free) + 1)]
-    experts, counts = np.array(options).T
-    size = load[experts] / counts
-    thresholds = np.unique(size[size > limit / 2])
-    rows = [(size >= t).astype(float) * counts - (size <= limit - t + 1e-12) * counts for t in thresholds]
-    one_each = np.zeros((load.size + 1, size.size))
-    one_each[experts, np.arange(size.size)] = 1
-    one_each[-1] = counts
-    total = np.append(np.ones(load.size), 2 * num_ranks)
-    ub = {"A_ub": np.array(rows), "b_ub": np.zeros(len(rows))} if rows else {}
-    return linprog(np.zeros(size.size), A_eq=one_each, b_eq=total, bounds=(0, 1), **ub).status == 0
-
-
-@settings(max_examples=15)
-@given(seed=st.integers(0, 10**6), num_ranks=st.integers(6, 16))
-def test_the_pair_mixture_bound_refutes_only_what_the_linear_relaxation_refutes(seed, num_ranks):
-    rng = np.random.default_rng(seed)
-    load = rng.random(int(num_ranks * 1.7))
-    topology = Topology(1, num_ranks, 2)
-    base = co_residency_bound(load[None], topology, known(load[None], topology))
-    bound = pair_mixture_bound(load[None], topology, base, base * 1.2)[0]
-    assert bound == base[0] or not relaxed_pairs(load, num_ranks, bound * (1 - 1e-6))
 
 
 def test_bounds_close_the_gap_of_two_slots_a_rank():

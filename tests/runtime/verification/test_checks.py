@@ -286,6 +286,12 @@ def test_a_rank_with_other_rows_than_its_fixed_rule_predicts_is_named():
     slots = torch.tensor([[0, 1], [0, 2], [2, -1]])
     case = layer_case(DispatchRule.ASCEND, slots)
     assert CHECKS["load"](case) == ""
+    one_more = mode(1, slots)
+    one_more = replace(one_more, rows_per_slot_S=one_more.rows_per_slot_S + torch.tensor([1, 0]))
+    wrong = replace(case, seen=[case.seen[0], replace(case.seen[1], modes={"one": one_more, "two": mode(1, slots)})])
+    assert CHECKS["load"](wrong) == (
+        "rank 1 got 3 rows: the rule ascend predicts 2.0, the difference exceeds its noise"
+    )
     case = replace(case, seen=layer_case(DispatchRule.ASCEND, SLOTS).seen)
     assert CHECKS["load"](case) == ("rank 0 got 2 rows: the rule ascend predicts 3.0, the difference exceeds its noise")
 
