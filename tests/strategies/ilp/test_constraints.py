@@ -22,7 +22,7 @@ LOAD, TOPOLOGY = ExpertLoad([[4.0, 3, 2, 1]]), Topology(1, 3, 2)
         ({"expert_bytes": -1.0, "rank_bytes": 1.0}, "expert_bytes = -1.0: expected finite bytes >= 0"),
         ({"expert_bytes": 1.0}, "expected both or neither"),
         ({"replicate_everywhere": [2, 2]}, r"replicate_everywhere: \(2, 2\): expected different ids >= 0"),
-        ({"replicate_everywhere": [-1]}, r"replicate_everywhere: \(-1,\): expected different ids >= 0"),
+        ({"replicate_everywhere": [2, -1]}, r"replicate_everywhere: \(-1, 2\): expected different ids >= 0"),
         ({"apart": [[-1, 2]]}, r"apart: \(-1, 2\): expected two or more different ids >= 0"),
         ({"expert_bytes": 1.0, "rank_bytes": [4, float("inf")]}, "rank_bytes = inf: expected finite bytes >= 0"),
     ],
@@ -93,6 +93,12 @@ def test_contradictions_are_named_before_any_search(arguments, message):
 )
 def test_what_just_fits_is_accepted(arguments):
     Constraints(**arguments).check(4, TOPOLOGY)
+
+
+def test_experts_that_are_kept_together_need_one_rank_that_is_large_enough():
+    Constraints(together=[[0, 1, 2]]).check(4, Topology(1, 3, [1, 2, 3]))
+    with pytest.raises(InfeasibleError, match="together: 4 experts, but a rank has at most 3 slots"):
+        Constraints(together=[[0, 1, 2, 3]]).check(4, Topology(1, 3, [1, 2, 3]))
 
 
 def test_the_bytes_of_every_replica_count():
@@ -170,6 +176,7 @@ def test_experts_replicated_everywhere_are_in_the_last_slots_or_the_first():
     assert first.in_slot_order([3, 0, 1, 2]) == [0, 2, 1, 3]
     hands = [[1, 3, 0, 2], [1, 0, 2]]
     assert list(last.breaches(hands, 4)) == []
+    assert list(last.breaches([[2, 0]], 4)) == ["rank 0 holds [2, 0] in its last slots, not [0, 2]"]
     assert next(iter(first.breaches(hands, 4))) == "rank 0 holds [1, 3] in its first slots, not [0, 2]"
 
 
