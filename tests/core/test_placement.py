@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -181,6 +182,8 @@ def test_a_load_of_another_model_is_refused():
 
 def test_repr_says_the_sizes():
     assert repr(small()) == "Placement(2 layers, 3 experts in 6 slots on 2 ranks)"
+    facts = re.sub("<[^>]*>", " ", small()._repr_html_())
+    assert re.search(r"slots\s+6\s+most replicas\s+3\s+duplicate slots\s+1\s", facts), facts
 
 
 def test_arrays_in_any_memory_order_make_the_same_placement_and_plan():
