@@ -211,7 +211,7 @@ def test_copies_on_slow_ranks_count_by_the_slowest():
     topology = Topology(1, 2, 2, rank_speed=[3, 1])
     assert replication_bound(np.array([[6.0, 0, 0]]), topology, distinct=True).tolist() == [4]
     assert replication_bound(np.array([[6.0, 0, 0]]), topology).tolist() == [3]
-    # Speeds 1.2, 0.9, 0.9 and six slots: 9 on all ranks is 9 / 3; on two it would be 9 / 2.1, where 4.9 needs one replica.
+    # Speeds 1.2, 0.9, 0.9, six slots: 9 on all ranks is 9 / 3; on two it were 9 / 2.1, where 4.9 needs one replica.
     topology = Topology(1, 3, 2, rank_speed=[4, 3, 3])
     assert replication_bound(np.array([[9.0, 4.9]]), topology) == pytest.approx([3])
 
