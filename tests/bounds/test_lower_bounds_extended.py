@@ -60,6 +60,15 @@ def test_three_small_replicas_beside_each_large_one():
     assert best.binding == (BindingBound.CO_RESIDENCY,)
 
 
+@pytest.mark.parametrize("start", [1.0, 3.5])
+def test_a_load_whose_replicas_do_not_fit_is_refuted(start):
+    # 3 ranks of 2 slots. Up to 3.3 the 10 needs more replicas than ranks, up to 5 all need more than the slots;
+    # the search ends at 1.25 times its start.
+    load, topology = np.array([[10.0, 1, 1, 1, 1]]), Topology(1, 3, 2)
+    assert co_residency_bound(load, topology, np.array([start])) == pytest.approx([1.25 * start])
+    assert pair_mixture_bound(load, topology, np.array([start]), np.array([start * 1.1])) > [start * 1.09]
+
+
 def test_co_residency_is_searched_from_the_mean_too():
     # 3 ranks of 2 slots, five loads of 6 and a 1: two of the 6 meet, 12. The mean 31 / 3 is more than 1.25 times 6 + 1.
     best = lower_bounds(np.array([[6.0, 6, 6, 6, 6, 1]]), Topology(1, 3, 2))
