@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from eplb_traces import MissingExtraError
 
@@ -21,6 +21,8 @@ settings.register_profile("few", settings.get_profile("default"), max_examples=5
 settings.register_profile(
     "long", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
+# `mutants` is for tests/tools/mutate.py, where a failure is counted and not read: it is not made smaller.
+settings.register_profile("mutants", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate])
 _PROFILE = os.environ.get("EPLB_HYPOTHESIS_PROFILE", "default")
 settings.load_profile(_PROFILE)
 

@@ -234,6 +234,24 @@ def test_only_kernels_import_their_helpers():
                 assert path.stem.endswith("kernel") or names <= constants, f"{_name(path)} imports {names}"
 
 
+def _quick_argsorts(source: str) -> list[int]:
+    """Lines that sort indices by numba's default method, quicksort.
+
+    Its machine code has the same symbol as that of `np.sort`. When two processes have compiled and cached one each, a
+    third one links both files to the same code and writes out of bounds.
+    """
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    sorts = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "argsort"]
+    return [node.lineno for node in sorts if "kind='mergesort'" not in ast.unparse(node)]
+
+
+def test_kernels_sort_indices_by_mergesort():
+    for path in _all_files():
+        if "kernel" in path.stem:
+            assert _quick_argsorts(path.read_text()) == [], _name(path)
+    assert _quick_argsorts("a = np.argsort(x, kind='mergesort')\nb = np.argsort(x)\nc = x.argsort()\n") == [2, 3]
+
+
 def test_the_check_for_kernels_can_fail():
     source = "from eplb.core.migration_kernel import schedule_layers\nfrom eplb.core.kernel_helpers import holds\n"
     assert _kernels_of_other_folders("eplb.core.migration", source) == []

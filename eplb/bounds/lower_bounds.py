@@ -93,8 +93,7 @@ def lower_bounds(
         best = np.maximum(found[0][1], found[2][1])
         found.append((BindingBound.CO_RESIDENCY, co_residency_bound(load, topology, best, reached)))
         if reached is not None:
-            best = np.maximum(best, found[-1][1])
-            found.append((BindingBound.PAIR_MIXTURE, pair_mixture_bound(load, topology, best, reached)))
+            found.append((BindingBound.PAIR_MIXTURE, pair_mixture_bound(load, topology, found[-1][1], reached)))
     # A later bound binds only where it is truly larger: rounding must not name it.
     best = found[0][1].copy()
     which = np.zeros(load.shape[0], dtype=np.int64)

@@ -107,7 +107,7 @@ def _set_up(load: Floats, num_ranks: int, num_slots: int, limit: float, search: 
             num_thresholds += 1
     if num_free < 0:
         return -1, num_free
-    order = np.argsort(threshold[:num_thresholds])
+    order = np.argsort(threshold[:num_thresholds], kind="mergesort")
     threshold[:num_thresholds] = threshold[:num_thresholds][order]
     owner[:num_thresholds] = owner[:num_thresholds][order]
     num_options = min(NUM_OPTIONS, num_free + 1)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from eplb.bounds.lower_bounds import (
+    _least_worst_node,
+    _one_of_equal_nodes,
     co_residency_bound,
     full_slot_bound,
     lower_bounds,
@@ -51,9 +52,81 @@ def test_two_large_replicas_need_two_small_ones_beside_them():
 
 
 def test_three_small_replicas_beside_each_large_one():
-    # 2 ranks of 4 slots, loads 10 and six of 1: one free copy, two copies of the 10, beside each three of the 1: 5 + 3.
-    load, topology = np.array([[10.0, 1, 1, 1, 1, 1, 1]]), Topology(1, 2, 4)
-    assert lower_bounds(load, topology).value == pytest.approx([8], rel=1e-4)
+    # 3 ranks of 4 slots, loads 10 and ten of 1: one free copy, two copies of the 10, beside each three of the 1: 5 + 3.
+    # The mean is 20 / 3.
+    load, topology = np.array([[10.0] + [1.0] * 10]), Topology(1, 3, 4)
+    best = lower_bounds(load, topology)
+    assert best.value == pytest.approx([8], rel=1e-4)
+    assert best.binding == (BindingBound.CO_RESIDENCY,)
+
+
+@pytest.mark.parametrize("start", [1.0, 3.5])
+def test_a_load_whose_replicas_do_not_fit_is_refuted(start):
+    # 3 ranks of 2 slots. Up to 3.3 the 10 needs more replicas than ranks, up to 5 all need more than the slots;
+    # the search ends at 1.25 times its start.
+    load, topology = np.array([[10.0, 1, 1, 1, 1]]), Topology(1, 3, 2)
+    assert co_residency_bound(load, topology, np.array([start])) == pytest.approx([1.25 * start])
+    assert pair_mixture_bound(load, topology, np.array([start]), np.array([start * 1.1])) > [start * 1.09]
+
+
+def test_co_residency_is_searched_from_the_mean_too():
+    # 3 ranks of 2 slots, five loads of 6 and a 1: two of the 6 meet, 12. The mean 31 / 3 is more than 1.25 times 6 + 1.
+    best = lower_bounds(np.array([[6.0, 6, 6, 6, 6, 1]]), Topology(1, 3, 2))
+    assert best.value == pytest.approx([12], rel=1e-4)
+
+
+@pytest.mark.parametrize(("slots", "bound"), [(8, 17), (9, 0)])
+def test_co_residency_is_searched_up_to_eight_slots_a_rank(slots, bound):
+    # 3 ranks of 8 slots, loads 20 and 22 of 1: one free copy, so that 10 lies beside seven of the 1. The mean is 14.
+    load, topology = np.array([[20.0] + [1.0] * (3 * slots - 2)]), Topology(1, 3, slots)
+    base = mean_bound(load, topology)
+    assert co_residency_bound(load, topology, base) == pytest.approx(np.maximum(base, bound), rel=1e-4)
+
+
+def test_a_mixture_of_thresholds_refutes_more_than_one_of_them():
+    # 5 ranks of 2 slots: the optimum, 27, by enumeration.
+    load, topology = np.array([[28.0, 28, 24, 22, 15, 5, 2]]), Topology(1, 5, 2)
+    assert exact(load[0], [2] * 5) == 27
+    assert lower_bounds(load, topology).value == pytest.approx([24.8])
+    best = lower_bounds(load, topology, reached=np.array([27.0]))
+    assert 27 / 1.003 < best.value[0] <= 27
+    assert best.binding == (BindingBound.PAIR_MIXTURE,)
+    # A reached load that is within 0.2 % of the bound is near enough.
+    near = np.array([24.8 * 1.0019])
+    assert pair_mixture_bound(load, topology, np.array([24.8]), near) == pytest.approx([24.8])
+
+
+def test_a_mixture_is_searched_from_the_best_bound_before_it():
+    # The optimum of 5 ranks of 2 slots is 22, by enumeration; co-residency gives 21. What the mixtures refute is not an
+    # interval: a search that begins at the largest replica ends there.
+    load, topology = np.array([[28.0, 28, 10, 10, 9, 8, 7]]), Topology(1, 5, 2)
+    assert exact(load[0], [2] * 5) == 22
+    best = lower_bounds(load, topology, reached=np.array([24.15]))
+    assert 22 / 1.003 < best.value[0] <= 22
+
+
+def test_every_layer_is_bounded_where_layers_are_more_than_experts():
+    loads = np.array([[10.0, 1, 1, 1, 1], [28, 28, 24, 22, 15]] * 4)
+    for topology, reached in ((Topology(1, 3, 2), 6.0), (Topology(1, 4, 2), 40.0)):
+        base, above = known(loads, topology), np.full(8, reached)
+        for bound in (co_residency_bound, pair_mixture_bound):
+            found = bound(loads, topology, base, above)
+            alone = [bound(loads[[i]], topology, base[[i]], above[[i]])[0] for i in range(8)]
+            assert found.tolist() == alone
+            assert (found >= base).all()
+
+
+def test_what_shares_the_rank_of_the_largest_replica_is_at_least_the_smallest_shares():
+    # 2 ranks of 3 slots, 4 experts: at most two replicas each. Beside the largest: (1 + 2) / 2.
+    load = np.array([[9.0, 1, 2, 4]])
+    assert full_slot_bound(load, Topology(1, 2, 3), np.array([5.0])).tolist() == [6.5]
+    # With relative speeds 1.5 and 0.5 they weigh 1.5 / 1.5 on the fast rank.
+    assert full_slot_bound(load, Topology(1, 2, 3, rank_speed=[3, 1]), np.array([5.0])).tolist() == [6]
+    # Three others of eight: 1 + 2 + 3, one replica each.
+    descending = np.array([[8.0, 7, 6, 5, 4, 3, 2, 1]])
+    assert full_slot_bound(descending, Topology(1, 2, 4), np.array([8.0])).tolist() == [14]
+    # The rank with the fewest slots counts: 2, 3 and 4 slots, at most three replicas.
+    assert full_slot_bound(load, Topology(1, 3, [2, 3, 4]), np.array([5.0])) == pytest.approx([5 + 1 / 3])
 
 
 def test_the_co_residency_bound_changes_nothing_where_it_does_not_apply():
@@ -113,36 +186,6 @@ def test_a_large_replica_needs_a_small_one_or_an_empty_slot_beside_it():
     assert best.binding[0] in (BindingBound.CO_RESIDENCY, BindingBound.FULL_SLOT)
 
 
-def relaxed_pairs(load, num_ranks, limit):
-    """Whether a fractional mixture of counts passes every Hall condition at the limit: the dual problem."""
-    least = np.maximum(1, np.ceil(load / limit * (1 - 1e-12)).astype(int))
-    free = 2 * num_ranks - least.sum()
-    if free < 0:
-        return False
-    options = [(e, c) for e in range(load.size) for c in range(least[e], min(num_ranks, least[e] + free) + 1)]
-    experts, counts = np.array(options).T
-    size = load[experts] / counts
-    thresholds = np.unique(size[size > limit / 2])
-    rows = [(size >= t).astype(float) * counts - (size <= limit - t + 1e-12) * counts for t in thresholds]
-    one_each = np.zeros((load.size + 1, size.size))
-    one_each[experts, np.arange(size.size)] = 1
-    one_each[-1] = counts
-    total = np.append(np.ones(load.size), 2 * num_ranks)
-    ub = {"A_ub": np.array(rows), "b_ub": np.zeros(len(rows))} if rows else {}
-    return linprog(np.zeros(size.size), A_eq=one_each, b_eq=total, bounds=(0, 1), **ub).status == 0
-
-
-@settings(max_examples=15)
-@given(seed=st.integers(0, 10**6), num_ranks=st.integers(6, 16))
-def test_the_pair_mixture_bound_refutes_only_what_the_linear_relaxation_refutes(seed, num_ranks):
-    rng = np.random.default_rng(seed)
-    load = rng.random(int(num_ranks * 1.7))
-    topology = Topology(1, num_ranks, 2)
-    base = co_residency_bound(load[None], topology, known(load[None], topology))
-    bound = pair_mixture_bound(load[None], topology, base, base * 1.2)[0]
-    assert bound == base[0] or not relaxed_pairs(load, num_ranks, bound * (1 - 1e-6))
-
-
 def test_bounds_close_the_gap_of_two_slots_a_rank():
     # 144 ranks x 2 slots; greedy's gap to mean and largest copy is 2 % here, most of it the bound's.
     load = np.random.default_rng(0).lognormal(0, 1, (8, 256))
@@ -177,6 +220,9 @@ def test_copies_on_slow_ranks_count_by_the_slowest():
     topology = Topology(1, 2, 2, rank_speed=[3, 1])
     assert replication_bound(np.array([[6.0, 0, 0]]), topology, distinct=True).tolist() == [4]
     assert replication_bound(np.array([[6.0, 0, 0]]), topology).tolist() == [3]
+    # Speeds 1.2, 0.9, 0.9, six slots: 9 on all ranks is 9 / 3; on two it were 9 / 2.1, where 4.9 needs one replica.
+    topology = Topology(1, 3, 2, rank_speed=[4, 3, 3])
+    assert replication_bound(np.array([[9.0, 4.9]]), topology) == pytest.approx([3])
 
 
 @settings(max_examples=40)
@@ -241,6 +287,43 @@ def test_more_groups_than_are_partitioned_still_bound_the_heaviest_groups_node()
     # Ten groups of one expert, 2 nodes of 5 slots: the 9 and four of the 1 make 13; free the mean is 9.
     load = np.array([[9.0] + [1.0] * 9])
     assert pinned_bounds(load, Topology(2, 1, 5), 10).value == pytest.approx([13])
+
+
+@pytest.mark.parametrize(
+    ("load", "num_nodes", "bound"),
+    [
+        # Two of the three 5 share a node of four slots: 5 + 5 + 1 + 1.
+        ([5.0, 5, 5, 1, 1, 1, 1, 1], 2, 12),
+        # Nine groups are not shared out: a 5 beside 1 + 1, less than the mean 25 / 3, though 5 + 5 + 1 share a node.
+        ([5.0, 5, 5, 5, 1, 1, 1, 1, 1], 3, 25 / 3),
+    ],
+)
+def test_as_many_as_eight_groups_are_shared_out(load, num_nodes, bound):
+    topology = Topology(num_nodes, 1, len(load) // num_nodes)
+    assert pinned_bounds(np.array([load]), topology, len(load)).value == pytest.approx([bound])
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6), shape=st.sampled_from([(4, 2), (6, 3), (6, 2), (4, 1)]))
+def test_the_least_worst_node_is_that_of_the_best_partition(seed, shape):
+    num_groups, per_node = shape
+    rng = np.random.default_rng(seed)
+    chosen = list(itertools.combinations(range(num_groups), per_node))
+    bound = {one: rng.random(2) for one in chosen}
+    best = np.full(2, np.inf)
+    for order in itertools.permutations(range(num_groups)):
+        nodes = [tuple(sorted(order[i : i + per_node])) for i in range(0, num_groups, per_node)]
+        best = np.minimum(best, np.max([bound[node] for node in nodes], axis=0))
+    table = {sum(2**group for group in one): value for one, value in bound.items()}
+    assert _least_worst_node(table, num_groups).tolist() == best.tolist()
+
+
+def test_nodes_are_alike_in_slots_and_speeds_or_not_at_all():
+    alike = _one_of_equal_nodes(Topology(2, 2, [3, 2, 3, 2], rank_speed=[3, 1, 3, 1]))
+    assert alike == Topology(1, 2, [3, 2], rank_speed=[1.5, 0.5])
+    assert _one_of_equal_nodes(Topology(1, 2, 3)) == Topology(1, 2, 3)
+    assert _one_of_equal_nodes(Topology(2, 2, [3, 2, 3, 3])) is None
+    assert _one_of_equal_nodes(Topology(2, 2, 3, rank_speed=[2, 1, 2, 2])) is None
 
 
 def test_the_heaviest_groups_node_is_bounded_by_the_fastest_node():

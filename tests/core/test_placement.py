@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import eplb
 from eplb.core.placement import EMPTY_SLOT, Placement
 from eplb.core.problem import Problem
 from eplb.core.topology import Topology
-from eplb.errors import PlacementError
+from eplb.errors import InputError, PlacementError
 from eplb.strategies.certify import certified_plan
-from eplb_traces import ExpertLoad
+from eplb_traces import ExpertLoad, ModelShape
 from tests.generators import placements
 from tests.oracles import hands_of
 
@@ -128,6 +129,8 @@ def test_placements_differ_when_any_part_does():
         ([ROWS[0], [0, -2, 2, 0, 1, 1]], 3, r"\[layer 1, slot 1\] = -2: expected 0 <= id < 3"),
         (np.full((1, 6), 2**64 - 1, dtype=np.uint64), 3, r"\[layer 0, slot 0\] = 18446744073709551615: expected"),
         ([ROWS[0], [0, 1, 1, 0, -1, 1]], 3, r"\[layer 1\]: expert 2 has no slot, expected at least one"),
+        ([range(6)], 9, r"\[layer 0\]: expert 6 has no slot, expected at least one"),
+        ([[0, 1, 2, 0, -1, 4]], 7, r"\[layer 0\]: expert 3 has no slot, expected at least one"),
     ],
 )
 def test_what_cannot_be_a_placement_is_refused_with_value_place_and_expectation(rows, num_experts, message):
@@ -170,8 +173,17 @@ def test_weights_of_another_shape_are_refused(weights, message):
         small(weights)
 
 
+def test_a_load_of_another_model_is_refused():
+    small().check_model(ModelShape(2, 3))
+    for shape in (ModelShape(3, 3), ModelShape(2, 4), ModelShape(3, 4)):
+        with pytest.raises(InputError, match=f"trace of {shape.num_layers} layers x {shape.num_experts} experts: the"):
+            small().check_model(shape, "trace", name="live placement")
+
+
 def test_repr_says_the_sizes():
     assert repr(small()) == "Placement(2 layers, 3 experts in 6 slots on 2 ranks)"
+    facts = re.sub("<[^>]*>", " ", small()._repr_html_())
+    assert re.search(r"slots\s+6\s+most replicas\s+3\s+duplicate slots\s+1\s", facts), facts
 
 
 def test_arrays_in_any_memory_order_make_the_same_placement_and_plan():

@@ -66,6 +66,22 @@ def test_bytes_and_seconds_by_hand():
     }  # fmt: skip
 
 
+def test_what_a_rank_sends_and_what_it_receives_are_counted_apart():
+    # Rank 3 sends to ranks 0 and 1, each of which receives one; rank 2 receives one of rank 0.
+    copies = link_traffic(TRAFFIC, Transfer.PER_RANK)
+    for links, sent, received in ((copies, 2000.0, 1000.0), (copies.reversed, 1000.0, 2000.0)):
+        found = links.summary(1000.0)
+        assert found["inter_node_out_bytes_busiest_rank"] == sent
+        assert found["inter_node_in_bytes_busiest_rank"] == received
+        assert found["seconds"] == 2000.0 / 10e9
+    topology = PLACEMENT.topology
+    inside = LinkTraffic(topology, Transfer.PER_RANK, np.array([[0.0, 3, 0, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]), 1.0)
+    found = inside.summary(1000.0)
+    assert [found[f"intra_node_{way}_bytes_busiest_rank"] for way in ("out", "in")] == [3000, 3000]
+    assert found["inter_node_bytes"] == 0
+    assert found["seconds"] == 3000.0 / 100e9
+
+
 def test_the_busiest_link_counts_time_not_copies():
     copies = np.zeros((4, 4))
     copies[0, 1], copies[0, 2] = 9, 1
@@ -92,6 +108,6 @@ def test_forwarding_sends_no_more_between_nodes_than_any_other_way():
 def test_bytes_of_a_token():
     # DeepSeek-V3: 7168 values and 56 scales of 4 bytes in FP8.
     assert [Activation(name).token_bytes(7168) for name in ("fp8", "bf16", "fp32")] == [7392, 14336, 28672]
-    assert Activation.FP8.token_bytes(1) == 5
+    assert [Activation.FP8.token_bytes(size) for size in (1, 128, 129)] == [5, 132, 137]
     with pytest.raises(InputError, match="hidden_size = 0"):
         Activation.BF16.token_bytes(0)

@@ -80,6 +80,27 @@ def test_source_ranks_that_the_plan_lacks_are_not_guessed(placement):
     assert kept.choices.source_tokens.sum(axis=(0, 2)).tolist() == [0, 0, 3 * 128 * 4, 0]
 
 
+def test_a_trace_with_source_ranks_in_some_batches_is_sampled():
+    with_ranks, without = _trace(130, source_rank=2), _trace(130)
+    mixed = RoutingTrace(without.shape, [*with_ranks.batches(), *without.batches()])
+    expected = "sampled from the load, seed 5, as the trace's source ranks are not those of the plan"
+    assert COST.batch(mixed, TOPOLOGY).origin == expected
+
+
+def test_an_expert_without_tokens_is_not_sampled(load):
+    tokens = load.total.copy()
+    tokens[:, 3] = 0
+    found = COST.batch(eplb.ExpertLoad(tokens), TOPOLOGY).choices.load
+    assert found[:, 3].tolist() == [0, 0, 0]
+    assert found.sum(axis=1).tolist() == [128 * 4] * 3
+
+
+def test_a_model_may_have_as_many_layers_as_the_load_and_batches_have_seed_0(load):
+    cost = StepCost(model=replace(MODEL, num_moe_layers=3), calibration=COST.calibration, tokens_per_rank=32)
+    found = cost.batch(load, TOPOLOGY)
+    assert (found.layers, found.origin) == ((0, 1, 2), "sampled from the load, seed 0")
+
+
 def test_another_model_is_refused(load, placement):
     wrong = replace(COST, model=replace(MODEL, num_experts=32))
     with pytest.raises(InputError, match="model small has 32 experts: expected 16"):

@@ -173,6 +173,18 @@ def test_unknown_sources_are_the_same_share_on_every_rank():
     )
 
 
+def test_copies_by_node_are_summed_over_the_ranks_of_a_node_and_cannot_be_written():
+    # Token 0 on rank 1 goes to both nodes, token 1 on rank 2 to the first.
+    placement = eplb.Placement([np.arange(8)] * 3, 8, eplb.Topology(2, 2, 2))
+    found = expected_traffic(placement, trace_of([[[0, 5]] * 3, [[1, 2]] * 3], 8, 1, [1, 2]))
+    assert found.num_layers == 3
+    assert repr(found) == "Traffic(2 tokens, 3 layers, 4 ranks, even)"
+    assert found.node_matrix.tolist() == [[3, 3], [3, 0]]
+    for array in (found.rank_copies, found.node_copies, found.choices, found.source_tokens):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
 def test_rank_loads_of_the_traffic_are_those_of_the_judge():
     rng = np.random.default_rng(4)
     topology = eplb.Topology(2, 2, 3)

@@ -319,3 +319,24 @@ def test_unknown_engine_and_ranks(tmp_path):
         check_file(tmp_path / "a", "native", 2)
     with pytest.raises(FormatError, match="ranks = 0"):
         check_file(tmp_path / "a", "sglang", 0)
+
+
+def test_the_numbers_of_a_report(tmp_path):
+    path = write_raw(tmp_path / "plan.json", "vllm", [[0, 1, 2, 3, 0, 3], [3, 2, 1, 0, 0, 0]])
+    report = check_file(path, "vllm", 2, 4, ModelShape(2, 4))
+    assert (report.num_layers, report.num_experts, report.num_slots, report.num_ranks) == (2, 4, 6, 2)
+    assert (report.num_redundant, report.num_duplicates, report.slots_of_layers) == (2, 1 + 2, (6, 6))
+    facts = "vllm would load it: 2 layers, 4 experts + 2 redundant = 6 slots on 2 ranks of 3, 3 duplicates on a rank"
+    assert str(report).splitlines()[0] == facts
+    assert check_file(path, "vllm", 1, 4).num_duplicates == 2 + 2
+
+
+def test_an_id_below_that_of_an_empty_slot_is_no_expert(tmp_path):
+    path = write_raw(tmp_path / "plan.json", "vllm", [GOOD[0], [3, 2, -2, 0, 1, 2]])
+    refuse(path, "vllm", "layer 1, slot 2 = -2 is no expert", "0 <= id < 4")
+
+
+def test_numbers_of_experts_that_differ_are_refused(tmp_path):
+    path = write_raw(tmp_path / "plan.json", "vllm", GOOD)
+    with pytest.raises(FormatError, match="5 experts, but 4 were given: expected the same"):
+        check_file(path, "vllm", 2, 5, SHAPE)

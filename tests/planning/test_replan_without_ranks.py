@@ -78,6 +78,12 @@ def test_a_hand_worked_loss():
     )
 
 
+def test_of_equal_losses_the_lowest_unit_is_named():
+    placement = eplb.Placement([[0, 1, 0, 1, 0, 1]], 2, eplb.Topology(1, 3, 2))
+    report = after_loss(placement, eplb.ExpertLoad([[4.0, 4]]))
+    assert (report.max_over_mean.tolist(), report.worst_unit.tolist()) == ([1], [0])
+
+
 def test_experts_with_all_replicas_on_one_unit_are_lost_with_it():
     placement = eplb.Placement([[0, 1, 1, 2]], 3, eplb.Topology(2, 1, 2))
     report = after_loss(placement, eplb.ExpertLoad([[1.0, 1, 1]]), "node")

@@ -29,7 +29,7 @@ from eplb.runtime.layer.replica_choice import TokenSource, choose_slots, no_quot
 from eplb.runtime.layer.routing import route, source_counts
 from eplb.runtime.verification.injected_faults import Fault, FaultyBackend, break_choice, break_tables, break_weights
 from eplb.runtime.verification.observations import LayerSeen, ModeSeen, Refused
-from eplb.runtime.verification.probe_experts import ProbeExperts
+from eplb.runtime.verification.probe_experts import ProbeExperts, generator_of
 
 _WEIGHT_STEP = 64
 """Gate weights are rounded to 1/64, so that integer rows times weights sum exactly."""
@@ -150,7 +150,7 @@ class LayerRun:
         """[T, H] integers from -3 to 3, and normal numbers; drawn per rank, independent of the number of processes."""
         exact, real = [], []
         for rank in self.group.ranks:
-            generator = torch.Generator().manual_seed((self.job.seed << 40) + (self.layer << 20) + rank)
+            generator = generator_of(self.job.seed, self.layer, rank)
             shape = (self.job.tokens_of_rank[rank], self.job.hidden)
             exact.append(torch.randint(-3, 4, shape, generator=generator).float())
             real.append(torch.randn(shape, generator=generator))
@@ -159,7 +159,7 @@ class LayerRun:
     def _choice(self, position: int, x_TH: Tensor) -> GateChoice:
         """The router's choice: from the trace, or from a random router under which some experts have more load."""
         job, num_experts = self.job, self.job.placement.num_experts
-        generator = torch.Generator().manual_seed((job.seed << 20) + self.layer)
+        generator = generator_of(job.seed, self.layer)
         router_EH = torch.randn((num_experts, job.hidden), generator=generator).to(x_TH.device) / job.hidden**0.5
         if job.expert_ids is not None:
             ranks = self.group.ranks

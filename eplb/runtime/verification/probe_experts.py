@@ -5,6 +5,7 @@ Letters: S slots of this process, M rows, H hidden.
 
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,3 +54,12 @@ def probe_weight(layer: int, expert: int, *, hidden: int) -> Tensor:
         return torch.zeros((hidden, hidden))
     generator = torch.Generator().manual_seed((layer << 20) + expert)
     return torch.randint(-2, 3, (hidden, hidden), generator=generator).float()
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A CPU generator for each sequence of numbers >= 0.
+
+    torch reads the low 32 bits of a seed, so all numbers and how many there are are mixed into these.
+    """
+    mixed = np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))

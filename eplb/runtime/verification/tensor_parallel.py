@@ -30,6 +30,7 @@ from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.tensor_parallel import TensorParallelLayer
 from eplb.runtime.verification.injected_faults import Fault
 from eplb.runtime.verification.launch import Launch, Member, run_processes
+from eplb.runtime.verification.probe_experts import generator_of
 from eplb.runtime.weights.expert_weights import DOWN, GATE_UP, ExpertWeights, ExpertWeightsShape
 from eplb.runtime.weights.quantization import Dense, Fp4Blocks, Fp8Blocks, WeightCodec
 from eplb.runtime.weights.shards import Shard, shard_parts
@@ -232,7 +233,7 @@ def _encoded(job: TensorParallelJob, codec: WeightCodec, expert: int) -> Iterato
 
 def _whole_expert(job: TensorParallelJob, expert: int) -> tuple[Tensor, Tensor]:
     """Gate and up [2, I, H] and down [H, I] of a logical expert, the same on every process."""
-    generator = torch.Generator().manual_seed((job.seed << 40) + (job.layer << 20) + expert)
+    generator = generator_of(job.seed, job.layer, expert)
     inner = job.layout.moe_tp * _CHANNELS_OF_A_CUT
     gate_up = torch.randn((2, inner, job.hidden), generator=generator) / job.hidden**0.5
     return gate_up, torch.randn((job.hidden, inner), generator=generator) / inner**0.5
@@ -249,7 +250,7 @@ def _batch(member: Member, job: TensorParallelJob) -> tuple[Tensor, GateChoice]:
     """Tokens of the world's ranks that this process executes, one fewer on each next process, and random choices."""
     num_tokens = job.tokens_per_rank * job.layout.world_size // dist.get_world_size() - member.process
     num_tokens = max(num_tokens, 1)
-    generator = torch.Generator().manual_seed((job.seed << 20) + member.process)
+    generator = generator_of(job.seed, member.process)
     x_TH = torch.randn((num_tokens, job.hidden), generator=generator)
     scores_TE = torch.rand((num_tokens, job.placement.num_experts), generator=generator)
     weight_TK = torch.rand((num_tokens, job.top_k), generator=generator)

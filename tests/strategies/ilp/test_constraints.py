@@ -22,6 +22,9 @@ LOAD, TOPOLOGY = ExpertLoad([[4.0, 3, 2, 1]]), Topology(1, 3, 2)
         ({"expert_bytes": -1.0, "rank_bytes": 1.0}, "expert_bytes = -1.0: expected finite bytes >= 0"),
         ({"expert_bytes": 1.0}, "expected both or neither"),
         ({"replicate_everywhere": [2, 2]}, r"replicate_everywhere: \(2, 2\): expected different ids >= 0"),
+        ({"replicate_everywhere": [2, -1]}, r"replicate_everywhere: \(-1, 2\): expected different ids >= 0"),
+        ({"apart": [[-1, 2]]}, r"apart: \(-1, 2\): expected two or more different ids >= 0"),
+        ({"expert_bytes": 1.0, "rank_bytes": [4, float("inf")]}, "rank_bytes = inf: expected finite bytes >= 0"),
     ],
 )
 def test_constraints_that_cannot_be_meant_are_refused_at_birth(arguments, message):
@@ -69,6 +72,54 @@ def test_constraints_of_another_machine_or_model_are_refused(arguments, message)
 def test_contradictions_are_named_before_any_search(arguments, message):
     with pytest.raises(InfeasibleError, match=message):
         Problem(LOAD, TOPOLOGY, constraints=Constraints(**arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"pin": [(0, 1), (1, 1)]},
+        {"pin": [(0, 1), (1, 1)], "apart": [[0, 2]]},
+        {"forbid": [(1, 0), (1, 2)]},
+        {"together": [[0, 1]], "apart": [[1, 2]]},
+        {"apart": [[0, 1, 2]]},
+        {"replica_counts": [2, 2, 1, 1], "forbid": [(0, 0)]},
+        {"replica_counts": [2, 2, 1, 1], "pin": [(0, 0), (0, 1)]},
+        {"expert_bytes": 1.5, "rank_bytes": 2.0},
+        {"expert_bytes": [1, 8, 1, 1], "rank_bytes": [8, 1, 2]},
+        {"expert_bytes": 1.0, "rank_bytes": 2.0, "replica_counts": [2, 2, 1, 1]},
+        {"expert_bytes": 0.0, "rank_bytes": 0.0},
+    ],
+    ids=str,
+)
+def test_what_just_fits_is_accepted(arguments):
+    Constraints(**arguments).check(4, TOPOLOGY)
+
+
+def test_experts_that_are_kept_together_need_one_rank_that_is_large_enough():
+    Constraints(together=[[0, 1, 2]]).check(4, Topology(1, 3, [1, 2, 3]))
+    with pytest.raises(InfeasibleError, match="together: 4 experts, but a rank has at most 3 slots"):
+        Constraints(together=[[0, 1, 2, 3]]).check(4, Topology(1, 3, [1, 2, 3]))
+
+
+def test_the_bytes_of_every_replica_count():
+    asked = Constraints(expert_bytes=[1, 2, 1, 1], rank_bytes=2.5, replica_counts=[2, 2, 1, 1])
+    with pytest.raises(InfeasibleError, match=r"rank_bytes sum to 7.5: the experts take 8"):
+        asked.check(4, TOPOLOGY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "apart"),
+    [
+        ({}, False),
+        ({"pin": [(0, 1)]}, True),
+        ({"forbid": [(0, 1)]}, True),
+        ({"expert_bytes": 1.0, "rank_bytes": [2, 2, 3]}, True),
+        ({"expert_bytes": 1.0, "rank_bytes": 2.0, "together": [[0, 1]]}, False),
+    ],
+    ids=str,
+)
+def test_equal_ranks_may_be_exchanged_unless_a_constraint_names_them(arguments, apart):
+    assert Constraints(**arguments).tells_ranks_apart is apart
 
 
 @pytest.mark.parametrize(
@@ -125,6 +176,7 @@ def test_experts_replicated_everywhere_are_in_the_last_slots_or_the_first():
     assert first.in_slot_order([3, 0, 1, 2]) == [0, 2, 1, 3]
     hands = [[1, 3, 0, 2], [1, 0, 2]]
     assert list(last.breaches(hands, 4)) == []
+    assert list(last.breaches([[2, 0]], 4)) == ["rank 0 holds [2, 0] in its last slots, not [0, 2]"]
     assert next(iter(first.breaches(hands, 4))) == "rank 0 holds [1, 3] in its first slots, not [0, 2]"
 
 
