@@ -16,7 +16,7 @@ import numpy as np
 import eplb
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace, read_trace, synthesize_trace, write_trace
 from eplb_traces.coactivation.pair_counts import pair_counts
-from eplb_traces.files.parquet_file import parquet_file
+from eplb_traces.files.parquet_file import TraceLayout, parquet_file
 
 LAYERS, EXPERTS = 94, 512
 RANKS_AND_SLOTS = ((1024, 1), (1024, 2), (2048, 1), (2048, 2), (4096, 1), (4096, 2))
@@ -30,7 +30,7 @@ def cpu_seconds(work):
 
 def rate(what, count, work, unit, rounds=3):
     seconds = min(cpu_seconds(work) for _ in range(rounds))
-    print(f"{what:38} {count / seconds / 1e6:8.0f} M {unit}/s a core")
+    print(f"{what:44} {count / seconds / 1e6:8.0f} M {unit}/s a core")
 
 
 def decode(path):
@@ -48,16 +48,17 @@ def traces():
     num_pairs = made.num_tokens * shape.num_layers * shape.top_k * (shape.top_k - 1) // 2
     layers = list(range(shape.num_layers))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "t.parquet"
-        write_trace(in_memory, path)
-        bytes_per_id = path.stat().st_size / num_ids
-        print(f"v3-prefill: {num_ids / 1e6:.0f} M ids, {bytes_per_id:.2f} bytes an id in the file")
+        paths = {layout: Path(folder) / f"{layout}.parquet" for layout in TraceLayout}
+        print(f"v3-prefill: {num_ids / 1e6:.0f} M ids")
         in_memory.load()
         rate("load of tokens in memory", num_ids, in_memory.load, "ids")
         count = partial(pair_counts, in_memory, layers, distance=0)
         rate("co-activation of tokens in memory", num_pairs, count, "pairs")
-        rate("Parquet decode alone", num_ids, lambda: decode(path), "ids")
-        rate("load of the file, checks and decode in it", num_ids, lambda: read_trace(path).load(), "ids")
+        for layout, path in paths.items():
+            write_trace(in_memory, path, layout)
+            print(f"layout {layout}: {path.stat().st_size / num_ids:.2f} bytes an id in the file")
+            rate("  Parquet decode alone", num_ids, lambda at=path: decode(at), "ids")
+            rate("  load of the file, checks and decode in it", num_ids, lambda at=path: read_trace(at).load(), "ids")
 
 
 def plans():

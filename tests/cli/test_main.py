@@ -137,9 +137,9 @@ _COMMANDS = {
     },
     "trace info": {"paths", "--json", "--ranks", "-r", *_READING},
     "trace convert": {
-        *("path", "out", "--as-load", *_READING),
+        *("path", "out", "--as-load", "--layout", *_READING),
     },
-    "trace merge": {"paths", "--output", "-o", "--as-load", *_READING},
+    "trace merge": {"paths", "--output", "-o", "--as-load", "--layout", *_READING},
     "trace reduce": {"files", "--ray", "--output", "-o", "--json", *_READING},
     "trace dialects": {"--json"},
     "trace record": {

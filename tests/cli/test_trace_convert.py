@@ -111,3 +111,31 @@ def test_words_that_do_not_say_the_model_are_refused(run, tmp_path, words, code,
     assert result.exit_code == code
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert not (tmp_path / "trace.parquet").exists()
+
+
+def test_a_trace_with_packed_ids_holds_the_same_tokens(run, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    options = ("--num-experts", SMALL.num_experts, "--moe-layers", "1,2")
+    np.save(tmp_path / "ids.npy", IDS[:, 1:])
+    for layout in ("list", "packed"):
+        result = run(
+            "trace", "convert", tmp_path / "ids.npy", tmp_path / f"{layout}.parquet", "--layout", layout, *options
+        )
+        assert result.exit_code == 0, result.stderr
+    assert str(pq.read_schema(tmp_path / "packed.parquet").field("expert_ids").type) == "fixed_size_binary[6]"
+    again = run("trace", "convert", tmp_path / "packed.parquet", tmp_path / "again.parquet")
+    assert again.exit_code == 0, again.stderr
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "list.parquet").read_bytes()
+    merged = ("trace", "merge", tmp_path / "list.parquet", tmp_path / "packed.parquet", "--combine", "sum")
+    assert run(*merged, "--layout", "packed", "-o", tmp_path / "both.parquet").exit_code == 0
+    assert read_trace(tmp_path / "both.parquet").load().total.sum() == 2 * IDS[:, 1:].size
+
+
+def test_a_layout_of_a_load_is_refused(run, tmp_path):
+    np.save(tmp_path / "ids.npy", IDS[:, 1:])
+    words = ("trace", "convert", tmp_path / "ids.npy", tmp_path / "load.npz", "--num-experts", SMALL.num_experts)
+    result = run(*words, "--moe-layers", "1,2", "--layout", "packed")
+    assert result.exit_code == ExitCode.USAGE
+    assert "--layout" in result.stderr
+    assert "has no effect on a load" in result.stderr
+    assert not (tmp_path / "load.npz").exists()

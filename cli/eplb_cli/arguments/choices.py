@@ -167,6 +167,12 @@ def _presets() -> Iterable[str]:
     return PRESETS
 
 
+def _trace_layouts() -> Iterable[str]:
+    from eplb_traces.files.parquet_file import TraceLayout
+
+    return [layout.value for layout in TraceLayout]
+
+
 def _activations() -> Iterable[str]:
     from eplb.evaluation.link_traffic import Activation
 
@@ -216,6 +222,7 @@ MODEL: Final = Choice(_models, _is_file)
 GPU: Final = Choice(_gpus, _is_gpu_or_file)
 POLICY: Final = Choice(_policies)
 PRESET: Final = Choice(_presets)
+TRACE_LAYOUT: Final = Choice(_trace_layouts)
 ACTIVATION: Final = Choice(_activations)
 IMAGE_FORMAT: Final = Choice(_image_formats)
 EXCHANGE: Final = Choice(_exchanges)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import files, options
+from eplb_cli.arguments import choices, files, options
 from eplb_cli.arguments.parse import refuse_typed
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.streams import stdout_of_kind
@@ -14,6 +14,19 @@ from eplb_cli.views.written_rows import Written, show_written
 
 AsLoadOpt = Annotated[
     bool, typer.Option("--as-load", "--load", help="Write tokens per expert, not the choices of each token.")
+]
+
+LayoutOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="LAYOUT",
+        help="Of the ids in a trace as .parquet: list, which every program reads, or packed, bytes that eplb reads "
+        "several times as fast.",
+        show_default="list",
+        parser=choices.TRACE_LAYOUT.one,
+        autocompletion=choices.TRACE_LAYOUT.complete,
+    ),
 ]
 
 
@@ -28,6 +41,7 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     ],
     out: options.TraceOutArg,
     as_load: AsLoadOpt = False,
+    layout: LayoutOpt = None,
     *,
     reading: Reading,
     as_json: options.JsonOpt = False,
@@ -39,12 +53,12 @@ def convert(  # noqa: PLR0913  # one parameter a word of the command line
     is refused.
     """
     refuse_typed(context, ("--combine",), "has no effect on a single file: see eplb trace merge")
-    written = _rewrite([path], out, reading, as_load=as_load)
+    written = _rewrite([path], out, reading, as_load=as_load, layout=layout)
     show_written(written, as_json=as_json)
 
 
 @reads_loads
-def merge(
+def merge(  # noqa: PLR0913  # one parameter a word of the command line
     paths: options.TracesArg,
     out: Annotated[
         Path,
@@ -55,6 +69,7 @@ def merge(
         ),
     ],
     as_load: AsLoadOpt = False,
+    layout: LayoutOpt = None,
     *,
     reading: Reading,
     as_json: options.JsonOpt = False,
@@ -65,11 +80,11 @@ def merge(
     """
     if len(paths) == 1:
         raise typer.BadParameter("expected at least two files", param_hint="FILE")
-    written = _rewrite(paths, out, reading, as_load=as_load)
+    written = _rewrite(paths, out, reading, as_load=as_load, layout=layout)
     show_written(written, as_json=as_json)
 
 
-def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -> Written:
+def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool, layout: str | None) -> Written:
     """Write OUT; which kind of file it is now."""
     import eplb_traces
 
@@ -83,9 +98,11 @@ def _rewrite(paths: list[Path], out: Path, reading: Reading, *, as_load: bool) -
             f"{output.counted(source.num_counted_traces, 'token-level trace')} of {len(paths)} files: give --combine "
             "time or sum to keep every token, or --as-load for tokens per expert"
         )
+    if layout is not None and (counted or not isinstance(source.content, eplb_traces.RoutingTrace)):
+        raise typer.BadParameter("has no effect on a load", param_hint="--layout")
     with output.progress(f"writing {out.name}"):
         if isinstance(source.content, eplb_traces.RoutingTrace) and not counted:
-            eplb_traces.write_trace(source.content, out)
+            eplb_traces.write_trace(source.content, out, layout or "list")
             return Written(out, "token-level trace")
         eplb_traces.write_load(source.load(), out)
     return Written(out, "load")

@@ -130,6 +130,7 @@ EXAMPLES: Final = {
         (
             "eplb trace convert dump.json load.npz",
             "eplb trace convert tokens.parquet load.csv --window 4",
+            "eplb trace convert tokens.parquet packed.parquet --layout packed",
         ),
     ),
     "trace merge": Examples(

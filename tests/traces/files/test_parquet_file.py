@@ -24,6 +24,50 @@ def test_round_trip(tmp_path_factory, trace):
     assert_same_tokens(back, trace)
 
 
+@given(traces())
+def test_round_trip_of_packed_ids(tmp_path_factory, trace):
+    path = tmp_path_factory.mktemp("trace") / "trace.parquet"
+    write_trace(trace, path, "packed")
+    back = read_trace(path)
+    assert back.num_tokens == trace.num_tokens
+    assert_same_tokens(back, trace)
+
+
+@pytest.mark.parametrize(("num_experts", "dtype"), [(256, np.uint8), (257, "<u2"), (512, "<u2")])
+def test_a_packed_id_is_one_byte_up_to_256_experts_and_two_beyond(tmp_path, monkeypatch, num_experts, dtype):
+    shape = ModelShape(3, num_experts, 4)
+    batch = random_batch(np.random.default_rng(0), 25, shape)
+    write_trace(RoutingTrace(shape, [batch]), tmp_path / "t.parquet", "packed")
+    stored = pq.read_table(tmp_path / "t.parquet").column("expert_ids").to_pylist()
+    assert {len(row) for row in stored} == {12 * np.dtype(dtype).itemsize}
+    ids = np.array([np.frombuffer(row, dtype) for row in stored]).reshape(25, 3, 4)
+    np.testing.assert_array_equal(ids, batch.expert_ids)
+    assert batch.expert_ids.max() > num_experts // 2  # the largest ids are there
+    monkeypatch.setattr(parquet_file, "_IDS_PER_READ", 10 * 12)  # batches begin inside pyarrow's buffers
+    assert_same_tokens(read_trace(tmp_path / "t.parquet"), RoutingTrace(shape, [batch]))
+
+
+def test_an_unknown_layout_is_refused(tmp_path):
+    with pytest.raises(InputError, match="layout = 'lists': expected one of list, packed"):
+        write_trace(small_trace(), tmp_path / "t.parquet", "lists")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "message"),
+    [
+        ([bytes(12)] * 12, 12, r"column expert_ids is fixed_size_binary\[12\]: expected fixed_size_binary\[6\]"),
+        ([bytes(6)] * 12, 6, r"rows from 0: expert_ids\[token 0, layer 0\] = \[0, 0, 0\]: expert 0 is there twice"),
+        ([bytes([0, 1, 8] * 2)] * 12, 6, r"rows from 0: expert_ids\[token 0, layer 0\] = 8: expected 0"),
+        ([bytes([0, 1, 2] * 2), None] * 6, 6, "rows from 0: expert_ids has 6 nulls: expected none"),
+    ],
+)
+def test_errors_of_packed_ids_are_named(tmp_path, values, width, message):
+    path = rewritten(tmp_path / "t.parquet", with_column("expert_ids", pa.array(values, pa.binary(width))))
+    with pytest.raises(InputError, match=rf"^[^:]*t\.parquet: .*{message}"):
+        read_trace(path).load()
+
+
 def test_rows_are_read_in_batches_that_share_pyarrows_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_file, "_IDS_PER_READ", 10 * SMALL.num_layers * SMALL.top_k)
     write_trace(small_trace(num_tokens=25), tmp_path / "t.parquet")

@@ -1,14 +1,16 @@
 """Reads and writes traces and loads as Parquet, in eplb's own schema.
 
-A trace: one row per token; ``expert_ids`` a list of L * K uint16 (layer by layer), ``step`` and ``request`` int64, and
-if known ``source_rank`` and ``domain`` int32. A load: one row for each window, layer and expert with tokens.
+A trace: one row per token; ``expert_ids``, layer by layer, in one of the layouts of `TraceLayout`, ``step`` and
+``request`` int64, and if known ``source_rank`` and ``domain`` int32. A load: one row for each window, layer and expert
+with tokens.
 The kind of the file, its version and the model's shape are stored as JSON in the schema's metadata.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any, final
@@ -34,6 +36,17 @@ _BYTES_PER_READ = 1 << 23  # of a column on disk; without it pyarrow holds the c
 _ROWS_PER_COLUMN_READ = 1 << 20
 _OPTIONAL_COLUMNS = ("source_rank", "domain")
 _COLUMNS = ("expert_ids", "step", "request", *_OPTIONAL_COLUMNS)
+
+
+@final
+class TraceLayout(StrEnum):
+    """How the ids of a token are stored in a Parquet trace. Both are read alike, and hold the same."""
+
+    LIST = "list"
+    """A list of L * K uint16: every program that reads Parquet reads the ids."""
+    PACKED = "packed"
+    """L * K unsigned integers as bytes, one byte an id up to 256 experts, else two, low byte first: read by eplb, and
+    several times as fast, because Parquet does not decode single ids."""
 
 
 def import_pyarrow() -> tuple[ModuleType, ModuleType]:
@@ -64,7 +77,7 @@ def read_parquet_trace(path: Path) -> RoutingTrace:
     shape = shape_from_json(header.fields.get("shape"), "$.shape")
     if shape.top_k is None:
         raise InputError("$.shape.top_k = null: expected an integer in a token-level trace")
-    _check_trace_columns(header, shape.num_layers * shape.top_k)
+    _check_trace_columns(header, shape)
     domain_names = _strings(header.fields.get("domain_names", []), "$.domain_names")
     return RoutingTrace(shape, _ParquetBatches(path, shape), header.num_rows, domain_names)
 
@@ -96,15 +109,16 @@ def key_of(path: Path) -> bytes | None:
         return next((key for key in (TRACE_KEY, LOAD_KEY) if key in (file.schema_arrow.metadata or {})), None)
 
 
-def write_parquet_trace(trace: RoutingTrace, path: str | Path) -> None:
+def write_parquet_trace(trace: RoutingTrace, path: str | Path, layout: TraceLayout = TraceLayout.LIST) -> None:
     """Write a trace as a stream, atomically."""
     import_pyarrow()
     first = next(trace.batches(), None)
     if first is None:
         raise InputError("the trace has no tokens")
-    top_k = first.expert_ids.shape[2]
+    shape = replace(trace.shape, top_k=first.expert_ids.shape[2])
     optional = tuple(name for name in _OPTIONAL_COLUMNS if getattr(first, name) is not None)
-    atomic_write(path, lambda beside: _stream_to(beside, trace, top_k, optional))
+    schema = _schema(optional, _ids_type(shape, layout))
+    atomic_write(path, lambda beside: _stream_to(beside, trace, shape, schema))
 
 
 def write_parquet_load(load: ExpertLoad, path: str | Path) -> None:
@@ -162,19 +176,34 @@ class _ParquetBatches:
 
 
 def _token_batch(rows: Any, shape: ModelShape) -> TokenBatch:  # noqa: ANN401  # pyarrow is untyped
+    pyarrow, _ = import_pyarrow()
     columns = {name: rows.column(name) for name in rows.schema.names}
-    lists = columns["expert_ids"]
-    ids = _numbers(lists.flatten(), "expert_ids")
-    if lists.null_count:
-        raise InputError(f"expert_ids has {lists.null_count} nulls: expected none")
+    chosen = columns["expert_ids"]
+    if chosen.null_count:
+        raise InputError(f"expert_ids has {chosen.null_count} nulls: expected none")
+    is_packed = pyarrow.types.is_fixed_size_binary(chosen.type)
+    ids = _unpacked(chosen, shape) if is_packed else _numbers(chosen.flatten(), "expert_ids")
     optional = [_numbers(columns[name], name) if name in columns else None for name in _OPTIONAL_COLUMNS]
     return TokenBatch(
         shape,
-        ids.reshape(len(lists), shape.num_layers, -1),
+        ids.reshape(len(chosen), shape.num_layers, -1),
         _numbers(columns["step"], "step"),
         _numbers(columns["request"], "request"),
         *optional,
     )
+
+
+def _unpacked(array: Any, shape: ModelShape) -> NDArray[Any]:  # noqa: ANN401  # pyarrow is untyped
+    """A numpy view, read-only, of the ids of a packed column."""
+    size = array.type.byte_width
+    content = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size : (array.offset + len(array)) * size]
+    ids = content.view(_packed_dtype(shape))
+    ids.setflags(write=False)
+    return ids
+
+
+def _packed_dtype(shape: ModelShape) -> np.dtype[Any]:
+    return np.dtype(np.uint8 if shape.num_experts <= 256 else "<u2")
 
 
 def _numbers(array: Any, name: str) -> NDArray[Any]:  # noqa: ANN401  # pyarrow is untyped
@@ -227,10 +256,18 @@ def _strings(values: object, place: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _schema(optional: tuple[str, ...], ids_per_token: int) -> Any:  # noqa: ANN401  # pyarrow is untyped
+def _ids_type(shape: ModelShape, layout: TraceLayout) -> Any:  # noqa: ANN401  # pyarrow is untyped
+    pyarrow, _ = import_pyarrow()
+    ids_per_token = shape.num_layers * (shape.top_k or 1)
+    if layout is TraceLayout.PACKED:
+        return pyarrow.binary(ids_per_token * _packed_dtype(shape).itemsize)
+    return pyarrow.list_(pyarrow.field("element", pyarrow.uint16(), nullable=False), ids_per_token)
+
+
+def _schema(optional: tuple[str, ...], ids_type: Any) -> Any:  # noqa: ANN401  # pyarrow is untyped
     pyarrow, _ = import_pyarrow()
     types = {
-        "expert_ids": pyarrow.list_(pyarrow.field("element", pyarrow.uint16(), nullable=False), ids_per_token),
+        "expert_ids": ids_type,
         "step": pyarrow.int64(),
         "request": pyarrow.int64(),
         **{name: pyarrow.int32() for name in optional},
@@ -238,10 +275,13 @@ def _schema(optional: tuple[str, ...], ids_per_token: int) -> Any:  # noqa: ANN4
     return pyarrow.schema([pyarrow.field(name, kind, nullable=False) for name, kind in types.items()])
 
 
-def _check_trace_columns(header: _Header, ids_per_token: int) -> None:
+def _check_trace_columns(header: _Header, shape: ModelShape) -> None:
+    pyarrow, _ = import_pyarrow()
     names = set(header.schema.names)
     optional = tuple(name for name in _OPTIONAL_COLUMNS if name in names)
-    expected = _schema(optional, ids_per_token)
+    is_packed = "expert_ids" in names and pyarrow.types.is_fixed_size_binary(header.schema.field("expert_ids").type)
+    layout = TraceLayout.PACKED if is_packed else TraceLayout.LIST
+    expected = _schema(optional, _ids_type(shape, layout))
     for field in expected:
         if field.name not in names:
             raise InputError(f"no column {field.name!r}: expected {', '.join(expected.names)}")
@@ -258,15 +298,15 @@ def _same_type(found: Any, expected: Any) -> bool:  # noqa: ANN401  # pyarrow is
     return bool(found.value_type == expected.value_type and found.list_size == expected.list_size)
 
 
-def _stream_to(path: Path, trace: RoutingTrace, top_k: int, optional: tuple[str, ...]) -> None:
+def _stream_to(path: Path, trace: RoutingTrace, shape: ModelShape, schema: Any) -> None:  # noqa: ANN401  # untyped
     """Write the batches of a trace in row groups of equal size, independent of the sizes of the batches."""
     pyarrow, parquet = import_pyarrow()
-    shape = shape_to_json(trace.shape) | {"top_k": top_k}
-    header = {"version": _VERSION, "shape": shape, "domain_names": list(trace.domain_names)}
-    ids_per_token = trace.shape.num_layers * top_k
-    schema = _schema(optional, ids_per_token).with_metadata({TRACE_KEY: json.dumps(header).encode()})
-    rows_per_group = max(1, _IDS_PER_ROW_GROUP // ids_per_token)
-    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=True) as writer:
+    header = {"version": _VERSION, "shape": shape_to_json(shape), "domain_names": list(trace.domain_names)}
+    schema = schema.with_metadata({TRACE_KEY: json.dumps(header).encode()})
+    rows_per_group = max(1, _IDS_PER_ROW_GROUP // (shape.num_layers * (shape.top_k or 1)))
+    is_packed = pyarrow.types.is_fixed_size_binary(schema.field("expert_ids").type)
+    use_dictionary = [name for name in schema.names if name != "expert_ids"] if is_packed else True
+    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=use_dictionary) as writer:
         waiting: list[Any] = []
         num_waiting = 0
         for batch in trace.batches():
@@ -288,8 +328,15 @@ def _record_batch(batch: TokenBatch, schema: Any) -> Any:  # noqa: ANN401  # pya
         if column is None:
             raise InputError(f"a batch has no {field.name}: the first batch of the trace has it")
         if field.name == "expert_ids":
-            ids = pyarrow.array(column.reshape(-1))
-            columns.append(pyarrow.FixedSizeListArray.from_arrays(ids, type=field.type))
+            columns.append(_ids_column(column, batch.shape, field.type))
         else:
             columns.append(pyarrow.array(column))
     return pyarrow.record_batch(columns, schema=schema)
+
+
+def _ids_column(ids: NDArray[np.uint16], shape: ModelShape, kind: Any) -> Any:  # noqa: ANN401  # pyarrow is untyped
+    pyarrow, _ = import_pyarrow()
+    if not pyarrow.types.is_fixed_size_binary(kind):
+        return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(ids.reshape(-1)), type=kind)
+    content = pyarrow.py_buffer(ids.astype(_packed_dtype(shape)).reshape(-1))
+    return pyarrow.FixedSizeBinaryArray.from_buffers(kind, len(ids), [None, content])

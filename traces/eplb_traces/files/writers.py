@@ -12,7 +12,7 @@ import numpy as np
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.atomic_file import atomic_write
-from eplb_traces.files.parquet_file import write_parquet_load, write_parquet_trace
+from eplb_traces.files.parquet_file import TraceLayout, write_parquet_load, write_parquet_trace
 from eplb_traces.files.remote import url_of
 from eplb_traces.files.shape_json import shape_to_json
 from eplb_traces.model_shape import required_hidden_layers
@@ -23,8 +23,17 @@ _LOSSLESS = (".npz", ".parquet")
 _logger = logging.getLogger("eplb")
 
 
-def write_trace(trace: RoutingTrace, path: str | Path) -> None:
+def write_trace(trace: RoutingTrace, path: str | Path, layout: str = TraceLayout.LIST) -> None:
     """Write a token-level trace as Parquet, streaming.
+
+    Parameters
+    ----------
+    trace
+        Read once, and its first batch twice.
+    path
+        A .parquet.
+    layout
+        A `TraceLayout`: "list", ids that every program reads, or "packed", bytes that eplb reads several times as fast.
 
     Raises
     ------
@@ -34,7 +43,14 @@ def write_trace(trace: RoutingTrace, path: str | Path) -> None:
         If pyarrow is not installed.
     """
     check_trace_path(path)
-    write_parquet_trace(trace, path)
+    write_parquet_trace(trace, path, _layout_named(layout))
+
+
+def _layout_named(name: str) -> TraceLayout:
+    try:
+        return TraceLayout(name)
+    except ValueError:
+        raise InputError(f"layout = {name!r}: expected one of {', '.join(TraceLayout)}") from None
 
 
 def check_trace_path(path: str | Path) -> None:
