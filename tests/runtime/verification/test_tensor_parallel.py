@@ -190,6 +190,9 @@ def test_what_each_rank_holds():
     assert rows[0] == (0, 0, "0-1", "1 of 2", "loop")
     assert rows[7] == (7, 3, "0, 2", "2 of 2", "loop")
     assert [row[1] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
+    for num_slots, matmul in ((20, "loop"), (33, "grouped")):
+        job = _job(BOTH, range(4 * num_slots), 4 * num_slots)
+        assert {row[4] for row in TensorParallelReport(job, {}, 0.0).holdings()} == {matmul}
 
 
 def test_the_grouped_matmul_is_taken_above_32_experts():
