@@ -1,6 +1,6 @@
 """The runtime's rows on the GPUs of this machine.
 
-    PYTHONPATH=.:traces python tests/benchmarks/bench_runtime.py [--rows R6,R7] [--json]
+    PYTHONPATH=.:traces python tests/benchmarks/bench_runtime.py [--rows R6,R7] [--processes 2] [--json]
 
 Each group of rows is a file in `runtime_rows`, which describes how it measures.
 
@@ -33,21 +33,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from runtime_rows import captured_layer, exchange, failures, ffn, layer, migration, modes
 
-ROWS = {
-    "R1-R5": exchange,
-    "R6": ffn,
-    "R7": migration,
-    "R9-R11": layer,
-    "L1": captured_layer,
-    "modes": modes,
-    "failures": failures,
-}
+OF_GROUPS = {"R1-R5": exchange, "R7": migration, "R9-R11": layer, "modes": modes, "failures": failures}
+ROWS = {"R6": ffn, "L1": captured_layer} | OF_GROUPS
 
 
 def main() -> int:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--processes", type=int, default=2, help="GPUs of the rows of several ranks")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     arguments = parser.parse_args()
     wanted = arguments.rows.split(",")
@@ -59,7 +53,8 @@ def main() -> int:
         return 0
     device = torch.cuda.get_device_name(0)
     print(f"{device}, torch {torch.__version__}, Python {platform.python_version()}", flush=True)
-    results = {row: ROWS[row].measure() for row in wanted}
+    words = {"processes": arguments.processes}
+    results = {row: ROWS[row].measure(**words if row in OF_GROUPS else {}) for row in wanted}
     if arguments.json:
         print(json.dumps({row: ROWS[row].as_dicts(found) for row, found in results.items()}))
     return 0

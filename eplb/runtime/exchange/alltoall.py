@@ -15,7 +15,7 @@ from torch import Tensor
 from eplb.errors import InputError
 from eplb.runtime.exchange.expert_rows import expert_rows, fast_weighted_sum, unpacked_choices, weighted_sum
 from eplb.runtime.exchange.limits import ExchangeLimits, ExchangeOverflowError, Overflow
-from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, Splits, WireRows, check_epochs
+from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, Splits, WireRows, check_epochs, pairs_of_ranks
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.layer.replica_choice import position_in_run
 
@@ -94,17 +94,14 @@ class AllToAll:
     def wire_rows(self, handle: ExchangeHandle) -> WireRows:
         """Copies by source and destination rank; in fixed order one row per selection is returned."""
         sent, routing = _splits_of(handle), handle.routing
-        dispatch_RR = self._pairs(routing.source.rank_T[sent.copy_token_C], sent.copy_rank_C)
+        num_ranks = self.group.topology.num_ranks
+        dispatch_RR = pairs_of_ranks(routing.source.rank_T[sent.copy_token_C], sent.copy_rank_C, num_ranks)
         if not self.fixed_order:
             return WireRows(dispatch_RR, dispatch_RR)
         valid_TK = routing.slot_TK >= 0
         source_TK = routing.source.rank_T[:, None].expand_as(valid_TK)
-        return WireRows(dispatch_RR, self._pairs(source_TK[valid_TK], self._rank_of(routing.slot_TK)[valid_TK]))
-
-    def _pairs(self, source_C: Tensor, destination_C: Tensor) -> Tensor:
-        """[R, R] number of occurrences of each pair of ranks."""
-        num_ranks = self.group.topology.num_ranks
-        return torch.bincount(source_C * num_ranks + destination_C, minlength=num_ranks**2).view(num_ranks, -1)
+        rank_TK = self._rank_of(routing.slot_TK)
+        return WireRows(dispatch_RR, pairs_of_ranks(source_TK[valid_TK], rank_TK[valid_TK], num_ranks))
 
     def _rank_of(self, slot_TK: Tensor) -> Tensor:
         """[T, K] rank of each selection; the value of a masked selection is meaningless."""

@@ -13,6 +13,7 @@ rows:
 from dataclasses import dataclass
 from typing import Protocol, final
 
+import torch
 from torch import Tensor
 
 from eplb.errors import EplbError
@@ -101,6 +102,11 @@ class WireRows:
     """[R, R] int64 copies."""
     combine_RR: Tensor
     """[R, R] int64 rows returned, by the rank of the token and the rank of the expert."""
+
+
+def pairs_of_ranks(source_C: Tensor, destination_C: Tensor, num_ranks: int) -> Tensor:
+    """[R, R] number of occurrences of each pair of ranks."""
+    return torch.bincount(source_C * num_ranks + destination_C, minlength=num_ranks**2).view(num_ranks, -1)
 
 
 class Backend(Protocol):

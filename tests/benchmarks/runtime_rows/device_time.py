@@ -5,19 +5,44 @@ the device spins for a millisecond. The host enqueues the call meanwhile, so tha
 difference between hosts are part of the time.
 """
 
+import os
 import statistics
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from eplb.runtime import Launch, Member, run_processes
 
 CALLS, REPLAYS, WARM_UPS, REPEATS = 10, 9, 10, 30
 _SPIN_CYCLES = 2_000_000
 _FLUSH_BYTES = 256 * 2**20
 
 Call = Callable[[], object]
+_Argument = TypeVar("_Argument")
+_Answer = TypeVar("_Answer")
+
+
+def on_gpus(
+    rows: str, processes: int, worker: Callable[[Member, _Argument], _Answer], argument: _Argument
+) -> list[_Answer]:
+    """The answers of a worker in one process for each GPU; none on fewer GPUs."""
+    if not enough_gpus(rows, processes):
+        return []
+    return run_processes(Launch(processes, "nccl"), worker, argument)
+
+
+def enough_gpus(rows: str, processes: int) -> bool:
+    """Whether there is a GPU for each process; NVLink multicast is switched off."""
+    if torch.cuda.device_count() < processes:
+        print(f"{rows}: {processes} GPUs needed, found {torch.cuda.device_count()}: nothing was measured", flush=True)
+        return False
+    os.environ["NCCL_NVLS_ENABLE"] = "0"
+    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
+    return True
 
 
 def captured(*steps: Call, calls: int = 1) -> torch.cuda.CUDAGraph:

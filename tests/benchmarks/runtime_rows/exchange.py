@@ -1,4 +1,4 @@
-"""R1 to R5: dispatch and combine of the symmetric exchange on two GPUs, at DeepSeek-V3's sizes.
+"""R1 to R5: dispatch and combine of the symmetric exchange, on two GPUs unless told otherwise, at DeepSeek-V3's sizes.
 
 chain: a CUDA graph of ten calls, replayed nine times; every call waits for the data of the other rank. single: one
 eager call after a flush of the L2 cache; median of 30 after 10. Both are times of the device behind a barrier of the
@@ -7,16 +7,15 @@ torch, exactly, then replays of captured graphs with new routing, counts and ran
 a GPU. Logical GB/s, DeepEP's convention: a row for each (token, rank) that the token visits, this rank too.
 """
 
-import os
 from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.distributed as dist
 
-from eplb.runtime import Launch, Member, run_processes
+from eplb.runtime import Member
 from eplb.runtime.exchange.symmetric.settings import KernelSettings
 
-from .device_time import Call, chain_us, host_waits, launches, single_us
+from .device_time import Call, chain_us, host_waits, launches, on_gpus, single_us
 from .exchange_rank import HIDDEN, Rank, check, stress
 
 BARS = {"R1": 175.0, "R2": 104.0, "R3": 188.0, "R1b": 205.0, "R3b": 205.0, "R4": 19.0, "R5": 15.0}
@@ -92,7 +91,8 @@ class Table:
         rows = Traffic(0, 0, 0) if rows is None else rows
         megabytes = rows.sent * rows.row_bytes / 1e6, rows.visited * rows.row_bytes / 1e6
         counts = programs, launches(*steps), waits
-        self.results.append(Result(row, what, chain, single, *megabytes, *counts, BARS.get(row, float("nan"))))
+        bar = BARS.get(row, float("nan")) if rank.P == 2 else float("nan")
+        self.results.append(Result(row, what, chain, single, *megabytes, *counts, bar))
 
 
 def _measured(member: Member, wanted: tuple[str, ...]) -> tuple[list[str], list[Result]]:
@@ -160,7 +160,7 @@ def _low_latency(member: Member, settings: KernelSettings, table: Table) -> list
     for words in FAST_COMBINE_VARIANTS:
         rank.settings = replace(settings, **words)
         name = f"low-latency combine {shown(words)}"
-        table.add("R5", name, rank, rank.fast_combine, programs=2 * rank.T, rows=plain)
+        table.add("R5", name, rank, rank.fast_combine, programs=2 * min((rank.P - 1) * rank.T, 528), rows=plain)
     rank.settings = settings
     table.add("pair", f"both, {kind}", rank, rank.fast_dispatch, rank.fast_combine)
     return notes
@@ -169,14 +169,11 @@ def _low_latency(member: Member, settings: KernelSettings, table: Table) -> list
 ROWS = ("R1", "R2", "R3", "R1b", "R3b", "R4", "R5", "layout", "front", "pair")
 
 
-def measure(wanted: tuple[str, ...] = ROWS) -> list[Result]:
-    """All rows on two GPUs, the slower rank's; nothing on fewer."""
-    if torch.cuda.device_count() < 2:
-        print(f"R1 to R5 need 2 GPUs, found {torch.cuda.device_count()}: nothing was measured", flush=True)
+def measure(processes: int = 2, wanted: tuple[str, ...] = ROWS) -> list[Result]:
+    """All rows, the slowest rank's; bars are those of two GPUs."""
+    answers = on_gpus("R1 to R5", processes, _measured, wanted)
+    if not answers:
         return []
-    os.environ["NCCL_NVLS_ENABLE"] = "0"
-    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # multicast is not used
-    answers = run_processes(Launch(2, "nccl"), _measured, wanted)
     for process, (checks, _) in enumerate(answers[1:], 1):
         print(f"rank {process}: " + "; ".join(checks))
     slowest = []

@@ -1,4 +1,4 @@
-"""failures: what the other rank raises when one rank executes a step fewer, stalls, or is killed. Needs two GPUs."""
+"""failures: what the other ranks raise when one rank executes a step fewer, stalls, or is killed."""
 
 import os
 import signal
@@ -16,6 +16,7 @@ from eplb.errors import EplbError
 from eplb.runtime import Member
 from eplb.runtime.exchange.symmetric.settings import KernelSettings
 
+from .device_time import enough_gpus
 from .exchange_rank import Rank
 
 TIMEOUT_S = 0.5
@@ -36,19 +37,16 @@ class Result:
     seconds: float
 
 
-def measure() -> list[Result]:
-    """Every case on two GPUs; nothing on fewer."""
-    if torch.cuda.device_count() < 2:
-        print(f"failures need 2 GPUs, found {torch.cuda.device_count()}: nothing was measured", flush=True)
+def measure(processes: int = 2) -> list[Result]:
+    """Every case."""
+    if not enough_gpus("failures", processes):
         return []
-    os.environ["NCCL_NVLS_ENABLE"] = "0"
-    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # multicast is not used
     with tempfile.TemporaryDirectory(prefix="eplb-") as folder:
         context = mp.get_context("spawn")
-        processes = [context.Process(target=_rank, args=(rank, Path(folder))) for rank in range(2)]
-        for process in processes:
+        started = [context.Process(target=_rank, args=(rank, processes, Path(folder))) for rank in range(processes)]
+        for process in started:
             process.start()
-        for process in processes:
+        for process in started:
             process.join(120)
             if process.is_alive():
                 print(f"process {process.pid} hangs", flush=True)
@@ -63,17 +61,17 @@ def measure() -> list[Result]:
     return results
 
 
-def _rank(process: int, folder: Path) -> None:
+def _rank(process: int, processes: int, folder: Path) -> None:
     """Write what this rank raised in each case."""
     device = torch.device("cuda", process)
     torch.cuda.set_device(device)
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("nccl", init_method=store, rank=process, world_size=2, timeout=timedelta(seconds=60))
+    store, limit = f"file://{folder / 'store'}", timedelta(seconds=60)
+    dist.init_process_group("nccl", init_method=store, rank=process, world_size=processes, timeout=limit)
     member = Member(process, device, dist.group.WORLD, dist.group.WORLD)
     for case in CASES:
         rank = Rank(member, 256, KernelSettings(), timeout_s=TIMEOUT_S)
         rank.warm(fast=False)
-        rank.fill([256, 256])
+        rank.fill([256] * processes)
         rank.plan()
         torch.cuda.synchronize()
         dist.barrier()

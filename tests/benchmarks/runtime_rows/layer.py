@@ -1,11 +1,10 @@
-"""R9 to R11: a whole MoE layer of two ranks in one CUDA graph, from the router's GEMM to the output.
+"""R9 to R11: a whole MoE layer of several ranks in one CUDA graph, from the router's GEMM to the output.
 
 The variants of a case are replayed in turn, a barrier before each; the median of 15 is the maximum over ranks. "no FFN"
 leaves the experts out. "NCCL" is all-gather and reduce-scatter with the same layout, expand and reduce kernels. The
-error is that of 32 tokens against float32. Both ranks draw the same weights for equal local slots.
+error is that of 32 tokens against float32. All ranks draw the same weights for equal local slots.
 """
 
-import os
 import statistics
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,17 +19,15 @@ from eplb.runtime import (
     ExchangeMode,
     FixedBuffers,
     FixedExchange,
-    Launch,
     Member,
     RankGroup,
-    run_processes,
 )
 from eplb.runtime.exchange.symmetric.settings import KernelSettings
 from eplb.runtime.experts.candidates import BF16_FFNS, FP8_FFNS
 from eplb.runtime.experts.grouped_ffn import GroupedFfn
 from eplb.runtime.kernels.top_k import softmax_top_k_on_device
 
-from .device_time import captured, launches, timed
+from .device_time import captured, launches, on_gpus, timed
 from .ffn import exact, weights
 
 HIDDEN, TOP_K, ROUNDS, CHECKED_TOKENS = 7168, 8, 15, 32
@@ -39,7 +36,7 @@ COLLECTIVES = "NCCL"
 
 @dataclass(frozen=True)
 class Case:
-    """A layer: tokens of a rank, experts of both ranks, type of the experts, their FFNs, and the bar."""
+    """A layer: tokens of a rank, experts of all ranks (0: nine a rank), their type, FFNs, bar of two GPUs."""
 
     row: str
     tokens: int
@@ -50,8 +47,8 @@ class Case:
 
 
 CASES = (
-    Case("R11", 128, 18, "bf16", BF16_FFNS[3:5], 320),
-    Case("R11", 128, 18, "fp8", FP8_FFNS[:2], 250),
+    Case("R11", 128, 0, "bf16", BF16_FFNS[3:5], 320),
+    Case("R11", 128, 0, "fp8", FP8_FFNS[:2], 250),
     Case("R10", 128, 256, "bf16", BF16_FFNS[:1], 2700),
     Case("R10", 128, 256, "fp8", FP8_FFNS[:2], 1500),
     Case("R9", 4096, 256, "bf16", BF16_FFNS[5:7], 6000),
@@ -73,14 +70,12 @@ class Result:
     most_us: float
 
 
-def measure(wanted: tuple[Case, ...] = CASES) -> list[Result]:
-    """All cases on two GPUs; nothing on fewer."""
-    if torch.cuda.device_count() < 2:
-        print(f"R9 to R11 need 2 GPUs, found {torch.cuda.device_count()}: nothing was measured", flush=True)
+def measure(processes: int = 2, wanted: tuple[Case, ...] = CASES) -> list[Result]:
+    """All cases; bars are those of two GPUs."""
+    wanted = tuple(replace(case, experts=case.experts or 9 * processes) for case in wanted)
+    answers = on_gpus("R9 to R11", processes, _measured, wanted)
+    if not answers:
         return []
-    os.environ["NCCL_NVLS_ENABLE"] = "0"
-    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # multicast is not used
-    answers = run_processes(Launch(2, "nccl"), _measured, wanted)
     slowest = [
         replace(of_ranks[0], us=max(one.us for one in of_ranks), error=max(one.error for one in of_ranks))
         for of_ranks in zip(*answers, strict=True)
@@ -153,7 +148,7 @@ def _case(member: Member, case: Case) -> list[Result]:
         buffers.raise_on_error()
     results = []
     for name, (ffn, buffers) in variants.items():
-        bar = case.most_us if ffn is not None and buffers is exchange else float("nan")
+        bar = case.most_us if ffn is not None and buffers is exchange and group.num_processes == 2 else float("nan")
         us = statistics.median(times[name])
         what = case.row, case.tokens, case.experts, f"{case.dtype} {name}"
         results.append(Result(*what, us, counts[name], errors[name], bar))

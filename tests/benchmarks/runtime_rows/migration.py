@@ -1,12 +1,11 @@
-"""R7: experts move both ways between two GPUs while layers run, by the copy engine, over peer memory.
+"""R7: experts move from each GPU to the next while layers run, by the copy engine, over peer memory.
 
-A layer is a CUDA graph of 128 slots in bf16 on each rank. Its time without copies is compared with its time while all
+A layer is a CUDA graph of 256 experts in bf16 on all ranks. Its time without copies is compared with its time while all
 experts of a migration are copied at once, and in pieces, one before each of up to 40 replays, so that a piece starts
 with the layer. The rate is bytes over the time in which copies run. After each case the migration compares the moved
 experts with their fingerprints.
 """
 
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,6 @@ from eplb.runtime import (
     ExpertWeights,
     ExpertWeightsShape,
     GateUpLayout,
-    Launch,
     LiveMigration,
     Member,
     MoeLayer,
@@ -37,8 +35,9 @@ from eplb.runtime import (
     Transport,
     fixed_buffers,
     make_backend,
-    run_processes,
 )
+
+from .device_time import on_gpus
 
 HIDDEN, INNER, EXPERTS, TOP_K, MOVED = 7168, 2048, 256, 8, 64
 LEAST_GB_S, MOST_SLOWDOWN = 350.0, 0.25
@@ -61,14 +60,9 @@ class Result:
     moved_mb: float
 
 
-def measure() -> list[Result]:
-    """Both sizes on two GPUs; nothing on fewer."""
-    if torch.cuda.device_count() < 2:
-        print(f"R7 needs 2 GPUs, found {torch.cuda.device_count()}: nothing was measured", flush=True)
-        return []
-    os.environ["NCCL_NVLS_ENABLE"] = "0"
-    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # multicast is not used
-    answers = run_processes(Launch(2, "nccl"), _measured, None)
+def measure(processes: int = 2) -> list[Result]:
+    """Both sizes."""
+    answers = on_gpus("R7", processes, _measured, None)
     slowest = [
         replace(
             of_ranks[0],
@@ -88,14 +82,17 @@ def measure() -> list[Result]:
 
 
 def _measured(member: Member, _: None) -> list[Result]:
-    topology = Topology(1, 2, EXPERTS // 2)
+    processes = dist.get_world_size()
+    slots = EXPERTS // processes
+    moved = min(MOVED, slots)
+    topology = Topology(1, processes, slots)
     group = RankGroup.of(topology, member.process_group)
-    row = np.arange(EXPERTS)
-    swapped = row.copy()
-    swapped[:MOVED], swapped[EXPERTS // 2 : EXPERTS // 2 + MOVED] = row[EXPERTS // 2 :][:MOVED], row[:MOVED]
-    before, after = (Placement([one], EXPERTS, topology) for one in (row, swapped))
+    rows_RS = np.arange(EXPERTS).reshape(processes, slots)
+    moved_RS = rows_RS.copy()
+    moved_RS[:, :moved] = np.roll(rows_RS, 1, axis=0)[:, :moved]  # from the rank before
+    before, after = (Placement([one.reshape(-1)], EXPERTS, topology) for one in (rows_RS, moved_RS))
     tables = PlacementTables(before, device=member.device, max_replicas=1)
-    shape = ExpertWeightsShape(num_layers=1, num_slots=EXPERTS // 2, hidden_size=HIDDEN, intermediate_size=INNER)
+    shape = ExpertWeightsShape(num_layers=1, num_slots=slots, hidden_size=HIDDEN, intermediate_size=INNER)
     weights = ExpertWeights(shape, device=member.device, layout=GateUpLayout.INTERLEAVED)
     for part in weights.layer_parts(0).values():
         part.normal_(0, 0.02)
@@ -113,7 +110,7 @@ def _measured(member: Member, _: None) -> list[Result]:
         call = partial(layers, x, torch.zeros(tokens, dtype=torch.int64, device=member.device))
         alone = statistics.median(_timed_us([call] * 15))
         for how, piece in PIECES.items():
-            count = min(40, MOVED * weights.expert_bytes // piece) or num_layers
+            count = min(40, moved * weights.expert_bytes // piece) or num_layers
             migration = Migration.between(before, after, weights.expert_bytes)
             live = LiveMigration(migration, weights, tables, group, transport=Transport.PEER_MEMORY)
             us, gb_s, copied = _beside_copies(live, call, piece, count)

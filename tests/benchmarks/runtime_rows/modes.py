@@ -1,29 +1,26 @@
 """modes: up to how many tokens the low-latency mode of the symmetric exchange is faster, by the trial made at start."""
 
-import os
-
 import torch
+import torch.distributed as dist
 
 from eplb.core.topology import Topology
-from eplb.runtime import BufferSizes, Launch, Member, ModeTrials, RankGroup, run_processes, time_modes
+from eplb.runtime import BufferSizes, Member, ModeTrials, RankGroup, time_modes
+
+from .device_time import on_gpus
 
 HIDDEN, EXPERTS, TOP_K, LARGEST = 7168, 256, 8, 4096
 
 
-def measure() -> list[ModeTrials]:
-    """The trials on two GPUs, the same on both ranks; nothing on fewer."""
-    if torch.cuda.device_count() < 2:
-        print(f"modes need 2 GPUs, found {torch.cuda.device_count()}: nothing was measured", flush=True)
-        return []
-    os.environ["NCCL_NVLS_ENABLE"] = "0"
-    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # multicast is not used
-    trials = run_processes(Launch(2, "nccl"), _measured, None)[0]
-    print(trials, flush=True)
-    return [trials]
+def measure(processes: int = 2) -> list[ModeTrials]:
+    """The trials, the same on all ranks."""
+    trials = on_gpus("modes", processes, _measured, None)[:1]
+    for one in trials:
+        print(one, flush=True)
+    return trials
 
 
 def _measured(member: Member, _: None) -> ModeTrials:
-    group = RankGroup.of(Topology(1, 2, EXPERTS // 2), member.process_group)
+    group = RankGroup.of(Topology(1, dist.get_world_size(), EXPERTS // dist.get_world_size()), member.process_group)
     return time_modes(group, BufferSizes(LARGEST, TOP_K, HIDDEN), torch.bfloat16, member.device)
 
 

@@ -13,7 +13,8 @@ from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.exchange.symmetric.region import MOST_RANKS
 from eplb.runtime.kernels.launch import interpreted
 
-_LEAST_CAPABILITY = (9, 0)
+_CAPABILITY = (9, 0)
+"""On which the kernels were verified and timed."""
 _LEAST_TORCH = (2, 6)
 
 
@@ -50,7 +51,7 @@ def _own_refusal(group: RankGroup, device: torch.device) -> str:
     if version < _LEAST_TORCH or find_spec("torch.distributed._symmetric_memory") is None:
         return f"torch {torch.__version__} has no symmetric memory"
     capability = torch.cuda.get_device_capability(device)
-    if capability < _LEAST_CAPABILITY:
+    if capability != _CAPABILITY:
         return f"GPU of compute capability {capability[0]}.{capability[1]}, the kernels need 9.0"
     own = device.index if device.index is not None else torch.cuda.current_device()
     for other in range(min(torch.cuda.device_count(), group.num_processes)):

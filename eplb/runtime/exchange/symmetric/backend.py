@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eplb.errors import InputError
 from eplb.runtime.exchange.expert_rows import ExpertRows
-from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, WireRows, check_epochs
+from eplb.runtime.exchange.protocol import ExchangeHandle, RoutingPlan, WireRows, check_epochs, pairs_of_ranks
 from eplb.runtime.exchange.rank_group import RankGroup, as_bytes_if_float8
 from eplb.runtime.exchange.symmetric.availability import symmetric_refusal
 from eplb.runtime.exchange.symmetric.memory import memory_of_group
@@ -150,11 +150,11 @@ class Symmetric:
         dispatch_RR = torch.zeros((num_ranks, num_ranks), dtype=torch.int64, device=rank_TK.device)
         for process in range(self.group.num_processes):
             first_T = torch.where(valid_TK & (process_TK == process), rank_TK, num_ranks).amin(dim=1)
-            dispatch_RR += _pairs(source_T[first_T < num_ranks], first_T[first_T < num_ranks], num_ranks)
+            dispatch_RR += pairs_of_ranks(source_T[first_T < num_ranks], first_T[first_T < num_ranks], num_ranks)
         if not self.fixed_order:
             return WireRows(dispatch_RR, dispatch_RR)
         source_TK = source_T[:, None].expand_as(rank_TK)
-        return WireRows(dispatch_RR, _pairs(source_TK[valid_TK], rank_TK[valid_TK], num_ranks))
+        return WireRows(dispatch_RR, pairs_of_ranks(source_TK[valid_TK], rank_TK[valid_TK], num_ranks))
 
     def _expert_rows(self, layout: ExchangeLayout) -> ExpertRows:
         """The rows of the layout, as the other backends describe them; the host learns their number."""
@@ -172,11 +172,6 @@ class Symmetric:
             raise InputError(
                 f"rows of {x.shape[1]} {x.dtype}: the symmetric buffers hold rows of {self.state.shape.row_bytes} bytes"
             )
-
-
-def _pairs(source_C: Tensor, destination_C: Tensor, num_ranks: int) -> Tensor:
-    """[R, R] number of occurrences of each pair of ranks."""
-    return torch.bincount(source_C * num_ranks + destination_C, minlength=num_ranks**2).view(num_ranks, -1)
 
 
 def _layout_of(handle: ExchangeHandle) -> ExchangeLayout:

@@ -40,6 +40,7 @@ def pretend(monkeypatch):
 CASES = {
     "GPU 0 has no peer access to GPU 1": {"peers": False},
     "GPU of compute capability 8.0, the kernels need 9.0": {"capability": (8, 0)},
+    "GPU of compute capability 10.0, the kernels need 9.0": {"capability": (10, 0)},
     "2 processes and 1 GPUs": {"gpus": 1},
     "torch 2.5.1 has no symmetric memory": {"torch_version": "2.5.1"},
     "torch 2.11.0+cu130 has no symmetric memory": {"missing": "torch.distributed._symmetric_memory"},
