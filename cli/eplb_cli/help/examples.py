@@ -129,7 +129,6 @@ EXAMPLES: Final = {
         "docs/reference/dialects.md",
         (
             "eplb trace convert dump.json load.npz",
-            "eplb trace convert tokens.parquet load.csv --window 4",
             "eplb trace convert tokens.parquet packed.parquet --layout packed",
         ),
     ),

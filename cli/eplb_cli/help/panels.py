@@ -31,7 +31,7 @@ OPTION_PANELS: Final[dict[str, tuple[str, ...]]] = {
         *("--from", "--num-experts", "--top-k", "--moe-layers", "--hidden-layers", "--window", "--combine"),
         *("--ignore-ids", "--ignore-columns", "--recorded-under"),
     ),
-    "Output": ("--output", "--to", "--layers", "--image-format", "--all", "--json", "--csv"),
+    "Output": ("--output", "--to", "--layout", "--layers", "--image-format", "--all", "--json", "--csv"),
 }
 """{panel: options, by their first long name}; a panel is shown where a command has one of its options."""
 
