@@ -95,7 +95,7 @@ class Ranks:
         from eplb.runtime.kernels.low_latency import dispatch_low_latency
 
         weights, x, rows = self.weights[rank], self.x[rank], self.rows[rank]
-        dispatch_low_latency(*self.parts(rank), weights, x, rows, settings=self.settings)
+        dispatch_low_latency(*self.parts(rank), weights, self.epoch, x, rows, settings=self.settings)
 
     def low_latency_combine(self, rank):
         from eplb.runtime.kernels.low_latency import combine_low_latency

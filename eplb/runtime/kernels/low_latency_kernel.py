@@ -55,14 +55,17 @@ def low_latency_dispatch_kernel(
     copy_weight_ptr,  # [C, K] f32, out
     offs_ptr,  # [S] i32, out
     num_tokens_P_ptr,  # [P] i32, out: tokens that combine returns; the capacity for other ranks
+    map_epochs_P_ptr,  # [P] i32, out: epoch of the maps of each rank
     out_ptr,  # [rows, H], out
     num_tokens_ptr,  # [1] i32
+    map_epoch_ptr,  # [1] integer
     first_slot_ptr,  # [P + 1] i32
     epoch_ptr,
     arrived_ptr,
     me,
     errors,
     counters,
+    header,
     ids,
     weights,
     recv,
@@ -94,6 +97,8 @@ def low_latency_dispatch_kernel(
         if pid == 0:
             for peer in tl.static_range(P):
                 tl.store(num_tokens_P_ptr + peer, tl.where(me == peer, tl.minimum(num_tokens, T), T))
+                header_ptr = int_pointer(address_of(tab, peer, header + (parity * P + me) * 16))
+                tl.store(header_ptr + 1, tl.load(map_epoch_ptr).to(tl.int32))
             if num_tokens > T:
                 report(tab, me, errors, TOKENS_OVERFLOW, CHOICES, 0, P)
         if FP8:
@@ -109,6 +114,11 @@ def low_latency_dispatch_kernel(
     if ROLE != PUSH:
         base = tl.load(tab + me)
         arrived = wait_for_all(tab, base, me, counters, (epoch + 1) * T, timeout_ns, errors, DISPATCH, P, THREADS)
+        if pid == 0:
+            for source in tl.static_range(P):
+                from_ptr = int_pointer(base + header + (parity * P + source) * 16)
+                map_epoch = tl.load(from_ptr + 1, mask=arrived, other=0, cache_modifier=".cg")
+                tl.store(map_epochs_P_ptr + source, map_epoch)
         width = tl.where(arrived, H, 0)
         low = tl.load(first_slot_ptr + me)
         ids_ptr = int_pointer(base + ids + parity * (P * T * K * 4))

@@ -102,7 +102,7 @@ class Rank:
         return int((self.out[:count] != expected[:count]).sum())
 
     def fast_dispatch(self) -> None:
-        buffers = self.weights, self.x, self.rows
+        buffers = self.weights, self.epoch, self.x, self.rows
         low_latency.dispatch_low_latency(self.state, self.layout, *buffers, settings=self.settings)
 
     def fast_combine(self) -> None:

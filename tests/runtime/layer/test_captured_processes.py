@@ -166,7 +166,7 @@ def _errors(member, _):
     except EplbError as error:
         found.append(str(error))
     tables.epoch_L += member.process
-    for with_epochs in (next(_exchanges(layers[0].group)), next(exchanges)):
+    for with_epochs in (next(_exchanges(layers[0].group)), *exchanges):
         captured = CapturedLayers(layers[:1], source, torch.zeros((TOKENS, HIDDEN)), with_epochs)
         captured(torch.ones((2, HIDDEN)), torch.zeros(2, dtype=torch.int64))
         try:
@@ -180,7 +180,7 @@ def test_wrong_sizes_slots_and_maps_raise():
     expected = [
         "buffers for 5 tokens: expected 6, as the input",
         "rank 0: a selection has a slot that does not exist",
-        *["epoch of the maps by process: [0, 1], expected the same everywhere"] * 2,
+        *["epoch of the maps by process: [0, 1], expected the same everywhere"] * 3,
     ]
     assert run_processes(Launch(2), _errors, None) == [expected] * 2
 

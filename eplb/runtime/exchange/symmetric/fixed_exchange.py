@@ -122,7 +122,7 @@ class FixedExchange:
             torch.zeros((shape.tokens, shape.hidden), dtype=dtype, device=device),
         )
         exchange.set_tokens(0)
-        exchange.layout.map_epochs_P.zero_()  # the low-latency mode does not exchange them
+        exchange.layout.map_epochs_P.zero_()
         if not interpreted():
             (warm_up_low_latency if mode is ExchangeMode.LOW_LATENCY else warm_up)(state, settings, dtype)
         return exchange
@@ -160,8 +160,9 @@ class FixedExchange:
             for phase in row_phases(state.shape.num_ranks):
                 dispatch_rows(state, layout, self.settings, x_TH, rows_MH, phase)
             return rows_MH
+        inputs = self.weight_TK, self.map_epoch, x_TH
         for phase in phases():
-            dispatch_low_latency(state, layout, self.weight_TK, x_TH, rows_MH, settings=self.settings, phase=phase)
+            dispatch_low_latency(state, layout, *inputs, rows_MH, settings=self.settings, phase=phase)
         return rows_MH
 
     def combine(self, y_MH: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ class FixedExchange:
         ExchangeOverflowError
             If tokens or rows exceed the buffers, or a slot does not exist.
         ExchangeEpochError
-            In the normal mode, if the processes routed the last batch by different maps.
+            If the processes routed the last batch by different maps.
         """
         self.state.raise_on_error()
         check_epochs(self.layout.map_epochs_P.tolist())

@@ -45,7 +45,8 @@ def warm_up_low_latency(state: RankState, settings: KernelSettings, dtype: torch
 
     scratch, layout, x_TH = _scratch(state, dtype)
     weight_TK = torch.zeros(layout.slot_TK.shape, device=x_TH.device)
-    dispatch_low_latency(scratch, layout, weight_TK, x_TH, x_TH, settings=settings)
+    map_epoch = torch.zeros(1, dtype=torch.int64, device=x_TH.device)
+    dispatch_low_latency(scratch, layout, weight_TK, map_epoch, x_TH, x_TH, settings=settings)
     layout.num_tokens_P.zero_()
     for phase in row_phases(state.shape.num_ranks):
         combine_low_latency(scratch, layout, settings, x_TH, x_TH, phase)

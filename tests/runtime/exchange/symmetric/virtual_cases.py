@@ -109,7 +109,7 @@ def low_latency_dispatched(states, batch: Batch):
     for phase in (Phase.SEND, Phase.RECEIVE):
         for state, layout, weights, x, out in zip(states, layouts, batch.weights, batch.x, rows, strict=True):
             layout.num_tokens.fill_(len(x))
-            dispatch_low_latency(state, layout, weights, x, out, settings=SMALL, phase=phase)
+            dispatch_low_latency(state, layout, weights, torch.tensor([7]), x, out, settings=SMALL, phase=phase)
     for state, layout in zip(states, layouts, strict=True):
         own = state.first_slot[state.rank], state.first_slot[state.rank + 1]
         ids = state.part("ids").view(torch.int32).view(2, *layout.row_CK.shape)[(int(state.epochs[1]) - 1) & 1]
