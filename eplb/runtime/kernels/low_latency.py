@@ -110,7 +110,8 @@ def _dispatch_grid(shape: RegionShape, device: torch.device) -> tuple[int, int]:
     copies = shape.num_ranks * shape.tokens
     if copies * shape.top_k <= _FEW_CHOICES:
         return copies, 4
-    return max(min(copies, 2 * num_multiprocessors(device)), shape.tokens), 8
+    programs = max(min(copies, 2 * num_multiprocessors(device)), shape.tokens)
+    return programs, 8 if programs <= 4 * num_multiprocessors(device) else 4
 
 
 def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors are one argument each
@@ -124,7 +125,7 @@ def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors
     """Return the weighted sums of other ranks' tokens, and add those of the own tokens [T, H]."""
     shape, device = state.shape, y_MH.device
     most = _COMBINE_PROGRAMS_OF_SM * num_multiprocessors(device) // settings.ranks_on_device
-    programs = 2 * max(min((shape.num_ranks - 1) * shape.tokens, most // 2), 1)
+    programs = 2 * min(max(shape.num_ranks - 1, 1) * shape.tokens, most // 2)
     on_device = programs * settings.ranks_on_device
     grid = CombineGrid(
         programs=programs,
