@@ -60,7 +60,7 @@ def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one 
     from eplb.runtime.kernels.low_latency_kernel import low_latency_dispatch_kernel
 
     shape, offsets, hidden = state.shape, state.shape.offsets, x_TH.shape[1]
-    programs, warps = _dispatch_grid(shape, x_TH.device)
+    programs, warps = dispatch_grid(shape, x_TH.device)
     low_latency_dispatch_kernel[(programs,)](
         state.memory.addresses,
         x_TH,
@@ -105,7 +105,7 @@ def dispatch_low_latency(  # noqa: PLR0913  # state, layout and tensors are one 
     )
 
 
-def _dispatch_grid(shape: RegionShape, device: torch.device) -> tuple[int, int]:
+def dispatch_grid(shape: RegionShape, device: torch.device) -> tuple[int, int]:
     """Programs, at least T, and their warps: few enough that the choices of all ranks fit into their registers."""
     copies = shape.num_ranks * shape.tokens
     if copies * shape.top_k <= _FEW_CHOICES:
@@ -123,11 +123,16 @@ def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors
     phase: Phase = Phase.BOTH,
 ) -> None:
     """Return the weighted sums of other ranks' tokens, and add those of the own tokens [T, H]."""
-    shape, device = state.shape, y_MH.device
+    grid = combine_grid(state.shape, settings, y_MH.device)
+    launch_combine(state, layout, grid, y_MH, out_TH, phase)
+
+
+def combine_grid(shape: RegionShape, settings: KernelSettings, device: torch.device) -> CombineGrid:
+    """A program for each token that is sent, as far as all are resident, and as many for the own tokens."""
     most = _COMBINE_PROGRAMS_OF_SM * num_multiprocessors(device) // settings.ranks_on_device
     programs = 2 * min(max(shape.num_ranks - 1, 1) * shape.tokens, most // 2)
     on_device = programs * settings.ranks_on_device
-    grid = CombineGrid(
+    return CombineGrid(
         programs=programs,
         on_device=on_device,
         group=1,
@@ -136,4 +141,3 @@ def combine_low_latency(  # noqa: PLR0913  # state, layout, settings and tensors
         skip_absent=settings.fast_skip_absent,
         push_first=True,
     )
-    launch_combine(state, layout, grid, y_MH, out_TH, phase)
