@@ -145,4 +145,4 @@ def _source_stamp(path: Path) -> str:
 @cache
 def _announce_compilation() -> None:
     """Say once a process why it pauses."""
-    _logger.info("compiling kernels (once for this installation, a few seconds)")
+    _logger.info("compiling kernels (once for this installation, up to a minute)")
