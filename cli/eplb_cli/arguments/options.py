@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from eplb_cli.arguments import choices
 from eplb_cli.arguments.parse import Nodes, byte_count, node_sizes
@@ -90,6 +91,21 @@ StrategyOpt = Annotated[
         autocompletion=choices.STRATEGY.complete,
     ),
 ]
+
+
+def strategies_option(default: str) -> OptionInfo:
+    """`--strategies` of a command whose help names this default."""
+    option: OptionInfo = typer.Option(
+        "--strategies",
+        metavar="A,B",
+        parser=choices.STRATEGY.several,
+        autocompletion=choices.STRATEGY.complete,
+        help="Names, or your own as module:object or file.py:object, with commas.",
+        show_default=default,
+    )
+    return option
+
+
 WriteFormatOpt = Annotated[
     str | None,
     typer.Option(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import choices, files, options
+from eplb_cli.arguments import files, options
 from eplb_cli.arguments.engine import EngineOpt, EngineOptionsOpt, SourcesOpt, dispatch_of, source_shares
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
@@ -28,17 +28,7 @@ def backtest(  # noqa: PLR0913  # one parameter a word of the command line
     held_out: Annotated[
         float, typer.Option("--held-out", metavar="X", help="Share of the windows, at the end, that no plan sees.")
     ] = 0.25,
-    strategies: Annotated[
-        str | None,
-        typer.Option(
-            "--strategies",
-            metavar="A,B",
-            parser=choices.STRATEGY.several,
-            autocompletion=choices.STRATEGY.complete,
-            help="Names, or your own as module:object or file.py:object, with commas.",
-            show_default="the candidates of auto",
-        ),
-    ] = None,
+    strategies: Annotated[str | None, options.strategies_option("the candidates of auto")] = None,
     groups: options.GroupsOpt = None,
     group_mode: options.GroupModeOpt = "free",
     dispatch: options.DispatchOpt = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, final
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import choices, files, options
+from eplb_cli.arguments import files, options
 from eplb_cli.arguments.cluster import RayOpt, cluster
 from eplb_cli.arguments.cost_options import CostOptions, predicts_steps
 from eplb_cli.arguments.engine import (
@@ -57,14 +57,7 @@ PlansOpt = Annotated[
 ]
 StrategiesOpt = Annotated[
     str | None,
-    typer.Option(
-        "--strategies",
-        metavar="A,B",
-        parser=choices.STRATEGY.several,
-        autocompletion=choices.STRATEGY.complete,
-        help="Names, or your own as module:object or file.py:object, with commas.",
-        show_default="all but ilp, which searches for long, and traffic, which needs a trace",
-    ),
+    options.strategies_option("all but ilp, which searches for long, and traffic, which needs a trace"),
 ]
 
 
