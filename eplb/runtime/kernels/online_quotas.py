@@ -12,6 +12,18 @@ MOST_PAIRS = 8192
 """Ranks x replicas, both rounded up to powers of two: a tile in the registers of a program."""
 
 
+def quotas_refusal(tables: PlacementTables) -> str:
+    """Why the kernels cannot split under these tables; empty if they can."""
+    num_ranks, most = tables.topology.num_ranks, tables.log2phy_LEX.shape[2]
+    ranks, replicas = power_of_two(num_ranks), power_of_two(most)
+    if max(ranks, replicas) * ranks <= MOST_PAIRS and replicas * replicas <= 2 * MOST_PAIRS:
+        return ""
+    return (
+        f"replica rule online on the device: {num_ranks} ranks and up to {most} replicas, expected at most "
+        f"{MOST_PAIRS} pairs; give PlacementTables a smaller max_replicas"
+    )
+
+
 def online_quotas_on_device(counts_RE: Tensor, tables: PlacementTables, layer: int) -> Tensor:
     """[R, E, X] what `online_quotas` returns, token by token.
 
@@ -29,17 +41,14 @@ def online_quotas_on_device(counts_RE: Tensor, tables: PlacementTables, layer: i
     Raises
     ------
     InputError
-        If the tables have too many ranks and replicas for a program.
+        With the reason of `quotas_refusal`.
     """
     from eplb.runtime.kernels.online_quotas_kernel import assign_sources_kernel, fill_ranks_kernel
 
     (num_ranks, num_experts), most = counts_RE.shape, tables.log2phy_LEX.shape[2]
     sizes = {"RP": power_of_two(num_ranks), "XP": power_of_two(most)}
-    if max(sizes["RP"], sizes["XP"]) * sizes["RP"] > MOST_PAIRS or sizes["XP"] * sizes["XP"] > 2 * MOST_PAIRS:
-        raise InputError(
-            f"replica rule online on the device: {num_ranks} ranks and up to {most} replicas, expected at most "
-            f"{MOST_PAIRS} pairs; give PlacementTables a smaller max_replicas"
-        )
+    if refusal := quotas_refusal(tables):
+        raise InputError(refusal)
     log2phy_EX, count_E, counts_RE = tables.log2phy_LEX[layer], tables.logcnt_LE[layer], counts_RE.contiguous()
     total_E = counts_RE.sum(dim=0)
     is_split_E = (count_E > 1) & (total_E > 0)

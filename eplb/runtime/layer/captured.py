@@ -129,7 +129,7 @@ class CapturedLayers:
         ExchangeOverflowError
             If tokens or rows exceed the buffers, or a slot does not exist.
         ExchangeEpochError
-            Except in the low-latency mode, if the processes routed the last layer by different maps.
+            If the processes routed the last layer by different maps.
         """
         if self.exchange is not None:
             self.exchange.raise_on_error()

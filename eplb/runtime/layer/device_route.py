@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from eplb.core.dispatch_rule import DispatchRule
-from eplb.errors import InputError
 from eplb.runtime.exchange.rank_group import RankGroup
 from eplb.runtime.kernels.launch import interpreted
-from eplb.runtime.kernels.online_quotas import online_quotas_on_device
+from eplb.runtime.kernels.online_quotas import online_quotas_on_device, quotas_refusal
 from eplb.runtime.kernels.replica_choice import choose_slots_on_device
 from eplb.runtime.layer.gate import GateChoice
 from eplb.runtime.layer.placement_tables import PlacementTables
@@ -31,12 +30,7 @@ def host_reason(tables: PlacementTables) -> str:
         return ""
     if not _has_kernels(tables):
         return "the replica rule online needs Triton on a GPU: otherwise its split waits for the host"
-    counts_RE = torch.zeros((tables.topology.num_ranks, tables.num_experts), dtype=torch.int64, device=tables.device)
-    try:
-        online_quotas_on_device(counts_RE, tables, 0)
-    except InputError as error:
-        return str(error)
-    return ""
+    return quotas_refusal(tables)
 
 
 def device_slots(
@@ -61,11 +55,8 @@ def _online_slots(
     if not _has_kernels(tables):
         return route(choice, source, tables, layer, group).slot_TK
     counts_RE = group.all_gather(source_counts(choice.expert_ids_TK, source, tables)).sum(dim=0)
-    try:
-        quota_REX = online_quotas_on_device(counts_RE, tables, layer)
-    except InputError:  # too many ranks and replicas for the kernels; `host_reason` gives the numbers
-        quota_REX = online_quotas(counts_RE, tables, layer)
-    return choose_slots(choice.expert_ids_TK, source, tables, layer, quota_REX)
+    split = online_quotas if quotas_refusal(tables) else online_quotas_on_device
+    return choose_slots(choice.expert_ids_TK, source, tables, layer, split(counts_RE, tables, layer))
 
 
 def _has_kernels(tables: PlacementTables) -> bool:
