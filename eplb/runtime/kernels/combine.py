@@ -28,8 +28,6 @@ class CombineGrid:
         Most columns of a tile.
     warps
         Of a program.
-    skip_absent
-        Branch around choices without a row.
     push_first
         The programs that send have the lower numbers; otherwise the roles alternate.
     """
@@ -39,7 +37,6 @@ class CombineGrid:
     group: int
     columns: int
     warps: int
-    skip_absent: bool
     push_first: bool
 
 
@@ -75,7 +72,6 @@ def launch_combine(  # noqa: PLR0913  # state, layout, grid and tensors are one 
         G=grid.group,
         BC=tile(max(hidden, 128), grid.columns),
         FIXED=shape.fixed_order,
-        SKIP=grid.skip_absent,
         ROLE=int(PUSH_FIRST) if is_whole and grid.push_first else int(phase),
         THREADS=32 * grid.warps,
         num_warps=grid.warps,

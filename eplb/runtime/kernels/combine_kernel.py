@@ -32,35 +32,24 @@ def staged_row(base, stage, index, y_ptr, ROW_BYTES: tl.constexpr):
 
 
 @triton.jit
-def weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K: tl.constexpr, H: tl.constexpr, SKIP: tl.constexpr):
-    """[BC] f32 sum of weight * row over the rows of a copy, and whether it has any.
-
-    With SKIP a choice without a row costs nothing; without it the loads of all choices are in flight together.
-    """
+def weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K: tl.constexpr, H: tl.constexpr):
+    """[BC] f32 sum of weight * row over the rows of a copy, and whether it has any."""
     total = column.to(tl.float32) * 0.0
     last_row = tl.load(row_ptr + copy * K)
-    if SKIP:
-        for choice in range(K):
-            at = copy * K + choice
-            row = tl.load(row_ptr + at)
-            if row >= 0:
-                y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=column < H, other=0.0)
-                total += y.to(tl.float32) * tl.load(weight_ptr + at)
-            last_row = tl.maximum(last_row, row)
-    else:
-        for k in tl.static_range(K):
-            row_k = tl.load(row_ptr + copy * K + k)
-            width = tl.where(row_k >= 0, H, 0)
-            y_k = tl.load(y_ptr + row_k.to(tl.int64) * H + column, mask=column < width, other=0.0)
-            total += y_k.to(tl.float32) * tl.where(row_k >= 0, tl.load(weight_ptr + copy * K + k), 0.0)
-            last_row = tl.maximum(last_row, row_k)
+    for choice in range(K):
+        at = copy * K + choice
+        row = tl.load(row_ptr + at)
+        if row >= 0:  # masked loads would cost as much as a row
+            y = tl.load(y_ptr + row.to(tl.int64) * H + column, mask=column < H, other=0.0)
+            total += y.to(tl.float32) * tl.load(weight_ptr + at)
+        last_row = tl.maximum(last_row, row)
     return total, last_row >= 0
 
 
 @triton.jit
 def pushed_token(base, y_ptr, row_ptr, weight_ptr, peer, token, parity, me, stage, P: tl.constexpr, T: tl.constexpr,
-                 K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr, BC: tl.constexpr, FIXED: tl.constexpr,
-                 SKIP: tl.constexpr):  # fmt: skip
+                 K: tl.constexpr, H: tl.constexpr, ROW_BYTES: tl.constexpr, BC: tl.constexpr,
+                 FIXED: tl.constexpr):  # fmt: skip
     """Return the sum, or each row, of a token of another rank, whose region is at `base`."""
     copy = peer * T + token
     for first in range(0, H, BC):
@@ -73,7 +62,7 @@ def pushed_token(base, y_ptr, row_ptr, weight_ptr, peer, token, parity, me, stag
                     index = (parity * T + token) * K + k
                     tl.store(staged_row(base, stage, index, y_ptr, ROW_BYTES) + column, y, mask=column < H)
         else:
-            total, exists = weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K, H, SKIP)
+            total, exists = weighted_rows(y_ptr, row_ptr, weight_ptr, copy, column, K, H)
             if exists:
                 target_ptr = staged_row(base, stage, (parity * P + me) * T + token, y_ptr, ROW_BYTES)
                 tl.store(target_ptr + column, total.to(y_ptr.dtype.element_ty), mask=column < H)
@@ -152,7 +141,6 @@ def combine_kernel(
     G: tl.constexpr,
     BC: tl.constexpr,
     FIXED: tl.constexpr,
-    SKIP: tl.constexpr,
     ROLE: tl.constexpr,
     THREADS: tl.constexpr,
 ):
@@ -177,7 +165,7 @@ def combine_kernel(
                     pushed = group * G + i
                     if pushed < count:
                         pushed_token(base, y_ptr, row_ptr, weight_ptr, peer, pushed, parity, me, stage, P, T, K, H,
-                                     ROW_BYTES, BC, FIXED, SKIP)  # fmt: skip
+                                     ROW_BYTES, BC, FIXED)  # fmt: skip
                 tl.debug_barrier()
                 publish(base, flags, me * T + group, epoch + 1)
     if (ROLE == OWN) | ((ROLE != PUSH) & (not pushes)):
@@ -197,7 +185,7 @@ def combine_kernel(
                     hit = tl.load(hit_ptr + token)
                     for first in range(0, H, BC):
                         column = first + tl.arange(0, BC)
-                        here, _ = weighted_rows(y_ptr, row_ptr, weight_ptr, me * T + token, column, K, H, SKIP)
+                        here, _ = weighted_rows(y_ptr, row_ptr, weight_ptr, me * T + token, column, K, H)
                         here = here.to(y_ptr.dtype.element_ty)
                         if G == 1:
                             arrived = (failed == 0) & waited_for(tab, own, me, flags, own_group, epoch + 1, timeout_ns,

@@ -138,6 +138,5 @@ def combine_grid(shape: RegionShape, settings: KernelSettings, device: torch.dev
         group=1,
         columns=_ROW_TILE,
         warps=resident_warps(on_device, settings.fast_combine_warps, device),
-        skip_absent=settings.fast_skip_absent,
         push_first=True,
     )

@@ -183,7 +183,6 @@ def combine_rows(  # noqa: PLR0913  # state, layout and settings are one argumen
         group=settings.combine_group,
         columns=settings.combine_columns,
         warps=settings.combine_warps,
-        skip_absent=settings.skip_absent,
         push_first=False,
     )
     launch_combine(state, layout, grid, y_MH, out_TH, phase)

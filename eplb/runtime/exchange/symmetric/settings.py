@@ -50,8 +50,6 @@ class KernelSettings:
         Columns of a tile that is sent, and of one that is summed.
     dispatch_warps, combine_warps, fast_combine_warps
         Warps of a program; the last at most, in the low-latency mode.
-    skip_absent, fast_skip_absent
-        Combine branches around choices without a row, instead of masking their loads.
     float8_wire
         Send e4m3 values with one scale for each 128 channels.
     ranks_on_device
@@ -73,8 +71,6 @@ class KernelSettings:
     dispatch_warps: int = 8
     combine_warps: int = 4
     fast_combine_warps: int = 4
-    skip_absent: bool = True
-    fast_skip_absent: bool = True
     float8_wire: bool = False
     ranks_on_device: int = 1
 
