@@ -18,7 +18,7 @@ measured" on one::
     timeout 100 python tests/benchmarks/bench_runtime.py --json --rows R9-R11       # P  whole layers, beside NCCL
     timeout 100 python tests/benchmarks/bench_runtime.py --json --rows R7           # P  migration beside layers
     timeout 100 python tests/benchmarks/bench_runtime.py --json --rows R6,L1        # FFN; one process in a graph
-    timeout 120 python tests/benchmarks/bench_runtime_gpu.py                        # P  verifier, NCCL backends
+    timeout 100 python tests/benchmarks/bench_runtime.py --json --rows backends     # P  eager NCCL backends
 """
 
 import argparse
@@ -31,9 +31,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from runtime_rows import captured_layer, exchange, failures, ffn, layer, migration, modes
+from runtime_rows import backends, captured_layer, exchange, failures, ffn, layer, migration, modes
 
-OF_GROUPS = {"R1-R5": exchange, "R7": migration, "R9-R11": layer, "modes": modes, "failures": failures}
+OF_GROUPS = {
+    "R1-R5": exchange,
+    "R7": migration,
+    "R9-R11": layer,
+    "modes": modes,
+    "failures": failures,
+    "backends": backends,
+}
 ROWS = {"R6": ffn, "L1": captured_layer} | OF_GROUPS
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from eplb.runtime import Member
 from eplb.runtime.exchange.symmetric.settings import KernelSettings
+from eplb.runtime.kernels.low_latency import combine_grid, dispatch_grid
 
 from .device_time import Call, chain_us, host_waits, launches, on_gpus, single_us
 from .exchange_rank import HIDDEN, Rank, check, stress
@@ -122,8 +123,7 @@ def _normal(member: Member, settings: KernelSettings, table: Table) -> list[str]
         notes.append(f"normal, 60 replays of 4096 with delays: {stress(rank, 60, fast=False)} wrong")
     rank.fill([4096] * rank.P, masked=0.0)
     rank.plan()
-    plain = Traffic.of(rank, 2 * HIDDEN)
-    wire = Traffic.of(rank, HIDDEN + HIDDEN // 32) if settings.float8_wire else plain
+    plain, wire = Traffic.of(rank, 2 * HIDDEN), Traffic.of(rank, rank.wire_bytes)
     both = settings.pushers + settings.placers
     for words in PUSH_VARIANTS:
         rank.settings = replace(settings, **words)
@@ -154,13 +154,14 @@ def _low_latency(member: Member, settings: KernelSettings, table: Table) -> list
         notes.append(f"low latency, 400 replays with delays: {stress(rank, 400, fast=True)} wrong")
     rank.fill([128] * rank.P, masked=0.0)
     rank.fast_dispatch()
-    plain = Traffic.of(rank, 2 * HIDDEN)
-    wire = Traffic.of(rank, HIDDEN + HIDDEN // 32) if settings.float8_wire else plain
-    table.add("R4", f"low-latency dispatch {kind}", rank, rank.fast_dispatch, programs=rank.P * rank.T, rows=wire)
+    plain, wire = Traffic.of(rank, 2 * HIDDEN), Traffic.of(rank, rank.wire_bytes)
+    shape = rank.state.shape
+    programs, _ = dispatch_grid(shape, rank.device)
+    table.add("R4", f"low-latency dispatch {kind}", rank, rank.fast_dispatch, programs=programs, rows=wire)
     for words in FAST_COMBINE_VARIANTS:
         rank.settings = replace(settings, **words)
-        name = f"low-latency combine {shown(words)}"
-        table.add("R5", name, rank, rank.fast_combine, programs=2 * min((rank.P - 1) * rank.T, 528), rows=plain)
+        programs = combine_grid(shape, rank.settings, rank.device).programs
+        table.add("R5", f"low-latency combine {shown(words)}", rank, rank.fast_combine, programs=programs, rows=plain)
     rank.settings = settings
     table.add("pair", f"both, {kind}", rank, rank.fast_dispatch, rank.fast_combine)
     return notes

@@ -13,6 +13,7 @@ from eplb.runtime.exchange.symmetric.state import ExchangeLayout, RankState
 from eplb.runtime.exchange.symmetric.warm_up import warm_up, warm_up_low_latency
 from eplb.runtime.kernels import low_latency, normal_mode
 from eplb.runtime.kernels.pull import pull_sums
+from tests.runtime.exchange.symmetric.virtual_cases import rounded_to_float8
 
 from .device_time import captured
 
@@ -42,6 +43,11 @@ class Rank:
         self.epoch = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.pullers = 32
         self.numbers = torch.arange(self.state.max_rows, dtype=torch.int32, device=self.device)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Of a row in dispatch: bf16, or e4m3 with a scale for each 128 channels."""
+        return HIDDEN + HIDDEN // 32 if self.settings.float8_wire else 2 * HIDDEN
 
     def fill(self, tokens: list[int], *, masked: float = 0.05, bias: float = 0.0, hot: int = EXPERTS) -> None:
         """New batches of all ranks, the same on every rank; this rank's are written to its buffers.
@@ -152,14 +158,6 @@ class Rank:
             total += (x.float() * part).bfloat16().float()
         count = self.tokens[self.me]
         return (total.bfloat16()[:count] != self.out[:count]).sum()
-
-
-def rounded_to_float8(x: torch.Tensor) -> torch.Tensor:
-    """Rows to e4m3 and back, with one scale for each 128 channels."""
-    groups = x.float().unflatten(-1, (-1, 128))
-    largest = groups.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10)
-    value = (groups * (448.0 / largest)).to(torch.float8_e4m3fn).float()
-    return (value * (largest * (1.0 / 448.0))).flatten(-2).to(x.dtype)
 
 
 def check(rank: Rank, batches: list[list[int]], *, fast: bool, bias: float = 0.0, hot: int = EXPERTS) -> list[int]:
