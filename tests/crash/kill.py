@@ -1,5 +1,6 @@
 """Runs a function in a forked process and ends that process with SIGKILL at a given step of the interpreter."""
 
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ def forked(work: Work) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
         process = os.fork()
     if process == 0:
+        gc.disable()  # Hypothesis has a callback in the collector, whose calls would be steps at random places
         code = 1
         try:
             code = int(work() or 0)

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import gc
 import os
 import random
 import resource
@@ -54,6 +55,21 @@ def points(work, seed):
     return [rng.randrange(total) for _ in range(KILLS // 2)] + [
         rng.randrange(max(0, total - 120), total) for _ in range(KILLS - KILLS // 2)
     ]
+
+
+def test_steps_are_the_same_when_the_garbage_collector_runs():
+    def work():
+        return [[] for _ in range(5000)].clear()
+
+    def callback(phase, info):
+        """As Hypothesis has one, for its clock."""
+
+    expected = num_steps(work)
+    gc.callbacks.append(callback)
+    try:
+        assert num_steps(work) == expected
+    finally:
+        gc.callbacks.remove(callback)
 
 
 def test_a_writer_that_is_not_atomic_is_caught(tmp_path):
