@@ -1,10 +1,9 @@
 """`eplb compare`: strategies and placement files on one load, or one load on every engine."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -27,22 +26,16 @@ from eplb_cli.arguments.plan_options import NodesOpt, RanksOpt
 from eplb_cli.arguments.reading import Reading, reads_loads
 from eplb_cli.arguments.topology import topology_from_options
 from eplb_cli.views import cost_rows
+from eplb_cli.views.compare_rows import Compared, Row
 from eplb_cli.views.engine_rows import show_engines
-from eplb_cli.views.gain_rows import before_object
-from eplb_cli.views.metric_rows import layer_objects
 from eplb_cli.views.topology_rows import note_ignored_weights
 
 if TYPE_CHECKING:
     from eplb.core.problem import Plan
     from eplb.core.topology import Topology
-    from eplb.evaluation.metrics import Evaluation
+    from eplb.planning.planner import Comparison
     from eplb_traces import ExpertLoad
 
-_HEADINGS = ("max/mean", "worst", "gap %", "worst", "vLLM", "SGLang", "duplicates", "ms")
-_LEGEND = """\
-max/mean: load of the busiest rank over the mean, mean and worst of the layers
-gap: above the proven lower bound; vLLM, SGLang: what they call balancedness
-duplicates: slots with an expert that its rank holds already; ms: to plan"""
 _FOR_STRATEGIES: Final = ("--groups", "--ray")
 
 PlansOpt = Annotated[
@@ -59,17 +52,6 @@ StrategiesOpt = Annotated[
     str | None,
     options.strategies_option("all but ilp, which searches for long, and traffic, which needs a trace"),
 ]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """A plan that a strategy made now, or that was read from a file, and its evaluation."""
-
-    name: str
-    plan: "Plan"
-    evaluation: "Evaluation"
-    is_from_file: bool = False
 
 
 @reads_loads
@@ -103,11 +85,9 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     With --engine all: for every engine, its own algorithm and eplb's plan, both under the engine's dispatch rule.
     """
     import eplb
-    from eplb.core.baseline import EXPERTS_IN_ORDER
     from eplb.formats import ReadHints
-    from eplb.planning.gain import baseline, mean_max_over_mean
+    from eplb.planning.gain import baseline
     from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
-    from eplb_traces.scale.executors import IN_ORDER
 
     if engine == ALL:
         _refuse_for_all(
@@ -146,33 +126,23 @@ def compare(  # noqa: PLR0913  # one parameter a word of the command line
     compare_one = partial(
         eplb.compare, load, topology, groups=groups, dispatch=by.rule, sources=shares, seed=seed
     )  # with a list of one name
-    rows = _of_files(plans, load, by, shares)
-    if names:
-        with cluster(ray) as workers, output.progress("comparing", len(names)) as step:
-            of_names = (workers or IN_ORDER).map(compare_one, [[name] for name in names], lambda number, result: step())
-        rows += [_Row(made.plan.strategy, made.plan, made.evaluation) for of_name in of_names for made in of_name]
-    before = baseline(load, topology, by.rule, shares)
-    steps = cost_rows.predict_each(predictor, batch, [row.evaluation for row in rows])
-    origin = cost_rows.choices_of(predictor, batch)
-    if as_csv or as_json:
-        objects = [_as_object(row, by) | cost_rows.fields(step) for row, step in zip(rows, steps, strict=True)]
-        if as_csv:
-            output.csv_rows(objects)
-            return
-        head = {"load": files.listed(load_paths), "dispatch": by.rule.value, **cost_rows.head(predictor, origin)}
-        head["before"] = before_object(EXPERTS_IN_ORDER, before)
-        output.json_object({**head, "strategies": objects})
-        return
-    title = f"{files.title_of(load_paths)}: {_described(load, topology)}{by.in_title}"
-    heading = "plan" if plans else "strategy"
-    output.table(title, (heading, *_HEADINGS), [_cells(row) for row in rows], legend=_LEGEND)
-    output.line(f"today ({EXPERTS_IN_ORDER}, no redundant ones): max/mean {mean_max_over_mean(before):.4f}")
-    balance = [(row.name, mean_max_over_mean(row.evaluation)) for row in rows]
-    cost_rows.table(predictor, heading, [(*of, step) for of, step in zip(balance, steps, strict=True)])
-    cost_rows.note(predictor, origin)
-    if by.target is not None:
-        of_engine = [(row.name, by.target.metric(row.evaluation)[1]) for row in rows]
-        output.table(by.target.metric(rows[0].evaluation)[0], (heading, "value"), of_engine)
+    rows = _of_files(plans, load, by, shares) + _of_strategies(names, compare_one, ray)
+    compared = Compared(
+        rows=rows,
+        heading="plan" if plans else "strategy",
+        title=f"{files.title_of(load_paths)}: {_described(load, topology)}{by.in_title}",
+        by=by,
+        before=baseline(load, topology, by.rule, shares),
+        predictor=predictor,
+        batch=batch,
+        steps=cost_rows.predict_each(predictor, batch, [row.evaluation for row in rows]),
+    )
+    if as_csv:
+        output.csv_rows(compared.objects())
+    elif as_json:
+        output.json_object({"load": files.listed(load_paths), **compared.as_object()})
+    else:
+        compared.show()
 
 
 def _refuse_for_all(given: Mapping[str, object]) -> None:
@@ -197,7 +167,7 @@ def _check_plan_options(
 
 def _of_files(
     plans: "Mapping[str, Plan]", load: "ExpertLoad", by: Dispatch, shares: Sequence[float] | None
-) -> list[_Row]:
+) -> list[Row]:
     """The placements as the judge finds them under the rule, and under the limits of the engine."""
     import eplb
     from eplb.errors import FormatError
@@ -212,9 +182,22 @@ def _of_files(
     if weighted is not None:
         note_ignored_weights(weighted.placement, by.rule)
     return [
-        _Row(name, plan, eplb.evaluate(plan.placement, load, by.rule, sources=shares), is_from_file=True)
+        Row(name, plan, eplb.evaluate(plan.placement, load, by.rule, sources=shares), is_from_file=True)
         for name, plan in plans.items()
     ]
+
+
+def _of_strategies(
+    names: Sequence[str], compare_one: Callable[[list[str]], "Iterable[Comparison]"], ray: str | None
+) -> list[Row]:
+    """A plan of each, made here or by Ray's workers."""
+    from eplb_traces.scale.executors import IN_ORDER
+
+    if not names:
+        return []
+    with cluster(ray) as workers, output.progress("comparing", len(names)) as step:
+        of_names = (workers or IN_ORDER).map(compare_one, [[name] for name in names], lambda number, result: step())
+    return [Row(made.plan.strategy, made.plan, made.evaluation) for of_name in of_names for made in of_name]
 
 
 def _described(load: "ExpertLoad", topology: "Topology") -> str:
@@ -222,28 +205,3 @@ def _described(load: "ExpertLoad", topology: "Topology") -> str:
     windows = f"{load.num_windows} windows of " if load.num_windows > 1 else ""
     model = f"{windows}{load.num_layers} layers of {load.num_experts} experts"
     return f"{model} on {ranks}, {nodes}, {topology.num_slots} slots"
-
-
-def _cells(row: _Row) -> tuple[output.Cell, ...]:
-    summary = row.evaluation.summary()
-    return (
-        row.name,
-        summary["max_over_mean_mean"],
-        summary["max_over_mean_worst"],
-        output.percentage(summary["gap_mean"]),
-        output.percentage(summary["gap_worst"]),
-        summary["balancedness_vllm"],
-        summary["balancedness_sglang"],
-        summary["duplicate_slots"],
-        "-" if row.is_from_file else output.milliseconds(row.plan.seconds),
-    )
-
-
-def _as_object(row: _Row, by: Dispatch) -> dict[str, object]:
-    plan = row.plan
-    seconds = None if row.is_from_file else plan.seconds
-    head = {"strategy": plan.strategy, "status": plan.status.value, "seconds": seconds, "seed": plan.seed}
-    of_file = {"plan": row.name} if row.is_from_file else {}
-    of_engine = by.metric_fields(row.evaluation)
-    by_layer = {"notes": list(plan.notes), "layers": layer_objects(row.evaluation)}
-    return of_file | head | of_engine | row.evaluation.summary() | by_layer

@@ -1,19 +1,21 @@
 """`eplb verify`: executes a placement on real processes, or on virtual ranks, and checks what they did against it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from eplb_cli import output
-from eplb_cli.arguments import choices, cost_options, options
+from eplb_cli.arguments import cost_options, options, verify_options
 from eplb_cli.arguments.kind_of_file import expecting_placement
 from eplb_cli.arguments.parse import check_at_least, refuse_typed
 from eplb_cli.commands import verify_virtual
 from eplb_cli.views.topology_rows import note_ignored_weights
 
 if TYPE_CHECKING:
-    from eplb.runtime import VerifyReport
+    from eplb.core.placement import Placement
+    from eplb.formats.mindie_layout import ParallelLayout
+    from eplb.runtime import VerifyReport, VerifyRequest
     from eplb.runtime.verification.tensor_parallel import TensorParallelReport
     from eplb_traces import RoutingTrace
 
@@ -30,103 +32,25 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     format: options.PlanFormatOpt = None,
     ranks: options.HintRanksOpt = None,
     nodes: options.HintNodesOpt = None,
-    processes: Annotated[
-        int, typer.Option("--processes", "-p", metavar="P", help="Processes to start; each executes several ranks.")
-    ] = 2,
-    backend: Annotated[
-        str, typer.Option("--backend", "-b", metavar="B", help="gloo (CPU) or nccl (a GPU for each process).")
-    ] = "gloo",
-    mindie_config: Annotated[
-        Path | None,
-        typer.Option("--mindie-config", metavar="FILE", help="Exchange and buffer sizes from MindIE's config.json."),
-    ] = None,
-    exchange: Annotated[
-        str,
-        typer.Option(
-            "--exchange",
-            metavar="X",
-            parser=choices.EXCHANGE.one,
-            autocompletion=choices.EXCHANGE.complete,
-            help="all, auto (by bytes), allgather, alltoall or symmetric.",
-        ),
-    ] = "all",
-    dispatch: Annotated[
-        str,
-        typer.Option(
-            "--dispatch",
-            metavar="RULE",
-            parser=choices.DISPATCH.one,
-            autocompletion=choices.DISPATCH.complete,
-            help="even, weighted, local_first, online, vllm, sglang_static, sglang_dynamic, ascend or trtllm.",
-        ),
-    ] = "even",
-    tokens_per_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--tokens-per-rank",
-            "-t",
-            "--tokens",
-            metavar="T",
-            help="Tokens of each rank.",
-            show_default="64; with --virtual by --phase",
-        ),
-    ] = None,
-    trace_path: Annotated[
-        Path | None,
-        typer.Option("--trace", metavar="TRACE", help="Token-level trace to route by; else a random router."),
-    ] = None,
+    processes: verify_options.ProcessesOpt = 2,
+    backend: verify_options.BackendOpt = "gloo",
+    mindie_config: verify_options.MindieConfigOpt = None,
+    exchange: verify_options.ExchangeOpt = "all",
+    dispatch: verify_options.DispatchOpt = "even",
+    tokens_per_rank: verify_options.TokensPerRankOpt = None,
+    trace_path: verify_options.TraceOpt = None,
     num_experts: options.NumExpertsOpt = None,
-    layers: Annotated[
-        str,
-        typer.Option("--layers", metavar="IDS", help="Layers to execute: 0,5 or all.", show_default="a few"),
-    ] = "",
-    hidden: Annotated[
-        int, typer.Option("--hidden-size", "--hidden", metavar="H", help="Hidden size of the probe experts.")
-    ] = 32,
-    top_k: Annotated[
-        int, typer.Option("--top-k", metavar="K", help="Experts of a token.", show_default="that of the plan, or 8")
-    ] = 0,
-    buffer_scale_factors: Annotated[
-        str, typer.Option(metavar="JSON", help="All-to-all buffers, as MindIE has them: [[8192, 5.2], [0, 8.0]].")
-    ] = "[]",
-    topk_scaling_factor: Annotated[
-        float, typer.Option(metavar="F", help="Part of the sorted rows that AllGather keeps, as MindIE has it.")
-    ] = 1.0,
-    overflow: Annotated[
-        str,
-        typer.Option(
-            "--overflow",
-            metavar="O",
-            parser=choices.OVERFLOW.one,
-            autocompletion=choices.OVERFLOW.complete,
-            help="raise, or drop: count what a buffer has no room for.",
-        ),
-    ] = "raise",
-    inject: Annotated[
-        str,
-        typer.Option(
-            "--inject",
-            metavar="FAULT",
-            parser=choices.FAULT.one,
-            autocompletion=choices.FAULT.complete,
-            help="Break something to see a check fail: swap-weights, drop-row, stale-map, ...",
-        ),
-    ] = "none",
-    record: Annotated[
-        Path | None, typer.Option("--record", metavar="OUT", help="Write the measured choices as a trace (.parquet).")
-    ] = None,
-    virtual: Annotated[
-        bool,
-        typer.Option(
-            "--virtual",
-            help="Execute the experts of all ranks on one device, one rank after the other: seconds of each layer.",
-        ),
-    ] = False,
+    layers: verify_options.LayersOpt = "",
+    hidden: verify_options.HiddenOpt = 32,
+    top_k: verify_options.TopKOpt = 0,
+    buffer_scale_factors: verify_options.BufferScaleFactorsOpt = "[]",
+    topk_scaling_factor: verify_options.TopkScalingFactorOpt = 1.0,
+    overflow: verify_options.OverflowOpt = "raise",
+    inject: verify_options.InjectOpt = "none",
+    record: verify_options.RecordOpt = None,
+    virtual: verify_options.VirtualOpt = False,
     device: cost_options.DeviceOpt = "cuda",
-    load_path: Annotated[
-        Path | None,
-        typer.Option("--load", metavar="LOAD", help="Load to draw the tokens from, with --virtual."),
-    ] = None,
+    load_path: verify_options.LoadOpt = None,
     model: cost_options.ModelOpt = None,
     phase: cost_options.PhaseOpt = None,
     calibration: cost_options.CalibrationOpt = None,
@@ -139,7 +63,6 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     from eplb.core.dispatch_rule import DispatchRule
     from eplb.formats import ReadHints, read_plan
     from eplb.formats.mindie_config import read_mindie_config
-    from eplb.runtime.verification.tensor_parallel import TensorParallelJob, verify_tensor_parallel
     from eplb_traces import write_trace
 
     with expecting_placement(plan_path):
@@ -192,27 +115,11 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     trace = None if trace_path is None else _read_trace(trace_path, num_experts)
     with output.progress(f"executing on {processes} processes"):
         report = runtime.verify(plan, request, trace)
-    cut_report = None
-    if config is not None:
-        job = TensorParallelJob(
-            placement=plan.placement,
-            layout=config.layout,
-            layer=report.layers[0].layer,
-            rule=request.rule,
-            exchange=config.exchange,
-            tokens_per_rank=min(tokens, _MOST_CUT_TOKENS),
-            top_k=report.top_k,
-            hidden=_CUT_HIDDEN,
-            fault=request.fault,
-            seed=seed,
-        )
-        with output.progress(f"executing experts cut by moe_tp = {cuts}"):
-            cut_report = verify_tensor_parallel(job, runtime.Launch(processes, backend))
+    cut_report = None if config is None else _verify_cuts(plan.placement, config.layout, request, report, processes)
     if as_json:
         held = {} if cut_report is None else {"moe_tp": cut_report.summary()}
-        output.json_object(
-            report.summary() | {"routed_by": "random router" if trace is None else str(trace_path)} | held
-        )
+        routed_by = "random router" if trace is None else str(trace_path)
+        output.json_object(report.summary() | {"routed_by": routed_by} | held)
     else:
         router = "random router, give --trace for recorded choices" if trace_path is None else trace_path.name
         _print_report(report, plan_path.name, router)
@@ -224,6 +131,29 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     report.raise_on_failure()
     if cut_report is not None:
         cut_report.raise_on_failure()
+
+
+def _verify_cuts(
+    placement: "Placement", layout: "ParallelLayout", request: "VerifyRequest", report: "VerifyReport", processes: int
+) -> "TensorParallelReport":
+    """Execute the first layer of `report` with experts cut by moe_tp, on all processes."""
+    from eplb import runtime
+    from eplb.runtime.verification.tensor_parallel import TensorParallelJob, verify_tensor_parallel
+
+    job = TensorParallelJob(
+        placement=placement,
+        layout=layout,
+        layer=report.layers[0].layer,
+        rule=request.rule,
+        exchange=request.exchange,
+        tokens_per_rank=min(request.tokens_per_rank, _MOST_CUT_TOKENS),
+        top_k=report.top_k,
+        hidden=_CUT_HIDDEN,
+        fault=request.fault,
+        seed=request.seed,
+    )
+    with output.progress(f"executing experts cut by moe_tp = {layout.moe_tp}"):
+        return verify_tensor_parallel(job, runtime.Launch(processes, request.launch.communicator))
 
 
 def _print_cuts(report: "TensorParallelReport") -> None:
