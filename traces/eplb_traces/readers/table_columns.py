@@ -181,7 +181,7 @@ def _tokens_and_layers(header: Sequence[str], names: list[str]) -> Columns:
         step=_find(names, _STEP),
         token=_find(names, _TOKEN),
         request=_find(names, _REQUEST),
-        values=tuple(columns[i] for i in ids) if columns else (_required(in_one),),
+        values=tuple(columns[i] for i in ids) if columns else (required(in_one),),
         value_ids=ids,
         are_positions=layer is not None and names[layer] in _LAYER_POSITION,
         are_moe_layers=layer is not None and names[layer] in _LAYER_POSITION,
@@ -190,7 +190,7 @@ def _tokens_and_layers(header: Sequence[str], names: list[str]) -> Columns:
 
 
 def _rows_of_experts(header: Sequence[str], names: list[str]) -> Columns:
-    expert = _required(_find(names, _EXPERT))
+    expert = required(_find(names, _EXPERT))
     columns: dict[int, int] = {}
     for i, name in enumerate(names):
         number = layer_number(name) if name.isdigit() or _LAYER_IN_PATH.search(name) else None
@@ -299,7 +299,8 @@ def _find(names: Sequence[str], words: Sequence[str]) -> int | None:
     return next((names.index(word) for word in words if word in names), None)
 
 
-def _required(column: int | None) -> int:
+def required(column: int | None) -> int:
+    """The column, or InputError where the table has none."""
     if column is None:
         raise InputError("a column is missing")
     return column

@@ -14,7 +14,7 @@ from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.layers import moe_rows
 from eplb_traces.readers.table import Column, Table, bad_cell, counts, whole_numbers
 from eplb_traces.readers.table_cells import Cells, Codes, Pairs
-from eplb_traces.readers.table_columns import Columns, layer_number
+from eplb_traces.readers.table_columns import Columns, layer_number, required
 
 _SURE = 0.01
 
@@ -41,7 +41,7 @@ class _Pairs:
 
     def __init__(self, table: Table, columns: Columns, options: ReadOptions) -> None:
         self._table, self._meaning, self._options = table, columns, options
-        self._layer, self._expert, self._tokens = (_there(i) for i in (columns.layer, columns.expert, columns.tokens))
+        self._layer, self._expert, self._tokens = (required(i) for i in (columns.layer, columns.expert, columns.tokens))
         self._time = columns.window if columns.step is None else columns.step
         optional = [i for i in (self._time, columns.rank) if i is not None]
         self.columns = [*optional, self._layer, self._expert, self._tokens]
@@ -240,9 +240,3 @@ def _hint(columns: Columns) -> str:
             "rank if they are to be summed"
         )
     return ""
-
-
-def _there(column: int | None) -> int:
-    if column is None:
-        raise InputError("a column is missing")
-    return column
