@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError
+from eplb.formats.json_fields import error_context
 from eplb.formats.source_file import SourceFile
-
-_READ_ERRORS = (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, SyntaxError, NotImplementedError)
+from eplb_traces.readers.numpy_files import archived_arrays, plain_array
 
 
 def load_npy(source: SourceFile) -> NDArray[np.generic]:
@@ -19,13 +18,10 @@ def load_npy(source: SourceFile) -> NDArray[np.generic]:
     Raises
     ------
     FormatError
-        If it is not one, or holds pickled objects.
+        If it is not one, holds pickled objects, or declares more numbers than its bytes hold.
     """
-    content = source.content
-    try:
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except _READ_ERRORS as error:
-        raise FormatError(f"{source.path}: not a .npy file of numbers: {error}") from error
+    with error_context(f"{source.path}: not a .npy file of numbers"):
+        return plain_array(io.BytesIO(source.content), len(source.content))
 
 
 def load_npz(source: SourceFile) -> dict[str, NDArray[np.generic]]:
@@ -34,16 +30,10 @@ def load_npz(source: SourceFile) -> dict[str, NDArray[np.generic]]:
     Raises
     ------
     FormatError
-        If it is not one, or holds pickled objects.
+        If it is not one, holds pickled objects, or declares more numbers than a file of its size may.
     """
-    content = source.content
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("one array, no archive")
-            return {name: archive[name] for name in archive.files}
-    except (*_READ_ERRORS, AttributeError, TypeError) as error:
-        raise FormatError(f"{source.path}: not a .npz file of numbers: {error}") from error
+    with error_context(f"{source.path}: not a .npz file of numbers"):
+        return archived_arrays(io.BytesIO(source.content), len(source.content))
 
 
 def npy_bytes(array: NDArray[np.int32]) -> bytes:

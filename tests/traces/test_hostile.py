@@ -69,6 +69,31 @@ def npy(dtype, shape, content=b""):
 
 
 @pytest.mark.parametrize(
+    ("shape", "dtype", "content"), [((10**6, 10**6, 10), "<i8", b""), ((4 * 10**4, 10**4, 1), "|i1", bytes(400))]
+)
+def test_a_placement_that_declares_more_numbers_than_it_holds_is_refused(tmp_path, shape, dtype, content):
+    pattern = tmp_path / "pattern.npy"
+    pattern.write_bytes(npy(dtype, shape, content))
+    with pytest.raises(FormatError, match=r"pattern\.npy: not a \.npy file of numbers: the array has .* numbers"):
+        read_plan(pattern)
+    with pytest.raises(FormatError, match=r"maps\.npz: not a \.npz file of numbers: .*the array has .* numbers"):
+        read_plan(archive_of(tmp_path / "maps.npz", phy2log=npy(dtype, shape[:2], content)))
+
+
+def test_a_placement_that_unpacks_to_far_more_than_its_bytes_is_refused(tmp_path):
+    path = archive_of(tmp_path / "maps.npz", phy2log=npy("|i1", (10**4, 10**4), bytes(10**8)))
+    with pytest.raises(FormatError, match=r"maps\.npz: not a \.npz file of numbers"):
+        read_plan(path)
+
+
+def archive_of(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (npy("<f8", (10**6, 10**6)), "the array has 1000000 x 1000000 numbers, the file"),

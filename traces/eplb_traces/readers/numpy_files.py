@@ -65,19 +65,24 @@ def plain_arrays(path: Path) -> dict[str, NDArray[Any]]:
     InputError
         If the file is no .npz, holds objects, or has a name twice.
     """
-    with path.open("rb") as beginning:
-        if beginning.read(len(NPY_MAGIC)) == NPY_MAGIC:
-            raise InputError("not an .npz file: it is a single array")
+    with path.open("rb") as file:
+        return archived_arrays(file, size_of(path))
+
+
+def archived_arrays(file: IO[bytes], num_bytes: int) -> dict[str, NDArray[Any]]:
+    """Load every array of an open .npz of `num_bytes` bytes; errors as in `plain_arrays`."""
+    if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
+        raise InputError("not an .npz file: it is a single array")
     arrays: dict[str, NDArray[Any]] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_members(archive, size_of(path))
+        with zipfile.ZipFile(file) as archive:
+            check_members(archive, num_bytes)
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
                 if name in arrays:
                     raise InputError(f"the array {name} is there twice")
-                with archive.open(member) as file:
-                    arrays[name] = plain_array(file, member.file_size, size_of(path))
+                with archive.open(member) as content:
+                    arrays[name] = plain_array(content, member.file_size, num_bytes)
     except _DAMAGED_ZIP as error:
         inner = str(error).removeprefix("not a plain .npy file: ")
         raise InputError(f"not an .npz file of plain arrays: {inner}") from error
