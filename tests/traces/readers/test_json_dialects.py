@@ -178,6 +178,74 @@ def test_ranked_profiles_give_counts_by_rank_or_by_id(tmp_path):
         read_load(path)
 
 
+ROW = "[[[1, 2]], [[3, 4]]]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("a.json", '{"logical_count": [[1, 2]], "logical_count": [[9, 9]]}', "logical_count"),
+        ("a.json", '{"token_scores": {"0": {"0": 1, "1": 5, "1": 7}}}', "1"),
+        ("a.json", '{"ranked": [0, 1], "layer": 0, "counts": [9, 1], "counts": [5, 4]}', "counts"),
+        (
+            "a.json",
+            '{"load_history": [{"logical_expert_load": [[1]], "logical_expert_load": [[2]]}]}',
+            "logical_expert",
+        ),
+        ("a.json", '{"load_history": [{"logical_expert_load": [[1, 2]]}], "load_history": []}', "load_history"),
+        ("a.jsonl", f'{{"routed_experts": {ROW}, "routed_experts": {ROW}}}', "routed_experts"),
+        ("a.json", '{"routed_experts": "AAAA", "routed_experts": "BBBB"}', "routed_experts"),
+        ("a.jsonl", '{"layer": 0, "layer": 1, "topk_ids": [0, 1]}', "layer"),
+        ("a.jsonl", '{"record_type": "eplb_load_stats", "step": 1, "step": 2}', "step"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_not_read_as_the_last(tmp_path, name, text, key):
+    (tmp_path / name).write_text(text)
+    options = ReadOptions(num_experts=16, top_k=1, num_hidden_layers=1)
+    with pytest.raises(InputError, match=rf"{name}: .*the key '{key}\w*' is there twice in one object"):
+        read(tmp_path / name, options)
+
+
+def test_two_spellings_of_an_expert_or_a_layer_are_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"token_scores": {"0": {"0": 1, "1": 5, "expert_1": 7}}}')
+    with pytest.raises(InputError, match=r"\$.token_scores.0: expert 1 is there twice"):
+        read(path)
+    path.write_text('{"token_scores": {"0": {"0": 1}, "layer_0": {"0": 1}}}')
+    with pytest.raises(InputError, match=r"\$.token_scores: layer 0 is there twice"):
+        read(path)
+
+
+def test_a_load_history_is_read_to_its_end(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"load_history": [{"logical_expert_load": [[1, 2]]}]')
+    with pytest.raises(InputError, match="not JSON"):
+        read(path)
+
+
+@pytest.mark.parametrize("ids", [[10**30, 1], [-(10**30), 1]])
+def test_an_id_beyond_64_bits_is_refused(tmp_path, ids):
+    with pytest.raises(InputError, match=r"topk_ids = \[.*expected expert ids, integers up to 2\^53"):
+        read_trace(lines(tmp_path, [{"layer": 0, "topk_ids": ids}]), 16)
+
+
+def test_a_declared_top_k_is_compared_with_the_choices_before_anything_of_that_size_is_made(tmp_path):
+    found = [{"top_k": 1 << 53, "num_experts": 16}, *({"layer": 0, "topk_ids": [1]} for _ in range(1000))]
+    with pytest.raises(InputError, match="layer 0 has 1 choices, expected 9007199254740992"):
+        read_trace(lines(tmp_path, found))
+
+
+def test_lines_may_be_longer_than_what_shows_the_dialect(tmp_path):
+    answers = [{"routed_experts": np.tile(IDS, (200, 1, 1)).tolist()} for _ in range(2)]
+    assert len(json.dumps(answers[0])) > 1 << 16
+    assert read_trace(lines(tmp_path, answers), 16).num_tokens == 2 * 200 * len(IDS)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"logical_count": COUNTS.tolist()}).encode())
+    np.testing.assert_array_equal(read_load(tmp_path / "a.json").tokens[0], COUNTS)
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("seed", range(40))
 def test_cut_and_changed_bytes_are_refused_or_read_but_never_a_bug(tmp_path, seed):

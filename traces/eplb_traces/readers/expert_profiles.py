@@ -39,10 +39,8 @@ def read(path: Path, options: ReadOptions) -> Reading:
     document = json_document(path)
     notes: tuple[str, ...] = ()
     if isinstance(document, dict) and _SCORES in document:
-        layers = {
-            integer_of(layer, "layer"): _by_id(scores, f"$.{_SCORES}.{layer}")
-            for layer, scores in _object(document[_SCORES], f"$.{_SCORES}").items()
-        }
+        scores = _numbered(document[_SCORES], f"$.{_SCORES}", "layer")
+        layers = {layer: _by_id(of_layer, f"$.{_SCORES}.{layer}") for layer, of_layer in scores.items()}
         form, notes = f"ESFT {_SCORES} {{layer: {{expert: share}}}}", ("shares of tokens, rounded, not counts",)
     else:
         layers = {}
@@ -61,15 +59,22 @@ def read(path: Path, options: ReadOptions) -> Reading:
     return reading_of_rows(Reading(content=load, form=form, notes=notes), options, tuple(layers))
 
 
-def _object(value: object, place: str) -> Mapping[str, object]:
+def _numbered(value: object, place: str, what: str) -> dict[int, object]:
+    """{id: value} of an object whose keys name layers or experts."""
     if not isinstance(value, dict):
         raise InputError(f"{place} is a {type(value).__name__}: expected an object")
-    return value
+    found: dict[int, object] = {}
+    for key, member in value.items():
+        number = integer_of(key, f"{place}, {what}")
+        if number in found:
+            raise InputError(f"{place}: {what} {number} is there twice")
+        found[number] = member
+    return found
 
 
 def _by_id(scores: object, place: str) -> NDArray[np.float64]:
     """[E] of {expert: number}: every id from 0 on."""
-    found = {integer_of(expert, f"{place}, expert"): value for expert, value in _object(scores, place).items()}
+    found = _numbered(scores, place, "expert")
     if sorted(found) != list(range(len(found))):
         raise InputError(f"{place} has the experts {', '.join(map(str, sorted(found)))}: expected each one from 0 on")
     values = nested_array([found[expert] for expert in range(len(found))], place)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb_traces.errors import InputError
+from eplb_traces.errors import InputError, naming_place
 from eplb_traces.files.limits import LARGEST_EXACT
 
 _HEAD_BYTES = 1 << 16
@@ -25,23 +26,42 @@ def beginning(path: Path) -> str:
         return file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace").lstrip()
 
 
-def json_document(path: Path) -> object:
-    """Parse a file of one JSON document."""
+def parsed_json(text: str | bytes) -> object:
+    """Parse a JSON text.
+
+    Raises
+    ------
+    InputError
+        If it is not JSON, or an object has a key twice, of which Python's own parser keeps the last.
+    """
     try:
-        document: object = json.loads(path.read_bytes())
+        value: object = json.loads(text, object_pairs_hook=unique_keys)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON: {error}") from error
-    return document
+    return value
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object of these members, for the parser of the standard library; InputError for a key that is there twice."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise InputError(f"the key {key!r} is there twice in one object")
+    return members
+
+
+def json_document(path: Path) -> object:
+    """Parse a file of one JSON document; errors as in `parsed_json`."""
+    return parsed_json(path.read_bytes())
 
 
 def json_records(path: Path) -> Iterator[tuple[str, object]]:
     """Yield (place, value) of every line, or of every entry of a list, or of one document that fills several lines."""
-    head = beginning(path)
-    if not head.startswith("["):
-        first_line, _, rest = head.partition("\n")
-        if rest.strip() and _is_json(first_line):
-            yield from _lines(path)
-            return
+    if not beginning(path).startswith("[") and _has_lines(path):
+        yield from _lines(path)
+        return
     document = json_document(path)
     if isinstance(document, list):
         yield from ((f"$[{i}]", value) for i, value in enumerate(document))
@@ -91,7 +111,15 @@ def nested_array(value: object, place: str) -> NDArray[Any]:
     return array
 
 
-def _is_json(line: str) -> bool:
+def _has_lines(path: Path) -> bool:
+    """Whether the first line that is not blank is a whole JSON value, and not the last."""
+    with path.open("rb") as file:
+        lines = (line for line in file if line.strip())
+        first, second = next(lines, b""), next(lines, b"")
+    return bool(second) and _is_json(first)
+
+
+def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -104,8 +132,6 @@ def _lines(path: Path) -> Iterator[tuple[str, object]]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                value: object = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"line {number}: not JSON: {error}") from error
+            with naming_place(f"line {number}"):
+                value = parsed_json(line)
             yield f"line {number}", value

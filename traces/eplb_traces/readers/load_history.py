@@ -17,7 +17,7 @@ from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions
-from eplb_traces.readers.json_fields import beginning, nested_array
+from eplb_traces.readers.json_fields import beginning, nested_array, parsed_json, unique_keys
 from eplb_traces.readers.slot_counts import exact_counts
 
 SUFFIXES: tuple[str, ...] = (".json",)
@@ -66,21 +66,24 @@ def _windows(path: Path) -> Iterator[NDArray[np.float64]]:
 
 def _entries(path: Path) -> Iterator[object]:
     """Parse the list entry by entry: no more text is held than an entry needs."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     with path.open(encoding="utf-8-sig") as file:
         try:
             text = file.read(_CHUNK)
             found = _LIST.search(text)
             if found is None:
                 raise InputError(f"no list under {HISTORY!r} in the first {_CHUNK} characters")
-            at = found.end()
+            before, at = text[: found.start()], found.end()
             while True:
                 between = _BETWEEN.match(text, at)
                 at = between.end() if between else at
                 if text.startswith("]", at):
+                    parsed_json(f'{before}"{HISTORY}": 0{text[at + 1 :]}{file.read()}')
                     return
                 try:
                     entry, at = decoder.raw_decode(text, at)
+                except InputError:
+                    raise
                 except (ValueError, RecursionError) as error:
                     text = text[at:]
                     more = file.read(max(_CHUNK, len(text)))

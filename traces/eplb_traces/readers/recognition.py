@@ -72,6 +72,8 @@ def _first_sight(path: Path) -> str:
     head = first_bytes(path, 16)
     if head.startswith(b"PK"):
         return "a zip archive, cut or of another kind"
+    if head.startswith(b"\x1f\x8b"):
+        return "compressed with gzip, which only tables (.csv, .tsv) may be"
     if b"\0" in head or head.startswith(b"\x80"):
         return f"not JSON, begins with {head!r}"
     text = path.read_bytes()

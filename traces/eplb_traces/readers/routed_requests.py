@@ -6,7 +6,6 @@ zero, and so does a token that was not computed again because its prefix was cac
 
 import base64
 import binascii
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.readers.choices import Choices, reading_of_choices
 from eplb_traces.readers.dialect import Reading, ReadOptions
+from eplb_traces.readers.json_fields import json_records
 from eplb_traces.readers.layers import hidden_layer_rows
 
 _Value = TypeVar("_Value")
@@ -39,7 +39,7 @@ def encoded_requests(path: Path) -> list[tuple[str, bytes]]:
         raise InputError(f"not a text: {error}") from error
     if not text:
         raise InputError("the file is empty")
-    found = list(_strings(text))
+    found = list(_strings(path, text))
     if not found:
         raise InputError(f"no string under a key {KEY!r}")
     decoded = []
@@ -78,28 +78,15 @@ def reading_of_requests(requests: Sequence[tuple[str, NDArray[Any]]], options: R
     return reading_of_choices(parts, options, form, choose_rows=hidden_layer_rows)
 
 
-def _strings(text: str) -> Iterator[tuple[str, str]]:
+def _strings(path: Path, text: str) -> Iterator[tuple[str, str]]:
     """Yield (place, base64 text). Lines end with a line feed alone: JSON strings may hold Unicode's line separators."""
     if text[0] not in "{[":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield f"line {number}", line.strip().strip('"')
         return
-    try:
-        documents = [("$", json.loads(text))]
-    except RecursionError as error:
-        raise InputError(f"not JSON: {error}") from error
-    except ValueError:
-        documents = [(f"line {number}", _parsed(line, number)) for number, line in enumerate(text.split("\n"), 1)]
-    for place, document in documents:
+    for place, document in json_records(path):
         yield from under_key(document, place, str)
-
-
-def _parsed(line: str, number: int) -> object:
-    try:
-        return json.loads(line) if line.strip() else None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"line {number}: not JSON: {error}") from error
 
 
 def under_key(document: object, place: str, kind: type[_Value]) -> Iterator[tuple[str, _Value]]:

@@ -4,14 +4,14 @@ The dialect is that of SGLang's ``--init-expert-location`` (sglang 0.5.23, srt/e
 attached to sgl-project/sglang#6017.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
-from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
+from eplb_traces.readers.dialect import Reading, ReadOptions
+from eplb_traces.readers.json_fields import beginning, json_document
 from eplb_traces.readers.sglang_counts import reading_of_counts
 
 SUFFIXES: tuple[str, ...] = (".json",)
@@ -23,20 +23,13 @@ KEY = "logical_count"
 
 def recognises(path: Path) -> bool:
     """Take anything that begins like a JSON object with our key in sight."""
-    head = first_bytes(path).lstrip()
-    return head.startswith(b"{") and KEY.encode() in head
+    head = beginning(path)
+    return head.startswith("{") and KEY in head
 
 
 def read(path: Path, options: ReadOptions) -> Reading:
     """Read counts, one window a step."""
-    return reading_of_counts(_counts(_parsed(path)), options, "SGLang logical_count")
-
-
-def _parsed(path: Path) -> object:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from error
+    return reading_of_counts(_counts(json_document(path)), options, "SGLang logical_count")
 
 
 def _counts(document: object) -> NDArray[np.float64]:

@@ -1,6 +1,5 @@
 """Checks counts and parses text and JSON for the readers of several dialects."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.files.limits import LARGEST_EXACT, LARGEST_EXACT_FLOAT32
 from eplb_traces.readers.dialect import ReadOptions
+from eplb_traces.readers.json_fields import json_document
 
 _logger = logging.getLogger("eplb")
 
@@ -127,10 +127,7 @@ def matrix_of_text(path: Path, delimiter: str | None) -> NDArray[np.float64]:
 
 def json_object(path: Path) -> dict[str, object]:
     """Read a file that holds one JSON object."""
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from error
+    document = json_document(path)
     if not isinstance(document, dict):
         raise InputError(f"$ is a {type(document).__name__}: expected an object")
     return document

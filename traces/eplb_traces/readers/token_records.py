@@ -15,6 +15,7 @@ from typing import final
 import numpy as np
 
 from eplb_traces.errors import InputError, naming_place
+from eplb_traces.files.limits import LARGEST_EXACT
 from eplb_traces.readers.choices import Choices, reading_of_choices
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.json_fields import beginning, field_of, integer_of, json_records
@@ -128,6 +129,8 @@ def _ids(value: object, name: str) -> list[int]:
     ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and not isinstance(i, bool)]
     if not ids or (isinstance(value, list) and len(ids) < len(value)):
         raise InputError(f"{name} = {value!r}: expected a list of expert ids")
+    if not all(abs(i) <= LARGEST_EXACT for i in ids):
+        raise InputError(f"{name} = {repr(value)[:80]}: expected expert ids, integers up to 2^53")
     return ids
 
 
@@ -145,13 +148,21 @@ def _table(records: _Records, layers: list[int], top_k: int) -> Choices:
         steps = np.array([next(place[request]) for request, _ in tokens], dtype=np.int64)
     else:
         steps = np.array([token for _, token in tokens], dtype=np.int64)
+    _check_choices(records, tokens, layers, top_k)
     ids = np.empty((len(tokens), len(layers), top_k), dtype=np.int64)
     for row, key in enumerate(tokens):
         of_token = records.choices[key]
         for column, layer in enumerate(layers):
+            ids[row, column] = of_token[layer]
+    return Choices(place="the records", ids=ids, step=steps, request=np.array([number[r] for r, _ in tokens]))
+
+
+def _check_choices(records: _Records, tokens: list[Token], layers: list[int], top_k: int) -> None:
+    """Refuse a token that lacks a layer, or has another number of choices, before an array of all is allocated."""
+    for key in tokens:
+        of_token = records.choices[key]
+        for layer in layers:
             found = of_token.get(layer)
             if found is None or len(found) != top_k:
                 has = "is missing" if found is None else f"has {len(found)} choices"
                 raise InputError(f"request {key[0]!r}, token {key[1]}: layer {layer} {has}, expected {top_k} choices")
-            ids[row, column] = found
-    return Choices(place="the records", ids=ids, step=steps, request=np.array([number[r] for r, _ in tokens]))

@@ -5,7 +5,6 @@ A record ``{"record_type": "eplb_load_stats", "version": 1, "step": 7, "num_rank
 that spans a rebalance reads right. Lines of another record_type are left out, and so are steps without a token.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from eplb_traces.expert_load import ExpertLoad, logical_counts
 from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
+from eplb_traces.readers.json_fields import parsed_json
 from eplb_traces.readers.slot_counts import agreeing_map, exact_counts
 
 SUFFIXES: tuple[str, ...] = (".jsonl",)
@@ -62,20 +62,18 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                record = _parsed(line, f"line {number}")
+                with naming_place(f"line {number}"):
+                    record = _parsed(line)
                 if record.get("record_type") == RECORD_TYPE:
                     yield f"line {number}", record
         except UnicodeDecodeError as error:
             raise InputError(f"not JSON lines: {error}") from error
 
 
-def _parsed(line: str, place: str) -> dict[str, object]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not JSON: {error}") from error
+def _parsed(line: str) -> dict[str, object]:
+    record = parsed_json(line)
     if not isinstance(record, dict):
-        raise InputError(f"{place}: is a {type(record).__name__}: expected an object")
+        raise InputError(f"is a {type(record).__name__}: expected an object")
     return record
 
 
