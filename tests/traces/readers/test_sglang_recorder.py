@@ -67,6 +67,17 @@ def test_per_pass_counts_are_made_logical_and_summed_over_ranks(tmp_path):
     np.testing.assert_array_equal(read_load(tmp_path, window=10).tokens[0], load.total)
 
 
+@pytest.mark.parametrize("read_it", [read_load, read_trace])
+def test_the_same_pass_of_a_rank_in_two_files_is_refused_not_counted_twice(tmp_path, read_it):
+    saved(tmp_path / "recorder_1.0_0.pt", recording(FIRST))
+    saved(tmp_path / "recorder_2.0_0.pt", recording(LATER, FIRST))
+    with pytest.raises(InputError, match=r"forward_pass_id 7 of rank 0 is there twice, and would count twice"):
+        read_it(tmp_path)
+    halves = [{**FIRST, "gatherer_key": key} for key in ("child_a", "child_b")]  # two batches that overlap
+    saved(tmp_path / "recorder_2.0_0.pt", recording(*halves))
+    assert read_it(tmp_path) is not None
+
+
 @pytest.mark.parametrize("offset", [0, 1000, 100_000])
 def test_windows_of_passes_begin_with_the_first_recorded_pass(tmp_path, offset):
     passes = [{**FIRST, "forward_pass_id": offset + number} for number in (8, 9, 10, 14)]

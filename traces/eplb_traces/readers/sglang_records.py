@@ -57,6 +57,7 @@ def reading_of_passes(recordings: Sequence[RankRecording], options: ReadOptions)
     """Sum the ranks' counts of each pass, in ascending order, `options.window` passes a window, one by default."""
     logical_of_slot = _common_map(recordings)
     num_experts = int(logical_of_slot.max()) + 1
+    _check_no_repetition(recordings)
     counts: dict[int, NDArray[np.float64]] = {}
     first = min(_pass_ids(recordings), default=0)
     for place, record in _placed_records(recordings):
@@ -83,6 +84,7 @@ def reading_of_tokens(recordings: Sequence[RankRecording], options: ReadOptions)
     """
     form = "SGLang recorder, per_token records, physical ids"
     logical_of_slot = _common_map(recordings)
+    _check_no_repetition(recordings)
     kept = [_without_ignored(recording, len(logical_of_slot), options) for recording in recordings]
     used = {"ignore_columns"} if options.ignore_columns else set()
     if any(num_ignored for _, num_ignored in kept):
@@ -157,6 +159,21 @@ def _common_map(recordings: Sequence[RankRecording]) -> NDArray[np.int64]:
             "each expert"
         )
     return first.astype(np.int64)
+
+
+def _check_no_repetition(recordings: Sequence[RankRecording]) -> None:
+    """Refuse a pass that a rank has recorded twice: the dumps of two runs, or copies of a file, in one folder."""
+    seen: set[tuple[int, str, str]] = set()
+    for place, record in _placed_records(recordings):
+        with naming_place(place):
+            pass_id = _integer(record, "forward_pass_id")
+            part = (pass_id, str(record.get("rank")), str(record.get("gatherer_key")))
+            if part in seen:
+                raise InputError(
+                    f"forward_pass_id {pass_id} of rank {part[1]} is there twice, and would count twice: expected the "
+                    "files of one recording, one a rank"
+                )
+            seen.add(part)
 
 
 def _placed_records(recordings: Sequence[RankRecording]) -> list[tuple[str, Mapping[str, object]]]:
