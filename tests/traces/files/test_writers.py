@@ -100,3 +100,11 @@ def test_unknown_suffixes_are_refused_with_the_list(tmp_path):
         write_load(random_load(), tmp_path / "load.xls")
     with pytest.raises(InputError, match=r"trace.csv: a trace is written as .parquet"):
         write_trace(small_trace(), tmp_path / "trace.csv")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".npz", ".parquet"])
+def test_counts_beyond_2_to_the_53_are_written_so_that_they_are_read(tmp_path, suffix):
+    shape = ModelShape(1, 3, moe_layer_ids=(0,), num_hidden_layers=1)
+    load = ExpertLoad([[3.16e22, 7.0, 2.0**60]], shape=shape)
+    write_load(load, tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(read_load(tmp_path / f"a{suffix}").tokens, load.tokens)

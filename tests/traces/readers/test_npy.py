@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -34,3 +36,30 @@ def test_wrong_arrays_are_named(tmp_path):
     np.savez(tmp_path / "b.npz", a=np.ones((2, 2)))
     with pytest.raises(InputError, match="an archive of several arrays"):
         read_load(tmp_path / "b.npz", format="npy")
+
+
+COUNTS = np.random.default_rng(3).multinomial(40_000, np.full(64, 1 / 64), 4) + np.arange(64) * 40
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (COUNTS.astype(np.float16), "float16 counts up to [0-9]+ have lost their last digits"),
+        (((COUNTS.astype(np.float32).view(np.uint32)) & 0xFFFF0000).view(np.float32), "bfloat16 counts up to"),
+        (
+            COUNTS.astype(np.uint8),
+            "uint8 counts up to 25[0-9], and layers of unlike sums: .* 255 have wrapped",
+        ),
+        ((COUNTS * 40).astype(np.uint16), "uint16 counts up to 6.*counts beyond 65535 have wrapped"),
+        (COUNTS.astype(np.float32), ""),
+        (COUNTS.astype(np.uint16), ""),
+        (np.vstack([COUNTS * 0, COUNTS])[3:].astype(np.uint16) * 8, ""),  # a dense layer, and equal sums
+        (np.array([[200, 100], [150, 150]], dtype=np.uint8), ""),
+        (np.array([[1000, 2000], [1500, 1500]], dtype=np.float32), ""),
+    ],
+)
+def test_counts_of_a_type_that_cannot_hold_them_are_read_with_a_warning(tmp_path, caplog, counts, message):
+    np.save(tmp_path / "a.npy", counts)
+    load = read_load(tmp_path / "a.npy")
+    np.testing.assert_array_equal(load.tokens[0], counts[counts.any(axis=1)])
+    assert re.search(message, caplog.text) if message else not caplog.text

@@ -70,3 +70,12 @@ def test_real_files(name):
     assert load.tokens.shape == (1, 58, 256)
     assert load.shape.moe_layer_ids == tuple(range(3, 61))
     assert load.shape.num_hidden_layers == 61
+
+
+def test_an_integer_that_float64_does_not_hold_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"logical_count": [[9007199254740993, 1], [9007199254740994, 2]]}')
+    with pytest.raises(InputError, match=r"logical_count\[0\]\[0\] = 9007199254740993: expected at most 2\^53"):
+        read_load(path)
+    path.write_text('{"logical_count": [[9007199254740994, 1], [1e300, 2]]}')
+    assert read_load(path).tokens[0, 0, 0] == 9007199254740994

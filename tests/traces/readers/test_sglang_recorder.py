@@ -220,3 +220,13 @@ def test_columns_of_shared_experts_are_left_out(tmp_path):
     for columns in ([8], [-1], range(8)):
         with pytest.raises(InputError, match=r"--ignore-columns\): topk_ids_of_layer has the columns 0 to 7"):
             read_trace(path, ignore_columns=columns)
+
+
+def test_counts_beyond_2_to_the_53_are_refused_not_rounded(tmp_path):
+    large = torch.full((1, 3, 6), (1 << 53) + 1)
+    path = saved(tmp_path / "a.pt", {"logical_count": large})
+    with pytest.raises(InputError, match="logical_count has the count 9007199254740993: expected at most"):
+        read_load(path)
+    saved(path, recording({**FIRST, "global_physical_count": large[0]}))
+    with pytest.raises(InputError, match="global_physical_count has the count 9007199254740993: expected at most"):
+        read_load(path)

@@ -12,6 +12,7 @@ import numpy as np
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import ExpertLoad
 from eplb_traces.files.atomic_file import atomic_write
+from eplb_traces.files.limits import LARGEST_EXACT
 from eplb_traces.files.parquet_file import TraceLayout, write_parquet_load, write_parquet_trace
 from eplb_traces.files.remote import url_of
 from eplb_traces.files.shape_json import shape_to_json
@@ -162,8 +163,8 @@ def _check_sglang_can_represent(load: ExpertLoad, path: Path) -> None:
 
 
 def _shortest(tokens: float) -> int | float:
-    """Return an integer value as int, so that it is written without a decimal point."""
-    return int(tokens) if tokens.is_integer() else tokens
+    """Return an integer value as int, so that it is written without a decimal point; above 2^53 it is read as float."""
+    return int(tokens) if tokens.is_integer() and tokens <= LARGEST_EXACT else tokens
 
 
 LOAD_WRITERS: dict[str, Callable[[ExpertLoad, Path], None]] = {

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import LARGEST_EXACT
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.json_fields import beginning, json_document
 from eplb_traces.readers.sglang_counts import reading_of_counts
@@ -49,9 +50,21 @@ def _counts(document: object) -> NDArray[np.float64]:
         for layer, row in enumerate(matrix):
             _check_row(row, num_experts, f"{of_matrix}[{layer}]")
     try:
-        return np.array(matrices, dtype=np.float64)
+        array = np.array(matrices, dtype=np.float64)
     except OverflowError as error:
         raise InputError(f"{place}: {error}") from error
+    if array.max() >= LARGEST_EXACT:
+        _check_exact(matrices, places)
+    return array
+
+
+def _check_exact(matrices: list[list[list[float]]], places: list[str]) -> None:
+    """Refuse an integer that float64 does not hold."""
+    for matrix, place in zip(matrices, places, strict=True):
+        for layer, row in enumerate(matrix):
+            for expert, value in enumerate(row):
+                if isinstance(value, int) and int(float(value)) != value:
+                    raise InputError(f"{place}[{layer}][{expert}] = {value}: expected at most 2^53")
 
 
 def _depth(counts: object, place: str) -> int:

@@ -9,12 +9,11 @@ like the counts. The map is the one in force at the dump: a recording that spans
 
 from pathlib import Path
 
-import numpy as np
-
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts
 from eplb_traces.readers.sglang_records import RankRecording, reading_of_passes, reading_of_tokens
+from eplb_traces.readers.slot_counts import exact_counts
 from eplb_traces.readers.torch_files import has_key, is_torch_file, kind_of, load_torch
 
 SUFFIXES: tuple[str, ...] = (".pt", ".pth")
@@ -37,7 +36,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
     """
     documents = _documents(path)
     if len(documents) == 1 and "logical_count" in documents[0]:
-        counts = numbers(documents[0]["logical_count"], "logical_count").astype(np.float64)
+        counts = exact_counts(numbers(documents[0]["logical_count"], "logical_count"), "logical_count")
         return reading_of_counts(counts, options, "SGLang recorder, logical_count")
     recordings = _recordings(path, documents)
     has_tokens = any("topk_ids_of_layer" in record for recording in recordings for record in recording.records)

@@ -12,7 +12,7 @@ from eplb_traces.expert_load import logical_counts
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts, shape_of_moe_layers
-from eplb_traces.readers.slot_counts import agreeing_map
+from eplb_traces.readers.slot_counts import agreeing_map, exact_counts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
 _PADDING = -1
@@ -66,7 +66,8 @@ def reading_of_passes(recordings: Sequence[RankRecording], options: ReadOptions)
             if physical.shape != logical_of_slot.shape:
                 raise InputError(f"global_physical_count has shape {physical.shape}: expected {logical_of_slot.shape}")
             key = window_start(_integer(record, "forward_pass_id"), first, options.window or 1)
-            logical = logical_counts(physical.astype(np.float64), logical_of_slot, num_experts)
+            physical = exact_counts(physical, "global_physical_count")
+            logical = logical_counts(physical, logical_of_slot, num_experts)
         counts[key] = counts[key] + logical if key in counts else logical
     if not counts:
         raise InputError("records is empty: an empty recording")

@@ -13,13 +13,20 @@ from eplb_traces.files.limits import LARGEST_EXACT, LARGEST_EXACT_FLOAT32
 from eplb_traces.readers.dialect import ReadOptions
 from eplb_traces.readers.json_fields import json_document
 
+_EXACT = {"float16": 1 << 11, "float32": LARGEST_EXACT_FLOAT32}
+_EXACT_BFLOAT16 = 1 << 8
+_FEWEST_ROUNDED = 16
+_NARROW_BYTES = 2
+
 _logger = logging.getLogger("eplb")
 
 
 def exact_counts(counts: NDArray[Any], place: str) -> NDArray[np.float64]:
     """Return counts as float64 without losing a token.
 
-    float32 counts from 2^24 on have been rounded before they were written: that is logged, since nobody can undo it.
+    Counts of a type that cannot hold them have lost digits, or wrapped, before they were written: floats from 2^11
+    (float16), 2^24 (float32) or 2^8 (bfloat16, as float32) on, and integers of 8 or 16 bits. That is logged, since
+    nobody can undo it.
 
     Raises
     ------
@@ -31,10 +38,34 @@ def exact_counts(counts: NDArray[Any], place: str) -> NDArray[np.float64]:
     largest = counts.max(initial=0)
     if counts.dtype.kind in "iu" and largest > LARGEST_EXACT:
         raise InputError(f"{place} has the count {largest}: expected at most {LARGEST_EXACT}")
-    if counts.dtype == np.float32 and largest >= LARGEST_EXACT_FLOAT32:
-        _logger.warning("%s: float32 counts up to %.0f have lost their last digits", place, largest)
+    _warn_of_narrow_type(counts, float(largest), place)
     with np.errstate(invalid="ignore"):  # a signalling NaN; ExpertLoad refuses it with its place
         return counts.astype(np.float64)
+
+
+def _warn_of_narrow_type(counts: NDArray[Any], largest: float, place: str) -> None:
+    """Log that counts have lost their last digits, or that those of a narrow integer may have wrapped."""
+    dtype = counts.dtype
+    name, exact = ("bfloat16", _EXACT_BFLOAT16) if _are_bfloat16(counts) else (dtype.name, _EXACT.get(dtype.name))
+    if exact is not None and largest >= exact:
+        _logger.warning("%s: %s counts up to %.0f have lost their last digits", place, name, largest)
+    if dtype.kind not in "iu" or dtype.itemsize > _NARROW_BYTES or 2 * largest <= np.iinfo(dtype).max:
+        return
+    sums = np.atleast_2d(counts).sum(axis=-1, dtype=np.int64)
+    sums = np.where(sums > 0, sums, sums.max(axis=-1, keepdims=True))  # a dense layer has none
+    if (sums != sums[..., :1]).any():
+        _logger.warning(
+            "%s: %s counts up to %.0f, and layers of unlike sums: counts beyond %d have wrapped, if there were any",
+            *(place, dtype.name, largest, np.iinfo(dtype).max),
+        )
+
+
+def _are_bfloat16(counts: NDArray[Any]) -> bool:
+    """Whether every number of a float32 array is one of bfloat16, whose bits are the upper half, and not by chance."""
+    if counts.dtype != np.float32 or np.count_nonzero(counts >= _EXACT_BFLOAT16) < _FEWEST_ROUNDED:
+        return False
+    bits = np.ascontiguousarray(counts, dtype="=f4").view(np.uint32)
+    return not (bits & np.uint32(0xFFFF)).any()
 
 
 def logical_of_slots(counts: NDArray[np.float64], options: ReadOptions) -> NDArray[np.float64]:

@@ -95,7 +95,7 @@ def bad_cell(table: Table, row: int, column: int, value: object, expected: str) 
 
 def _numbers(table: Table, cells: Column, first_row: int, column: int, expected: str) -> NDArray[Any]:
     if cells.ndim == 1 and cells.dtype.kind in "iuf":
-        return cells
+        return cells.astype(np.float64) if cells.dtype == np.float16 else cells  # whose largest number is below 2^53
     if cells.ndim != 1:
         raise InputError(f"{table.place(first_row, column)} is a list: expected {expected}")
     index = next((i for i, value in enumerate(cells) if not _is_number(value)), 0)
