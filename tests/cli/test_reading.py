@@ -169,6 +169,13 @@ def test_traces_are_merged_as_traces_or_counted_on_demand(run, tmp_path):
     assert read_load(out).num_windows == 2
 
 
+def test_a_file_that_is_named_twice_is_not_added_to_itself(run, load_path):
+    again = load_path.parent / "." / f"../{load_path.parent.name}/{load_path.name}"
+    result = run("plan", load_path, again, *MACHINE, "--combine", "sum")
+    assert result.exit_code == 3
+    assert "is named twice, also as" in result.stderr.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

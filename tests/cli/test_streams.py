@@ -57,7 +57,9 @@ def test_a_load_from_stdin_is_the_load_of_the_file(run, load_path, form):
 
 def test_several_loads_of_which_one_is_stdin(run, load_path):
     words = ("--combine", "sum", "--json")
-    named = run("trace", "info", load_path, load_path, *words)
+    other = load_path.with_name("other.npz")
+    other.write_bytes(load_path.read_bytes())
+    named = run("trace", "info", load_path, other, *words)
     piped = run("trace", "info", load_path, "-", *words, input=load_path.read_bytes())
     assert piped.exit_code == 0, piped.stderr
     assert json.loads(piped.stdout)["tokens"] == json.loads(named.stdout)["tokens"]

@@ -60,10 +60,13 @@ def read_source(paths: Sequence[Path], reading: "Reading") -> Source:
     """
     from eplb_traces import RoutingTrace
     from eplb_traces.combine import Combine, combine_loads, combine_traces
+    from eplb_traces.files.named_once import check_named_once
     from eplb_traces.readers import read
 
     check_at_least(1, {"--window": reading.window})
     how, options = reading.how(len(paths)), reading.options()
+    if how is Combine.SUM:
+        check_named_once(paths)
     readings = []
     for path in paths:
         with output.progress(f"reading {path.name}"), expecting_load(path):

@@ -160,6 +160,11 @@ def test_patterns_give_files_in_order_and_each_once(tmp_path):
     assert files_of([paths[2], paths[0]]) == [paths[2], paths[0]]
     with pytest.raises(InputError, match=r"part-1\.parquet is named twice"):
         files_of([paths[1], str(tmp_path / "*.parquet")])
+    os.link(paths[1], tmp_path / "hard.parquet")
+    (tmp_path / "soft.parquet").symlink_to(paths[1])
+    for other in (f"{tmp_path}/./part-1.parquet", tmp_path / "hard.parquet", tmp_path / "soft.parquet"):
+        with pytest.raises(InputError, match=r"\.parquet is named twice, also as .*part-1\.parquet: its tokens would"):
+            files_of([paths[0], paths[1], str(other)])
 
 
 def test_an_error_stops_the_counts_that_still_run(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import final
 from eplb_traces.combine import Combine, common_shape
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.named_once import check_named_once
 from eplb_traces.files.remote import matching, url_of
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.routing_trace import load_of_windows
@@ -43,9 +44,7 @@ def files_of(patterns: Sequence[str]) -> list[str]:
         if not of_pattern:
             raise InputError(f"{pattern}: no such file")
         found += of_pattern
-    twice = [path for path in dict.fromkeys(found) if found.count(path) > 1] if len(set(found)) < len(found) else []
-    if twice:
-        raise InputError(f"{twice[0]} is named twice: its tokens would count twice")
+    check_named_once(found)
     return found
 
 
