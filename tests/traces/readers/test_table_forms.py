@@ -244,3 +244,61 @@ def test_compressed_text_that_is_damaged_is_refused(tmp_path):
         (tmp_path / "a.csv.gz").write_bytes(damaged)
         with pytest.raises(InputError, match=r"a\.csv\.gz: "):
             read_load(tmp_path / "a.csv.gz")
+
+
+COMPLETE = pd.DataFrame(
+    [(w, i, e, 0 if e == 3 else 100 + 7 * e + w) for w in range(2) for i in range(3) for e in range(8)],
+    columns=["window", "layer", "expert", "tokens"],
+)
+
+
+@pytest.mark.parametrize("order", [["window", "layer", "expert"], ["layer", "expert", "window"], ["expert", "layer"]])
+@pytest.mark.parametrize("num_kept", [47, 46, 43])
+def test_a_long_form_with_zeros_that_ends_too_early_is_cut_off(tmp_path, order, num_kept):
+    COMPLETE.sort_values(order, kind="stable").head(num_kept).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(InputError, match=f"the last {48 - num_kept} of 48 pairs have no row, .* the file is cut off"):
+        read(tmp_path / "a.csv")
+
+
+def test_holes_in_a_long_form_with_zeros_are_told(tmp_path):
+    COMPLETE.drop([9, 25]).to_csv(tmp_path / "a.csv", index=False)
+    assert "2 of 48 pairs have no row and count as 0, though others have a row of 0" in read(tmp_path / "a.csv").notes
+    COMPLETE[COMPLETE.tokens > 0].to_csv(tmp_path / "a.csv", index=False)
+    assert not read(tmp_path / "a.csv").notes
+    COMPLETE.to_csv(tmp_path / "a.csv", index=False)
+    assert not read(tmp_path / "a.csv").notes
+
+
+def grouped(number):
+    return f"{number:,}".replace(",", ".")
+
+
+@pytest.mark.parametrize("separator", [",", "\t", " "])
+def test_points_that_group_thousands_are_no_fractions(tmp_path, separator):
+    tokens = [900, 1230, 12_345, 7, 990, 1_234, 50, 2_001]
+    rows = [["layer", *(f"e{i}" for i in range(8))], *([i, *map(grouped, tokens[i:] + tokens[:i])] for i in range(3))]
+    (tmp_path / "a.csv").write_text("\n".join(separator.join(map(str, row)) for row in rows))
+    with pytest.raises(InputError, match=r"line 2, column . \(e.\) or below: .*without thousands separator"):
+        read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("write", ["{:.3f}".format, "{!r}".format, "{:g}".format])
+def test_fractions_with_three_decimals_are_fractions(tmp_path, write):
+    tokens = np.random.default_rng(0).uniform(0, 900, (4, 16)).round(3)
+    tokens[:, ::3] = tokens[:, ::3].round()
+    rows = [[i, *map(write, row)] for i, row in enumerate(tokens.tolist())]
+    pd.DataFrame(rows, columns=["layer", *range(16)]).to_csv(tmp_path / "a.csv", index=False)
+    np.testing.assert_allclose(read_load(tmp_path / "a.csv").tokens[0], tokens, rtol=1e-4)
+
+
+@pytest.mark.parametrize("column", ["request", "rank"])
+def test_not_a_number_names_nothing(tmp_path, column):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    frame = pd.DataFrame({"layer": 0, "expert": [0, 1, 0, 1], "tokens": [3, 4, 5, 6], "rank": [0.0, 0.0, 1.0, 1.0]})
+    if column == "request":
+        frame = pd.DataFrame({"token": [0, 1], "layer": 0, "experts": [[0, 1], [2, 1]], "request": [0.0, 1.0]})
+    frame.loc[len(frame) - 1, column] = np.nan
+    columns = {name: frame[name].to_numpy() if name == column else frame[name].tolist() for name in frame}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")  # of numpy's arrays it keeps a NaN
+    with pytest.raises(InputError, match=rf"row {len(frame) - 1}, column {column} = nan: expected a value"):
+        read(tmp_path / "a.parquet", ReadOptions(num_experts=4))

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal, cast, final
 
@@ -30,6 +31,10 @@ _CELLS_PER_CHUNK = 1 << 20
 _MOST_ROWS_PER_CHUNK = 1 << 17
 _BYTES_OF_BEGINNING = 1 << 16
 _PART_OF_A_DUMP = re.compile(r"activation_counts_recordstep_.*|(prefill|decode)_\d+\.csv")
+_GROUPED = re.compile(r"[1-9]\d{0,2}(\.\d{3})+")
+_BELOW_THOUSAND = re.compile(r"\d{1,3}")
+_MOST_INDEX_COLUMNS = 3  # window or step, layer, rank
+_CELLS_TO_LOOK_AT = 1 << 16
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
@@ -95,6 +100,7 @@ class TextTable:
         with _opened(self.path) as file:
             for _ in range(self.num_skipped):
                 file.readline()
+            is_checked = False
             try:
                 with pandas.read_csv(
                     file,
@@ -115,7 +121,10 @@ class TextTable:
                         every = [column.to_numpy() for _, column in part.items()]
                         self._check_end(every[-1], first_row)
                         cells = [every[i] for i in columns]
-                        self._check_points(cells, columns, first_row)
+                        fractions = [i for i, of in zip(columns, cells, strict=True) if of.dtype.kind == "f"]
+                        if fractions and not is_checked:
+                            self._check_points(fractions, len(columns) - len(fractions), first_row)
+                            is_checked = True
                         yield cells
             except pandas.errors.EmptyDataError:
                 return
@@ -158,13 +167,26 @@ class TextTable:
             row = 0 if last.dtype.kind in "iufb" else int((last != "").argmax())
             raise InputError(f"line {self._line(first_row + row)} has a cell too many: expected {self.num_columns}")
 
-    def _check_points(self, cells: list[Column], columns: Sequence[int], first_row: int) -> None:
-        """Refuse fractions between semicolons: there a point may group thousands."""
-        column = next((i for i, of in zip(columns, cells, strict=True) if of.dtype.kind == "f"), None)
-        if self.separator == ";" and column is not None:
+    def _check_points(self, columns: Sequence[int], num_others: int, first_row: int) -> None:
+        """Refuse columns with points that may group thousands: all between semicolons, others by their numbers.
+
+        `num_others` columns that are read have no points.
+        """
+        if self.separator == ";":
             raise InputError(
-                f"{self.place(first_row, column)} or below: a number with a point between semicolons may be a fraction "
-                "or a thousand: write commas between cells, and a decimal point"
+                f"{self.place(first_row, columns[0])} or below: a number with a point between semicolons may be a "
+                "fraction or a thousand: write commas between cells, and a decimal point"
+            )
+        rows = islice(self._lines(), first_row, first_row + max(1, _CELLS_TO_LOOK_AT // len(columns)))
+        cells = [row[i].strip() for _, _, row in rows for i in columns if i < len(row)]
+        with_point = [cell for cell in cells if "." in cell]
+        ends = any(cell.endswith("0") for cell in with_point)  # which no program writes beside numbers without a point
+        is_grouped = ends and all(map(_GROUPED.fullmatch, with_point))
+        if is_grouped and (num_others > _MOST_INDEX_COLUMNS or any(map(_BELOW_THOUSAND.fullmatch, cells))):
+            raise InputError(
+                f"{self.place(first_row, columns[0])} or below: numbers such as {with_point[0]} have a point before "
+                "three digits, and others none: write numbers without thousands separator, or a "
+                "decimal point in all of them"
             )
 
     def _line(self, row: int) -> int:

@@ -88,7 +88,11 @@ class ParquetTable:
         if types.is_list(array.type) or types.is_large_list(array.type) or types.is_fixed_size_list(array.type):
             return self._lists(array, first_row, column)
         if types.is_integer(array.type) or types.is_floating(array.type):
-            return np.asarray(array.to_numpy(zero_copy_only=False))
+            numbers = np.asarray(array.to_numpy(zero_copy_only=False))
+            if numbers.dtype.kind == "f" and np.isnan(numbers).any():  # also what programs write for no value
+                row = first_row + int(np.argmax(np.isnan(numbers)))
+                raise InputError(f"{self.place(row, column)} = nan: expected a value")
+            return numbers
         return np.array(array.to_pylist(), dtype=object)
 
     def _lists(self, array: Any, first_row: int, column: int) -> Column:  # noqa: ANN401  # pyarrow is untyped

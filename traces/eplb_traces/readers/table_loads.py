@@ -1,6 +1,7 @@
 """Reads the long form of a table, one row for each pair of layer and expert, as a load."""
 
 from collections.abc import Mapping
+from itertools import permutations
 from typing import NamedTuple, final
 
 import numpy as np
@@ -76,6 +77,7 @@ class _Pairs:
             raise InputError("the table has a header and no rows")
         load, seen = self._cells.counts()
         is_complete = self._shows_zeros and bool(seen.all())
+        holes = _holes(seen) if self._shows_zeros and not is_complete else ()
         num_experts, why = _num_experts(load.shape[2], is_complete, _chance_of_silence(load), self._options)
         if num_experts > load.shape[2]:
             check_size((*load.shape[:2], num_experts), self._table.num_bytes, "num_experts (--num-experts) as given")
@@ -85,7 +87,7 @@ class _Pairs:
         load, labels = by_window(load, self._cells.windows, self._meaning, self._table.num_bytes)
         header = self._table.names or ()
         form = f"long form {', '.join(header[i].strip() for i in self.columns)}{why}"
-        said = Said(form, notes(self._table, self._meaning), labels, self._uses_ids)
+        said = Said(form, notes(self._table, self._meaning) + holes, labels, self._uses_ids)
         return reading_of_rows(load, ids, self._meaning, self._options, said)
 
 
@@ -141,6 +143,24 @@ def _silent(load: NDArray[np.float64]) -> NDArray[np.bool_]:
     """[layers] whether a layer has no token in any window."""
     silent = ~load[0].any(axis=1)
     return np.asarray(~load.any(axis=(0, 2))) if silent.any() else np.asarray(silent)
+
+
+def _holes(seen: NDArray[np.bool_]) -> tuple[str, ...]:
+    """A note on the pairs [windows, layers, experts] without a row in a file that has rows of zeros.
+
+    Raises
+    ------
+    InputError
+        If they are the end of the file, whichever of its columns varies fastest: it was cut off.
+    """
+    num_seen = int(seen.sum())
+    for axes in permutations(range(3)):
+        if seen.transpose(axes).ravel()[:num_seen].all():
+            raise InputError(
+                f"the last {seen.size - num_seen} of {seen.size} pairs have no row, and pairs without tokens have one: "
+                "the file is cut off"
+            )
+    return (f"{seen.size - num_seen} of {seen.size} pairs have no row and count as 0, though others have a row of 0",)
 
 
 def layer_ids(table: Table, cells: Column, first_row: int, column: int) -> NDArray[np.int64]:
