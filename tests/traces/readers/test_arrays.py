@@ -230,3 +230,22 @@ def test_counts_of_slots_are_made_experts_by_the_map(tmp_path):
     np.testing.assert_array_equal(read_load(npy(tmp_path, slots), recorded_under=pattern).total, expected)
     with pytest.raises(InputError, match=r"recorded_under \(--recorded-under\) has 4 x 20 .*: the file has 4 x 16"):
         read_load(npy(tmp_path, COUNTS), recorded_under=pattern)
+
+
+def test_running_totals_are_told(tmp_path):
+    windows = np.random.default_rng(0).integers(1, 9000, (6, 4, 40))
+    fallen = windows.cumsum(0)
+    fallen[3, 0, 0] = 0  # a recorder that was started again
+    said = "no count falls from one window to the next: if these are running totals, give their differences"
+    for tokens, notes in ((windows, ()), (windows.cumsum(0), (said,)), (fallen, ())):
+        np.save(tmp_path / "a.npy", tokens)
+        assert read(tmp_path / "a.npy").notes == notes
+
+
+def test_columns_of_tokens_beside_counts_are_named(tmp_path):
+    windows = np.random.default_rng(0).integers(1, 900, (3, 4, 16))
+    np.savez(tmp_path / "a.npz", load=windows, step=[5, 3, 4], domain=["a", "b", "c"])
+    assert read(tmp_path / "a.npz").notes == ("arrays domain, step left out: they are of tokens, not of windows",)
+    ids = np.stack([np.arange(3), np.arange(3) + 1], axis=1)[:, None]
+    np.savez(tmp_path / "a.npz", topk_ids=ids, step=[5, 3, 4])
+    assert not read(tmp_path / "a.npz", ReadOptions(num_experts=16)).notes

@@ -51,18 +51,26 @@ def reading_of_named_arrays(arrays: Arrays, options: ReadOptions) -> Reading:
         if arrays[key].ndim != 3:
             raise InputError(f"{key} has shape {arrays[key].shape}: expected [tokens, layers, top-k]")
         options = replace(options, wants=Wanted.TRACE)
+    asked: list[str] = []
+
+    def choices_of(ids: NDArray[Any]) -> Choices:
+        asked.extend(_COLUMNS)
+        return _choices(key, ids, arrays)
+
     context = Context(
         name=key,
         row_ids=_row_ids(arrays),
         num_tokens=_num_tokens(arrays),
-        choices_of=lambda ids: _choices(key, ids, arrays),
+        choices_of=choices_of,
         domain_names=_domain_names(arrays),
     )
     reading = reading_of_array(arrays[key], options, context)
     content = reading.content
     if isinstance(content, ExpertLoad) and ("weights" in arrays or "labels" in arrays):
         content = ExpertLoad(content.tokens, arrays.get("weights"), texts(arrays, "labels"), content.shape)
-    return replace(reading, content=content, form=f"{key}, {reading.form}", notes=reading.notes + left_out)
+    columns = sorted(column for column in _COLUMNS if column in arrays and column not in asked)
+    no_tokens = (f"arrays {', '.join(columns)} left out: they are of tokens, not of windows",) if columns else ()
+    return replace(reading, content=content, form=f"{key}, {reading.form}", notes=reading.notes + left_out + no_tokens)
 
 
 def texts(arrays: Arrays, key: str) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
@@ -13,6 +14,9 @@ from eplb_traces.model_shape import ModelShape, id_ranges
 from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 
+_FEWEST_TOTALS = 3
+_FEWEST_RISES = 32
+"""Counts that do not fall from a window to the next, for them to be no chance."""
 _MODEL = ("num_experts", "top_k", "moe_layer_ids", "num_hidden_layers")
 _MUST_BE_USED = {
     "ignore_ids": "--ignore-ids",
@@ -39,7 +43,8 @@ def with_told(reading: Reading, options: ReadOptions) -> Reading:
         )
     shape = _merged(reading.content.shape, options)
     content = reading.content if shape == reading.content.shape else _with_shape(reading.content, shape)
-    return replace(reading, content=content, notes=reading.notes + _silent_block(content))
+    notes = _silent_block(content) + (() if reading.is_own else _running_totals(content))
+    return replace(reading, content=content, notes=reading.notes + notes)
 
 
 def _merged(found: ModelShape, options: ReadOptions) -> ModelShape:
@@ -107,3 +112,18 @@ def _silent_block(content: ExpertLoad | RoutingTrace) -> tuple[str, ...]:
                 return (f"{block}, as if one rank of {num_ranks} had recorded",)
             return (f"{block}, as if rank {rank} of {num_ranks} had not recorded",)
     return ()
+
+
+def _running_totals(content: ExpertLoad | RoutingTrace) -> tuple[str, ...]:
+    """A note where no count falls from one window to the next, as in totals since the start of a recording."""
+    if isinstance(content, RoutingTrace) or content.num_windows < _FEWEST_TOTALS:
+        return ()
+    num_rises = 0
+    for before, after in pairwise(content.tokens):
+        rises = np.count_nonzero(after > before)
+        if not rises or (after < before).any():
+            return ()
+        num_rises += int(rises)
+    if num_rises < _FEWEST_RISES:
+        return ()
+    return ("no count falls from one window to the next: if these are running totals, give their differences",)
