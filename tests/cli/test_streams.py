@@ -176,6 +176,25 @@ def test_messages_name_stdin(run, content, expected):
     assert "eplb-" not in result.stderr
 
 
+def damaged_zip():
+    file = io.BytesIO()
+    np.savez(file, load=np.ones((3, 8)))
+    return file.getvalue().replace(b"PK\x01\x02", b"PK\x01\x03")
+
+
+def damaged_gzip():
+    content = bytearray(gzip.compress("".join(f"{i},{i * 7 % 997}\n" for i in range(2000)).encode()))
+    content[20:40] = bytes(20)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("content", [damaged_zip(), damaged_gzip()], ids=["zip", "gzip"])
+@pytest.mark.parametrize("words", [("trace", "info", "-"), ("convert", "-", "a.json", "--to", "native")], ids=str)
+def test_a_damaged_archive_from_stdin_is_refused_by_name(run, words, content):
+    result = run(*words, input=content)
+    assert (result.exit_code, result.stderr.startswith("error: stdin: ")) == (ExitCode.BAD_INPUT, True)
+
+
 def test_a_placement_in_place_of_a_load_is_named(run, plan_path):
     result = run("plan", "-", *ON, input=plan_path.read_bytes())
     assert result.exit_code == ExitCode.BAD_INPUT

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -33,15 +33,16 @@ def placement_suffix(path: Path) -> str:
 
 
 def _binary_suffix(path: Path) -> str | None:
+    from eplb_traces.files.zip_files import member_names
+
     head = _head(path)
     for magic, suffix in _MAGIC.items():
         if head.startswith(magic):
             return suffix
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            is_torch = any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
-        return ".pt" if is_torch else ".npz"
-    if head.startswith(b"PK"):  # cut: the reader of .npz names what is missing
+    names = member_names(path)
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        return ".pt"
+    if names or head.startswith(b"PK"):  # cut or damaged: the reader of .npz names what is missing
         return ".npz"
     return ".safetensors" if head[8:9] == b"{" and b"\0" in head[:8] else None
 
@@ -50,7 +51,7 @@ def _text_suffix(file: BinaryIO | gzip.GzipFile) -> str:
     """JSON lines are several lines of which the first is a whole JSON value."""
     try:
         first, rest = _first_line(file), _first_line(file)
-    except (OSError, EOFError):  # not gzip after all, or cut: the reader names it
+    except (OSError, EOFError, zlib.error):  # not gzip after all, cut or damaged: the reader names it
         return ".csv"
     if first[:1] not in (b"{", b"["):
         return ".tsv" if b"\t" in first and b"," not in first else ".csv"

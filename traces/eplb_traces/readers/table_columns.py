@@ -43,6 +43,7 @@ _CHOICE_COLUMN = re.compile(
 _LAYER_IN_PATH = re.compile(r"(?:layers?|blk|block|h)[._ \[]*(\d+)")
 _NO_LAYER = re.compile(r"exp(?:ert)?s?\b|exp(?:ert)?s?[_.\[# -]*\d|rank|token|group|step|window|gpu|slot|node")
 _LONGEST_HEADER = 12
+_LONGEST_NAME = 80
 _MOST_DIGITS = 10
 
 
@@ -143,7 +144,7 @@ def understand(header: Sequence[str], num_experts: int | None = None) -> Columns
 
 def unknown_header(header: Sequence[str], why: str = "") -> InputError:
     """The refusal that shows the header and the known forms."""
-    shown = ", ".join(repr(name) if not name.strip() else name for name in header[:_LONGEST_HEADER])
+    shown = ", ".join(repr(name) if not name.strip() else name[:_LONGEST_NAME] for name in header[:_LONGEST_HEADER])
     more = f", .. ({len(header)} columns)" if len(header) > _LONGEST_HEADER else ""
     return InputError(f"header {shown}{more}: {why}expected {FORMS}")
 
