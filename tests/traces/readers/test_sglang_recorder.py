@@ -230,3 +230,12 @@ def test_counts_beyond_2_to_the_53_are_refused_not_rounded(tmp_path):
     saved(path, recording({**FIRST, "global_physical_count": large[0]}))
     with pytest.raises(InputError, match="global_physical_count has the count 9007199254740993: expected at most"):
         read_load(path)
+
+
+@pytest.mark.parametrize("read_it", [read_load, read_trace])
+def test_a_map_without_a_slot_of_an_expert_is_refused(tmp_path, read_it):
+    broken = MAP.clone()
+    broken[1, 1] = 0
+    path = saved(tmp_path / "a.pt", recording(FIRST, physical_to_logical=broken))
+    with pytest.raises(InputError, match="last_physical_to_logical_map has no slot of expert 1 in layer 1"):
+        read_it(path)

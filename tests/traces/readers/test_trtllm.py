@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from eplb_traces import InputError, MissingExtraError, ModelShape, read_load, read_trace
+from eplb_traces import InputError, MissingExtraError, ModelShape, read, read_load, read_trace
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -33,6 +33,24 @@ def test_ranks_are_summed_and_iterations_are_windows(tmp_path):
     np.testing.assert_array_equal(load.tokens, [[[1, 5, 2], [4, 0, 0]], [[0, 0, 2], [0, 1, 1]]])
     assert load.labels == ("iteration 9", "iteration 10")
     assert load.shape == ModelShape(2, 3, 2, moe_layer_ids=(3, 4))
+
+
+def test_a_missing_rank_is_refused_and_a_missing_tensor_told(tmp_path):
+    path = folder(tmp_path, *[{"9_3": [1, 0, 1], "10_3": [2, 0, 1]}] * 3)
+    (path / "rank1.safetensors").rename(path / "rank01.safetensors")
+    assert read(path).notes == ()
+    (path / "rank01.safetensors").rename(path / "rank02.safetensors")
+    with pytest.raises(InputError, match=r"rank02?.safetensors, and no rank1.safetensors: expected one file"):
+        read(path)
+    (path / "rank02.safetensors").unlink()
+    with pytest.raises(InputError, match=r"rank2.safetensors, and no rank1.safetensors: expected one file"):
+        read(path)
+    folder(tmp_path, {}, {"9_3": [1, 0, 1]})
+    folder(tmp_path, {"9_3": [1, 0, 1], "10_3": [2, 0, 1]})
+    assert read(path).notes == ("rank1.safetensors lacks 1 of 2 tensors, as '10_3': the others are counted",)
+    folder(tmp_path, {"9_3": [1, 0, 1], "09_3": [2, 0, 1]})
+    with pytest.raises(InputError, match=r"rank0\.safetensors: tensor '9_3': layer 3 of iteration 9 is there twice"):
+        read(path)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8, np.float32])

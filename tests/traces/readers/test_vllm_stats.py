@@ -91,3 +91,8 @@ def test_other_bytes_are_refused(tmp_path):
     (tmp_path / "stats.jsonl").write_bytes(b"\xff\xfe\0")
     with pytest.raises(InputError, match="not JSON"):
         read_load(tmp_path / "stats.jsonl")
+
+
+def test_an_expert_without_a_slot_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"line 1: \$\.p2l_map has no slot of expert 1 in layer 0"):
+        read_load(saved(tmp_path, record(slots=((0, 2, 2), (2, 1, 0)))))

@@ -12,7 +12,7 @@ from eplb_traces.expert_load import logical_counts
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts, shape_of_moe_layers
-from eplb_traces.readers.slot_counts import agreeing_map, exact_counts
+from eplb_traces.readers.slot_counts import agreeing_map, check_every_expert, exact_counts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
 _PADDING = -1
@@ -159,6 +159,7 @@ def _common_map(recordings: Sequence[RankRecording]) -> NDArray[np.int64]:
             f"last_physical_to_logical_map has the id {first.max()} and {first.shape[1]} slots: expected a slot of "
             "each expert"
         )
+    check_every_expert(first, int(first.max()) + 1, "last_physical_to_logical_map")
     return first.astype(np.int64)
 
 

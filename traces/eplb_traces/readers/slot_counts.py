@@ -92,11 +92,16 @@ def logical_of_slots(counts: NDArray[np.float64], options: ReadOptions) -> NDArr
         )
     if logical_of_slot.min() < -1 or logical_of_slot.max() >= num_experts:
         raise InputError(f"{option} has an id outside 0 to {num_experts - 1}, and -1 for an empty slot")
-    for layer, row in enumerate(logical_of_slot):
-        missing = np.setdiff1d(np.arange(num_experts), row)
-        if missing.size:
-            raise InputError(f"{option} has no slot of expert {missing[0]} in layer {layer}")
+    check_every_expert(logical_of_slot, num_experts, option)
     return logical_counts(ExpertLoad(counts).tokens.reshape(counts.shape), logical_of_slot, num_experts)
+
+
+def check_every_expert(logical_of_slot: NDArray[np.integer], num_experts: int, place: str) -> None:
+    """Refuse a map [L, P] of ids below `num_experts` that has no slot of an expert, whose tokens nobody counted."""
+    for layer, row in enumerate(logical_of_slot):
+        missing = np.flatnonzero(np.bincount(row[row >= 0], minlength=num_experts) == 0)
+        if missing.size:
+            raise InputError(f"{place} has no slot of expert {missing[0]} in layer {layer}")
 
 
 def agreeing_map(logical_of_slot: NDArray[np.integer], options: ReadOptions) -> frozenset[str]:
@@ -149,10 +154,12 @@ def matrix_of_text(path: Path, delimiter: str | None) -> NDArray[np.float64]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"not a table of counts: {error}") from error
-    wrong = ~(np.isfinite(matrix) & (matrix >= 0))
+    wrong = ~((matrix >= 0) & (matrix < LARGEST_EXACT))
     if wrong.any():
         row, column = (int(i) for i in np.argwhere(wrong)[0])
-        raise InputError(f"row {row}, column {column} = {matrix[row, column]}: expected a finite number >= 0")
+        raise InputError(
+            f"row {row}, column {column} = {matrix[row, column]}: expected a finite number >= 0, below 2^53"
+        )
     return matrix
 
 

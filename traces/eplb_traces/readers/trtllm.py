@@ -7,7 +7,7 @@ window. Other files of the folder (co-occurrence, selected experts) are left alo
 """
 
 import re
-from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from eplb_traces.readers.slot_counts import exact_counts, json_object, not_empty
 SUFFIXES: tuple[str, ...] = ()
 RECOGNISED_BY = "a folder with rank*.safetensors"
 BECOMES = "load, ranks summed, one window an iteration"
-REFUSES = "tensors of unlike shapes; a missing or contradicting meta_info.json"
+REFUSES = "tensors of unlike shapes; a missing rank; a missing or contradicting meta_info.json"
 META = "meta_info.json"
 _RANK_FILE = re.compile(r"rank(\d+)\.safetensors")
 _KEY = re.compile(r"(\d{1,15})_(\d{1,15})")
@@ -39,9 +39,7 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, options: ReadOptions) -> Reading:
     """Sum the ranks' counts; one window an iteration, layers by ascending id."""
-    files = _rank_files(path)
-    if not files:
-        raise InputError("the folder has no rank*.safetensors")
+    files = _files_of_all_ranks(path)
     with naming_place(META):
         document = json_object(path / META)
         num_experts = positive_integer(document, "num_experts")
@@ -49,30 +47,69 @@ def read(path: Path, options: ReadOptions) -> Reading:
     if options.num_experts not in (None, num_experts):
         raise InputError(f"num_experts = {options.num_experts}: {META} says {num_experts}")
     counts: Counts = {}
+    of_ranks: dict[str, Counts] = {}
     for file in files:
         with naming_place(file.name):
-            for key, of_rank in _counts_of_rank(file, num_experts):
-                counts[key] = counts[key] + of_rank if key in counts else of_rank
+            of_ranks[file.name] = _counts_of_rank(file, num_experts)
+    for of_rank in of_ranks.values():
+        for key, of_layer in of_rank.items():
+            counts[key] = counts[key] + of_layer if key in counts else of_layer
     load = not_empty(_load(counts, num_experts, top_k))
     form = "TensorRT-LLM statistics, {iteration}_{layer} [experts], ranks summed"
-    return reading_of_rows(Reading(content=load, form=form), options, load.shape.moe_layer_ids)
+    return reading_of_rows(
+        Reading(content=load, form=form, notes=_missing(of_ranks)), options, load.shape.moe_layer_ids
+    )
 
 
-def _rank_files(folder: Path) -> list[Path]:
-    """Return the ranks' files by rank."""
+def _rank_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the ranks and their files, ascending."""
     found = [(_RANK_FILE.fullmatch(file.name), file) for file in folder.iterdir()]
-    return [file for _, file in sorted((int(match[1]), file) for match, file in found if match)]
+    return sorted((int(match[1]), file) for match, file in found if match)
 
 
-def _counts_of_rank(file: Path, num_experts: int) -> Iterator[tuple[tuple[int, int], NDArray[np.float64]]]:
-    """Yield ((iteration, layer), counts [E]) of a rank."""
+def _files_of_all_ranks(folder: Path) -> list[Path]:
+    """Return the file of every rank from 0 on."""
+    found = _rank_files(folder)
+    if not found:
+        raise InputError("the folder has no rank*.safetensors")
+    for expected, (rank, file) in enumerate(found):
+        if rank != expected:
+            raise InputError(
+                f"{file.name}, and no rank{expected}.safetensors: expected one file of every rank from 0 on"
+            )
+    return [file for _, file in found]
+
+
+def _missing(of_ranks: dict[str, Counts]) -> tuple[str, ...]:
+    """A note for each rank that lacks one of its layers in an iteration, as one that stopped first.
+
+    With pipeline stages ranks have different layers.
+    """
+    iterations = sorted({iteration for counts in of_ranks.values() for iteration, _ in counts})
+    found = []
+    for name, counts in of_ranks.items():
+        expected = list(product(iterations, sorted({layer for _, layer in counts})))
+        missing = [key for key in expected if key not in counts]
+        if missing:
+            first = f"'{missing[0][0]}_{missing[0][1]}'"
+            found.append(f"{name} lacks {len(missing)} of {len(expected)} tensors, as {first}: the others are counted")
+    return tuple(found)
+
+
+def _counts_of_rank(file: Path, num_experts: int) -> Counts:
+    """{(iteration, layer): counts [E]} of a rank."""
+    counts: Counts = {}
     for key, tensor in _tensors(file):
         match = _KEY.fullmatch(key)
         if match is None:
             raise InputError(f"tensor {key!r}: expected a name of the form iteration_layer")
         if tensor.shape != (num_experts,):
             raise InputError(f"tensor {key!r} has shape {tensor.shape}: expected ({num_experts},)")
-        yield (int(match[1]), int(match[2])), exact_counts(tensor, f"tensor {key!r}")
+        at = int(match[1]), int(match[2])
+        if at in counts:
+            raise InputError(f"tensor {key!r}: layer {at[1]} of iteration {at[0]} is there twice")
+        counts[at] = exact_counts(tensor, f"tensor {key!r}")
+    return counts
 
 
 def _tensors(file: Path) -> list[tuple[str, NDArray[Any]]]:

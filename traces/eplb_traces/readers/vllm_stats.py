@@ -17,7 +17,7 @@ from eplb_traces.files.limits import check_size, size_of
 from eplb_traces.readers.arrays import reading_of_rows
 from eplb_traces.readers.dialect import Reading, ReadOptions, first_bytes
 from eplb_traces.readers.json_fields import parsed_json
-from eplb_traces.readers.slot_counts import agreeing_map, exact_counts
+from eplb_traces.readers.slot_counts import agreeing_map, check_every_expert, exact_counts
 
 SUFFIXES: tuple[str, ...] = (".jsonl",)
 RECOGNISED_BY = "lines with record_type eplb_load_stats"
@@ -109,6 +109,7 @@ def _logical(record: dict[str, object], options: ReadOptions, num_bytes: int) ->
         raise InputError(f"$.p2l_map[{layer}][{slot}] = {value}: expected an id from 0 to {num_experts - 1}")
     agreeing_map(logical_of_slot.astype(np.int64), options)
     check_size((len(physical), num_experts), num_bytes, "the load of num_experts (--num-experts)")
+    check_every_expert(logical_of_slot.astype(np.int64), largest + 1, "$.p2l_map")
     return logical_counts(physical, logical_of_slot.astype(np.int64), num_experts)
 
 
