@@ -239,3 +239,13 @@ def test_a_map_without_a_slot_of_an_expert_is_refused(tmp_path, read_it):
     path = saved(tmp_path / "a.pt", recording(FIRST, physical_to_logical=broken))
     with pytest.raises(InputError, match="last_physical_to_logical_map has no slot of expert 1 in layer 1"):
         read_it(path)
+
+
+@pytest.mark.parametrize("key", ["global_physical_count", "topk_ids_of_layer"])
+def test_ranks_that_recorded_nothing_are_told(tmp_path, key):
+    parts = [{k: v for k, v in part.items() if k in (key, "forward_pass_id", "rank")} for part in (FIRST, OTHER_RANK)]
+    for rank, part in enumerate(parts):
+        saved(tmp_path / f"recorder_1.0_{rank}.pt", recording(part))
+    assert not any("no records" in note for note in read(tmp_path).notes)
+    saved(tmp_path / "recorder_1.0_1.pt", recording({**parts[1], "rank": 3}))
+    assert "no records of ranks 1-2" in read(tmp_path).notes

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError, naming_place
 from eplb_traces.expert_load import logical_counts
-from eplb_traces.model_shape import ModelShape
+from eplb_traces.model_shape import ModelShape, id_ranges
 from eplb_traces.readers.dialect import Reading, ReadOptions
 from eplb_traces.readers.sglang_counts import numbers, reading_of_counts, shape_of_moe_layers
 from eplb_traces.readers.slot_counts import agreeing_map, check_every_expert, exact_counts
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch, window_start
 
+_MOST_RANKS = 1 << 16
 _PADDING = -1
 _TOPK_IDS = "topk_ids_of_layer"
 
@@ -74,7 +75,7 @@ def reading_of_passes(recordings: Sequence[RankRecording], options: ReadOptions)
     stacked = np.stack([counts[key] for key in sorted(counts)])
     used = agreeing_map(logical_of_slot, options)
     reading = reading_of_counts(stacked, options, "SGLang recorder, per_pass records, physical counts made logical")
-    return replace(reading, used=reading.used | used)
+    return replace(reading, used=reading.used | used, notes=reading.notes + _missing_ranks(recordings))
 
 
 def reading_of_tokens(recordings: Sequence[RankRecording], options: ReadOptions) -> Reading:
@@ -96,7 +97,7 @@ def reading_of_tokens(recordings: Sequence[RankRecording], options: ReadOptions)
         if which
     )
     trace = _trace_of_tokens([recording for recording, _ in kept], logical_of_slot)
-    return Reading(content=trace, form=form, notes=notes, used=frozenset(used))
+    return Reading(content=trace, form=form, notes=notes + _missing_ranks(recordings), used=frozenset(used))
 
 
 def _without_ignored(recording: RankRecording, num_layers: int, options: ReadOptions) -> tuple[RankRecording, int]:
@@ -176,6 +177,14 @@ def _check_no_repetition(recordings: Sequence[RankRecording]) -> None:
                     "files of one recording, one a rank"
                 )
             seen.add(part)
+
+
+def _missing_ranks(recordings: Sequence[RankRecording]) -> tuple[str, ...]:
+    """A note on the ranks below the highest that recorded nothing."""
+    ranks = {record.get("rank") for _, record in _placed_records(recordings)}
+    known = [rank for rank in ranks if isinstance(rank, int)]
+    missing = sorted(set(range(min(max(known, default=0), _MOST_RANKS))) - set(known))
+    return (f"no records of rank{'s' * (len(missing) > 1)} {id_ranges(missing)}",) if missing else ()
 
 
 def _placed_records(recordings: Sequence[RankRecording]) -> list[tuple[str, Mapping[str, object]]]:
