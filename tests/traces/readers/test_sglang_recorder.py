@@ -249,3 +249,10 @@ def test_ranks_that_recorded_nothing_are_told(tmp_path, key):
     assert not any("no records" in note for note in read(tmp_path).notes)
     saved(tmp_path / "recorder_1.0_1.pt", recording({**parts[1], "rank": 3}))
     assert "no records of ranks 1-2" in read(tmp_path).notes
+
+
+def test_a_stat_recording_among_others_is_to_be_given_by_itself(tmp_path):
+    saved(tmp_path / "recorder_1.0_0.pt", recording(FIRST))
+    saved(tmp_path / "recorder_2.0_0.pt", {"logical_count": torch.ones(1, 3, 4)})
+    with pytest.raises(InputError, match=r"recorder_2\.0_0\.pt: a stat recording, .* give this file, not the folder"):
+        read(tmp_path)

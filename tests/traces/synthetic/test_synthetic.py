@@ -204,3 +204,21 @@ def test_wrong_arguments_are_named(make):
         make("uniform", shape=ModelShape(1, 8))
     with pytest.raises(InputError, match="= 0: expected >= 1"):
         make("uniform", **{"num_windows" if make is synthesize_load else "num_steps": 0})
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers", "message"),
+    [
+        (synthesize_load, {"num_windows": 10**12}, r"num_windows x layers x experts = 14848\d*: expected at most 10"),
+        (synthesize_load, {"tokens_per_window": 10**19}, r"tokens_per_window x top_k = 8\d*: expected at most 90"),
+        (synthesize_trace, {"num_steps": 10**12}, r"num_steps x tokens_per_step x layers x top_k = \d*: expected"),
+        (
+            synthesize_trace,
+            {"tokens_per_step": 10**11},
+            r"num_steps x tokens_per_step x layers x top_k = \d*: expected",
+        ),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused(make, numbers, message):
+    with pytest.raises(InputError, match=message):
+        make(**numbers)

@@ -16,7 +16,8 @@ MOST_EXPERTS = 1 << 16
 
 _ALWAYS_ALLOWED = 1 << 24  # 128 MiB of float64
 _NUMBERS_PER_BYTE = 64  # of a compressed or sparse file: most counts of a window of few tokens are zeros
-_MOST_NUMBERS = 1 << 30  # 8 GiB of float64
+MOST_NUMBERS = 1 << 30
+"""Of an array: 8 GiB of float64."""
 
 
 def check_size(shape: Iterable[int], num_bytes: int, what: str) -> None:
@@ -46,7 +47,7 @@ def check_size(shape: Iterable[int], num_bytes: int, what: str) -> None:
 
 def most_numbers(num_bytes: int) -> int:
     """How many numbers an array from a file of this size may have: one a byte, and 64 a byte up to 2^30 of them."""
-    return max(_ALWAYS_ALLOWED, min(_MOST_NUMBERS, num_bytes * _NUMBERS_PER_BYTE), num_bytes)
+    return max(_ALWAYS_ALLOWED, min(MOST_NUMBERS, num_bytes * _NUMBERS_PER_BYTE), num_bytes)
 
 
 def check_regular(path: Path) -> None:

@@ -80,6 +80,8 @@ def _recordings(path: Path, documents: list[dict[str, object]]) -> list[RankReco
 
 
 def _rank_recording(document: dict[str, object]) -> RankRecording:
+    if "logical_count" in document:
+        raise InputError("a stat recording, which has the counts of all ranks: give this file, not the folder")
     missing = [key for key in ("records", "last_physical_to_logical_map") if key not in document]
     if missing:
         raise InputError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eplb_traces.errors import InputError
 from eplb_traces.expert_load import ExpertLoad
+from eplb_traces.files.limits import LARGEST_EXACT, MOST_NUMBERS
 from eplb_traces.model_shape import ModelShape
 from eplb_traces.routing_trace import RoutingTrace
 from eplb_traces.synthetic.presets import PRESETS, Preset, Workload
@@ -45,11 +46,13 @@ def synthesize_load(
     Raises
     ------
     InputError
-        If the preset is unknown or a number is below 1.
+        If the preset is unknown, a number is below 1, or the result would not fit into memory.
     """
     chosen = _named_preset(preset)
     model = shape or chosen.shape
     _check_positive({"num_windows": num_windows, "tokens_per_window": tokens_per_window})
+    _check_size("num_windows x layers x experts", num_windows * model.num_layers * model.num_experts, MOST_NUMBERS)
+    _check_size("tokens_per_window x top_k", tokens_per_window * _top_k(model), LARGEST_EXACT)
     rates_of = {workload.name: expert_rates(workload, model, seed) for workload in chosen.workloads}
     generator = stream(seed, "windows", preset)
     schedule = _schedule(chosen, num_windows)
@@ -84,12 +87,14 @@ def synthesize_trace(
     Raises
     ------
     InputError
-        If the preset is unknown or a number is below 1.
+        If the preset is unknown, a number is below 1, or the result would not fit into memory.
     """
     chosen = _named_preset(preset)
     model = shape or chosen.shape
-    _top_k(model)
     _check_positive({"num_steps": num_steps, "tokens_per_step": tokens_per_step})
+    num_choices = num_steps * tokens_per_step * model.num_layers * _top_k(model)
+    _check_size("num_steps x tokens_per_step x layers x top_k", num_choices, MOST_NUMBERS)
+    _check_size("tokens_per_step x experts", tokens_per_step * model.num_experts, MOST_NUMBERS)
     batches = list(step_batches(_schedule(chosen, num_steps), model, tokens_per_step, seed))
     return RoutingTrace(model, batches, num_steps * tokens_per_step)
 
@@ -104,6 +109,12 @@ def _check_positive(numbers: Mapping[str, int]) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise InputError(f"{name} = {value}: expected >= 1")
+
+
+def _check_size(what: str, size: int, most: int) -> None:
+    """Refuse what would need more memory than machines have, or count tokens that float64 does not hold."""
+    if size > most:
+        raise InputError(f"{what} = {size}: expected at most {most}")
 
 
 def _top_k(shape: ModelShape) -> int:
