@@ -249,3 +249,23 @@ def test_columns_of_tokens_beside_counts_are_named(tmp_path):
     ids = np.stack([np.arange(3), np.arange(3) + 1], axis=1)[:, None]
     np.savez(tmp_path / "a.npz", topk_ids=ids, step=[5, 3, 4])
     assert not read(tmp_path / "a.npz", ReadOptions(num_experts=16)).notes
+
+
+def test_ranks_in_place_of_windows_are_told(tmp_path):
+    counts = np.random.default_rng(0).integers(100, 9000, (4, 40))
+    ranks = np.stack([np.where(np.arange(40) // 10 == rank, counts, 0) for rank in range(4)])
+    said = "no expert has tokens in two windows: if these are ranks, not times, sum them (--window sum)"
+    for tokens, notes in ((ranks, (said,)), (ranks + counts, ()), (ranks[[0, 1, 2, 2]], ())):
+        np.save(tmp_path / "a.npy", tokens)
+        found = read(tmp_path / "a.npy", ReadOptions(num_experts=40)).notes
+        assert tuple(note for note in found if "rank" in note and "block" not in note and "as if" not in note) == notes
+
+
+@pytest.mark.parametrize("digits", [1, 4])
+def test_percentages_are_told(tmp_path, digits):
+    counts = np.random.default_rng(0).integers(100, 900, (2, 4, 40))
+    percent = (counts / counts.sum(axis=2, keepdims=True) * 100).round(digits)
+    np.save(tmp_path / "a.npy", percent)
+    assert read(tmp_path / "a.npy").notes == ("every layer sums to 100: percentages of the tokens, not tokens",)
+    np.save(tmp_path / "a.npy", percent * 7)
+    assert not read(tmp_path / "a.npy").notes

@@ -15,6 +15,9 @@ from eplb_traces.readers.dialect import Reading, ReadOptions, Wanted
 from eplb_traces.routing_trace import RoutingTrace, TokenBatch
 
 _FEWEST_TOTALS = 3
+_FEWEST_RANKS = 2
+_FEWEST_EXPERTS = 8
+_PERCENT = 100.0
 _FEWEST_RISES = 32
 """Counts that do not fall from a window to the next, for them to be no chance."""
 _MODEL = ("num_experts", "top_k", "moe_layer_ids", "num_hidden_layers")
@@ -43,7 +46,9 @@ def with_told(reading: Reading, options: ReadOptions) -> Reading:
         )
     shape = _merged(reading.content.shape, options)
     content = reading.content if shape == reading.content.shape else _with_shape(reading.content, shape)
-    notes = _silent_block(content) + (() if reading.is_own else _running_totals(content))
+    notes = _silent_block(content)
+    if isinstance(content, ExpertLoad) and not reading.is_own:
+        notes += _running_totals(content) + _ranks_as_windows(content) + _percentages(content)
     return replace(reading, content=content, notes=reading.notes + notes)
 
 
@@ -114,9 +119,9 @@ def _silent_block(content: ExpertLoad | RoutingTrace) -> tuple[str, ...]:
     return ()
 
 
-def _running_totals(content: ExpertLoad | RoutingTrace) -> tuple[str, ...]:
+def _running_totals(content: ExpertLoad) -> tuple[str, ...]:
     """A note where no count falls from one window to the next, as in totals since the start of a recording."""
-    if isinstance(content, RoutingTrace) or content.num_windows < _FEWEST_TOTALS:
+    if content.num_windows < _FEWEST_TOTALS:
         return ()
     num_rises = 0
     for before, after in pairwise(content.tokens):
@@ -127,3 +132,25 @@ def _running_totals(content: ExpertLoad | RoutingTrace) -> tuple[str, ...]:
     if num_rises < _FEWEST_RISES:
         return ()
     return ("no count falls from one window to the next: if these are running totals, give their differences",)
+
+
+def _ranks_as_windows(content: ExpertLoad) -> tuple[str, ...]:
+    """A note where no expert has tokens in two windows, as where each is what one rank counted."""
+    seen = np.zeros(content.num_experts, dtype=np.bool_)
+    for window in content.tokens:
+        active = window.any(axis=0)
+        if not active.any() or (active & seen).any():
+            return ()
+        seen |= active
+    if content.num_windows < _FEWEST_RANKS or content.num_experts < _FEWEST_EXPERTS:
+        return ()
+    return ("no expert has tokens in two windows: if these are ranks, not times, sum them (--window sum)",)
+
+
+def _percentages(content: ExpertLoad) -> tuple[str, ...]:
+    """A note where fractions add up to 100 in every layer."""
+    for window in content.tokens:
+        sums = window.sum(axis=1)
+        if not np.allclose(sums[sums > 0], _PERCENT, rtol=0, atol=1) or (window == np.floor(window)).all():
+            return ()
+    return ("every layer sums to 100: percentages of the tokens, not tokens",)
