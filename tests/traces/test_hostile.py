@@ -16,6 +16,7 @@ from eplb_traces.files.limits import check_size
 from eplb_traces.readers import ReadOptions, read
 
 HOSTILE = Path(__file__).resolve().parent / "hostile"
+GOLDEN = HOSTILE.parents[1] / "golden"
 MOST_BYTES = 1 << 30
 
 
@@ -84,6 +85,14 @@ def test_a_placement_that_unpacks_to_far_more_than_its_bytes_is_refused(tmp_path
     path = archive_of(tmp_path / "maps.npz", phy2log=npy("|i1", (10**4, 10**4), bytes(10**8)))
     with pytest.raises(FormatError, match=r"maps\.npz: not a \.npz file of numbers"):
         read_plan(path)
+
+
+def test_a_model_of_more_layers_than_any_is_refused_before_a_row_of_each_is_written(tmp_path):
+    plan = json.loads((GOLDEN / "native.json").read_text())
+    plan["shape"]["num_hidden_layers"] = 10**18
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(FormatError, match=r"plan\.json: \$: num_hidden_layers = 10+: expected at most 65536"):
+        read_plan(tmp_path / "plan.json")
 
 
 def archive_of(path, **members):

@@ -23,6 +23,9 @@ def test_deepseek_v3_is_legal():
         ({"num_expert_groups": 4, "top_k_groups": 1, "top_k": 3}, r"top_k = 3: 1 groups hold only 2 experts"),
         ({"num_hidden_layers": 1}, r"num_hidden_layers = 1: expected at least num_layers = 2"),
         ({"moe_layer_ids": (1,)}, r"moe_layer_ids has 1 entries: expected num_layers = 2"),
+        ({"num_layers": 10**9}, r"num_layers = 1000000000: expected at most 65536"),
+        ({"num_hidden_layers": 10**18}, r"num_hidden_layers = 10+: expected at most 65536"),  # a row for each in a file
+        ({"moe_layer_ids": (1, 1 << 16)}, r"moe_layer_ids has 65536: expected ids below 65536"),
         ({"moe_layer_ids": (2, 1)}, r"expected ascending ids"),
         (
             {"moe_layer_ids": (1, 5), "num_hidden_layers": 5},

@@ -7,6 +7,7 @@ from typing import final
 
 from eplb_traces.display import fields_html, short_repr
 from eplb_traces.errors import InputError
+from eplb_traces.files.limits import MOST_LAYERS
 
 
 @final
@@ -84,6 +85,9 @@ class ModelShape:
             raise InputError(f"top_k = {self.top_k}: {self.top_k_groups} groups hold only {reachable} experts")
 
     def _check_layer_ids(self) -> None:
+        for name in ("num_layers", "num_hidden_layers"):
+            if (getattr(self, name) or 0) > MOST_LAYERS:
+                raise InputError(f"{name} = {getattr(self, name)}: expected at most {MOST_LAYERS}")
         if self.num_hidden_layers is not None and self.num_hidden_layers < self.num_layers:
             raise InputError(
                 f"num_hidden_layers = {self.num_hidden_layers}: expected at least num_layers = {self.num_layers}"
@@ -96,6 +100,8 @@ class ModelShape:
             raise InputError(f"moe_layer_ids has {len(ids)} entries: expected num_layers = {self.num_layers}")
         if ids[0] < 0 or any(a >= b for a, b in pairwise(ids)):
             raise InputError(f"moe_layer_ids = {ids}: expected ascending ids >= 0")
+        if ids[-1] >= MOST_LAYERS:
+            raise InputError(f"moe_layer_ids has {ids[-1]}: expected ids below {MOST_LAYERS}")
         if self.num_hidden_layers is not None and ids[-1] >= self.num_hidden_layers:
             raise InputError(
                 f"moe_layer_ids[{len(ids) - 1}] = {ids[-1]}: expected < num_hidden_layers = {self.num_hidden_layers}"
