@@ -300,5 +300,5 @@ def test_not_a_number_names_nothing(tmp_path, column):
     frame.loc[len(frame) - 1, column] = np.nan
     columns = {name: frame[name].to_numpy() if name == column else frame[name].tolist() for name in frame}
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")  # of numpy's arrays it keeps a NaN
-    with pytest.raises(InputError, match=rf"row {len(frame) - 1}, column {column} = nan: expected a value"):
+    with pytest.raises(InputError, match=rf"row {len(frame) - 1}, column {column} = nan: expected a finite number"):
         read(tmp_path / "a.parquet", ReadOptions(num_experts=4))

@@ -91,7 +91,7 @@ class ParquetTable:
             numbers = np.asarray(array.to_numpy(zero_copy_only=False))
             if numbers.dtype.kind == "f" and np.isnan(numbers).any():  # also what programs write for no value
                 row = first_row + int(np.argmax(np.isnan(numbers)))
-                raise InputError(f"{self.place(row, column)} = nan: expected a value")
+                raise InputError(f"{self.place(row, column)} = nan: expected a finite number >= 0")
             return numbers
         return np.array(array.to_pylist(), dtype=object)
 
