@@ -140,9 +140,18 @@ def _numbers(value: object) -> NDArray[Any] | None:
 
 
 def from_tensor(value: object) -> ArrayLike:
-    """A numpy array for a torch tensor, the value itself otherwise; floats become float64: numpy has no bfloat16."""
+    """A numpy array for a torch tensor, the value itself otherwise; floats become float64: numpy has no bfloat16.
+
+    Raises
+    ------
+    InputError
+        For a tensor without the values of an array: sparse, nested or on the device "meta".
+    """
     torch = sys.modules.get("torch")  # a caller that passes a tensor has imported torch
     if torch is not None and isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_nested or value.is_meta:
+            kind = "nested" if value.is_nested else f"{value.layout} on {value.device}"
+            raise InputError(f"a tensor is {kind}: expected a dense one that holds its values")
         tensor = value.detach().cpu()
         return cast(ArrayLike, (tensor.double() if tensor.is_floating_point() else tensor).numpy())
     return cast(ArrayLike, value)

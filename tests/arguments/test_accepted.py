@@ -89,6 +89,21 @@ def test_what_is_no_load_is_refused_by_name(load, message):
         eplb.plan(load, TOPOLOGY)
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("kind", ["sparse_coo", "meta", "nested"])
+def test_a_tensor_that_is_no_array_is_refused(kind):
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor(TOKENS)
+    forms = {
+        "sparse_coo": tensor.to_sparse,
+        "meta": lambda: tensor.to("meta"),
+        "nested": lambda: torch.nested.nested_tensor(list(tensor)),
+    }
+    for use in (lambda it: eplb.plan(it, TOPOLOGY), lambda it: eplb.rebalance_experts(it, 6, 1, 1, 2)):
+        with pytest.raises(InputError, match=f"tensor is .*{kind}.*: expected a dense one"):
+            use(forms[kind]())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -45,8 +45,11 @@ def test_other_elements_are_refused(kind):
         lambda: eplb.Placement([[0, 1, 2, 3]], 4, TOPOLOGY, replica_weights=MASKED),
         lambda: as_ids(IDS, "ids"),
         lambda: as_history(MASKED, "counts", most_windows=1),
+        lambda: eplb.plan([MASKED[0]], TOPOLOGY),
+        lambda: eplb.ExpertLoad([[list(MASKED[0])]]),
+        lambda: eplb.Placement([IDS[0]], 4, TOPOLOGY),
     ],
 )
-def test_masked_elements_are_refused(use):
+def test_masked_elements_are_refused_in_nested_lists_too(use):
     with pytest.raises(eplb.errors.InputError, match=r"\[\d(, 1)?\] is masked"):
         use()

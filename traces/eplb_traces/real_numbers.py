@@ -32,7 +32,15 @@ def real_numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def check_unmasked(values: object, name: str) -> None:
-    """Raise InputError for a masked array with masked elements; numpy would use the numbers under the mask."""
+    """Raise InputError for a masked element, in a masked array or in nested lists that hold one.
+
+    numpy would use the numbers under the mask.
+    """
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         at = tuple(np.argwhere(np.ma.getmaskarray(values))[0].tolist())
-        raise InputError(f"{name}[{', '.join(map(str, at))}] is masked: expected a number")
+        place = f"{name}[{', '.join(map(str, at))}]" if at else name
+        raise InputError(f"{place} is masked: expected a number")
+    if isinstance(values, list | tuple):
+        for i, row in enumerate(values):
+            if isinstance(row, list | tuple | np.ma.MaskedArray):
+                check_unmasked(row, f"{name}[{i}]")
