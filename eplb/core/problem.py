@@ -178,13 +178,13 @@ class Problem:
         most_slots = int(self.topology.rank_num_slots.max())
         if most_slots > num_experts:
             raise InputError(f"slots_per_rank = {most_slots}: a rank can hold each of {num_experts} experts only once")
-        if self.num_groups < 1 or num_experts % self.num_groups:
+        if not isinstance(self.num_groups, int | np.integer) or self.num_groups < 1 or num_experts % self.num_groups:
             raise InputError(f"groups = {self.num_groups}: expected a divisor of {num_experts} experts")
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise InputError(f"time_limit_s = {self.time_limit_s}: expected > 0")
         if not 0 <= self.group_price < float("inf"):
             raise InputError(f"group_price = {self.group_price}: expected finite and >= 0")
-        if (self.group_price > 0) is not (self.group_mode is GroupMode.PRICED):
+        if bool(self.group_price > 0) is not (self.group_mode is GroupMode.PRICED):
             raise InputError(
                 f"group mode {self.group_mode}, group_price = {self.group_price}: expected a price above 0 with mode "
                 "priced and none otherwise"

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -32,6 +33,8 @@ def certificate(objective: float, bound: float) -> LayerCertificate:
         (LOAD, Topology(1, 2, [2, 7]), {}, "slots_per_rank = 7: a rank can hold each of 6 experts only once"),
         (LOAD, Topology(1, 2, 3), {"num_groups": 4}, "groups = 4: expected a divisor of 6 experts"),
         (LOAD, Topology(1, 2, 3), {"num_groups": 0}, "groups = 0: expected a divisor of 6 experts"),
+        (LOAD, Topology(1, 2, 3), {"num_groups": 2.0}, r"groups = 2\.0: expected a divisor of 6 experts"),
+        (LOAD, Topology(1, 2, 3), {"num_groups": "2"}, "groups = 2: expected a divisor of 6 experts"),
         (
             LOAD,
             Topology(2, 1, 3),
@@ -70,6 +73,14 @@ def test_a_problem_without_an_answer_is_refused_with_value_and_expectation(load,
 def test_the_smallest_problem_is_one():
     problem = Problem(ExpertLoad([[1.0]]), Topology(1, 1, 1))
     assert (problem.num_groups, problem.group_mode) == (1, GroupMode.FREE)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_numpy_numbers_are_options_as_python_numbers_are(number):
+    topology, groups = Topology(2, 1, 3), np.int64(2)
+    priced = Problem(LOAD, topology, num_groups=groups, group_mode=GroupMode.PRICED, group_price=number(0.5))
+    assert (priced.num_groups, priced.group_price) == (2, 0.5)
+    assert Problem(LOAD, topology, group_price=number(0.0)).group_mode is GroupMode.FREE
 
 
 def test_a_group_mode_is_found_by_name_and_an_unknown_one_refused_with_the_list():
