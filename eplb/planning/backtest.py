@@ -12,6 +12,7 @@ from eplb.core.problem import Problem, Strategy, check_seed
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known
+from eplb.planning.own_plan import plan_of
 from eplb_traces import ExpertLoad
 from eplb_traces.display import cut, facts_html
 
@@ -125,7 +126,7 @@ def backtest(
     scores = []
     for candidate in candidates:
         asked = replace(problem, load=candidate.history(past))
-        placement = candidate.strategy(asked, seed=seed).placement
+        placement = plan_of(candidate.strategy, asked, seed=seed).placement
         if problem.dispatch is DispatchRule.WEIGHTED:
             placement = weighted_placement(placement, asked.load)
         balance = evaluate(placement, history, problem.dispatch, sources=problem.sources).max_over_mean_by_window

@@ -79,10 +79,13 @@ def baseline(
     load: ExpertLoad, topology: Topology, rule: DispatchRule, sources: Sequence[float] | None = None
 ) -> Evaluation:
     """Experts in order on a topology, under a dispatch rule; `sources` as in `evaluate`."""
+    return evaluate(in_order_under(load, topology, rule), load, rule, sources=sources)
+
+
+def in_order_under(load: ExpertLoad, topology: Topology, rule: DispatchRule) -> Placement:
+    """Experts in order on a topology, with the best shares for the load under weighted dispatch."""
     placement = experts_in_order(load.num_layers, load.num_experts, topology)
-    if rule is DispatchRule.WEIGHTED:
-        placement = weighted_placement(placement, load)
-    return evaluate(placement, load, rule, sources=sources)
+    return weighted_placement(placement, load) if rule is DispatchRule.WEIGHTED else placement
 
 
 def gain_over_order(after: Evaluation, sources: Sequence[float] | None = None) -> Gain:

@@ -12,16 +12,16 @@ from eplb.core.topology import Topology
 from eplb.cost import Calibration, ModelSizes
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.dispatch.replica_shares import NEAREST_RULES
-from eplb.errors import InputError
 from eplb.evaluation.failures import after_loss
 from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, rehearsal, whole
 from eplb.planning.held_out_requests import held_out_notes, split_requests
-from eplb.planning.own_plan import check_own_plan
+from eplb.planning.own_plan import plan_of
 from eplb.planning.phase import phase_strategy, phase_target
-from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, StrategyLike, accepted_strategy, is_of_eplb
+from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, StrategyLike, accepted_strategy
 from eplb.strategies.certify import recertified
 from eplb.strategies.options import HONOURED, PlanOption, check_options
+from eplb.strategies.own_strategy import OwnStrategy
 from eplb.strategies.scenario.scenario import Scenario
 from eplb_traces.display import cut, facts_html
 from eplb_traces.jit import WorkClock
@@ -161,8 +161,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     target = phase_target(phase, calibration, model, tokens_per_rank, dtype)
     asked = strategy if target is None else phase_strategy(strategy, target)
     chosen, problem, notes = _choose(asked, problem, seed)
-    is_own = target is None and not is_of_eplb(chosen)
-    if not is_own:
+    if not isinstance(chosen, OwnStrategy):
         check_options(problem, chosen.name)
     num_empty = int(load.empty_windows.sum())
     if num_empty:
@@ -171,10 +170,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     if problem.trace is not None:
         fit, held_out = split_requests(problem.trace)
         problem = replace(problem, trace=fit)
-    made = chosen(problem, seed=seed)
-    _check_answers(made, problem)
-    if is_own:
-        check_own_plan(made, problem)
+    made = plan_of(chosen, problem, seed=seed)
     if problem.load.num_windows < given.num_windows:
         notes += (f"planned on the last {problem.load.num_windows} windows; claims are for all {given.num_windows}",)
         problem = replace(problem, load=given)
@@ -193,13 +189,6 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         )
     digest = load.digest if made.load_digest == problem.load.digest else made.load_digest
     return replace(made, seconds=clock.seconds(), notes=notes + made.notes, load_digest=digest)
-
-
-def _check_answers(made: Plan, problem: Problem) -> None:
-    """Refuse a plan whose placement is for another topology or model than the problem's."""
-    made.placement.check_model(problem.load.shape, name=f"placement of strategy {made.strategy}")
-    if made.placement.topology != problem.topology:
-        raise InputError(f"strategy {made.strategy}: a plan for {made.placement.topology}: expected {problem.topology}")
 
 
 def _choose(strategy: StrategyLike, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:

@@ -14,9 +14,11 @@ from eplb.core.expert_bytes import known_expert_bytes
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Nodes, Topology
+from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.evaluation.step_cost import StepBatch, StepCost
+from eplb.planning.own_plan import plan_of
 from eplb.strategies import StrategyLike, accepted_strategy
 from eplb_traces.display import fields_html, short_repr
 from eplb_traces.jit import WorkClock
@@ -128,7 +130,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
     if left_out:
         _logger.warning("sweep: redundant = %s left out: expected %s", left_out, rule)
     first = Problem(
-        load,
+        load.without_empty_windows(),
         topology,
         dispatch=DispatchRule.named(dispatch),
         sources=None if sources is None else tuple(sources),
@@ -165,9 +167,12 @@ def _point(
     load, topology = like.load, like.topology
     slots = (load.num_experts + num_redundant) // topology.num_ranks
     clock = WorkClock()
-    made = strategy(dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
+    made = plan_of(strategy, dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
+    placement = made.placement
+    if like.dispatch is DispatchRule.WEIGHTED:
+        placement = weighted_placement(placement, load)
     seconds = clock.seconds()
-    judged = evaluate(made.placement, load, like.dispatch, sources=like.sources)
+    judged = evaluate(placement, load, like.dispatch, sources=like.sources)
     point = SweepPoint(
         num_redundant,
         slots,
@@ -178,4 +183,4 @@ def _point(
         None if expert_bytes is None else load.num_layers * slots * expert_bytes,
         seconds,
     )
-    return point, made.placement
+    return point, placement

@@ -6,7 +6,7 @@ from typing import Final, final
 
 import numpy as np
 
-from eplb.core.baseline import EXPERTS_IN_ORDER, experts_in_order
+from eplb.core.baseline import EXPERTS_IN_ORDER
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.expert_bytes import known_expert_bytes
 from eplb.core.migration import Migration
@@ -16,6 +16,7 @@ from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate
 from eplb.evaluation.step_cost import StepCost
 from eplb.evaluation.traffic import expected_traffic, fitting_sources
+from eplb.planning.gain import in_order_under
 from eplb.planning.planner import plan
 from eplb.report.plan_view import PlanView
 from eplb.report.summary_text import about_steps, over_all, per_layer
@@ -141,7 +142,7 @@ def gather(  # noqa: PLR0913  # the public call: everything a report depends on
     if not named and topology is not None:
         made = plan(load, topology, strategy, dispatch=dispatch, sources=sources)
         named[made.strategy] = made.placement
-    shown = _plans_to_show(load, named)
+    shown = _plans_to_show(load, named, DispatchRule.named(dispatch))
     if not shown and (sources is not None or cost is not None):
         raise InputError("topology = None: expected a topology to plan for, or plans, for `sources` and `cost`")
     batch = None if cost is None else cost.batch(source, next(iter(shown.values())).topology)
@@ -193,13 +194,13 @@ def _summary(title: str, load: ExpertLoad, views: Sequence[PlanView], steps: Seq
     return "\n".join((over_all(title, load, views), *steps)), *(per_layer(layer, load, views) for layer in layers)
 
 
-def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement]) -> dict[str, Placement]:
+def _plans_to_show(load: ExpertLoad, plans: dict[str, Placement], rule: DispatchRule) -> dict[str, Placement]:
     for name, placement in plans.items():
         _check_fits(name, placement, load, next(iter(plans.values())).topology)
     if len(plans) != 1:
         return plans
     ((name, placement),) = plans.items()
-    before = experts_in_order(load.num_layers, load.num_experts, placement.topology)
+    before = in_order_under(load, placement.topology, rule)
     return {EXPERTS_IN_ORDER: before, name: placement}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import eplb
 from eplb.core.constraints import Constraints
-from eplb.core.problem import Plan, Problem
+from eplb.core.problem import BindingBound, LayerCertificate, Plan, Problem, SolveStatus
 from eplb.errors import InputError
 from eplb.planning.redundancy_sweep import sweep
 from eplb.report import gather
@@ -167,6 +167,89 @@ def test_what_was_asked_is_checked_whatever_the_strategy_claims(asked, message):
 
     with pytest.raises(InputError, match=message):
         eplb.plan([[9.0, 3.0, 2.0, 2.0, 1.0, 1.0]], eplb.Topology(2, 1, 6), own, **asked)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Plans as `hottest_twice` does, and claims what it is told."""
+
+    objective: float = 8.0
+    bound: float = 8.0
+    status: SolveStatus = SolveStatus.HEURISTIC
+    digest: str = ""
+    binding: BindingBound = BindingBound.SEARCH
+    name = "claims"
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Plan:
+        placement = eplb.Placement(hottest_twice(problem), 4, problem.topology)
+        layer = LayerCertificate(self.objective, self.bound, self.binding, self.status)
+        return Plan(placement, problem.load.shape, "greedy", self.status, layers=(layer,), load_digest=self.digest)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        Claims(objective=1.0, bound=1.0, status=SolveStatus.OPTIMAL),  # too low
+        Claims(objective=9.0),
+        Claims(bound=8.5),  # above what is reached
+        Claims(bound=7.5, status=SolveStatus.OPTIMAL),
+        Claims(objective=1.0, bound=1.0, digest=LOAD.digest),
+    ],
+)
+def test_a_false_claim_is_replaced_by_what_the_judge_finds(claims):
+    made = eplb.plan(LOAD, TOPOLOGY, claims)
+    assert (made.strategy, made.load_digest) == ("claims", LOAD.digest)
+    assert made.layers == eplb.plan(LOAD, TOPOLOGY, HottestTwice()).layers
+    assert made.status is SolveStatus.OPTIMAL  # 16 tokens on two ranks, 8 each
+    assert f"layer 0 claimed {claims.objective:g} tokens" in made.notes[-1]
+
+
+def test_a_bound_that_is_not_proven_is_replaced_though_the_plan_is_not_below_it():
+    load = [[9.0, 3.0, 3.0, 1.0]]  # 9 and 7 tokens on the two ranks; the mean is 8
+    made = eplb.plan(load, TOPOLOGY, Claims(objective=9.0, bound=9.0, binding=BindingBound.MEAN))
+    assert (made.layers[0].objective, made.layers[0].lower_bound) == (9.0, 8.0)
+    assert made.layers == eplb.plan(load, TOPOLOGY, HottestTwice()).layers
+
+
+def test_a_claim_that_holds_is_kept_and_a_plan_without_claims_gets_some():
+    made = eplb.plan(LOAD, TOPOLOGY, Claims(bound=7.75))
+    assert made.layers[0].binding_bound is BindingBound.SEARCH
+    assert (made.layers[0].lower_bound, made.status, made.notes) == (7.75, SolveStatus.HEURISTIC, ())
+
+    def bare(problem: Problem, *, seed: int = 0) -> Plan:
+        return replace(HottestTwice()(problem), layers=(), status=SolveStatus.OPTIMAL)
+
+    assert eplb.plan(LOAD, TOPOLOGY, bare).layers == eplb.plan(LOAD, TOPOLOGY, HottestTwice()).layers
+
+
+def test_the_claims_of_a_plan_made_for_another_rule_are_not_taken_over():
+    def inner(problem: Problem, *, seed: int = 0) -> Plan:
+        return eplb.plan(problem.load, problem.topology, "greedy")
+
+    load = [[9.0, 3.0, 2.0, 2.0, 1.0]]
+    made = eplb.plan(load, TOPOLOGY, inner, dispatch="online")
+    judged = eplb.evaluate(made.placement, load, "online").rank_load.max()
+    assert made.strategy == "inner"
+    assert made.layers[0].objective == pytest.approx(judged)
+
+
+def _elsewhere(problem: Problem, *, seed: int = 0) -> Plan:
+    """A plan for twice the ranks."""
+    topology = eplb.Topology(1, 2 * problem.topology.num_ranks, problem.topology.slots_per_rank)
+    return certified_plan(
+        replace(problem, topology=topology), np.tile(np.arange(4), (1, topology.num_slots // 4)), strategy="x"
+    )
+
+
+def test_backtest_and_sweep_check_the_plans_too():
+    history = np.tile(LOAD.tokens, (8, 1, 1))
+    topology = eplb.Topology(1, 2, 4)
+    with pytest.raises(InputError, match=r"a plan for .*ranks_per_node=4"):
+        eplb.backtest(history, topology, [_elsewhere])
+    with pytest.raises(InputError, match=r"a plan for .*ranks_per_node=4"):
+        sweep(LOAD, 2, 1, [4], strategy=_elsewhere)
+    with pytest.raises(InputError, match=r"layer 0: .* replicas are not on the node of their expert group"):
+        eplb.backtest(history, eplb.Topology(2, 1, 3), [hottest_twice], groups=2, group_mode="pinned")
 
 
 @dataclass(frozen=True)

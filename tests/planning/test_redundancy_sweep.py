@@ -28,6 +28,21 @@ def test_points_are_what_plan_and_judge_say():
         assert point.bytes_per_rank == 200 * point.slots_per_rank
 
 
+@pytest.mark.parametrize("dispatch", ["weighted", "online", "local_first", "ascend"])
+@pytest.mark.parametrize("strategy", ["linear", "scenario"])
+def test_points_under_every_kind_of_rule_are_what_plan_and_judge_say(dispatch, strategy):
+    tokens = some_load().tokens.copy()
+    tokens[1] = 0  # a window without a token, which a plan leaves out
+    (point,) = sweep(tokens, 4, 2, [8], strategy=strategy, dispatch=dispatch)
+    made = eplb.plan(tokens, eplb.Topology(2, 2, 6), strategy, dispatch=dispatch)
+    judged = eplb.evaluate(made.placement, tokens, dispatch).summary()
+    assert (point.max_over_mean_mean, point.max_over_mean_worst) == (
+        judged["max_over_mean_mean"],
+        judged["max_over_mean_worst"],
+    )
+    assert point.gap_mean == pytest.approx(made.gap_mean)
+
+
 def test_more_slots_pay_on_a_skewed_load():
     points = sweep(eplb.ExpertLoad([np.arange(1.0, 17) ** 3]), 4, 1, range(0, 49, 8))
     assert points[-1].max_over_mean_mean < points[0].max_over_mean_mean

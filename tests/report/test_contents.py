@@ -96,6 +96,15 @@ def test_plans_with_other_slots_have_no_migration_from_the_first():
     assert contents.plans[1].placement.num_slots == 16
 
 
+def test_a_report_under_weighted_dispatch_has_experts_in_order_beside_the_plan():
+    load = some_trace().load()
+    contents = gather(load, topology=placement().topology, dispatch="weighted")
+    before, after = contents.plans
+    assert before.placement.replica_weights is not None
+    assert after.evaluation.rank_load.max() <= before.evaluation.rank_load.max()
+    assert after.placement == eplb.plan(load, placement().topology, "greedy", dispatch="weighted").placement
+
+
 def test_plans_are_evaluated_under_the_given_dispatch_rule():
     contents = gather(some_trace(), {"a": placement()}, dispatch="online")
     view = contents.plans[1]
