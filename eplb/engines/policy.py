@@ -12,7 +12,7 @@ from eplb.core.arrays import Floats, Ints, Map
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.migration import keep_slots, rename_ranks
 from eplb.core.placement import Placement
-from eplb.core.problem import GroupMode, Problem
+from eplb.core.problem import GroupMode, Problem, check_max_moves
 from eplb.core.topology import Topology
 from eplb.dispatch.replica_shares import FIXED_SHARE_RULES
 from eplb.engines.live_map import adopt_live_map, cut_or_padded
@@ -58,6 +58,7 @@ class PolicySettings:
         `max_moves`, a layer that stays more than this factor above a plan from scratch gets that plan.
     max_moves
         Largest number of replicas that ranks fetch in one call, over all layers; None: as many as the target requires.
+        Only for "incremental" with free groups: other plans are from scratch.
     group_mode
         "free": no restriction. "pinned": each expert group is on one node, if the nodes divide the groups, as in the
         engines' hierarchical algorithms; layers above the trigger are then replanned from scratch.
@@ -68,7 +69,7 @@ class PolicySettings:
     Raises
     ------
     InputError
-        For an unknown name or a number out of range.
+        For an unknown name, a number out of range, or a setting that the strategy or group mode would ignore.
     """
 
     strategy: str = INCREMENTAL
@@ -79,16 +80,28 @@ class PolicySettings:
     dispatch: DispatchRule | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "group_mode", GroupMode.named(self.group_mode))
+        if self.dispatch is not None:
+            object.__setattr__(self, "dispatch", DispatchRule.named(self.dispatch))
         if self.strategy != INCREMENTAL:
             find_strategy(self.strategy)
         if not 1 <= self.target <= self.trigger < float("inf"):
             raise InputError(f"target = {self.target}, trigger = {self.trigger}: expected 1 <= target <= trigger")
-        if self.max_moves is not None and self.max_moves < 0:
-            raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+        check_max_moves(self.max_moves)
+        self._check_ignored()
         if self.rule not in FIXED_SHARE_RULES:
             raise InputError(
                 f"dispatch = {self.rule}: expected a rule under which the map alone decides the shares: "
                 f"{', '.join(FIXED_SHARE_RULES)}"
+            )
+
+    def _check_ignored(self) -> None:
+        if self.group_mode is GroupMode.PRICED:
+            raise InputError("group_mode = priced: no engine's call has a price, expected free or pinned")
+        if self.max_moves is not None and (self.strategy, self.group_mode) != (INCREMENTAL, GroupMode.FREE):
+            raise InputError(
+                f"max_moves = {self.max_moves}: strategy {self.strategy} in group mode {self.group_mode} plans layers "
+                f"from nothing, expected strategy {INCREMENTAL} in group mode free"
             )
 
     @property
