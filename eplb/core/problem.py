@@ -102,9 +102,8 @@ def check_seed(seed: int) -> None:
 
 def check_max_moves(max_moves: int | None) -> None:
     """Raise InputError unless the moves are None or an integer that is not negative."""
-    if max_moves is not None and (
-        isinstance(max_moves, bool) or not isinstance(max_moves, int | np.integer) or max_moves < 0
-    ):
+    is_whole = isinstance(max_moves, int | np.integer) and not isinstance(max_moves, bool)
+    if max_moves is not None and not (is_whole and max_moves >= 0):
         raise InputError(f"max_moves = {max_moves!r}: expected >= 0, an integer")
 
 
@@ -167,6 +166,9 @@ class Problem:
     load_cap: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "group_mode", GroupMode.named(self.group_mode))  # strategies compare with `is`
+        object.__setattr__(self, "dispatch", DispatchRule.named(self.dispatch))
+        object.__setattr__(self, "survive", Survive.named(self.survive))
         num_experts = self.load.num_experts
         if self.load.tokens.max() == 0:
             raise InputError("load: every count is zero, nothing to plan for")

@@ -12,6 +12,7 @@ from eplb.core.arrays import Floats, Ints
 from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
+from eplb.core.problem import check_seed
 from eplb.core.topology import Topology
 from eplb.cost.batch import Batch
 from eplb.cost.calibration import Calibration, Provenance
@@ -113,6 +114,7 @@ class StepCost:
     def __post_init__(self) -> None:
         self.calibration.ffn_of(self.dtype)
         check_count("tokens_per_rank", self.tokens_per_rank)
+        check_seed(self.seed)
 
     @property
     def dtype(self) -> str:

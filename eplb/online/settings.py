@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import final
 
+from eplb.core.counts import check_count
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.expert_bytes import known_expert_bytes
+from eplb.core.problem import check_max_moves
 from eplb.errors import InputError
 from eplb.planning.rebalance import Horizon
 from eplb_traces.display import fields_html, short_repr
@@ -52,7 +54,7 @@ class OnlineSettings:
     Raises
     ------
     InputError
-        For a number out of range.
+        For a number out of range, an unknown rule, or "weighted".
     """
 
     interval: int = 20
@@ -70,9 +72,9 @@ class OnlineSettings:
     sources: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dispatch", DispatchRule.named(self.dispatch))
         for name, least in (("interval", 1), ("window", 1), ("cooldown", 0), ("plan_steps", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} = {getattr(self, name)}: expected >= {least}")
+            check_count(name, getattr(self, name), least=least)
         if self.plan_steps >= self.interval:
             raise InputError(f"plan_steps = {self.plan_steps}: expected less than interval = {self.interval}")
         if not self.half_life > 0:
@@ -80,8 +82,7 @@ class OnlineSettings:
         for name, floor in (("target", 1.0), ("change", 0.0), ("price", 0.0)):
             if not floor <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: expected finite and >= {floor:g}")
-        if self.max_moves is not None and self.max_moves < 0:
-            raise InputError(f"max_moves = {self.max_moves}: expected >= 0")
+        check_max_moves(self.max_moves)
         if known_expert_bytes(self.expert_bytes) is None and self.horizon is not None:
             raise InputError("horizon: the cost of a move is unknown, expected expert_bytes")
         if self.dispatch is DispatchRule.WEIGHTED:

@@ -48,7 +48,7 @@ class DeploymentSpace:
     Raises
     ------
     InputError
-        For an empty list, a value given twice, or a number that is out of range.
+        For an empty list, a value given twice, an unknown rule, or a number that is out of range.
     """
 
     nodes: tuple[int, ...]
@@ -68,6 +68,7 @@ class DeploymentSpace:
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise InputError(f"{name} = {given!r}: expected a tuple")
+        object.__setattr__(self, "rules", tuple(DispatchRule.named(rule) for rule in self.rules))
         for name in ("nodes", "strategies", "rules"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: expected at least one")

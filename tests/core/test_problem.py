@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.problem import BindingBound, GroupMode, LayerCertificate, Plan, Problem, SolveStatus, Survive
 from eplb.core.topology import Topology
@@ -73,6 +74,15 @@ def test_a_problem_without_an_answer_is_refused_with_value_and_expectation(load,
 def test_the_smallest_problem_is_one():
     problem = Problem(ExpertLoad([[1.0]]), Topology(1, 1, 1))
     assert (problem.num_groups, problem.group_mode) == (1, GroupMode.FREE)
+
+
+def test_names_stand_for_the_members_that_strategies_compare_with():
+    named = Problem(LOAD, Topology(2, 1, 6), num_groups=2, group_mode="pinned", dispatch="weighted", survive="rank")
+    assert named.group_mode is GroupMode.PINNED
+    assert named.dispatch is DispatchRule.WEIGHTED
+    assert named.survive is Survive.RANK
+    with pytest.raises(UnknownNameError, match="unknown dispatch rule 'fair'"):
+        Problem(LOAD, Topology(1, 2, 3), dispatch="fair")
 
 
 @pytest.mark.parametrize("number", [np.float64, np.float32])

@@ -247,6 +247,12 @@ def test_closing_ends_the_thread_even_with_a_plan_under_way():
         rebalancer.step()
 
 
+def test_a_rule_may_be_given_by_name():
+    assert OnlineSettings(dispatch="online").dispatch is DispatchRule.ONLINE
+    with pytest.raises(InputError, match="unknown dispatch rule 'fair'"):
+        OnlineSettings(dispatch="fair")
+
+
 def test_a_placement_with_weights_is_refused():
     share = 1 / np.take_along_axis(LIVE.logical_replica_count, LIVE.physical_to_logical_map, axis=1)
     weighted = Placement(LIVE.physical_to_logical_map, EXPERTS, MACHINE, share)
@@ -260,6 +266,7 @@ def test_a_placement_with_weights_is_refused():
         {"interval": 0}, {"window": 0}, {"plan_steps": 5}, {"plan_steps": -1}, {"half_life": 0.0}, {"target": 0.9},
         {"change": -1.0}, {"price": float("nan")}, {"max_moves": -1}, {"cooldown": -1}, {"expert_bytes": 0.0},
         {"horizon": Horizon(token_s=1e-6, num_loads=1), "expert_bytes": None}, {"dispatch": DispatchRule.WEIGHTED},
+        {"dispatch": "weighted"}, {"interval": 5.5}, {"max_moves": 1.5},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(words):

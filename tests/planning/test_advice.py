@@ -146,6 +146,13 @@ def test_a_space_that_is_none_is_refused(wrong):
         DeploymentSpace(**wrong)
 
 
+def test_rules_may_be_given_by_name():
+    assert DeploymentSpace(nodes=(1,), rules=("even", "online")).rules == (DispatchRule.EVEN, DispatchRule.ONLINE)
+    assert DeploymentSpace(nodes=(1,), rules=("even",)).rules[0] is DispatchRule.EVEN
+    with pytest.raises(InputError, match="unknown dispatch rule 'fair'"):
+        DeploymentSpace(nodes=(1,), rules=("fair",))
+
+
 def test_numbers_out_of_range_and_other_models_are_refused(load):
     with pytest.raises(InputError, match="slo_ms = 0"):
         advise(load, COST, SPACE, slo_ms=0)
@@ -153,6 +160,8 @@ def test_numbers_out_of_range_and_other_models_are_refused(load):
         advise(load, COST, DeploymentSpace(nodes=(1, 129), gpus_per_node=2))
     with pytest.raises(InputError, match="rest_bytes = -1"):
         GpuMemory.of(MODEL, 1e9, rest_bytes=-1)
+    with pytest.raises(InputError, match="seed = -1"):
+        replace(COST, seed=-1)
     with pytest.raises(InputError, match="has 8 experts: expected 16"):
         advise(load, replace(COST, model=replace(MODEL, num_experts=8)), SPACE)
 
