@@ -96,6 +96,11 @@ def test_several_loads_are_windows_of_one_plan(run, load_path, windows_path, cou
     assert summed["layers"][0]["lower_bound"] >= 13 * counts[0].sum() / 4 * (1 - 1e-9)
 
 
+def test_auto_takes_greedy_for_several_loads_where_it_alone_plans_what_is_asked(run, load_path, windows_path):
+    price = ("--groups", 4, "--group-mode", "priced", "--group-price", 0.01)
+    assert _json(run("plan", load_path, windows_path, *MACHINE, *price, "--json"))["strategy"] == "greedy"
+
+
 def test_several_loads_of_one_name_are_told_apart_by_their_paths(run, load_path, counts, tmp_path):
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "load.npz"

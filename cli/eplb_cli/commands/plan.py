@@ -123,11 +123,12 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
                 points = traffic_front(load, topology, read_token_trace(trace, reading), groups=groups, seed=seed)
             show_front(points, out, as_json=as_json)
             return
+        for_greedy = survive is not None or group_mode == "priced"  # what `auto` takes `greedy` for
         with output.progress("planning"):
             made = eplb.plan(
                 load,
                 topology,
-                _strategy(strategy, several=several and phase is None, survive=survive),
+                strategy if for_greedy else _strategy(strategy, several=several and phase is None),
                 groups=groups,
                 group_mode=group_mode,
                 group_price=group_price,
@@ -179,9 +180,9 @@ def plan(  # noqa: PLR0913  # one parameter a word of the command line
     _report(made, Worth(gain, hints), _Output(out, by.format_to_write(format), by), as_json=as_json)
 
 
-def _strategy(name: str, *, several: bool, survive: str | None) -> str:
+def _strategy(name: str, *, several: bool) -> str:
     """`auto` would take several files as a history for a backtest."""
-    return "scenario" if name == "auto" and several and survive is None else name
+    return "scenario" if name == "auto" and several else name
 
 
 @final
