@@ -24,7 +24,7 @@ class LostExpert(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class LossReport:
-    """Balance and lost experts of every layer after the loss of any one unit, under the summed load."""
+    """Balance and lost experts of every layer after the loss of any one unit, under the summed load, split evenly."""
 
     unit: Survive
     max_over_mean: Floats
@@ -37,7 +37,9 @@ class LossReport:
     before: Floats
     """[L] max/mean with all ranks."""
     growth_bound: Floats
-    """[L] largest factor by which the busiest rank can grow, for any load.
+    """[L] largest factor by which the busiest rank can grow, for any load, split evenly before and after.
+
+    Under rules that choose shares for the load it can grow by more.
 
     Proof. An expert with load w and c replicas, k of them lost, puts w / (c - k) on each rank that keeps a replica:
     c / (c - k) times its load there before. So no rank grows by more than the largest such factor. The mean of equally
@@ -76,7 +78,7 @@ class LossReport:
 
 
 def after_loss(placement: Placement, load: ExpertLoad, unit: str = Survive.RANK) -> LossReport:
-    """Evaluate a placement without each of its ranks, or nodes, in turn.
+    """Evaluate a placement without each of its ranks, or nodes, in turn, under even dispatch.
 
     Parameters
     ----------

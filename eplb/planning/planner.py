@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from eplb.arguments.accepted import LoadLike, TraceLike, accepted_load, accepted_topology, accepted_trace
 from eplb.core.constraints import Constraints
-from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive, check_seed
 from eplb.core.topology import Topology
 from eplb.cost import Calibration, ModelSizes
@@ -180,7 +180,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     if problem.trace is not None:
         notes += held_out_notes(made, problem, held_out, seed)
     if problem.survive is not Survive.NOTHING:
-        notes += after_loss(made.placement, problem.load, unit=problem.survive).notes
+        notes += _loss_notes(made, problem)
     if problem.group_mode is GroupMode.PRICED:
         off_node = off_node_replicas(made.placement, problem.num_groups)
         notes += (
@@ -189,6 +189,14 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         )
     digest = load.digest if made.load_digest == problem.load.digest else made.load_digest
     return replace(made, seconds=clock.seconds(), notes=notes + made.notes, load_digest=digest)
+
+
+def _loss_notes(made: Plan, problem: Problem) -> tuple[str, ...]:
+    """What the loss of a unit does; the figures are of an even split, also where the plan is for another rule."""
+    notes = after_loss(made.placement, problem.load, unit=problem.survive).notes
+    if problem.dispatch in EVEN_RULES:
+        return notes
+    return tuple(f"under even dispatch, not {problem.dispatch}: {note}" for note in notes)
 
 
 def _choose(strategy: StrategyLike, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:

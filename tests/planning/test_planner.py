@@ -5,6 +5,7 @@ import pytest
 
 import eplb
 from eplb.errors import InputError, UnknownNameError
+from eplb.evaluation.failures import after_loss
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES
 from eplb_traces import ModelShape
 
@@ -91,3 +92,24 @@ def test_compare_runs_the_strategies_it_is_given_in_their_order():
 def test_compare_refuses_an_unknown_strategy():
     with pytest.raises(UnknownNameError, match="unknown strategy 'best'"):
         eplb.compare(LOAD, TOPOLOGY, ["linear", "best"])
+
+
+@pytest.mark.parametrize("dispatch", ["even", "vllm", "online", "weighted"])
+def test_the_growth_after_a_loss_is_claimed_for_an_even_split_alone(dispatch):
+    """Under online dispatch, replicas on a node that is lost may carry more than their even share."""
+    topology, load = eplb.Topology(3, 2, 2), eplb.ExpertLoad([[3.0, 2.0, 2.0, 1.0, 1.0, 1.0]])
+    made = eplb.plan(load, topology, survive="node", dispatch=dispatch)
+    growth = [note for note in made.notes if "times as busy" in note]
+    prefix = "" if dispatch in ("even", "vllm") else f"under even dispatch, not {dispatch}: "
+    assert len(growth) == 1
+    assert growth[0].startswith(f"{prefix}survivable: every expert lives")
+
+
+def test_the_busiest_rank_can_grow_by_more_than_the_bound_where_shares_are_chosen_for_the_load():
+    # Experts 0 and 1 are on a rank each of node 0, and both on rank 2: it has 2/3 of an expert's tokens, then all of 2.
+    topology, load = eplb.Topology(2, 2, 2), eplb.ExpertLoad([[1.0, 1.0, 0.0, 0.0]])
+    row = np.array([[0, 2, 1, 3, 0, 1, 2, 3]])
+    left = np.where(topology.node_of_rank[topology.rank_of_slot] == 0, -1, row)
+    before, after = (eplb.evaluate(eplb.Placement(it, 4, topology), load, "online").rank_load for it in (row, left))
+    assert after_loss(eplb.Placement(row, 4, topology), load, "node").growth_bound.tolist() == [2]
+    assert after.max() / before.max() == pytest.approx(3)
