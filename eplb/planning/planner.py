@@ -17,7 +17,7 @@ from eplb.evaluation.metrics import Evaluation, evaluate, off_node_replicas
 from eplb.planning.backtest import LEAST_WINDOWS, Candidate, backtest, recent, rehearsal, whole
 from eplb.planning.held_out_requests import held_out_notes, split_requests
 from eplb.planning.own_plan import plan_of
-from eplb.planning.phase import phase_strategy, phase_target
+from eplb.planning.phase import PhaseStrategy, phase_strategy, phase_target
 from eplb.strategies import ONLY_WHEN_NAMED, STRATEGIES, StrategyLike, accepted_strategy
 from eplb.strategies.certify import recertified
 from eplb.strategies.options import HONOURED, PlanOption, check_options
@@ -201,6 +201,8 @@ def _loss_notes(made: Plan, problem: Problem) -> tuple[str, ...]:
 
 def _choose(strategy: StrategyLike, problem: Problem, seed: int) -> tuple[Strategy, Problem, tuple[str, ...]]:
     """Find the strategy by name, or choose one by the load; the returned problem may have less history."""
+    if isinstance(strategy, PhaseStrategy):
+        return strategy, problem, ()
     if strategy != AUTO:
         return accepted_strategy(strategy), problem, ()
     if problem.survive is not Survive.NOTHING:
