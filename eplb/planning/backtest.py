@@ -112,25 +112,26 @@ def backtest(
     """
     check_seed(seed)
     history = problem.load.without_empty_windows()
-    windows = history.num_windows
-    if windows < LEAST_WINDOWS:
-        empty = problem.load.num_windows - windows
+    num_windows = history.num_windows
+    if num_windows < LEAST_WINDOWS:
+        empty = problem.load.num_windows - num_windows
         left_out = f" ({empty} without a token left out)" if empty else ""
         raise InputError(
-            f"a history of {windows} windows{left_out}: expected at least {LEAST_WINDOWS} to hold some out"
+            f"a history of {num_windows} windows{left_out}: expected at least {LEAST_WINDOWS} to hold some out"
         )
     if not 0 < held_out < 1:
         raise InputError(f"held_out = {held_out}: expected a share between 0 and 1")
-    split = min(windows - 1, max(1, round(windows * (1 - held_out))))
-    past = history.select(slice(None, split))
+    split = min(num_windows - 1, max(1, round(num_windows * (1 - held_out))))
+    past, held = history.select(slice(None, split)), history.select(slice(split, None))
     scores = []
     for candidate in candidates:
         asked = replace(problem, load=candidate.history(past))
         placement = plan_of(candidate.strategy, asked, seed=seed).placement
         if problem.dispatch is DispatchRule.WEIGHTED:
             placement = weighted_placement(placement, asked.load)
-        balance = evaluate(placement, history, problem.dispatch, sources=problem.sources).max_over_mean_by_window
-        planned, later = balance[:split], balance[split:]
+        both = ExpertLoad(np.concatenate([asked.load.tokens, held.tokens]), shape=history.shape)
+        balance = evaluate(placement, both, problem.dispatch, sources=problem.sources).max_over_mean_by_window
+        planned, later = balance[: asked.load.num_windows], balance[asked.load.num_windows :]
         scores.append(Score(candidate, _mean(later), p95_of_known(later), _mean(planned)))
         if on_score is not None:
             on_score()

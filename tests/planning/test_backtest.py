@@ -41,6 +41,15 @@ def test_predicted_loss_is_later_minus_planned():
     assert score.predicted_loss == pytest.approx(2.0 - 9 / 5.25)
 
 
+def test_what_was_planned_on_a_part_of_the_past_is_as_planned_on_that_part():
+    # The last quarter of the past, three of twelve windows, has a load of its own: even, so that every plan is perfect.
+    load = history(*[[5.0, 4.0, 1.0, 0.5]] * 9, *[[1.0, 1.0, 1.0, 1.0]] * 3, *[[0.0, 0.0, 3.0, 3.0]] * 4)
+    candidates = [Candidate(part.__name__, STRATEGIES["linear"], part) for part in (recent, whole)]
+    on_recent, on_whole = backtest(Problem(load, MACHINE), candidates)
+    assert (on_recent.planned, on_recent.predicted_loss) == (1.0, 1.0)
+    assert on_whole.planned == pytest.approx((9 * 9 / 5.25 + 3) / 12)
+
+
 def test_under_weighted_dispatch_candidates_are_judged_with_the_weights_of_what_they_saw():
     # 3 experts in 4 slots: expert 0 twice. Even split leaves 5 + 4 and 5 + 1; weights move a token and a half.
     load = history(*[[10.0, 4.0, 1.0]] * 8)
