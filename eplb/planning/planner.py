@@ -97,7 +97,8 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
     constraints
         Hard constraints on every layer, for `greedy`, `scenario` and `ilp`; "auto" takes `greedy` then.
     time_limit_s
-        Wall time of `ilp`, which searches until it has a proof, all layers together; None for its own default.
+        Wall time of `ilp`, which searches until it has a proof, all layers together; two calls that it ends may differ.
+        None: the deterministic default of `ilp`.
     survive
         "rank" or "node": every expert has a replica left after the loss of any one of them, and the notes give the
         growth of the busiest rank; only `greedy` plans for that. None: losses need not be survived.
@@ -120,7 +121,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         With a phase: tokens of each rank in a step (None: 4096, 128 or 1024), and the type of the experts' weights
         (None: the model's).
     seed
-        For randomised strategies; the same inputs and seed give the same plan.
+        For randomised strategies; the same inputs and seed give the same plan, unless `time_limit_s` ends the search.
 
     Raises
     ------
