@@ -61,6 +61,15 @@ def test_simulate_is_the_command(load_path):
         eplb.simulate(load_path, TOPOLOGY, ["sometimes"], interval=6)
 
 
+def test_simulate_takes_interval_and_bytes_from_the_settings(load_path):
+    settings = eplb.OnlineSettings(interval=6, plan_steps=0, horizon=eplb.Horizon(token_s=1e-6), expert_bytes=1e3)
+    by_settings = eplb.simulate(load_path, TOPOLOGY, ["full_greedy", "incremental"], settings=settings)
+    given = eplb.simulate(load_path, TOPOLOGY, ["full_greedy", "incremental"], interval=6, settings=settings)
+    assert [one.moved_copies for one in by_settings] == [one.moved_copies for one in given]
+    assert {moved.expert_bytes for one in by_settings for moved in one.migrations} == {1e3}
+    assert len(by_settings[0].migrations) > 1  # 24 steps: with an interval of 20 there would be too few
+
+
 @pytest.mark.parametrize("format", ["native", "sglang"])
 def test_diff_is_the_command_and_takes_plans_placements_and_files(tmp_path, load_path, format):
     old, new = eplb.plan(load_path, TOPOLOGY, "linear"), eplb.plan(load_path, TOPOLOGY, "greedy")

@@ -14,7 +14,7 @@ def simulate(  # noqa: PLR0913  # the public call: a history and the settings of
     topology: Topology,
     policies: Sequence[str] = tuple(POLICIES),
     *,
-    interval: int = 20,
+    interval: int | None = None,
     settings: OnlineSettings | None = None,
     expert_bytes: float | None = None,
     seed: int = 0,
@@ -30,11 +30,12 @@ def simulate(  # noqa: PLR0913  # the public call: a history and the settings of
     policies
         Names of `eplb.online.replay.POLICIES`.
     interval
-        Steps between two replans.
+        Steps between two replans of every policy; None: those of the settings, 20 by default.
     settings
-        Of the policy `incremental`; their dispatch rule and sources hold for every policy.
+        Of the policy `incremental`, but for `plan_steps`: a plan takes effect at once. Their dispatch rule and sources
+        hold for every policy.
     expert_bytes
-        Bytes of one expert of one layer.
+        Bytes of one expert of one layer; None: those of the settings, or of the recording.
     seed
         For randomised strategies.
 
@@ -52,12 +53,13 @@ def simulate(  # noqa: PLR0913  # the public call: a history and the settings of
     >>> never.moved_copies, full.moved_copies > 0
     (0, True)
     """
+    online = OnlineSettings() if settings is None else settings
     replay = Replay(
         load=accepted_load(load),
         topology=accepted_topology(topology),
-        interval=interval,
-        online=OnlineSettings() if settings is None else settings,
-        expert_bytes=expert_bytes,
+        interval=online.interval if interval is None else interval,
+        online=online,
+        expert_bytes=online.expert_bytes if expert_bytes is None else expert_bytes,
         seed=seed,
     )
     return replayed(replay, policies)
