@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Map
 from eplb.core.problem import Problem
+from eplb.errors import InfeasibleError
 
 Place = Callable[[Floats, NDArray[np.int64], Floats], Map]
 """From load [L, E] or [L, E, W], first slot [R + 1] and speed [R] of the ranks to a map [L, P]."""
@@ -24,10 +25,21 @@ def place_pinned(load: Floats, problem: Problem, place: Place) -> Map:
         Groups and topology; the nodes divide the groups.
     place
         Places experts on ranks.
+
+    Raises
+    ------
+    InfeasibleError
+        If a rank has more slots than its node has experts.
     """
     topology, (num_layers, num_experts) = problem.topology, load.shape[:2]
     num_nodes, num_groups = topology.num_nodes, problem.num_groups
     per_node = num_groups // num_nodes
+    most_slots, node_experts = int(topology.rank_num_slots.max()), num_experts // num_nodes
+    if most_slots > node_experts:
+        raise InfeasibleError(
+            f"rank {int(topology.rank_num_slots.argmax())} has {most_slots} slots: the groups pinned to its node have "
+            f"{node_experts} experts, and a rank can hold each of them only once"
+        )
     group_load = load.reshape(num_layers, num_groups, num_experts // num_groups, *load.shape[2:]).sum(axis=2)
     node_speed = topology.node_speed / (topology.num_ranks / num_nodes)
     groups = place(group_load, np.arange(num_nodes + 1) * per_node, node_speed)

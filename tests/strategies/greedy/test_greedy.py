@@ -222,6 +222,13 @@ def test_a_layout_that_no_exchange_repairs_is_laid_out_anew():
     assert rank_time[0] == pytest.approx(rank_loads(hands, [3.0, 2.0, 1.0]))
 
 
+@pytest.mark.parametrize("name", ["greedy", "scenario", "biased"])
+def test_a_rank_with_more_slots_than_experts_are_pinned_to_its_node_is_named(name):
+    # Equal ranks of 4 slots; the group on each of the 4 nodes has 2 experts.
+    with pytest.raises(InfeasibleError, match="rank 0 has 4 slots: the groups pinned to its node have 2 experts"):
+        eplb.plan(np.arange(1.0, 9), eplb.Topology(4, 1, 4), name, groups=4, group_mode="pinned")
+
+
 @pytest.mark.parametrize("survive", ["rank", "node"])
 def test_pinned_groups_survive_the_loss_of_a_rank_but_never_of_a_node(survive):
     rows = np.arange(1.0, 9)[None]
