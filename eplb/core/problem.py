@@ -9,6 +9,7 @@ from typing import Protocol, final
 import numpy as np
 
 from eplb.core.constraints import Constraints
+from eplb.core.counts import check_number, check_seed
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.load_range import check_load_range
 from eplb.core.migration import Migration
@@ -19,11 +20,10 @@ from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb_traces import ExpertLoad, ModelShape, RoutingTrace
 from eplb_traces.display import counted, cut, facts_html, fields_html, short_repr
+from eplb_traces.real_numbers import real_numbers
 
 NO_CONSTRAINTS = Constraints()
 SOURCES_SUM_TOLERANCE = 1e-6
-SEEDS = 1 << 53
-"""Seeds are below this: exact in JSON, and products with a number of runs fit 64 bits."""
 
 
 class SolveStatus(StrEnum):
@@ -82,7 +82,10 @@ def checked_sources(sources: Sequence[float], topology: Topology) -> tuple[float
     InputError
         Unless there is one share >= 0 for each rank and they sum to 1.
     """
-    shares = tuple(float(share) for share in sources)
+    array = real_numbers(sources, "sources")
+    if array.ndim != 1:
+        raise InputError(f"sources = {sources!r}: expected a share for each of {topology.num_ranks} ranks")
+    shares = tuple(array.tolist())
     if len(shares) != topology.num_ranks:
         raise InputError(f"sources has {len(shares)} shares: expected one for each of {topology.num_ranks} ranks")
     for rank, share in enumerate(shares):
@@ -92,19 +95,6 @@ def checked_sources(sources: Sequence[float], topology: Topology) -> tuple[float
     if abs(total - 1) > SOURCES_SUM_TOLERANCE:
         raise InputError(f"sources sum to {total}: expected 1")
     return tuple(share / total for share in shares)
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError unless the seed is an integer that is not negative and below `SEEDS`."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEEDS:
-        raise InputError(f"seed = {seed!r}: expected an integer, 0 <= seed < 2^53")
-
-
-def check_max_moves(max_moves: int | None) -> None:
-    """Raise InputError unless the moves are None or an integer that is not negative."""
-    is_whole = isinstance(max_moves, int | np.integer) and not isinstance(max_moves, bool)
-    if max_moves is not None and not (is_whole and max_moves >= 0):
-        raise InputError(f"max_moves = {max_moves!r}: expected >= 0, an integer")
 
 
 @final
@@ -161,7 +151,7 @@ class Problem:
     constraints: Constraints = NO_CONSTRAINTS
     time_limit_s: float | None = None
     survive: Survive = Survive.NOTHING
-    sources: tuple[float, ...] | None = None
+    sources: Sequence[float] | None = None
     trace: RoutingTrace | None = None
     load_cap: float | None = None
 
@@ -182,6 +172,7 @@ class Problem:
             raise InputError(f"slots_per_rank = {most_slots}: a rank can hold each of {num_experts} experts only once")
         if not isinstance(self.num_groups, int | np.integer) or self.num_groups < 1 or num_experts % self.num_groups:
             raise InputError(f"groups = {self.num_groups}: expected a divisor of {num_experts} experts")
+        self._check_types()
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise InputError(f"time_limit_s = {self.time_limit_s}: expected > 0")
         if not 0 <= self.group_price < float("inf"):
@@ -206,6 +197,15 @@ class Problem:
     def least_replicas(self) -> int:
         """Replicas that every expert must have."""
         return 1 if self.survive is Survive.NOTHING else 2
+
+    def _check_types(self) -> None:
+        """Refuse what is no number, or no Constraints."""
+        for name, value in (("time_limit_s", self.time_limit_s), ("load_cap", self.load_cap)):
+            if value is not None:
+                check_number(name, value)
+        check_number("group_price", self.group_price)
+        if not isinstance(self.constraints, Constraints):
+            raise InputError(f"constraints is of type {type(self.constraints).__name__}: expected Constraints")
 
     def _check_sources(self) -> None:
         if self.sources is not None:

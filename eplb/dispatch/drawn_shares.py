@@ -4,6 +4,7 @@ It is computed apart from `sglang_static`, which evaluates placements and descri
 """
 
 import random
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -19,7 +20,7 @@ RANK_PARTS: Final = 4
 """Parts of the ranks that are drawn for at the same time; the shares do not depend on the number of threads."""
 
 
-def drawn_shares(placement: Placement, shape: ModelShape, sources: tuple[float, ...] | None) -> Floats:
+def drawn_shares(placement: Placement, shape: ModelShape, sources: Sequence[float] | None) -> Floats:
     """[L, P] share of its expert's tokens that each slot gets; 0 in empty slots.
 
     Parameters

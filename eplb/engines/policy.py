@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.counts import check_max_moves
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.migration import keep_slots, rename_ranks
 from eplb.core.placement import Placement
-from eplb.core.problem import GroupMode, Problem, check_max_moves
+from eplb.core.problem import GroupMode, Problem
 from eplb.core.topology import Topology
 from eplb.dispatch.replica_shares import FIXED_SHARE_RULES
 from eplb.engines.live_map import adopt_live_map, cut_or_padded

@@ -9,10 +9,9 @@ from typing import final
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints
-from eplb.core.counts import check_count
+from eplb.core.counts import check_count, check_seed
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
-from eplb.core.problem import check_seed
 from eplb.core.topology import Topology
 from eplb.cost.batch import Batch
 from eplb.cost.calibration import Calibration, Provenance

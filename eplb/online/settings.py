@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import final
 
-from eplb.core.counts import check_count
+from eplb.core.counts import check_count, check_max_moves
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.expert_bytes import known_expert_bytes
-from eplb.core.problem import check_max_moves
 from eplb.errors import InputError
 from eplb.planning.rebalance import Horizon
 from eplb_traces.display import fields_html, short_repr

@@ -7,8 +7,9 @@ from typing import final
 import numpy as np
 
 from eplb.core.arrays import Floats
+from eplb.core.counts import check_seed
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
-from eplb.core.problem import Problem, Strategy, check_seed
+from eplb.core.problem import Problem, Strategy
 from eplb.dispatch.optimal_shares import weighted_placement
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known

@@ -143,7 +143,7 @@ def live_if_nothing_gained(
         f"{now:.4f}, so nothing moves"
     )
     kept = certified_plan(
-        Problem(load, live.topology, dispatch=rule, sources=None if sources is None else tuple(sources)),
+        Problem(load, live.topology, dispatch=rule, sources=sources),
         live.physical_to_logical_map,
         strategy=made.strategy,
         seed=made.seed,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, final
 
 from eplb.arguments.accepted import LoadLike, TraceLike, accepted_load, accepted_topology, accepted_trace
 from eplb.core.constraints import Constraints
+from eplb.core.counts import check_seed
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
-from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive, check_seed
+from eplb.core.problem import NO_CONSTRAINTS, GroupMode, Plan, Problem, Strategy, Survive
 from eplb.core.topology import Topology
 from eplb.cost import Calibration, ModelSizes
 from eplb.dispatch.optimal_shares import weighted_placement
@@ -155,7 +156,7 @@ def plan(  # noqa: PLR0913  # everything that a plan can depend on, by keyword
         constraints=constraints,
         time_limit_s=time_limit_s,
         survive=Survive.NOTHING if survive is None else Survive.named(survive),
-        sources=None if sources is None else tuple(sources),
+        sources=sources,
         trace=None if trace is None else accepted_trace(trace),
         load_cap=load_cap,
     )

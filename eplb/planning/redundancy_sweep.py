@@ -133,7 +133,7 @@ def sweep(  # noqa: PLR0913  # the public call: what a plan depends on, the rule
         load.without_empty_windows(),
         topology,
         dispatch=DispatchRule.named(dispatch),
-        sources=None if sources is None else tuple(sources),
+        sources=sources,
     )
     batch = None if cost is None else cost.batch(load, topology)
     one_point = partial(_predicted_point, planner, first, size, cost, batch)

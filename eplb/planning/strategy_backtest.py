@@ -64,7 +64,7 @@ def backtest(  # noqa: PLR0913  # the same keywords as plan()
         num_groups=load.shape.num_expert_groups if groups is None else groups,
         group_mode=GroupMode.named(group_mode),
         dispatch=DispatchRule.named(dispatch),
-        sources=None if sources is None else tuple(sources),
+        sources=sources,
     )
     if strategies is None:
         candidates = candidates_under(problem.dispatch)

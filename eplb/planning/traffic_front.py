@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
 
-from eplb.core.problem import Plan, Problem, check_seed
+from eplb.core.counts import check_seed
+from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate

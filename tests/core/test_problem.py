@@ -93,6 +93,31 @@ def test_numpy_numbers_are_options_as_python_numbers_are(number):
     assert Problem(LOAD, topology, group_price=number(0.0)).group_mode is GroupMode.FREE
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": 1.0}, r"sources = 1\.0: expected a share for each of 2 ranks"),
+        ({"sources": "ab"}, "sources is not a rectangular array of numbers"),
+        ({"sources": [[0.5, 0.5]]}, r"sources = \[\[0\.5, 0\.5\]\]: expected a share for each of 2 ranks"),
+        ({"constraints": None}, "constraints is of type NoneType: expected Constraints"),
+        ({"constraints": {}}, "constraints is of type dict: expected Constraints"),
+        ({"time_limit_s": "5"}, "time_limit_s = '5': expected a number"),
+        ({"time_limit_s": True}, "time_limit_s = True: expected a number"),
+        ({"load_cap": "1.1"}, r"load_cap = '1\.1': expected a number"),
+        ({"group_price": "x"}, "group_price = 'x': expected a number"),
+        ({"group_price": None}, "group_price = None: expected a number"),
+    ],
+)
+def test_options_of_another_type_are_refused_by_name(options, message):
+    with pytest.raises(InputError, match=message):
+        Problem(LOAD, Topology(1, 2, 3), **options)
+
+
+def test_sources_may_be_an_array():
+    problem = Problem(LOAD, Topology(1, 2, 3), sources=np.array([0.25, 0.75]))
+    assert problem.sources == (0.25, 0.75)
+
+
 def test_a_group_mode_is_found_by_name_and_an_unknown_one_refused_with_the_list():
     assert GroupMode.named("pinned") is GroupMode.PINNED
     with pytest.raises(UnknownNameError, match="unknown group mode 'tight': expected one of free, pinned, priced"):

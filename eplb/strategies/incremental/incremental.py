@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from eplb.bounds.lower_bounds import lower_bounds
 from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.counts import check_max_moves
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.migration import keep_slots, rename_ranks
 from eplb.core.placement import EMPTY_SLOT, Placement
-from eplb.core.problem import Plan, Problem, check_max_moves
+from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
 from eplb.errors import InfeasibleError, InputError
 from eplb.strategies.certify import certified_plan

@@ -14,11 +14,12 @@ from typing import ClassVar, NamedTuple, final
 import numpy as np
 
 from eplb.core.arrays import Floats, Ints, Map
+from eplb.core.counts import check_max_moves
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.migration import Migration, keep_slots
 from eplb.core.placement import EMPTY_SLOT, Placement
-from eplb.core.problem import Plan, Problem, check_max_moves
+from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
 from eplb.dispatch.optimal_shares import online_busiest
 from eplb.dispatch.replica_shares import ReplicaShares
