@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -45,7 +46,7 @@ class RankGroup:
     num_processes, process
         Q, and the number of this process.
     process_group
-        The communicator; None for a single process.
+        The communicator; None for a single process. Several processes without it raise at the first exchange.
     allocate
         Allocates receive buffers.
 
@@ -106,9 +107,23 @@ class RankGroup:
         ends_R = torch.from_numpy(self.topology.rank_first_slot[1:].copy()).to(slot.device)
         return torch.searchsorted(ends_R, slot, right=True)
 
+    def check_slots_of(self, topology: Topology, name: str) -> None:
+        """Check that a placement has the slots of this group: the backends drop what goes to other slots.
+
+        Raises
+        ------
+        InputError
+            If there are other ranks, or a rank has another number of slots; with `name` for the placement.
+        """
+        if not np.array_equal(topology.rank_first_slot, self.topology.rank_first_slot):
+            raise InputError(
+                f"{name} is for {topology.num_ranks} ranks with {topology.num_slots} slots: "
+                f"the group has {self.topology.num_ranks} ranks with {self.topology.num_slots} slots"
+            )
+
     def all_gather(self, x: Tensor) -> Tensor:
         """[Q, N, *] the tensors of all processes; `x` [N, *] must have the same shape on every process."""
-        if self.process_group is None:
+        if self._is_alone():
             return x[None]
         flat = as_bytes_if_float8(x.contiguous())
         gathered = self.allocate((self.num_processes, *flat.shape), flat.dtype, flat.device)
@@ -130,7 +145,7 @@ class RankGroup:
         Tensor
             [sum(receive), *].
         """
-        if self.process_group is None:
+        if self._is_alone():
             return x
         flat = as_bytes_if_float8(x.contiguous())
         received = self.allocate((sum(receive), *flat.shape[1:]), flat.dtype, flat.device)
@@ -139,7 +154,7 @@ class RankGroup:
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """[*] sum over processes of this process's part of x [Q, *]."""
-        if self.process_group is None:
+        if self._is_alone():
             return x[0]
         if dist.get_backend(self.process_group) == "gloo":
             # gloo reduces all of x on every process and slices it; an exchange and a local sum move 1/Q of the bytes.
@@ -149,6 +164,12 @@ class RankGroup:
         own = self.allocate(x.shape[1:], x.dtype, x.device)
         _reduce_scatter(own, x.contiguous().flatten(0, 1), group=self.process_group)
         return own
+
+    def _is_alone(self) -> bool:
+        """Whether there is no other process to exchange with."""
+        if self.process_group is None and self.num_processes > 1:
+            raise InputError(f"{self.num_processes} processes without a communicator: expected a process_group")
+        return self.process_group is None
 
 
 def as_bytes_if_float8(x: Tensor) -> Tensor:

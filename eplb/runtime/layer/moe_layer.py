@@ -55,6 +55,11 @@ class MoeLayer:
         The experts in this process's slots.
     shared
         The shared experts, applied to every token on its own process. Their output is added.
+
+    Raises
+    ------
+    InputError
+        If tables and group have other slots.
     """
 
     layer: int
@@ -64,6 +69,9 @@ class MoeLayer:
     backend: Backend
     experts: SlotExperts
     shared: Callable[[Tensor], Tensor] = torch.zeros_like
+
+    def __post_init__(self) -> None:
+        self.group.check_slots_of(self.tables.topology, "the placement of the tables")
 
     def __call__(self, x_TH: Tensor, token_ids_T: Tensor, source: TokenSource) -> MoeResult:
         """Route, dispatch, compute, combine.

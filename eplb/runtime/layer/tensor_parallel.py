@@ -42,6 +42,11 @@ class TensorParallelLayer:
         The cuts that this process executes, each with the slots of its EP ranks.
     peers
         The processes with other cuts of the same experts.
+
+    Raises
+    ------
+    InputError
+        If tables and group have other slots.
     """
 
     layer: int
@@ -50,6 +55,9 @@ class TensorParallelLayer:
     backend: Backend
     shards: tuple[SlotExperts, ...]
     peers: RankGroup
+
+    def __post_init__(self) -> None:
+        self.group.check_slots_of(self.tables.topology, "the placement of the tables")
 
     def __call__(self, x_TH: Tensor, choice: GateChoice) -> Tensor:
         """[T, H] the weighted sum of the chosen experts, for this process's tokens."""
@@ -63,7 +71,7 @@ class TensorParallelLayer:
         for shard in self.shards:
             partial_MH += shard.forward(self.layer, x_MH, handle.rows.rows_per_slot_S)
         y_NH = self.backend.combine(partial_MH, handle)
-        return self.peers.reduce_scatter(y_NH.view(-1, most, x_TH.shape[1]))[:num_tokens]
+        return self.peers.reduce_scatter(y_NH.view(self.peers.num_processes, most, x_TH.shape[1]))[:num_tokens]
 
     def _most_tokens(self, x_TH: Tensor) -> int:
         """The largest number of tokens of a peer; waits for the device."""

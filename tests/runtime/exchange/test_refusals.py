@@ -67,3 +67,18 @@ def test_the_handle_of_another_backend(maker, taker):
             use(torch.ones(2, 4), handle)
     with pytest.raises(InputError, match=f"handle: made by another backend than {taker}"):
         other.wire_rows(handle)
+
+
+@pytest.mark.parametrize("backend", ["allgather", "alltoall"])
+def test_several_processes_without_a_communicator(backend):
+    group = RankGroup(Topology(1, 2, 2), 2, 0)
+    routing = RoutingPlan(
+        torch.tensor([[0, 3]]), torch.ones(1, 2), TokenSource.consecutive(0, [1], "cpu"), torch.tensor(0)
+    )
+    for exchange in (
+        lambda: make_backend(backend, group, top_k=2).plan_exchange(routing),
+        lambda: group.all_to_all(torch.ones(2, 4), [1, 1], [1, 1]),
+        lambda: group.reduce_scatter(torch.ones(2, 4)),
+    ):
+        with pytest.raises(InputError, match="2 processes without a communicator: expected a process_group"):
+            exchange()

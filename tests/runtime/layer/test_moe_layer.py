@@ -8,15 +8,18 @@ import torch
 from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.placement import Placement
 from eplb.core.topology import Topology
+from eplb.errors import InputError
 from eplb.runtime import (
     AllGather,
     AllToAll,
     ExchangeEpochError,
+    GateChoice,
     MoeLayer,
     PlacementTables,
     RankGroup,
     Reference,
     SoftmaxGate,
+    TensorParallelLayer,
     TokenSource,
 )
 from eplb.runtime.exchange.protocol import check_epochs
@@ -79,3 +82,24 @@ def test_a_routing_plan_keeps_the_epoch_of_its_maps():
     assert int(layer(x, token_ids, source).handle.routing.epoch) == 1
     with pytest.raises(ExchangeEpochError, match=r"\[0, 1\]"):
         check_epochs([0, 1])
+
+
+@pytest.mark.parametrize(("ranks", "slots"), [(2, 2), (2, 8), (4, 2)])
+def test_a_group_with_other_slots_than_the_maps_is_refused(ranks, slots):
+    group, tables = RankGroup(Topology(1, ranks, slots)), PlacementTables(_PLACEMENT)
+    experts = ProbeExperts(8, _HIDDEN, "cpu")
+    message = f"for 2 ranks with 8 slots: the group has {ranks} ranks with {ranks * slots} slots"
+    with pytest.raises(InputError, match=message):
+        MoeLayer(0, SoftmaxGate(torch.ones((6, _HIDDEN)), 2), tables, group, AllGather(group), experts)
+    with pytest.raises(InputError, match=message):
+        TensorParallelLayer(0, tables, group, AllGather(group), (experts,), RankGroup(Topology(1, 1, 1)))
+
+
+@pytest.mark.parametrize("backend", [Reference, AllGather, AllToAll])
+def test_a_tensor_parallel_layer_without_a_token_returns_none(backend):
+    group, experts = RankGroup(_PLACEMENT.topology), ProbeExperts(8, _HIDDEN, "cpu")
+    layer = TensorParallelLayer(
+        0, PlacementTables(_PLACEMENT), group, backend(group), (experts,), RankGroup(Topology(1, 1, 1))
+    )
+    nothing = GateChoice(torch.empty((0, 2), dtype=torch.int64), torch.empty((0, 2)))
+    assert layer(torch.empty((0, _HIDDEN)), nothing).shape == (0, _HIDDEN)
