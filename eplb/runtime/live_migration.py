@@ -241,7 +241,8 @@ class LiveMigration:
             raise MigrationError(f"{place}: the other ranks do not answer: {error}") from error
         failed = [process for process, state in enumerate(states) if state[0]]
         if failed:
-            raise MigrationError(f"{place}: failed on rank {failed[0]}: {failure}") from failure
+            cause = "its own message has the cause" if failure is None else failure
+            raise MigrationError(f"{place}: failed on rank {failed[0]}: {cause}") from failure
         for name, values in (("epoch", [s[1] for s in states]), ("plan", [s[2] for s in states])):
             if len(set(values)) > 1:
                 other = next(i for i, value in enumerate(values) if value != values[0])

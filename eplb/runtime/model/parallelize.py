@@ -9,10 +9,12 @@ T tokens of this process   K choices   H hidden   E experts   L MoE layers
 
 from typing import final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eplb.core.dispatch_rule import DispatchRule
+from eplb.core.dispatch_rule import DispatchRule, slot_shares
 from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan
@@ -31,7 +33,7 @@ from eplb.runtime.layer.gate import GateChoice
 from eplb.runtime.layer.placement_tables import PlacementTables
 from eplb.runtime.layer.replica_choice import TokenSource
 from eplb.runtime.layer.routing import route, source_counts
-from eplb.runtime.live_migration import migrate
+from eplb.runtime.live_migration import MigrationError, migrate
 from eplb.runtime.model.moe_blocks import MoeBlock, moe_blocks, shape_of_blocks
 from eplb.runtime.weights.checkpoint import StateDict, TensorSource
 from eplb.runtime.weights.expert_weights import INTERLEAVE, ExpertWeights, ExpertWeightsShape, GateUpLayout
@@ -79,12 +81,21 @@ class ParallelModel:
         Raises
         ------
         MigrationError
-            On every process, if the migration stopped; see `LiveMigration`.
+            On every process, if the migration stopped or a process has another placement; see `LiveMigration`. The
+            layers that have moved are then those of `after` in `placement`, so the call may be repeated.
         """
-        if after == self.placement:
+        differs = torch.tensor([after != self.placement], device=self.weights.device)
+        if not summed_counts(differs, self.group).any():
             return
         migration = Migration.between(self.placement, after, self.weights.expert_bytes)
-        migrate(migration, self.weights, self.tables, self.group)
+        old_epoch_L = self.tables.epoch_L.clone()
+        try:
+            migrate(migration, self.weights, self.tables, self.group)
+        except MigrationError:
+            # A layer that moved was published once, one that was restored twice, the others not at all.
+            has_moved_L = (self.tables.epoch_L - old_epoch_L).eq(1).cpu().numpy()
+            self.placement = _by_layer(self.placement, after, has_moved_L)
+            raise
         self.placement = after
 
     def apply(self, layer: int, x_TH: Tensor, choice: GateChoice) -> Tensor:
@@ -155,12 +166,14 @@ def parallelize(  # noqa: PLR0913  # one argument for each choice of the user
     Raises
     ------
     InputError
-        If the plan is for another model, the model has no known MoE block, or the exchange cannot be used.
+        If the plan is for another model or other ranks than the group, the model has no known MoE block, or the
+        exchange cannot be used.
     CheckpointError
         If the source lacks an expert.
     """
     blocks = moe_blocks(model)
     _check_plan(plan, blocks)
+    group.check_slots_of(plan.placement.topology, "the plan")
     first, placement = blocks[0], plan.placement
     if device is None:
         device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
@@ -199,6 +212,20 @@ def _warm_up(parallel: ParallelModel, most_rows: int) -> None:
         warm_up(backend.state, backend.settings, parallel.weights.compute_dtype)
     parallel.experts.prepare_up_to(most_rows)
     summed_counts(parallel.counts_LE, parallel.group)
+
+
+def _by_layer(before: Placement, after: Placement, has_moved_L: NDArray[np.bool_]) -> Placement:
+    """The layers of `after` that have moved, the others of `before`."""
+    moved_L1 = has_moved_L[:, None]
+    maps = np.where(moved_L1, after.physical_to_logical_map, before.physical_to_logical_map)
+    shares = None
+    if before.replica_weights is not None or after.replica_weights is not None:
+        old, new = (
+            slot_shares(placement, DispatchRule.EVEN) if placement.replica_weights is None else placement.replica_weights
+            for placement in (before, after)
+        )
+        shares = np.where(moved_L1, new, old)
+    return Placement(maps, before.num_experts, before.topology, shares)
 
 
 def _check_plan(plan: Plan, blocks: list[MoeBlock]) -> None:

@@ -98,6 +98,23 @@ def test_a_plan_of_another_model_is_refused(plan, message):
         parallelize(models.build("qwen3_moe"), plan, _alone(plan))
 
 
+@pytest.mark.parametrize(("ranks", "slots"), [(2, 2), (2, 8), (4, 2)])
+def test_a_group_with_other_slots_than_the_plan_is_refused(ranks, slots):
+    group = RankGroup(Topology(1, ranks, slots))
+    with pytest.raises(InputError, match=f"the plan is for 2 ranks with 8 slots: the group has {ranks} ranks"):
+        parallelize(models.build("qwen3_moe"), _plan(), group, exchange="allgather")
+
+
+def test_a_migration_that_stopped_between_two_layers_can_be_repeated():
+    for seen in run_processes(Launch(2), parallel_cases.stop_and_repeat, None):
+        assert seen == ["checking layer 1: failed on rank 1", "layers of the new placement: [True, False, False]"]
+
+
+def test_processes_that_migrate_to_different_placements_all_raise():
+    for error in run_processes(Launch(2, timeout_s=60), parallel_cases.migrate_apart, None):
+        assert error.startswith("planning the migration: rank 1 has plan")
+
+
 def test_models_without_a_known_block_are_refused():
     with pytest.raises(InputError, match="Linear: no MoE block found, expected one of DeepseekV2Moe"):
         parallelize(torch.nn.Linear(2, 2), _plan(), _alone(_plan()))
