@@ -34,8 +34,10 @@ def choose_slots_on_device(
     Raises
     ------
     InputError
-        For a rule that the kernel does not have, or slots that are not contiguous.
+        For a rule that the kernel does not have, slots that are not contiguous, or a source with another number of
+        tokens.
     """
+    source.check_tokens(expert_ids_TK.shape[0])
     if tables.rule not in DEVICE_RULES:
         raise InputError(
             f"replica rule {tables.rule} on the device: expected one of {', '.join(DEVICE_RULES)}; use choose_slots"

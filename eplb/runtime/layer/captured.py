@@ -74,7 +74,8 @@ class CapturedLayers:
     Raises
     ------
     InputError
-        On a GPU for layers that wait for the device, or if the buffers have another capacity than T.
+        On a GPU for layers that wait for the device, or if the buffers have another capacity than T or the source
+        another number of tokens.
     """
 
     reason: str
@@ -87,8 +88,9 @@ class CapturedLayers:
             raise InputError("captured layers: none were given")
         if exchange is not None and exchange.slot_TK.shape[0] != x_TH.shape[0]:
             raise InputError(f"buffers for {exchange.slot_TK.shape[0]} tokens: expected {x_TH.shape[0]}, as the input")
+        source.check_tokens(x_TH.shape[0])
         self.exchange, self._layers, self._source = exchange, layers, source
-        self._x_TH = x_TH.clone()
+        self._x_TH = x_TH.clone(memory_format=torch.contiguous_format)
         self._token_ids_T = torch.zeros(x_TH.shape[0], dtype=torch.int64, device=x_TH.device)
         self._used = torch.full((), x_TH.shape[0], dtype=torch.int64, device=x_TH.device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -106,11 +108,16 @@ class CapturedLayers:
         Raises
         ------
         InputError
-            For more tokens than the capacity.
+            For more tokens than the capacity, rows of another width, or another number of token ids.
         """
         num_tokens, capacity = x_TH.shape[0], self._x_TH.shape[0]
         if num_tokens > capacity:
             raise InputError(f"{num_tokens} tokens: the graph was captured for at most {capacity}")
+        if x_TH.shape[1:] != self._x_TH.shape[1:] or token_ids_T.shape != (num_tokens,):
+            raise InputError(
+                f"rows {tuple(x_TH.shape)} and token ids {tuple(token_ids_T.shape)}: expected rows of width "
+                f"{self._x_TH.shape[1]} and an id for each"
+            )
         self._x_TH[:num_tokens].copy_(x_TH)
         self._token_ids_T[:num_tokens].copy_(token_ids_T)
         self._used.fill_(num_tokens)
@@ -177,7 +184,13 @@ def masked_layer(  # noqa: PLR0913  # what a layer is called with, and the capac
     used: Tensor,
     exchange: FixedBuffers | None = None,
 ) -> Tensor:
-    """[T, H] a layer's output for the first `used` tokens, a number on the device; the others go to no expert."""
+    """[T, H] a layer's output for the first `used` tokens, a number on the device; the others go to no expert.
+
+    Raises
+    ------
+    InputError
+        If the buffers are made for another K than the gate chooses.
+    """
     choice = layer.gate(x_TH, token_ids_T)
     is_used_T1 = (torch.arange(x_TH.shape[0], device=x_TH.device) < used)[:, None]
     choice = GateChoice(torch.where(is_used_T1, choice.expert_ids_TK, -1), choice.weight_TK)
@@ -186,6 +199,8 @@ def masked_layer(  # noqa: PLR0913  # what a layer is called with, and the capac
     if exchange is None:
         handle = layer.backend.plan_exchange(RoutingPlan(slot_TK, choice.weight_TK, source, epoch))
         return layer.execute(x_TH, handle) + layer.shared(x_TH)
+    if exchange.slot_TK.shape != slot_TK.shape:
+        raise InputError(f"choices {tuple(slot_TK.shape)}: the buffers are made for {tuple(exchange.slot_TK.shape)}")
     exchange.slot_TK.copy_(slot_TK)
     exchange.weight_TK.copy_(choice.weight_TK)
     exchange.map_epoch.copy_(epoch)

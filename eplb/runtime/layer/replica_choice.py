@@ -52,6 +52,17 @@ class TokenSource:
         shares = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         return cls.consecutive(ranks.start, shares, device)
 
+    def check_tokens(self, num_tokens: int) -> None:
+        """Refuse a batch of another number of tokens.
+
+        Raises
+        ------
+        InputError
+            With both numbers.
+        """
+        if self.rank_T.shape != (num_tokens,):
+            raise InputError(f"source of {self.rank_T.shape[0]} tokens: expected {num_tokens}, as the batch")
+
 
 def choose_slots(
     expert_ids_TK: Tensor, source: TokenSource, tables: PlacementTables, layer: int, quota_REX: Tensor
@@ -79,8 +90,10 @@ def choose_slots(
     Raises
     ------
     InputError
-        For an expert without a replica. Checked on the CPU only; on a GPU the check would wait for the device.
+        If the source has another number of tokens, and for an expert without a replica. The second is checked on the
+        CPU only; on a GPU the check would wait for the device.
     """
+    source.check_tokens(expert_ids_TK.shape[0])
     valid_TK = expert_ids_TK >= 0
     expert_TK = expert_ids_TK.clamp(min=0)
     count_TK = tables.logcnt_LE[layer][expert_TK]

@@ -22,8 +22,9 @@ def route(
     Raises
     ------
     InputError
-        For an expert without a replica.
+        If the source has another number of tokens, and for an expert without a replica.
     """
+    source.check_tokens(choice.expert_ids_TK.shape[0])
     quota_REX = no_quotas(choice.weight_TK.device)
     if tables.rule is DispatchRule.ONLINE:
         counts_RE = group.all_gather(source_counts(choice.expert_ids_TK, source, tables)).sum(dim=0)

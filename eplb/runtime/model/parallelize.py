@@ -220,12 +220,14 @@ def _by_layer(before: Placement, after: Placement, has_moved_L: NDArray[np.bool_
     maps = np.where(moved_L1, after.physical_to_logical_map, before.physical_to_logical_map)
     shares = None
     if before.replica_weights is not None or after.replica_weights is not None:
-        old, new = (
-            slot_shares(placement, DispatchRule.EVEN) if placement.replica_weights is None else placement.replica_weights
-            for placement in (before, after)
-        )
-        shares = np.where(moved_L1, new, old)
+        shares = np.where(moved_L1, _shares(after), _shares(before))
     return Placement(maps, before.num_experts, before.topology, shares)
+
+
+def _shares(placement: Placement) -> NDArray[np.float64]:
+    """[L, P] the shares of the replicas, even ones if the placement has none."""
+    shares = placement.replica_weights
+    return slot_shares(placement, DispatchRule.EVEN) if shares is None else shares
 
 
 def _check_plan(plan: Plan, blocks: list[MoeBlock]) -> None:

@@ -106,6 +106,12 @@ def test_on_a_cpu_the_same_call_runs_eagerly_and_gives_the_reason(rule):
     assert torch.allclose(captured(x[:2], ids[:2])[0], layer(x, ids, source).y_TH[0], atol=1e-5)
     with pytest.raises(InputError, match="7 tokens: the graph was captured for at most 6"):
         captured(torch.zeros(7, HIDDEN), torch.zeros(7))
+    with pytest.raises(InputError, match=r"rows \(2, 1\) and token ids \(2,\): expected rows of width 256"):
+        captured(x[:2, :1], ids[:2])
+    with pytest.raises(InputError, match=r"token ids \(1,\): expected .* an id for each"):
+        captured(x[:2], ids[:1])
+    with pytest.raises(InputError, match="source of 6 tokens: expected 5, as the batch"):
+        layer.captured(source, x[:5])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

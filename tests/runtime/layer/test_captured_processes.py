@@ -1,6 +1,6 @@
 """Layers of two processes through fixed buffers, in Triton's interpreter: equal to the layers over all-to-all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -25,6 +25,7 @@ from eplb.runtime import (
     PlacementTables,
     RankGroup,
     SigmoidGroupGate,
+    SoftmaxGate,
     TokenSource,
     fixed_buffers,
     hash_table,
@@ -183,6 +184,57 @@ def test_wrong_sizes_slots_and_maps_raise():
         *["epoch of the maps by process: [0, 1], expected the same everywhere"] * 3,
     ]
     assert run_processes(Launch(2), _errors, None) == [expected] * 2
+
+
+def _by_columns(member, _):
+    """Names of the exchanges that a captured layer leaves wrong if its first input lies in memory by columns."""
+    layers, _ = _layers(member, DispatchRule.EVEN)
+    x = torch.randint(-4, 5, (TOKENS, HIDDEN), generator=torch.Generator().manual_seed(member.process)).float()
+    ids, source = torch.zeros(TOKENS, dtype=torch.int64), TokenSource.consecutive(member.process, [TOKENS], CPU)
+    by_columns = x.t().contiguous().t()
+    expected, wrong = layers[0](x, ids, source).y_TH, []
+    for exchange in _exchanges(layers[0].group):
+        found = layers[0].captured(source, by_columns, exchange)(by_columns, ids)
+        if not torch.allclose(found, expected, rtol=1e-4):
+            wrong.append(exchange.name)
+    return wrong
+
+
+def test_an_input_by_columns_gives_the_same_result():
+    assert run_processes(Launch(2), _by_columns, None) == [[], []]
+
+
+def _refusals(member, _):
+    """What buffers say about a gate of another K, and rows of another type, width or order in memory."""
+    layers, _ = _layers(member, DispatchRule.EVEN)
+    group, x = layers[0].group, torch.ones((TOKENS, HIDDEN))
+    ids, source = torch.zeros(TOKENS, dtype=torch.int64), TokenSource.consecutive(member.process, [TOKENS], CPU)
+    found = []
+
+    def refused(call):
+        try:
+            call()
+        except InputError as error:
+            found.append(str(error).split(":")[0])
+
+    for exchange in _exchanges(group):
+        one = replace(layers[0], gate=SoftmaxGate(torch.ones((EXPERTS, HIDDEN)), 1))
+        refused(lambda exchange=exchange, one=one: one.captured(source, x, exchange)(x, ids))
+        if isinstance(exchange, FixedExchange):
+            for rows in (x.bfloat16(), x[:, :4].contiguous(), x.t().contiguous().t()):
+                refused(lambda exchange=exchange, rows=rows: exchange.dispatch(rows))
+                refused(lambda exchange=exchange, rows=rows: exchange.combine(rows))
+    sizes = BufferSizes(TOKENS, TOP_K, HIDDEN)  # two bytes an element
+    refused(lambda: FixedExchange.create(group, sizes, torch.float32, CPU, mode=ExchangeMode.NORMAL))
+    return found
+
+
+def test_buffers_refuse_choices_and_rows_of_other_sizes():
+    kinds = ("torch.bfloat16 and shape (5, 8), strides (8, 1)", "torch.float32 and shape (5, 4), strides (4, 1)",
+             "torch.float32 and shape (5, 8), strides (1, 5)")  # fmt: skip
+    rows = [f"rows of {kind}" for kind in kinds for _ in range(2)]
+    expected = ["choices (5, 1)", *["choices (5, 1)", *rows] * 2, "rows of torch.float32"]
+    assert run_processes(Launch(2), _refusals, None) == [expected] * 2
 
 
 def test_buffers_need_a_gpu_or_the_interpreter(monkeypatch):

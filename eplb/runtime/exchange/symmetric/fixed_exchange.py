@@ -105,11 +105,16 @@ class FixedExchange:
         Raises
         ------
         InputError
-            If the buffers are too large for the mode.
+            If the buffers are too large for the mode, or their elements too small for the type of the rows.
         """
         if mode is ExchangeMode.LOW_LATENCY:
             check_low_latency(state)
         shape, device = state.shape, state.memory.device
+        if shape.element_bytes < dtype.itemsize:
+            raise InputError(
+                f"rows of {dtype}: the buffers are made for {shape.element_bytes} bytes an element (element_bytes of "
+                f"BufferSizes), expected at least {dtype.itemsize}"
+            )
         slot_TK = torch.full((shape.tokens, shape.top_k), -1, dtype=torch.int64, device=device)
         exchange = cls(
             state,
@@ -152,7 +157,14 @@ class FixedExchange:
         self.layout.num_tokens.fill_(num_tokens)
 
     def dispatch(self, x_TH: Tensor) -> Tensor:
-        """Send the first tokens of x_TH; `rows_MH`, of which the first `ends_S[-1]` are valid."""
+        """Send the first tokens of x_TH; `rows_MH`, of which the first `ends_S[-1]` are valid.
+
+        Raises
+        ------
+        InputError
+            For rows of another type or width than the buffers, or that are not contiguous.
+        """
+        self._check_rows(x_TH)
         state, layout, rows_MH = self.state, self.layout, self.rows_MH
         if self.mode is ExchangeMode.NORMAL:
             publish_choices(state, layout, self.weight_TK, self.map_epoch)
@@ -166,11 +178,27 @@ class FixedExchange:
         return rows_MH
 
     def combine(self, y_MH: Tensor) -> Tensor:
-        """Return the weighted sums; `out_TH`, of which the first tokens are valid."""
+        """Return the weighted sums; `out_TH`, of which the first tokens are valid.
+
+        Raises
+        ------
+        InputError
+            As `dispatch`.
+        """
+        self._check_rows(y_MH)
         combine = combine_low_latency if self.mode is ExchangeMode.LOW_LATENCY else combine_rows
         for phase in row_phases(self.state.shape.num_ranks):
             combine(self.state, self.layout, self.settings, y_MH, self.out_TH, phase)
         return self.out_TH
+
+    def _check_rows(self, rows: Tensor) -> None:
+        """The kernels take addresses and read the rows as those of the buffers."""
+        hidden, dtype = self.out_TH.shape[1], self.out_TH.dtype
+        if rows.dtype != dtype or rows.shape[1:] != (hidden,) or not rows.is_contiguous():
+            raise InputError(
+                f"rows of {rows.dtype} and shape {tuple(rows.shape)}, strides {rows.stride()}: expected {dtype} of "
+                f"width {hidden}, contiguous, as the buffers"
+            )
 
     def raise_on_error(self) -> None:
         """Raise what any process reported; the host waits for the device.
