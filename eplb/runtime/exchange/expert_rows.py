@@ -56,7 +56,7 @@ def expert_rows(slot_DJ: Tensor, weight_DJ: Tensor, slots: range) -> tuple[Exper
     order_M = slot_M.argsort(stable=True)
     row_of_choice_M = torch.empty_like(order_M)
     row_of_choice_M[order_M] = torch.arange(order_M.numel(), device=order_M.device)
-    row_DJ = torch.full_like(slot_DJ, -1)
+    row_DJ = slot_DJ.new_full(slot_DJ.shape, -1)
     row_DJ.view(-1)[choice_M] = row_of_choice_M
     rows = ExpertRows(
         copy_of_row_M=choice_M[order_M] // slot_DJ.shape[1],

@@ -29,7 +29,8 @@ def choose_slots_on_device(
     layer
         The layer.
     out_TK
-        [T, K] int64 slots; the number of slots, which no exchange accepts, for an expert without a replica.
+        [T, K] int64 slots; the number of slots, which no exchange accepts, for an expert without a
+        replica, or that does not exist.
 
     Raises
     ------

@@ -112,7 +112,7 @@ def choose_slots_kernel(
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = n < num_selections
     expert = tl.load(expert_ptr + n, mask=inside, other=-1)
-    chosen = inside & (expert >= 0)
+    chosen = inside & (expert >= 0) & (expert < num_experts)
     rank = tl.load(rank_ptr + n // K, mask=inside, other=0)
     index = tl.load(index_ptr + n // K, mask=inside, other=0)
     epoch = tl.load(epoch_ptr).to(tl.uint32)
@@ -142,5 +142,5 @@ def choose_slots_kernel(
                                   num_selections, K, BLOCK, CHUNK)  # fmt: skip
             replica = (place + turn + rank) % some
         slot = tl.load(log2phy_ptr + expert * X + replica, mask=chosen & (count > 0), other=-1)
-    slot = tl.where(chosen, tl.where(count > 0, slot, num_slots), -1)
+    slot = tl.where(expert >= 0, tl.where(count > 0, slot, num_slots), -1)
     tl.store(slot_ptr + n, slot, mask=inside)

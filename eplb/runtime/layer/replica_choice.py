@@ -90,10 +90,12 @@ def choose_slots(
     Raises
     ------
     InputError
-        If the source has another number of tokens, and for an expert without a replica. The second is checked on the
-        CPU only; on a GPU the check would wait for the device.
+        If the source has another number of tokens, and for an expert that does not exist or has no replica. Experts
+        are checked on the CPU only; on a GPU the check would wait for the device.
     """
     source.check_tokens(expert_ids_TK.shape[0])
+    if expert_ids_TK.device.type == "cpu" and bool((expert_ids_TK >= tables.num_experts).any()):
+        raise InputError(f"layer {layer}, expert {int(expert_ids_TK.max())}: the tables hold {tables.num_experts}")
     valid_TK = expert_ids_TK >= 0
     expert_TK = expert_ids_TK.clamp(min=0)
     count_TK = tables.logcnt_LE[layer][expert_TK]

@@ -5,7 +5,7 @@ import torch
 
 from eplb.core.topology import Topology
 from eplb.errors import InputError
-from eplb.runtime import RankGroup, RoutingPlan, TokenSource, make_backend
+from eplb.runtime import RankGroup, Reference, RoutingPlan, TokenSource, make_backend
 from eplb.runtime.exchange.symmetric.memory import memory_in_process
 from eplb.runtime.exchange.symmetric.region import RegionShape
 from eplb.runtime.exchange.symmetric.settings import KernelSettings
@@ -82,3 +82,10 @@ def test_several_processes_without_a_communicator(backend):
     ):
         with pytest.raises(InputError, match="2 processes without a communicator: expected a process_group"):
             exchange()
+
+
+def test_choices_by_columns_are_read_as_they_are():
+    group = RankGroup(Topology(1, 2, 2))
+    slots = torch.tensor([[0, 3], [2, 1]]).t().contiguous().t()
+    routing = RoutingPlan(slots, torch.ones(2, 2), TokenSource.consecutive(0, [1, 1], "cpu"), torch.tensor(0))
+    assert Reference(group).plan_exchange(routing).rows.row_DJ.tolist() == [[0, 3], [2, 1]]

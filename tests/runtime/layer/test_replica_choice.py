@@ -170,6 +170,15 @@ def test_an_expert_without_a_replica_raises():
         choose_slots(case.ids_TK, _source(case), tables, 0, no_quotas("cpu"))
 
 
+def test_an_expert_that_does_not_exist_or_a_source_of_other_tokens_raises():
+    case = _big_case(DispatchRule.EVEN)
+    tables, num_experts = PlacementTables(case.placement), case.placement.num_experts
+    with pytest.raises(InputError, match=f"layer 0, expert {num_experts}: the tables hold {num_experts}"):
+        choose_slots(case.ids_TK.clone().fill_(num_experts), _source(case), tables, 0, no_quotas("cpu"))
+    with pytest.raises(InputError, match=f"source of {len(case.ids_TK)} tokens: expected 1, as the batch"):
+        choose_slots(case.ids_TK[:1], _source(case), tables, 0, no_quotas("cpu"))
+
+
 def test_tokens_of_a_process_are_divided_evenly_over_its_ranks():
     source = TokenSource.divided(range(2, 5), 7, "cpu")  # 7/3: 2, 2, 3 tokens
     assert source.rank_T.tolist() == [2, 2, 3, 3, 4, 4, 4]

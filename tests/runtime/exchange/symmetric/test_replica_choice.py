@@ -94,6 +94,26 @@ def _wrong_quotas(_, argument):
     return wrong
 
 
+def _of_missing_experts(_member, _):
+    """{rule: slots} of experts 0, 6 and 7 of the first of two layers, which hold six experts on eight slots."""
+    slots, share = [[0, 1, 2, 3, 4, 0, 1, 5], [5, 4, 3, 2, 1, 0, 0, -1]], [[0.5, 0.5, 1, 1, 1, 0.5, 0.5, 1]] * 2
+    share[1] = [1, 1, 1, 1, 1, 0.5, 0.5, 0]
+    ids, source = torch.tensor([[0, 6], [7, -1]]), TokenSource.consecutive(0, [2], "cpu")
+    found = {}
+    for rule in DEVICE_RULES:
+        tables = PlacementTables(Placement(slots, 6, Topology(1, 2, 4), share), rule)
+        out = torch.full(ids.shape, -7)
+        choose_slots_on_device(ids, source, tables, 0, out)
+        found[rule.value] = (out[0, 0] in (0, 5), out.flatten()[1:].tolist())
+    return found
+
+
+def test_an_expert_that_does_not_exist_gets_a_slot_that_no_exchange_accepts(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    (found,) = run_processes(Launch(1), _of_missing_experts, None)
+    assert found == {rule.value: (True, [8, 8, -1]) for rule in DEVICE_RULES}
+
+
 def test_online_quotas_equal_those_of_the_host(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert run_processes(Launch(1), _wrong_quotas, None) == [[]]
