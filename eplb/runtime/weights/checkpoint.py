@@ -5,7 +5,8 @@ tensor, as `transformers` 5 stores them) and DeepSeek, whose FP8 matrices have a
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, final
@@ -129,7 +130,8 @@ class SafetensorsCheckpoint:
     Raises
     ------
     CheckpointError
-        For a path without safetensors files, an invalid index, or an index that names missing files.
+        For a path without safetensors files, an invalid index, an index that names missing files, or a tensor in two
+        files of a folder without an index. When a tensor is read: if its file is broken or lacks it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -148,20 +150,29 @@ class SafetensorsCheckpoint:
 
     def read(self, name: str) -> Tensor:
         """See `TensorSource`."""
-        with self._safetensors.safe_open(self._file_of_name[name], framework="pt") as file:
+        with self._file_of(name) as path, self._safetensors.safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def read_entry(self, name: str, index: int) -> Tensor:
         """See `TensorSource`."""
-        with self._safetensors.safe_open(self._file_of_name[name], framework="pt") as file:
+        with self._file_of(name) as path, self._safetensors.safe_open(path, framework="pt") as file:
             entry: Tensor = file.get_slice(name)[index]
         return entry
 
     def length(self, name: str) -> int:
         """See `TensorSource`."""
-        with self._safetensors.safe_open(self._file_of_name[name], framework="pt") as file:
+        with self._file_of(name) as path, self._safetensors.safe_open(path, framework="pt") as file:
             return int(file.get_slice(name).get_shape()[0])
+
+    @contextmanager
+    def _file_of(self, name: str) -> Iterator[Path]:
+        """The file of a tensor; what goes wrong while it is read is a `CheckpointError`."""
+        path = self._file_of_name[name]
+        try:
+            yield path
+        except (OSError, self._safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{path}: tensor {name} cannot be read: {error}") from error
 
     def _index(self) -> dict[str, Path]:
         if self._path.is_file():
@@ -172,7 +183,16 @@ class SafetensorsCheckpoint:
         files = sorted(self._path.glob("*.safetensors"))
         if not files:
             raise CheckpointError(f"{self._path}: expected a safetensors file or a folder of them")
-        return {name: file for path in files for name, file in self._names_in(path).items()}
+        file_of_name: dict[str, Path] = {}
+        for path in files:
+            for name in self._names_in(path):
+                if name in file_of_name:
+                    raise CheckpointError(
+                        f"{self._path}: {name} is in {file_of_name[name].name} and in {path.name}: "
+                        "expected it once, or an index"
+                    )
+                file_of_name[name] = path
+        return file_of_name
 
     def _names_in(self, path: Path) -> dict[str, Path]:
         try:

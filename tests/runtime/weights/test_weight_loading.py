@@ -257,6 +257,37 @@ def test_folders_without_a_checkpoint_are_refused(tmp_path, files, message):
         SafetensorsCheckpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-8]), "tensor b cannot be read: .*not fully covered"),
+        (lambda file: file.write_bytes(b""), "tensor b cannot be read: .*too small"),
+        (lambda file: file.unlink(), "tensor b cannot be read: .*"),
+        (lambda file: file.write_bytes(file.with_name("one.safetensors").read_bytes()), "does not contain tensor b"),
+    ],
+)
+def test_a_shard_that_is_broken_or_lacks_a_tensor_of_the_index_is_named(tmp_path, broken, message):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    for name, file in (("a", "one.safetensors"), ("b", "two.safetensors")):
+        save_file({name: torch.ones(4)}, tmp_path / file)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = SafetensorsCheckpoint(tmp_path)
+    broken(tmp_path / "two.safetensors")
+    assert checkpoint.read("a").sum() == 4
+    for read in (checkpoint.read, checkpoint.length, lambda name: checkpoint.read_entry(name, 0)):
+        with pytest.raises(CheckpointError, match=f"two.safetensors: .*{message}"):
+            read("b")
+
+
+def test_a_tensor_in_two_files_without_an_index_is_refused(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    for file in ("ema.safetensors", "model.safetensors"):
+        save_file({"a": torch.ones(4)}, tmp_path / file)
+    with pytest.raises(CheckpointError, match=r"a is in ema\.safetensors and in model\.safetensors: expected it once"):
+        SafetensorsCheckpoint(tmp_path)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 17])
 def test_our_layer_equals_the_qwen3_moe_block_of_transformers(num_tokens):
     modeling = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
