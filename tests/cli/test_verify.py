@@ -116,3 +116,26 @@ def test_a_verification_says_whose_choices_it_executed_and_what_each_check_prove
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "traffic random router, give --trace for recorded choices" in lines
     assert "weights: each slot holds the weight of its expert" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--trace", "PLAN", "--top-k", "4"), "--top-k: has no effect with --trace"),
+        (("--num-experts", "8"), "--num-experts: has no effect without --trace"),
+        (("--layers", "0", "--record", "out.parquet"), "--layers: --record needs all layers"),
+        (("--exchange", "allgather", "--buffer-scale-factors", "[[0, 8]]"), "no effect with --exchange allgather"),
+        (("--exchange", "alltoall", "--topk-scaling-factor", "0.5"), "no effect with --exchange alltoall"),
+    ],
+)
+def test_options_without_effect_are_refused(plan, words, message):
+    result = CliRunner().invoke(app, ["verify", str(plan), *(str(plan) if word == "PLAN" else word for word in words)])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", "").split())
+
+
+@pytest.mark.parametrize("factors", ["[[1e400, 1]]", "[[0.7, 1]]", "[[0, true]]", '[[0, "8"]]', "[[0]]", "{}x"])
+def test_buffer_scale_factors_that_are_no_pairs_of_numbers_are_refused(plan, factors):
+    result = CliRunner().invoke(app, ["verify", str(plan), "--buffer-scale-factors", factors])
+    assert result.exit_code == 3
+    assert "expected a list of [length, factor]" in result.stderr

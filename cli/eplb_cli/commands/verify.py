@@ -86,7 +86,7 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
         verify_virtual.check_typed(context, asked)
         verify_virtual.verify_on_virtual_ranks(plan.placement, asked, plan_path.name, as_json=as_json)
         return
-    refuse_typed(context, verify_virtual.ONLY_VIRTUAL, "has no effect without --virtual")
+    _check_typed(context, exchange, layers, trace_path, record)
     tokens = _TOKENS if tokens_per_rank is None else tokens_per_rank
     check_at_least(1, {"--processes": processes, "--tokens-per-rank": tokens, "--hidden-size": hidden})
     factors, config = runtime.read_buffer_scale_factors(buffer_scale_factors), None
@@ -131,6 +131,28 @@ def verify(  # noqa: PLR0913  # one parameter a word of the command line
     report.raise_on_failure()
     if cut_report is not None:
         cut_report.raise_on_failure()
+
+
+def _check_typed(
+    context: typer.Context, exchange: str, layers: str, trace_path: Path | None, record: Path | None
+) -> None:
+    """Refuse options that have no effect together with the others.
+
+    Raises
+    ------
+    typer.BadParameter
+        Naming the option.
+    """
+    refuse_typed(context, verify_virtual.ONLY_VIRTUAL, "has no effect without --virtual")
+    if trace_path is None:
+        refuse_typed(context, ("--num-experts",), "has no effect without --trace")
+    else:
+        refuse_typed(context, ("--top-k",), "has no effect with --trace, whose tokens have their choices")
+    if record is not None and layers not in ("", "all"):
+        raise typer.BadParameter("--record needs all layers", param_hint="--layers")
+    unlimited = {"allgather": "--buffer-scale-factors", "alltoall": "--topk-scaling-factor"}.get(exchange)
+    if unlimited is not None:
+        refuse_typed(context, (unlimited,), f"has no effect with --exchange {exchange}")
 
 
 def _verify_cuts(

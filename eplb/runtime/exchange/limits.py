@@ -77,9 +77,12 @@ def read_buffer_scale_factors(text: str) -> tuple[tuple[int, float], ...]:
     Raises
     ------
     InputError
-        If the text is not a list of pairs of numbers.
+        If the text is not a list of pairs of an integer and a number.
     """
     try:
-        return tuple((int(length), float(factor)) for length, factor in json.loads(text))
+        rows = [(length, factor) for length, factor in json.loads(text)]
     except (ValueError, TypeError):
-        raise InputError(f"buffer_scale_factors {text!r}: expected a list of [length, factor]") from None
+        rows = [("", "")]
+    if any(type(length) is not int or type(factor) not in (int, float) for length, factor in rows):
+        raise InputError(f"buffer_scale_factors {text!r}: expected a list of [length, factor]")
+    return tuple((length, float(factor)) for length, factor in rows)
