@@ -9,6 +9,12 @@ import triton.language as tl
 
 
 @triton.jit
+def ordered(logits):
+    """Logits that can be compared: a NaN becomes the least number, so that a token of NaN still chooses K experts."""
+    return tl.where(logits == logits, logits, -3.4e38)
+
+
+@triton.jit
 def top_k_kernel(
     logits_ptr,  # [T, E] f32
     expert_ptr,  # [T, K] i64, out, by descending logit; of equal logits the lower expert first
@@ -24,7 +30,7 @@ def top_k_kernel(
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     e, column = tl.arange(0, EP), tl.arange(0, KP)
     inside = (t < num_tokens)[:, None] & (e < num_experts)[None, :]
-    left = tl.load(logits_ptr + t[:, None] * num_experts + e[None, :], mask=inside, other=float("-inf"))
+    left = ordered(tl.load(logits_ptr + t[:, None] * num_experts + e[None, :], mask=inside, other=float("-inf")))
     largest = tl.max(left, axis=1)
     weight = tl.zeros([BT, KP], dtype=tl.float32)
     for k in tl.static_range(K):
@@ -83,7 +89,7 @@ def group_top_k_kernel(
     e = g * (E // G) + i
     exists = (g < G) & (i < E // G)
     logits = tl.load(logits_ptr + t[:, None, None] * E + e, mask=(t < num_tokens)[:, None, None] & exists, other=0.0)
-    score = 1.0 / (1.0 + tl.exp(-logits))
+    score = 1.0 / (1.0 + tl.exp(-ordered(logits)))
     biased = tl.where(exists, score + tl.load(bias_ptr + e, mask=exists, other=0.0), float("-inf"))
     is_open = best_groups(biased, G, GP, EG, TOP_G)
     left = tl.reshape(tl.where(is_open[:, :, None], biased, float("-inf")), [BT, GP * EG])

@@ -49,11 +49,21 @@ class GroupLimit:
 @final
 @dataclass(frozen=True)
 class SoftmaxGate:
-    """Top-k of a softmax, as Mixtral (normalised) and Qwen-MoE route."""
+    """Top-k of a softmax, as Mixtral (normalised) and Qwen-MoE route.
+
+    Raises
+    ------
+    InputError
+        If the router has fewer than K experts.
+    """
 
     router_EH: Tensor
     top_k: int
     normalise: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.router_EH.shape[0]:
+            raise InputError(f"top_k = {self.top_k}: expected 1 to {self.router_EH.shape[0]}, the router's experts")
 
     def __call__(self, x_TH: Tensor, token_ids_T: Tensor) -> GateChoice:  # routes by hidden state
         """Choose the K most probable experts."""

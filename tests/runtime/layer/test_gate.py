@@ -67,6 +67,12 @@ def test_groups_that_do_not_fit_are_refused():
         GroupLimit(4, 5)
 
 
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_more_choices_than_experts_are_refused(top_k):
+    with pytest.raises(InputError, match=f"top_k = {top_k}: expected 1 to 4, the router's experts"):
+        SoftmaxGate(torch.ones((4, 8)), top_k)
+
+
 def test_gates_route_by_their_router():
     router = torch.eye(4)
     x = torch.tensor([[0.0, 5.0, 0.0, 1.0]])

@@ -86,6 +86,25 @@ def test_a_fused_gate_equals_its_gate(monkeypatch):
     assert run_processes(Launch(1), _wrong_gates, None) == [[]]
 
 
+def _of_a_token_of_nan(_member, _):
+    """The experts of a token of NaN, and whether the other tokens have theirs."""
+    x = torch.randn((3, 16), generator=torch.Generator().manual_seed(5))
+    x[1], ids, found = torch.nan, torch.zeros(3, dtype=torch.int64), []
+    for gate in GATES:
+        of_kernel, of_gate = FusedGate(gate)(x, ids).expert_ids_TK, gate(x, ids).expert_ids_TK
+        found.append((sorted(of_kernel[1].tolist()), torch.equal(of_kernel[::2], of_gate[::2])))
+    return found
+
+
+def test_a_token_of_nan_chooses_experts_that_exist(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    ((softmax, sigmoid),) = run_processes(Launch(1), _of_a_token_of_nan, None)
+    assert softmax == ([0, 1, 2], True)
+    assert sigmoid[1]
+    assert len(set(sigmoid[0])) == 4
+    assert set(sigmoid[0]) <= set(range(12))
+
+
 def test_a_fused_gate_calls_its_gate_where_kernels_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x, ids = torch.ones((2, 16)), torch.zeros(2, dtype=torch.int64)
