@@ -147,8 +147,16 @@ class Fp4Blocks:
         }
 
     def encode(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        """The scale is the least power of two under which a block's largest magnitude is at most 6, e2m1's largest."""
+        """The scale is the least power of two under which a block's largest magnitude is at most 6, e2m1's largest.
+
+        Raises
+        ------
+        InputError
+            If the columns are no whole blocks, or a number is not finite: e2m1 has no such number.
+        """
         self.parts(*weight_OI.shape[-2:])
+        if not bool(weight_OI.isfinite().all()):
+            raise InputError("fp4: a weight is not finite: expected numbers, e2m1 has neither NaN nor infinity")
         tiles = weight_OI.float().reshape(*weight_OI.shape[:-1], -1, FP4_BLOCK)  # [.., O, i, 32]
         mantissa, exponent = torch.frexp(tiles.abs().amax(dim=-1))  # peak = mantissa * 2 ** exponent, mantissa < 1
         # 6 is 0.75 * 2 ** 3: a mantissa up to 0.75 fits with exponent - 3, a larger one needs one more.

@@ -110,6 +110,14 @@ def test_fp4_reads_the_smallest_scale():
     assert set(Fp4Blocks().decode(parts, torch.float32).flatten().tolist()) == {2.0**-127}
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_fp4_refuses_what_it_cannot_hold(number):
+    weight = torch.ones(2, 64)
+    weight[1, 40] = number
+    with pytest.raises(InputError, match="fp4: a weight is not finite"):
+        Fp4Blocks().encode(weight)
+
+
 def test_fp4_refuses_a_ragged_block():
     with pytest.raises(InputError, match="fp4: 48 columns: expected a multiple of the block of 32"):
         Fp4Blocks().encode(torch.zeros(2, 48))
