@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from eplb.errors import UnknownNameError
+from eplb.errors import InputError, UnknownNameError
 from eplb.runtime.exchange.expert_rows import ExpertRows, kept_rows
 from eplb.runtime.exchange.protocol import Backend, ExchangeHandle, RoutingPlan, Splits, WireRows
 from eplb.runtime.exchange.rank_group import RankGroup
@@ -61,6 +61,14 @@ CAUGHT_BY: dict[Fault, str] = {
     Fault.TORN_MIGRATION: "migration",
 }
 """The check that must fail for each fault; other checks may fail too."""
+_ROWS_TO_BREAK = {
+    Fault.DROP_ROW: 2,  # the row that is lost, and one that is returned in its place
+    Fault.DUPLICATE_ROW: 1,
+    Fault.SWAP_ROWS: 2,
+    Fault.CORRUPT_ROW: 1,
+    Fault.NAN_PAD: 1,
+}
+"""Rows that a process needs for a fault."""
 
 
 @final
@@ -78,15 +86,24 @@ class FaultyBackend:
         return self.inner.name
 
     def plan_exchange(self, routing: RoutingPlan) -> ExchangeHandle:
-        """Plan the exchange; rows may be lost, duplicated or swapped, or a selection lost before it is counted."""
+        """Plan the exchange; rows may be lost, duplicated or swapped, or a selection lost before it is counted.
+
+        Raises
+        ------
+        InputError
+            If there are too few rows to break, so that no check could find the fault.
+        """
         if self.fault is Fault.SILENT_DROP:
             routing = replace(routing, slot_TK=_without_first(routing.slot_TK))
         if self.fault is Fault.WRONG_WEIGHT:
             routing = replace(routing, weight_TK=routing.weight_TK * 2)
         handle = self.inner.plan_exchange(routing)
         rows = handle.rows
-        if rows.copy_of_row_M.numel() == 0:
-            return handle
+        if rows.copy_of_row_M.numel() < (needed := _ROWS_TO_BREAK.get(self.fault, 0)):
+            raise InputError(
+                f"fault {self.fault}: process {self.group.process} has {rows.copy_of_row_M.numel()} rows, "
+                f"expected at least {needed}: give more tokens"
+            )
         match self.fault:
             case Fault.DROP_ROW:
                 keep_M = torch.arange(rows.copy_of_row_M.numel(), device=rows.copy_of_row_M.device) > 0

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from eplb.core.dispatch_rule import DispatchRule
@@ -15,10 +16,14 @@ from eplb.errors import InputError, UnknownNameError, VerificationError
 from eplb.formats.placement_files import write_placement
 from eplb.runtime import (
     CAUGHT_BY,
+    AllToAll,
     ExchangeLimits,
     Fault,
     Launch,
     Overflow,
+    RankGroup,
+    RoutingPlan,
+    TokenSource,
     VerifyRequest,
     read_layers,
     run_processes,
@@ -26,6 +31,7 @@ from eplb.runtime import (
 )
 from eplb.runtime.layer.gate import GroupLimit
 from eplb.runtime.verification.checks import CHECKS, MEANINGS
+from eplb.runtime.verification.injected_faults import FaultyBackend
 from eplb.runtime.verification.layer_run import VerifyJob
 from eplb.runtime.verification.worker import verify_member
 from eplb_cli.main import app
@@ -203,3 +209,21 @@ def test_a_failed_check_gives_exit_code_5_and_a_message(tmp_path):
 def test_invalid_options_are_refused(tmp_path, words, code):
     write_placement(_plan(), tmp_path / "plan.json")
     assert _run(tmp_path / "plan.json", *words).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("fault", "needed"), [(Fault.DROP_ROW, 2), (Fault.SWAP_ROWS, 2), (Fault.CORRUPT_ROW, 1), (Fault.NAN_PAD, 1)]
+)
+def test_a_fault_without_a_row_to_break_is_refused(fault, needed):
+    group = RankGroup(Topology(1, 2, 2))
+    for rows in range(3):
+        slots = torch.tensor([[0], [3]])[:rows]
+        source = TokenSource.divided(group.ranks, rows, "cpu")
+        routing = RoutingPlan(slots, torch.ones(rows, 1), source, torch.tensor(0))
+        backend = FaultyBackend(AllToAll(group, fixed_order=True), fault, group)
+        if rows < needed:
+            with pytest.raises(InputError, match=f"fault {fault}: process 0 has {rows} rows, expected at least"):
+                backend.plan_exchange(routing)
+        else:
+            handle = backend.plan_exchange(routing)
+            backend.combine(backend.dispatch(torch.ones(rows, 4), handle), handle)
