@@ -18,14 +18,15 @@ def without_weights(load, path):
     return ExpertLoad(load.tokens, None, load.labels or None, load.shape)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json"])
-def test_what_a_format_does_not_hold_is_named(tmp_path, suffix, caplog):
+@pytest.mark.parametrize(("suffix", "number"), [(".csv", ", the number of all layers"), (".json", "")])
+def test_what_a_format_does_not_hold_is_named(tmp_path, suffix, number, caplog):
     shape = ModelShape(1, 4, 2, num_expert_groups=2, moe_layer_ids=(0,), num_hidden_layers=1)
-    plain = replace(shape, top_k=None, num_expert_groups=1)
+    plain = replace(shape, top_k=None, num_expert_groups=1, num_hidden_layers=1 if suffix == ".json" else None)
     write_load(ExpertLoad([[1, 2, 3, 4]], shape=plain), tmp_path / f"a{suffix}")
     assert caplog.text == ""
     write_load(ExpertLoad([[1, 2, 3, 4]], labels=["noon"], shape=shape), tmp_path / f"b{suffix}")
-    assert f"a {suffix} does not hold labels of windows, choices a token (top_k), expert groups: write" in caplog.text
+    lost = f"labels of windows, choices a token (top_k), expert groups{number}"
+    assert f"a {suffix} does not hold {lost}: write" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])

@@ -73,8 +73,9 @@ def write_load(load: ExpertLoad, path: str | Path) -> None:
     """Write a load in the format of the suffix, a key of LOAD_WRITERS.
 
     .npz and .parquet lose nothing. .csv (wide form) and .json (SGLang's ``logical_count``, dense layers restored as
-    zero rows) store the tokens of each window: weights are refused there, and a warning names labels, choices a token
-    and expert groups that are lost. .json needs the ids of the MoE layers and the number of all layers.
+    zero rows) store the tokens of each window: weights are refused there, and a warning names labels, choices a token,
+    expert groups and, in .csv, the number of all layers that are lost. .json needs the ids of the MoE layers and the
+    number of all layers.
 
     Raises
     ------
@@ -104,6 +105,7 @@ def _name_lost(load: ExpertLoad, path: str | Path, suffix: str) -> None:
         "labels of windows": bool(load.labels),
         "choices a token (top_k)": shape.top_k is not None,
         "expert groups": shape.num_expert_groups > 1,
+        "the number of all layers": suffix == ".csv" and shape.num_hidden_layers is not None,
     }
     if any(lost.values()):
         names = ", ".join(name for name, is_lost in lost.items() if is_lost)
