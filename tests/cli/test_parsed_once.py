@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb.formats import FORMATS, ReadHints, omni, read_plan, sglang, trtllm, write_plan, yaml_text
+from eplb.formats import FORMATS, ReadHints, array_file, omni, read_plan, sglang, trtllm, write_plan, yaml_text
 from eplb.formats.engine_check import ENGINES
 from eplb.formats.sidecar import sidecar_path
 
@@ -24,7 +24,7 @@ FILES = [(entry.name, suffix) for entry in FORMATS.values() for suffix in entry.
 # What decodes a file that is not JSON.
 DECODERS = {
     ".pt": (sglang, "read_torch"),
-    ".npz": (np, "load"),
+    ".npz": (array_file, "archived_arrays"),
     ".npy": (np.lib.format, "read_array"),
     ".yaml": (yaml_text, "parse_yaml"),
     ".yml": (yaml_text, "parse_yaml"),
