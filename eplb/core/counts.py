@@ -1,5 +1,7 @@
 """Refuses what is not a number, or not a whole one or too small where a count is expected; and what is no seed."""
 
+from typing import TypeGuard
+
 import numpy as np
 
 from eplb.errors import InputError
@@ -25,7 +27,7 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
     InputError
         For anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if not _is_whole(value):
         raise InputError(f"{name} = {value!r}: expected a whole number >= {least}")
     if value < least:
         raise InputError(f"{name} = {value}: expected >= {least}")
@@ -45,12 +47,15 @@ def check_number(name: str, value: object) -> None:
 
 def check_seed(seed: int) -> None:
     """Raise InputError unless the seed is an integer that is not negative and below `SEEDS`."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEEDS:
+    if not _is_whole(seed) or not 0 <= seed < SEEDS:
         raise InputError(f"seed = {seed!r}: expected an integer, 0 <= seed < 2^53")
 
 
 def check_max_moves(max_moves: int | None) -> None:
     """Raise InputError unless the moves are None or an integer that is not negative."""
-    is_whole = isinstance(max_moves, int | np.integer) and not isinstance(max_moves, bool)
-    if max_moves is not None and not (is_whole and max_moves >= 0):
+    if max_moves is not None and not (_is_whole(max_moves) and max_moves >= 0):
         raise InputError(f"max_moves = {max_moves!r}: expected >= 0, an integer")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
