@@ -79,10 +79,11 @@ def read_buffer_scale_factors(text: str) -> tuple[tuple[int, float], ...]:
     InputError
         If the text is not a list of pairs of an integer and a number.
     """
+    refusal = InputError(f"buffer_scale_factors {text!r}: expected a list of [length, factor]")
     try:
         rows = [(length, factor) for length, factor in json.loads(text)]
     except (ValueError, TypeError):
-        rows = [("", "")]
+        raise refusal from None
     if any(type(length) is not int or type(factor) not in (int, float) for length, factor in rows):
-        raise InputError(f"buffer_scale_factors {text!r}: expected a list of [length, factor]")
+        raise refusal
     return tuple((length, float(factor)) for length, factor in rows)
