@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 
 from eplb.core.arrays import Floats
+from eplb.core.dispatch_rule import DispatchRule
 from eplb.core.layer_threads import for_layer_chunks
 from eplb.core.placement import Placement
 from eplb_traces import ExpertLoad, ModelShape
@@ -49,6 +50,11 @@ def best_split(placement: Placement, tokens: Floats) -> BestSplit:
     """
     busiest, slot_load = _split_windows(placement, tokens[None])
     return BestSplit(busiest[0], slot_load)
+
+
+def placement_under(rule: DispatchRule, placement: Placement, load: ExpertLoad) -> Placement:
+    """The placement; under "weighted" dispatch with the shares that are best for a load, see `weighted_placement`."""
+    return weighted_placement(placement, load) if rule is DispatchRule.WEIGHTED else placement
 
 
 def weighted_placement(placement: Placement, load: ExpertLoad) -> Placement:

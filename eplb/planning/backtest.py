@@ -10,7 +10,7 @@ from eplb.core.arrays import Floats
 from eplb.core.counts import check_seed
 from eplb.core.dispatch_rule import EVEN_RULES, DispatchRule
 from eplb.core.problem import Problem, Strategy
-from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.dispatch.optimal_shares import placement_under
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, p95_of_known
 from eplb.planning.own_plan import plan_of
@@ -127,9 +127,8 @@ def backtest(
     scores = []
     for candidate in candidates:
         asked = replace(problem, load=candidate.history(past))
-        placement = plan_of(candidate.strategy, asked, seed=seed).placement
-        if problem.dispatch is DispatchRule.WEIGHTED:
-            placement = weighted_placement(placement, asked.load)
+        made = plan_of(candidate.strategy, asked, seed=seed)
+        placement = placement_under(problem.dispatch, made.placement, asked.load)
         both = ExpertLoad(np.concatenate([asked.load.tokens, held.tokens]), shape=history.shape)
         balance = evaluate(placement, both, problem.dispatch, sources=problem.sources).max_over_mean_by_window
         planned, later = balance[: asked.load.num_windows], balance[asked.load.num_windows :]

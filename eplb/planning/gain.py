@@ -13,7 +13,7 @@ from eplb.core.migration import Migration
 from eplb.core.placement import Placement
 from eplb.core.problem import Plan, Problem
 from eplb.core.topology import Topology
-from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.dispatch.optimal_shares import placement_under
 from eplb.evaluation.metrics import Evaluation, evaluate, mean_of_known
 from eplb.planning.planner import plan
 from eplb.strategies.certify import certified_plan
@@ -85,7 +85,7 @@ def baseline(
 def in_order_under(load: ExpertLoad, topology: Topology, rule: DispatchRule) -> Placement:
     """Experts in order on a topology, with the best shares for the load under weighted dispatch."""
     placement = experts_in_order(load.num_layers, load.num_experts, topology)
-    return weighted_placement(placement, load) if rule is DispatchRule.WEIGHTED else placement
+    return placement_under(rule, placement, load)
 
 
 def gain_over_order(after: Evaluation, sources: Sequence[float] | None = None) -> Gain:
@@ -106,8 +106,7 @@ def _live_evaluation(
     live: Placement, load: ExpertLoad, rule: DispatchRule, sources: Sequence[float] | None
 ) -> Evaluation:
     """The live placement under a rule; under weighted dispatch with shares for this load, which cost no move."""
-    placement = weighted_placement(live, load) if rule is DispatchRule.WEIGHTED else live
-    return evaluate(placement, load, rule, sources=sources)
+    return evaluate(placement_under(rule, live, load), load, rule, sources=sources)
 
 
 def live_if_nothing_gained(

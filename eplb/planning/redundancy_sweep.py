@@ -14,7 +14,7 @@ from eplb.core.expert_bytes import known_expert_bytes
 from eplb.core.placement import Placement
 from eplb.core.problem import Problem, Strategy
 from eplb.core.topology import Nodes, Topology
-from eplb.dispatch.optimal_shares import weighted_placement
+from eplb.dispatch.optimal_shares import placement_under
 from eplb.errors import InputError
 from eplb.evaluation.metrics import evaluate, mean_of_known, worst_of_known
 from eplb.evaluation.step_cost import StepBatch, StepCost
@@ -168,9 +168,7 @@ def _point(
     slots = (load.num_experts + num_redundant) // topology.num_ranks
     clock = WorkClock()
     made = plan_of(strategy, dataclasses.replace(like, topology=dataclasses.replace(topology, slots_per_rank=slots)))
-    placement = made.placement
-    if like.dispatch is DispatchRule.WEIGHTED:
-        placement = weighted_placement(placement, load)
+    placement = placement_under(like.dispatch, made.placement, load)
     seconds = clock.seconds()
     judged = evaluate(placement, load, like.dispatch, sources=like.sources)
     point = SweepPoint(
